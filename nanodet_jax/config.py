@@ -1,0 +1,240 @@
+"""The schema of every config: plain dataclasses, overridable as `--config.data.batch_size=16`.
+
+A file in `configs/` returns a `Config`; `check` refuses impossible values before anything is
+compiled. What follows from other fields or from the data (channels, steps per epoch, number of
+classes, ground-truth slots) is computed, never configured.
+"""
+
+import dataclasses
+import json
+import math
+import types
+import typing
+from dataclasses import dataclass, field
+from typing import Any
+
+from nanodet_jax.errors import UserError
+
+FORMATS = ("coco", "voc", "tfds", "shapes")
+WIDTHS = (0.5, 1.0, 1.5, 2.0)
+OPTIMIZERS = ("sgd", "adamw")
+SCHEDULES = ("multistep", "cosine")
+
+
+@dataclass
+class Data:
+    """Where images and boxes come from, and how they reach the device."""
+
+    format: str = "coco"  # coco | voc | tfds | shapes
+    train_images: str = ""  # coco: folder of the training images
+    train_annotations: str = ""  # coco: json file
+    val_images: str = ""
+    val_annotations: str = ""  # coco; with tfds: optional, the json that evaluation is judged by
+    root: str = ""  # voc: folder with train/ and val/, or VOC2007 layout; tfds: data_dir or dataset
+    name: str = "coco/2017:1.1.0"  # tfds: dataset, version included ("" if root is its folder)
+    classes: tuple[str, ...] = ()  # voc: names in label order; () = all that occur, sorted
+    train_size: int = 4000  # shapes: how many images are drawn for training ...
+    val_size: int = 200  # ... and for validation
+    batch_size: int = 32  # global: over all devices
+    workers: int = 2  # threads that decode and augment
+    max_boxes: int = 0  # ground-truth slots per image; 0 = the most that any training image has
+    keep_ratio: bool = False  # resize without distortion and pad, or stretch to input_size
+    # Blue, green, red: the order in which OpenCV decodes and the published weights expect.
+    mean: tuple[float, float, float] = (103.53, 116.28, 123.675)
+    std: tuple[float, float, float] = (57.375, 57.12, 58.395)
+
+
+@dataclass
+class Augment:
+    """Training-time transforms; every factor is drawn uniformly, for every image."""
+
+    perspective: float = 0.0
+    scale: tuple[float, float] = (1.0, 1.0)
+    stretch_x: tuple[float, float] = (1.0, 1.0)
+    stretch_y: tuple[float, float] = (1.0, 1.0)
+    rotation: float = 0.0  # degrees
+    shear: float = 0.0  # degrees
+    translate: float = 0.0  # share of width and height
+    flip: float = 0.0  # probability
+    # Colour factors are each applied with probability 1/2, on pixels in [0, 1], without clipping.
+    brightness: float = 0.0
+    contrast: tuple[float, float] = (1.0, 1.0)
+    saturation: tuple[float, float] = (1.0, 1.0)
+
+
+@dataclass
+class Model:
+    """NanoDet: ShuffleNetV2, PAN, NanoDetHead."""
+
+    num_classes: int = 0  # 0 = as many as the data has
+    width: float = 1.0  # of ShuffleNetV2: 0.5, 1.0, 1.5, 2.0
+    channels: int = 96  # of neck and head
+    stacked_convs: int = 2
+    share_cls_reg: bool = True  # one tower for classes and boxes, or one each
+    reg_max: int = 7  # distances are expectations over 0 .. reg_max strides
+    strides: tuple[int, ...] = (8, 16, 32)
+
+
+@dataclass
+class Assigner:
+    """ATSS: which priors learn which box."""
+
+    topk: int = 9  # candidates per box and level
+    cell_scale: float = 5.0  # a prior's cell is cell_scale * stride wide
+    ignore_threshold: float = 0.5  # share of a cell in an ignore region that excludes it; 0 = off
+
+
+@dataclass
+class Loss:
+    """Weights of the three terms."""
+
+    quality_focal: float = 1.0
+    distribution_focal: float = 0.25
+    giou: float = 2.0
+
+
+@dataclass
+class Training:
+    """Optimizer, schedule, and what is written when."""
+
+    epochs: int = 1
+    steps: int = 0  # instead of epochs, if set
+    optimizer: str = "sgd"  # sgd | adamw
+    learning_rate: float = 0.01
+    momentum: float = 0.9  # sgd
+    weight_decay: float = 1e-4  # sgd: added to the gradient; adamw: decoupled; on every parameter
+    clip_norm: float = 0.0  # bound on the global norm of the gradient; 0 = off
+    schedule: str = "multistep"  # multistep | cosine, by epoch
+    milestones: tuple[int, ...] = ()  # multistep: epochs after which the rate is multiplied ...
+    gamma: float = 0.1  # ... by this
+    final_fraction: float = 0.05  # cosine: last rate as a share of learning_rate
+    warmup_steps: int = 0
+    warmup_ratio: float = 0.1  # of the rate, where a linear warm-up starts
+    init_weights: str = ""  # .pth, .ckpt, .npz or a workdir to start from
+    seed: int = 0
+    eval_every: int = 10  # epochs
+    checkpoint_every: int = 1  # epochs between saves of the newest state
+    keep_every: int = 0  # epochs between checkpoints that are never deleted; 0 = none
+    log_every: int = 10  # steps
+
+
+@dataclass
+class Config:
+    """All that a run depends on, besides its data."""
+
+    name: str = "nanodet-m"
+    input_size: tuple[int, int] = (320, 320)  # height, width
+    data: Data = field(default_factory=Data)
+    augment: Augment = field(default_factory=Augment)
+    model: Model = field(default_factory=Model)
+    assigner: Assigner = field(default_factory=Assigner)
+    loss: Loss = field(default_factory=Loss)
+    training: Training = field(default_factory=Training)
+
+
+def check(config: Config, num_devices: int = 1) -> None:
+    """Refuse values with which no run is possible.
+
+    Raises:
+      UserError: naming the first field at fault, as it is written on the command line.
+    """
+
+    def require(condition: bool, name: str, way_out: str) -> None:
+        if not condition:
+            value: Any = config
+            for part in name.split("."):
+                value = getattr(value, part)
+            raise UserError(f"config.{name}={value!r}: {way_out}")
+
+    data, training, model = config.data, config.training, config.model
+    largest = max(model.strides, default=1)
+    require(bool(model.strides), "model.strides", "needs at least one stride")
+    require(model.strides == (8, 16, 32), "model.strides", "this model has levels (8, 16, 32)")
+    require(len(config.input_size) == 2, "input_size", "give height,width")
+    require(
+        all(side > 0 and side % largest == 0 for side in config.input_size),
+        "input_size",
+        f"height and width must be multiples of the largest stride, {largest}",
+    )
+    require(model.width in WIDTHS, "model.width", f"must be one of {WIDTHS}")
+    require(model.num_classes >= 0, "model.num_classes", "must be positive, or 0 for the data's")
+    for name in ("channels", "stacked_convs", "reg_max"):
+        require(getattr(model, name) > 0, f"model.{name}", "must be positive")
+    require(data.format in FORMATS, "data.format", f"must be one of {FORMATS}")
+    require(data.batch_size > 0, "data.batch_size", "must be positive")
+    require(
+        data.batch_size % num_devices == 0,
+        "data.batch_size",
+        f"must be divisible by the number of devices, {num_devices}",
+    )
+    require(data.workers > 0, "data.workers", "needs at least one thread")
+    require(data.max_boxes >= 0, "data.max_boxes", "must be positive, or 0 for the data's most")
+    require(all(value > 0 for value in data.std), "data.std", "must be positive")
+    require(training.optimizer in OPTIMIZERS, "training.optimizer", f"must be in {OPTIMIZERS}")
+    require(training.schedule in SCHEDULES, "training.schedule", f"must be in {SCHEDULES}")
+    require(training.steps >= 0, "training.steps", "must be positive, or 0 to count epochs")
+    require(training.steps > 0 or training.epochs > 0, "training.epochs", "must be positive")
+    require(
+        math.isfinite(training.learning_rate) and training.learning_rate > 0,
+        "training.learning_rate",
+        "must be a positive number",
+    )
+    for name in ("eval_every", "checkpoint_every", "log_every"):
+        require(getattr(training, name) > 0, f"training.{name}", "must be positive")
+    for name in ("weight_decay", "clip_norm", "warmup_steps", "keep_every"):
+        require(getattr(training, name) >= 0, f"training.{name}", "must not be negative")
+    require(0 <= training.seed < 2**32, "training.seed", "must be in [0, 2**32)")
+    require(config.assigner.topk > 0, "assigner.topk", "must be positive")
+    require(config.assigner.cell_scale > 0, "assigner.cell_scale", "must be positive")
+    for name in ("scale", "stretch_x", "stretch_y", "contrast", "saturation"):
+        low, high = getattr(config.augment, name)
+        require(0 < low <= high, f"augment.{name}", "give low,high with 0 < low <= high")
+    require(0 <= config.augment.flip <= 1, "augment.flip", "is a probability")
+
+
+def to_json(config: Config) -> str:
+    """The resolved config as readable json; `from_json` reads it back."""
+    return json.dumps(dataclasses.asdict(config), indent=2)
+
+
+def from_json(text: str) -> Config:
+    """Config from `to_json`.
+
+    Raises:
+      UserError: on broken json, an unknown field or a value of the wrong type, by its name.
+    """
+    try:
+        values = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UserError(f"config is no json: {error}") from error
+    return _from_dict(Config, values, "config")
+
+
+def _from_dict(cls: type, values: Any, where: str) -> Any:
+    if not isinstance(values, dict):
+        raise UserError(f"{where}: expected an object with fields, got {values!r}")
+    hints = typing.get_type_hints(cls)
+    unknown = sorted(set(values) - set(hints))
+    if unknown:
+        raise UserError(f"{where}.{unknown[0]}: unknown field; known are {', '.join(hints)}")
+    return cls(**{k: _from_value(hints[k], v, f"{where}.{k}") for k, v in values.items()})
+
+
+def _from_value(hint: Any, value: Any, where: str) -> Any:
+    if dataclasses.is_dataclass(hint):
+        return _from_dict(typing.cast(type, hint), value, where)
+    if typing.get_origin(hint) is tuple:
+        if not isinstance(value, list | tuple):
+            raise UserError(f"{where}={value!r}: expected a list")
+        kinds = typing.get_args(hint)
+        if kinds[-1] is Ellipsis:
+            kinds = (kinds[0],) * len(value)
+        if len(kinds) != len(value):
+            raise UserError(f"{where}={value!r}: expected {len(kinds)} values")
+        return tuple(_from_value(k, v, where) for k, v in zip(kinds, value))
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    kind = hint if isinstance(hint, type | types.UnionType) else object
+    if not isinstance(value, kind) or (hint is int and isinstance(value, bool)):
+        raise UserError(f"{where}={value!r}: expected {getattr(hint, '__name__', hint)}")
+    return value
