@@ -1,0 +1,99 @@
+"""What backbone, neck and head are made of. Images are [B, H, W, C]; padding is explicit."""
+
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.typing import Initializer
+
+from nanodet_jax.models.depthwise import DepthwiseConv
+
+Module = Any  # a linen module class, or functools.partial of one
+
+# The original's slope, not PyTorch's 0.01.
+leaky_relu = partial(nn.leaky_relu, negative_slope=0.1)
+
+pointwise_conv = partial(nn.Conv, kernel_size=(1, 1), padding=0)
+
+
+def normal(stddev: float) -> Initializer:
+    """Initialiser N(0, stddev**2)."""
+    return nn.initializers.normal(stddev)
+
+
+class BatchNorm(nn.Module):
+    """Batch normalisation with PyTorch's conventions, statistics in float32.
+
+    `flax.linen.BatchNorm` keeps the biased variance as its running average; PyTorch keeps the
+    unbiased one, and the published numbers depend on it.
+
+    Attributes:
+      use_running_average: normalise by the running statistics instead of the batch's.
+      momentum: share of the old running value that is kept at each step.
+      epsilon: added to the variance.
+      bias_init: initial bias; the initial scale is 1.
+    """
+
+    use_running_average: bool
+    momentum: float = 0.9
+    epsilon: float = 1e-5
+    bias_init: Initializer = nn.initializers.zeros
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        shape = (x.shape[-1],)
+        scale = self.param("scale", nn.initializers.ones, shape)
+        bias = self.param("bias", self.bias_init, shape)
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, shape)
+        running_var = self.variable("batch_stats", "var", jnp.ones, shape)
+        if self.use_running_average:
+            mean, var = running_mean.value, running_var.value
+        else:
+            values = x.astype(jnp.float32)
+            mean = jnp.mean(values, axis=(0, 1, 2))
+            var = jnp.mean(jnp.square(values - mean), axis=(0, 1, 2))
+            if not self.is_initializing():
+                count = x.size // x.shape[-1]
+                unbiased = var * (count / max(count - 1, 1))
+                keep = self.momentum
+                running_mean.value = keep * running_mean.value + (1 - keep) * mean
+                running_var.value = keep * running_var.value + (1 - keep) * unbiased
+        factor = scale * jax.lax.rsqrt(var + self.epsilon)
+        return (x * factor + (bias - mean * factor)).astype(x.dtype)
+
+
+class DepthwiseSeparableConv(nn.Module):
+    """Depthwise, norm, activation, pointwise, norm, activation."""
+
+    features: int
+    norm: Module
+    kernel_size: int = 3
+    kernel_init: Initializer = normal(0.01)
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = DepthwiseConv(self.kernel_size, kernel_init=self.kernel_init, name="depthwise")(x)
+        x = leaky_relu(self.norm(name="dwnorm")(x))
+        x = pointwise_conv(
+            self.features, use_bias=False, kernel_init=self.kernel_init, name="pointwise"
+        )(x)
+        return leaky_relu(self.norm(name="pwnorm")(x))
+
+
+def max_pool_3x3(x: jax.Array) -> jax.Array:
+    """Maximum over 3 x 3, stride 2, one pixel of padding that never wins."""
+    return nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+
+
+def upsample_2x(x: jax.Array) -> jax.Array:
+    """Twice the size, bilinear between pixel centres (PyTorch's align_corners=False)."""
+    batch, height, width, channels = x.shape
+    shape = (batch, 2 * height, 2 * width, channels)
+    return jax.image.resize(x, shape, "bilinear", antialias=False)
+
+
+def downsample_2x(x: jax.Array) -> jax.Array:
+    """Half the size: bilinear without antialiasing is there the mean of 2 x 2 pixels."""
+    return nn.avg_pool(x, (2, 2), strides=(2, 2))

@@ -1,0 +1,64 @@
+"""NanoDetHead: towers of depthwise separable convolutions, not shared between levels."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from nanodet_jax.models.layers import DepthwiseSeparableConv, Module, normal, pointwise_conv
+from nanodet_jax.structures import Predictions
+
+# sigmoid(-4.595) = 0.01: at the start every class is unlikely.
+PRIOR_BIAS = nn.initializers.constant(-4.595)
+
+
+class NanoDetHead(nn.Module):
+    """Predictions for every pixel of every level, finest level first, rows top to bottom.
+
+    Attributes:
+      num_classes: C.
+      channels: width of the towers.
+      stacked_convs: depth of the towers.
+      share_cls_reg: one tower with one output layer (classes, then boxes), or two of each.
+      reg_max: R - 1.
+      norm: batch norm, with its train flag set.
+    """
+
+    num_classes: int
+    channels: int
+    stacked_convs: int
+    share_cls_reg: bool
+    reg_max: int
+    norm: Module
+
+    @nn.compact
+    def __call__(self, features: list[jax.Array]) -> Predictions:
+        def tower(x, name):
+            for i in range(self.stacked_convs):
+                x = DepthwiseSeparableConv(self.channels, self.norm, name=f"{name}_{i}")(x)
+            return x
+
+        def output(x, channels, name, bias_init):
+            x = pointwise_conv(channels, kernel_init=normal(0.01), bias_init=bias_init, name=name)(
+                x
+            )
+            return x.reshape(x.shape[0], -1, channels)
+
+        num_bins = 4 * (self.reg_max + 1)
+        levels = []
+        for level, x in enumerate(features):
+            cls = tower(x, f"cls_tower_{level}")
+            if self.share_cls_reg:
+                fused = output(cls, self.num_classes + num_bins, f"output_{level}", PRIOR_BIAS)
+            else:
+                reg = tower(x, f"reg_tower_{level}")
+                fused = jnp.concatenate(
+                    [
+                        output(cls, self.num_classes, f"cls_output_{level}", PRIOR_BIAS),
+                        output(reg, num_bins, f"reg_output_{level}", nn.initializers.zeros),
+                    ],
+                    axis=-1,
+                )
+            levels.append(fused)
+        logits = jnp.concatenate(levels, axis=1)
+        class_logits, bins = jnp.split(logits, [self.num_classes], axis=-1)
+        return Predictions(class_logits, bins.reshape(*bins.shape[:-1], 4, self.reg_max + 1))
