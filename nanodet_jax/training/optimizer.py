@@ -1,0 +1,68 @@
+"""The optimizer and its schedule, as the original's PyTorch ones behave."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from nanodet_jax.config import Training
+
+
+def epoch_rates(training: Training, steps_per_epoch: int, epochs: int) -> np.ndarray:
+    """Learning rate [epochs] that each epoch runs at once the warm-up is over, float64.
+
+    PyTorch's schedulers derive each epoch's rate from the one in force at the end of the epoch
+    before. A warm-up longer than an epoch overwrites that rate, and the cosine goes on from
+    there instead of its closed form; the recursion is kept so that such runs agree.
+    """
+    rates = [training.learning_rate]
+    lowest = training.final_fraction * training.learning_rate
+    for epoch in range(1, epochs):
+        last_step = epoch * steps_per_epoch - 1
+        in_warmup = last_step <= training.warmup_steps and training.warmup_steps > 0
+        rate = float(warmup_rate(training, last_step)) if in_warmup else rates[-1]
+        if training.schedule == "cosine":
+            now, before = (1 + math.cos(math.pi * e / epochs) for e in (epoch, epoch - 1))
+            rate = now / before * (rate - lowest) + lowest
+        elif epoch in training.milestones:
+            rate *= training.gamma
+        rates.append(rate)
+    return np.asarray(rates)
+
+
+def warmup_rate(training: Training, step):
+    """Rate of a linear warm-up at `step`; its last step, `warmup_steps`, has the full rate."""
+    done = step / training.warmup_steps
+    return training.learning_rate * (training.warmup_ratio + (1 - training.warmup_ratio) * done)
+
+
+def learning_rate(training: Training, steps_per_epoch: int, epochs: int) -> optax.Schedule:
+    """Rate as a function of the number of steps done."""
+    rates = jnp.asarray(epoch_rates(training, steps_per_epoch, epochs), jnp.float32)
+
+    def schedule(step: jax.Array) -> jax.Array:
+        epoch = jnp.minimum(step // steps_per_epoch, len(rates) - 1)
+        if training.warmup_steps == 0:
+            return rates[epoch]
+        warm = warmup_rate(training, step)
+        return jnp.where(step <= training.warmup_steps, warm, rates[epoch])
+
+    return schedule
+
+
+def make_optimizer(training: Training, schedule: optax.Schedule) -> optax.GradientTransformation:
+    """SGD with momentum or AdamW, with decay on every parameter, behind a bound on the norm."""
+    match training.optimizer:
+        case "sgd":
+            # PyTorch adds the decay to the gradient, before the momentum.
+            update = optax.chain(
+                optax.add_decayed_weights(training.weight_decay),
+                optax.sgd(schedule, momentum=training.momentum),
+            )
+        case "adamw":
+            update = optax.adamw(schedule, weight_decay=training.weight_decay)
+    if training.clip_norm > 0:
+        return optax.chain(optax.clip_by_global_norm(training.clip_norm), update)
+    return update

@@ -1,0 +1,42 @@
+"""The checks behind `tests/parity.py`: fixture files in, named checks out."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from tests.parity_checks.comparison import Worst
+
+Check = Callable[[], Worst]
+
+
+def find_checks(folder: Path, weights: Path, images: Path) -> Iterator[tuple[str, Check | None]]:
+    """Name and check of every fixture in `folder`; None where this project lacks the part."""
+    from tests.parity_checks import assignment, data, detections, networks
+
+    for path in sorted(folder.iterdir()):
+        name = path.stem
+        kind = name.split("_")[0]
+        if path.suffix not in (".npz", ".json") or name in ("manifest", "formula"):
+            continue
+        match kind:
+            case "trace":
+                yield name, lambda p=path: assignment.check_trace(p)
+            case "assign":
+                atss = name == "assign_atss"
+                yield name, (lambda p=path: assignment.check_atss(p)) if atss else None
+            case "losses":
+                yield name, lambda p=path: assignment.check_losses(p)
+            case "head":
+                for part, check in assignment.head_checks(path):
+                    yield f"{name}/{part}", check
+            case "forward":
+                yield name, networks.forward_check(path)
+            case "trajectory":
+                yield name, networks.trajectory_check(path)
+            case "warp":
+                yield name, lambda p=path: data.check_warp(p)
+            case "schedule":
+                yield name, lambda p=path: data.check_schedule(p)
+            case "detections":
+                yield name, detections.detections_check(path, weights, images)
+            case _:
+                yield name, None

@@ -1,0 +1,229 @@
+"""Fixtures of assigners, losses and whole-head losses."""
+
+import json
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nanodet_jax import boxes, config, losses
+from nanodet_jax.assigners import atss
+from nanodet_jax.models.detector import PRIOR_OFFSET
+from nanodet_jax.objective import objective
+from nanodet_jax.structures import GroundTruth, Predictions
+from tests.parity_checks.comparison import Comparisons, Worst
+
+STRIDES = (8, 16, 32)
+
+
+def slots(gt_boxes, labels=None, ignore=None, count: int | None = None) -> GroundTruth:
+    """Ground truth of one image; ignore regions follow the objects, padding follows them."""
+    gt_boxes = np.asarray(gt_boxes, np.float32).reshape(-1, 4)
+    ignore = np.zeros((0, 4), np.float32) if ignore is None else np.asarray(ignore, np.float32)
+    count = count or max(len(gt_boxes) + len(ignore), 1)
+    table = np.zeros((count, 4), np.float32)
+    padded_labels = np.zeros(count, np.int32)
+    table[: len(gt_boxes)] = gt_boxes
+    table[len(gt_boxes) : len(gt_boxes) + len(ignore)] = ignore
+    if labels is not None:
+        padded_labels[: len(gt_boxes)] = labels
+    slot = np.arange(count)
+    valid = slot < len(gt_boxes)
+    return GroundTruth(table, padded_labels, valid, ~valid & (slot < len(gt_boxes) + len(ignore)))
+
+
+def batch_of(path: Path, fixture, count: int) -> GroundTruth:
+    """Ground truth of `count` images stored as gt_boxes_i, gt_labels_i."""
+    images = [(fixture[f"gt_boxes_{i}"], fixture[f"gt_labels_{i}"]) for i in range(count)]
+    most = max(max(len(gt_boxes) for gt_boxes, _ in images), 1)
+    each = [slots(gt_boxes, labels, count=most) for gt_boxes, labels in images]
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *each)
+
+
+@partial(jax.jit, static_argnames=("size", "ignore_threshold"))
+def run_atss(ground_truth, size, ignore_threshold):
+    priors = boxes.make_priors(size, STRIDES, PRIOR_OFFSET)
+    return atss.assign(
+        priors, ground_truth, topk=9, cell_scale=5.0, ignore_threshold=ignore_threshold
+    )
+
+
+def check_atss(path: Path) -> Worst:
+    """Index by index, every image of the file."""
+    compare = Comparisons()
+    with np.load(path) as fixture:
+        cases = sorted({int(key.split("/")[0]) for key in fixture if "/" in key})
+        case_slots = max(
+            len(fixture[f"{k}/gt_boxes"])
+            + (len(fixture[f"{k}/ignore_boxes"]) if f"{k}/ignore_boxes" in fixture else 0)
+            for k in cases
+        )
+        for k in cases:
+            ignore = fixture.get(f"{k}/ignore_boxes")
+            ground_truth = slots(
+                fixture[f"{k}/gt_boxes"], fixture[f"{k}/gt_labels"], ignore, case_slots
+            )
+            size = tuple(int(side) for side in fixture[f"{k}/size"])
+            targets = run_atss(ground_truth, size, 0.0 if ignore is None else 0.5)
+            compare.equal(f"case {k}: index", targets.gt_index, fixture[f"{k}/gt_index"])
+            if f"{k}/overlap" in fixture:  # not recorded where there are ignore regions
+                overlap = fixture[f"{k}/overlap"]
+                compare.absolute(f"case {k}: overlap", targets.overlap, overlap, 1e-5)
+    return compare.worst()
+
+
+def check_trace(path: Path) -> Worst:
+    """Every number of the assignments that were worked by hand; they are rounded to 1e-4."""
+    trace = json.loads(path.read_text())
+    compare = Comparisons()
+    size = tuple(trace["input"])
+    priors = boxes.make_priors(size, tuple(trace["strides"]), PRIOR_OFFSET)
+    cell = boxes.cells(priors, trace["cell_scale"])
+    for k, case in enumerate(trace["cases"]):
+        gt_boxes = np.asarray(case["gt_boxes"], np.float32)
+        targets = run_atss(slots(gt_boxes, case["gt_labels"]), size, 0.0)
+        gt_index = np.asarray(targets.gt_index)
+        positive = np.flatnonzero(gt_index >= 0)
+        compare.equal(f"case {k}: positive", positive, case["positive"])
+        compare.equal(f"case {k}: index", gt_index[positive], case["gt_index"])
+        if "candidates" not in case:
+            continue
+        centers = (gt_boxes[:, :2] + gt_boxes[:, 2:]) / 2
+        distances = np.linalg.norm(centers[:, None] - priors.centers[None], axis=-1)
+        candidates, _ = atss.nearest_per_level(
+            jnp.asarray(distances), priors.level_sizes, trace["topk"]
+        )
+        candidates = np.asarray(candidates)
+        compare.equal(f"case {k}: candidates", candidates.T, case["candidates"])
+        overlaps = np.take_along_axis(
+            np.asarray(boxes.iou(gt_boxes[:, None], cell[None])), candidates, axis=1
+        )
+        compare.absolute(f"case {k}: overlaps", overlaps.T, case["overlaps"], 6e-5)
+        mean, std = overlaps.mean(axis=1), overlaps.std(axis=1, ddof=1)
+        compare.absolute(f"case {k}: mean", mean, case["mean"], 6e-5)
+        compare.absolute(f"case {k}: std", std, case["std"], 6e-5)
+        if "threshold" in case:
+            compare.absolute(f"case {k}: threshold", mean + std, case["threshold"], 6e-5)
+            above = overlaps >= (mean + std)[:, None]
+            compare.equal(f"case {k}: above", above.T, case["above_threshold"])
+    _check_shapes(compare, trace, size)
+    return compare.worst()
+
+
+def _check_shapes(compare: Comparisons, trace, size) -> None:
+    from nanodet_jax.models.detector import build_model
+
+    model = build_model(config.Model(num_classes=trace["shapes"]["cls"][0][0]))
+    image = jnp.zeros((1, *size, 3), jnp.float32)
+    variables = jax.eval_shape(model.init, jax.random.key(0), image)
+    _, seen = jax.eval_shape(
+        lambda v: model.apply(v, image, capture_intermediates=True, mutable=["intermediates"]),
+        variables,
+    )
+    seen = seen["intermediates"]
+    for part in ("backbone", "neck"):
+        shapes = [(x.shape[3], *x.shape[1:3]) for x in seen[part]["__call__"][0]]
+        compare.equal(f"shapes of {part}", shapes, trace["shapes"][part])
+    predictions = seen["__call__"][0]
+    for part, leaf in (("cls", predictions.class_logits), ("reg", predictions.box_logits)):
+        expected = trace["shapes"][part]
+        compare.equal(f"priors of {part}", leaf.shape[1], sum(h * w for _, h, w in expected))
+        compare.equal(f"channels of {part}", int(np.prod(leaf.shape[2:])), expected[0][0])
+
+
+def check_losses(path: Path) -> Worst:
+    """Values and gradients of the three losses, and the overlaps they stand on."""
+    compare = Comparisons()
+    with np.load(path) as file:
+        fixture = {key: file[key] for key in file}
+    num_classes = fixture["qfl_logits"].shape[1]
+    labels = fixture["qfl_labels"]
+    is_object = (labels >= 0) & (labels < num_classes)
+    quality = np.zeros(fixture["qfl_logits"].shape, np.float32)
+    quality[is_object, labels[is_object]] = fixture["qfl_scores"][is_object]
+
+    def qfl(logits):
+        per_prior = jnp.sum(losses.quality_focal(logits, quality), axis=-1)
+        return jnp.sum(per_prior * fixture["qfl_weight"]) / fixture["qfl_avg_factor"]
+
+    def dfl(logits):
+        per_side = losses.distribution_focal(logits, jnp.asarray(fixture["dfl_target"]))
+        weighted = jnp.sum(per_side * fixture["dfl_weight"]) / fixture["dfl_avg_factor"]
+        return fixture["dfl_loss_weight"] * weighted
+
+    def giou(predicted):
+        per_box = losses.giou_loss(predicted, fixture["giou_target"])
+        weighted = jnp.sum(per_box * fixture["giou_weight"]) / fixture["giou_avg_factor"]
+        return fixture["giou_loss_weight"] * weighted
+
+    for name, function, argument in (
+        ("qfl", qfl, "qfl_logits"),
+        ("dfl", dfl, "dfl_logits"),
+        ("giou", giou, "giou_pred"),
+    ):
+        value, gradient = jax.value_and_grad(function)(jnp.asarray(fixture[argument]))
+        compare.relative(name, value, fixture[name], 1e-5)
+        compare.of_scale(f"{name} gradient", gradient, fixture[f"{name}_grad"], 1e-4)
+    pair = fixture["giou_pred"], fixture["giou_target"]
+    compare.absolute("iou", boxes.iou(*pair), fixture["iou"], 1e-5)
+    compare.absolute("giou value", boxes.giou(*pair), fixture["giou_value"], 1e-5)
+    compare.absolute("iof", boxes.iof(*pair), fixture["iof"], 1e-5)
+    return compare.worst()
+
+
+def head_checks(path: Path) -> Iterator[tuple[str, object]]:
+    """One check per head of the file."""
+    with np.load(path) as file:
+        names = sorted({key.split("/")[0] for key in file if "/" in key})
+    for name in names:
+        ours = name in ("nanodet_head", "nanodet_head_empty")
+        yield name, partial(_check_head, path, name) if ours else None
+
+
+def _check_head(path: Path, name: str) -> Worst:
+    compare = Comparisons()
+    size = (320, 320)
+    with np.load(path) as file:
+        fixture = {key: file[key] for key in file}
+    priors = boxes.make_priors(size, STRIDES, PRIOR_OFFSET)
+    count = sum(key.startswith("gt_boxes_") for key in fixture)
+    logits = np.random.RandomState(int(fixture["preds_seed"])).randn(
+        count, len(priors.strides), 112
+    )
+    logits[..., :80] = logits[..., :80] * 1.5 - 3
+    logits = jnp.asarray(logits, jnp.float32)
+    empty = name.endswith("_empty")
+    ground_truth = batch_of(path, fixture, count)
+    if empty:
+        ground_truth = jax.tree.map(np.zeros_like, ground_truth)
+
+    def loss(values):
+        split = Predictions(values[..., :80], values[..., 80:].reshape(count, -1, 4, 8))
+        return objective(
+            split,
+            ground_truth,
+            priors,
+            assigner=config.Assigner(ignore_threshold=0.0),
+            weights=config.Loss(),
+        )
+
+    (value, parts), gradient = jax.value_and_grad(loss, has_aux=True)(logits)
+    if empty:
+        # The original returns a constant 0 without gradients here, which is no target: only the
+        # background is left to learn, so the loss is the sum below, divided by the images.
+        z = np.asarray(logits[..., :80], np.float64)
+        expected = np.sum(np.logaddexp(0, z) / (1 + np.exp(-z)) ** 2) / count
+        compare.relative("loss of background alone", value, expected, 1e-5)
+        compare.equal("finite gradient", np.isfinite(gradient).all(), True)
+        return compare.worst()
+    compare.relative("loss", value, fixture[f"{name}/loss"], 1e-5)
+    for part in ("loss_qfl", "loss_bbox", "loss_dfl"):
+        compare.relative(part, parts[part], fixture[f"{name}/{part}"], 1e-5)
+    norm = jnp.sqrt(jnp.sum(jnp.square(gradient)))
+    compare.relative("gradient norm", norm, fixture[f"{name}/grad_norm"], 1e-4)
+    summed = jnp.sum(gradient, axis=-1)
+    compare.of_scale("gradient", summed, fixture[f"{name}/grad"], 1e-4)
+    return compare.worst()

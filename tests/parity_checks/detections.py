@@ -1,0 +1,2 @@
+def detections_check(path, weights, images):
+    return None
