@@ -1,0 +1,221 @@
+"""The pickle inside a file of torch.save, interpreted instead of run.
+
+A pickle is a program that names functions and calls them, and a file from the net may hold any.
+So it is not given to `pickle`, which would run it, and which takes memory on the file's word.
+`interpret` knows the few instructions that such files use; what they build are plain values and
+the records of this module, and the names that they call are matched here, never looked up.
+"""
+
+import pickletools
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from nanodet_jax.errors import UserError
+
+# dtype as stored. bfloat16, which numpy lacks, is read as its 16 bits.
+STORAGES = {
+    "torch.FloatStorage": "f4",
+    "torch.DoubleStorage": "f8",
+    "torch.HalfStorage": "f2",
+    "torch.BFloat16Storage": "u2",
+    "torch.LongStorage": "i8",
+    "torch.IntStorage": "i4",
+    "torch.ShortStorage": "i2",
+    "torch.CharStorage": "i1",
+    "torch.ByteStorage": "u1",
+    "torch.BoolStorage": "u1",
+}
+# State dicts, and the milestones of a learning-rate schedule.
+MAPPINGS = ("collections.OrderedDict", "collections.Counter")
+REBUILD, PARAMETER = "torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_parameter"
+# Named but never called: Lightning before 1.5 files the state of this class under the class.
+LABELS = ("pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",)
+KNOWN = {*STORAGES, *MAPPINGS, *LABELS, REBUILD, PARAMETER, "torch.Size"}
+MAX_DIMENSIONS = 32
+
+CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
+# Instructions whose argument is the value; those that store it in the memo; those that fetch it.
+LITERALS = {
+    *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"),
+    *("STRING", "BINSTRING", "SHORT_BINSTRING", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8"),
+    *("UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"),
+}
+PUTS, GETS = {"PUT", "BINPUT", "LONG_BINPUT"}, {"GET", "BINGET", "LONG_BINGET"}
+FIXED_TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+
+
+@dataclass(frozen=True)
+class Global:
+    """A name that the pickle looks up: one of `KNOWN`, and no more than its name."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Storage:
+    """Numbers in a row, in a member of the archive."""
+
+    kind: str  # one of STORAGES
+    key: str  # the member is data/key
+    length: int  # elements
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A window on a storage. Nothing says yet that it lies inside."""
+
+    storage: Storage
+    offset: int  # offset and strides count elements; none is negative
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+
+def interpret(pickled: bytes) -> Any:
+    """What the pickle describes: None, bool, int, float, str, bytes, tuple, list, dict, records.
+
+    Mappings of any class come as dict, parameters as their tensor. No value is ever copied, so
+    memory stays in proportion to the length of `pickled`; values may contain themselves.
+
+    Raises:
+      UserError: if it names a class or function that is not in `KNOWN`, or is damaged.
+    """
+    try:
+        with warnings.catch_warnings():
+            # pickletools warns of a broken name's escapes; such a name is refused below.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            return _interpret(pickled)
+    # pickletools on broken instructions; ours on a stack or memo that lacks what they need.
+    except (ValueError, IndexError, KeyError) as error:
+        raise UserError(f"damaged pickle ({ascii(error)[:200]})") from error
+
+
+def quoted(name: str) -> str:
+    """A name from a file, fit for a message: in quotes, escaped and cut."""
+    return ascii(name[:100])
+
+
+def _interpret(pickled: bytes) -> Any:
+    stack: list[Any] = []
+    marks: list[int] = []
+    memo: dict[Any, Any] = {}
+
+    def since_mark() -> list[Any]:
+        start = marks.pop()
+        items = stack[start:]
+        del stack[start:]
+        return items
+
+    argument: Any
+    for opcode, argument, _ in pickletools.genops(pickled):
+        match opcode.name:
+            case "PROTO" | "FRAME" | "STOP":
+                pass
+            case "MARK":
+                marks.append(len(stack))
+            case name if name in CONSTANTS:
+                stack.append(CONSTANTS[name])
+            case name if name in LITERALS:
+                stack.append(argument)
+            case name if name in PUTS:
+                memo[argument] = stack[-1]
+            case "MEMOIZE":
+                memo[len(memo)] = stack[-1]
+            case name if name in GETS:
+                stack.append(memo[argument])
+            case "EMPTY_TUPLE":
+                stack.append(())
+            case name if name in FIXED_TUPLES:
+                size = FIXED_TUPLES[name]
+                stack[-size:] = [(*stack[-size:],)]
+            case "TUPLE":
+                stack.append((*since_mark(),))
+            case "EMPTY_LIST":
+                stack.append([])
+            case "APPEND":
+                item = stack.pop()
+                _expect(stack[-1], list).append(item)
+            case "APPENDS":
+                items = since_mark()
+                _expect(stack[-1], list).extend(items)
+            case "EMPTY_DICT":
+                stack.append({})
+            case "SETITEM":
+                value, key = stack.pop(), stack.pop()
+                _set_items(stack[-1], [key, value])
+            case "SETITEMS":
+                items = since_mark()
+                _set_items(stack[-1], items)
+            case "GLOBAL":
+                stack.append(_global(argument.replace(" ", ".", 1)))
+            case "STACK_GLOBAL":
+                name, module = _expect(stack.pop(), str), _expect(stack.pop(), str)
+                stack.append(_global(f"{module}.{name}"))
+            case "INST":  # looks up and calls at once
+                raise ValueError(f"instance of {_global(argument.replace(' ', '.', 1)).name}")
+            case "BINPERSID":
+                stack.append(_storage(stack.pop()))
+            case "REDUCE":
+                arguments, called = _expect(stack.pop(), tuple), _expect(stack.pop(), Global)
+                stack.append(_call(called.name, arguments))
+            case "BUILD":  # attributes of a mapping, such as versions of layers: not needed
+                stack.pop()
+                _expect(stack[-1], dict)
+            case name:
+                raise ValueError(f"instruction {name}, which torch.save does not use")
+    return stack.pop()
+
+
+def _expect(value: Any, kind: type) -> Any:
+    if not isinstance(value, kind):
+        raise ValueError(f"{type(value).__name__} where {kind.__name__} belongs")
+    return value
+
+
+def _set_items(target: Any, items: list[Any]) -> None:
+    # No tuple is a key: the hash of one that is deeply nested takes for ever.
+    for key, value in zip(items[::2], items[1::2], strict=True):
+        if not isinstance(key, str | int | float | Global | None):
+            raise ValueError(f"{type(key).__name__} as a key")
+        _expect(target, dict)[key] = value
+
+
+def _global(name: str) -> Global:
+    if name not in KNOWN:
+        raise UserError(
+            f"{quoted(name)} is foreign pickle code; nothing was run. If you trust the file, load "
+            "it with PyTorch and re-save its state_dict alone"
+        )
+    return Global(name)
+
+
+def _storage(identity: Any) -> Storage:
+    match identity:
+        case ("storage", Global(name=kind), str(key), str(), int(length)) if kind in STORAGES:
+            return Storage(kind, key, _counts([length])[0])
+    raise ValueError("a persistent id that is no storage")
+
+
+def _call(name: str, arguments: tuple[Any, ...]) -> Any:
+    match arguments:
+        case () if name in MAPPINGS:
+            return {}
+        case (dict(mapping),) if name in MAPPINGS:
+            return mapping
+        case (tuple(sizes),) if name == "torch.Size":
+            return sizes
+        case (Tensor() as tensor, *_) if name == PARAMETER:
+            return tensor
+        case (Storage() as storage, offset, tuple(shape), tuple(strides), *_) if (
+            name == REBUILD and len(shape) == len(strides) <= MAX_DIMENSIONS
+        ):
+            return Tensor(storage, _counts([offset])[0], _counts(shape), _counts(strides))
+    raise ValueError(f"{name} called in an unknown way")
+
+
+def _counts(numbers: Iterable[Any]) -> tuple[int, ...]:
+    counts = (*numbers,)
+    if not all(isinstance(number, int) and 0 <= number < 2**63 for number in counts):
+        raise ValueError("an impossible offset, shape or stride")
+    return counts
