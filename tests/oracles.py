@@ -1,0 +1,133 @@
+"""The algorithms once more, one element at a time in Python floats, from the papers alone.
+
+Slow and plain: the tests hold the vectorised forms against them. Boxes are x1, y1, x2, y2.
+"""
+
+import math
+
+import numpy as np
+
+EPSILON = 1e-6  # floor of a union, an area or an enclosing area
+
+
+def area(box):
+    return float(box[2] - box[0]) * float(box[3] - box[1])
+
+
+def intersection(a, b):
+    width = min(float(a[2]), float(b[2])) - max(float(a[0]), float(b[0]))
+    height = min(float(a[3]), float(b[3])) - max(float(a[1]), float(b[1]))
+    return width * height if width > 0 and height > 0 else 0.0
+
+
+def union(a, b):
+    return max(area(a) + area(b) - intersection(a, b), EPSILON)
+
+
+def iou(a, b):
+    return intersection(a, b) / union(a, b)
+
+
+def iof(a, b):
+    return intersection(a, b) / max(area(a), EPSILON)
+
+
+def giou(a, b):
+    """Rezatofighi et al., 2019: iou less the share of the enclosing box that neither covers."""
+    low = min(float(a[0]), float(b[0])), min(float(a[1]), float(b[1]))
+    high = max(float(a[2]), float(b[2])), max(float(a[3]), float(b[3]))
+    enclosing = max((high[0] - low[0]) * (high[1] - low[1]), EPSILON)
+    return iou(a, b) - (enclosing - union(a, b)) / enclosing
+
+
+def quality_focal(logit, quality, beta=2.0):
+    """Li et al., 2020, equation 5: |y - s|^beta ((1-y) log(1-s) + y log s), negated."""
+    score = 1 / (1 + math.exp(-logit))
+    log_score = -math.log1p(math.exp(-logit))
+    log_rest = -math.log1p(math.exp(logit))
+    entropy = -((1 - quality) * log_rest + quality * log_score)
+    return abs(quality - score) ** beta * entropy
+
+
+def distribution_focal(logits, target):
+    """Li et al., 2020, equation 6: -((y_right - y) log S_left + (y - y_left) log S_right)."""
+    total = sum(math.exp(logit) for logit in logits)
+    left = min(int(target), len(logits) - 2)
+    log_left = logits[left] - math.log(total)
+    log_right = logits[left + 1] - math.log(total)
+    return -((left + 1 - target) * log_left + (target - left) * log_right)
+
+
+def mean_plus_deviation(values):
+    """Mean plus the unbiased standard deviation; nan of a single value."""
+    mean = sum(values) / len(values)
+    if len(values) == 1:
+        return math.nan
+    return mean + math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1))
+
+
+def atss(priors, gt_boxes, valid, ignore, *, topk, cell_scale, ignore_threshold):
+    """Zhang et al., 2020, algorithm 1, and how the original treats ignore regions.
+
+    Returns:
+      Slot per prior (-1 background, -2 ignored) and the iou of its cell with that slot's box.
+    """
+    centers, strides = priors.centers, priors.strides
+    num_priors = len(centers)
+    cells = []
+    for (x, y), stride in zip(centers.tolist(), strides.tolist()):
+        half = cell_scale * stride / 2
+        cells.append((x - half, y - half, x + half, y + half))
+
+    ignored = np.zeros(num_priors, bool)
+    if ignore_threshold > 0:
+        for region in gt_boxes[ignore]:
+            ignored |= [iof(cell, region) > ignore_threshold for cell in cells]
+
+    best_slot, best_iou = [-1] * num_priors, [-1.0] * num_priors
+    for slot in np.flatnonzero(valid):
+        box = gt_boxes[slot]
+        # In float32, and sorted stably, since which of two equals comes first is part of the rule.
+        center = (box[:2] + box[2:]) / np.float32(2)
+        distance = np.sqrt(np.sum((centers - center) ** 2, axis=-1, dtype=np.float32))
+        distance = np.where(ignored, np.float32(1e8), distance)
+        candidates, start = [], 0
+        for size in priors.level_sizes:
+            nearest = np.argsort(distance[start : start + size], kind="stable")[:topk]
+            candidates += (start + nearest).tolist()
+            start += size
+        ious = [iou(cells[prior], box) for prior in candidates]
+        threshold = mean_plus_deviation(ious)
+        for prior, overlap in zip(candidates, ious):
+            x, y = centers[prior]
+            inside = min(x - box[0], y - box[1], box[2] - x, box[3] - y) > 0.01
+            if overlap >= threshold and inside and overlap > best_iou[prior]:
+                best_slot[prior], best_iou[prior] = int(slot), overlap
+    for prior in np.flatnonzero(ignored):
+        if best_slot[prior] == -1:
+            best_slot[prior] = -2
+    return np.array(best_slot), np.array(best_iou)
+
+
+def non_maximum_suppression(boxes, scores, *, score_threshold, iou_threshold, max_detections):
+    """Greedy suppression within each class, over every pair that scores enough.
+
+    Returns:
+      (prior, class) of each detection, best first.
+    """
+    num_priors, num_classes = scores.shape
+    pairs = [
+        (prior, label)
+        for prior in range(num_priors)
+        for label in range(num_classes)
+        if scores[prior, label] > np.float32(score_threshold)
+    ]
+    pairs.sort(key=lambda pair: -scores[pair])  # stable: lower prior first, then lower class
+    kept = []
+    for prior, label in pairs:
+        if len(kept) == max_detections:
+            break
+        rivals = (other for other, its_label in kept if its_label == label)
+        if all(iou(boxes[prior], boxes[other]) <= iou_threshold for other in rivals):
+            kept.append((prior, label))
+    return kept
