@@ -10,21 +10,22 @@ import jax.numpy as jnp
 
 from nanodet_jax import boxes, config, losses
 from nanodet_jax.assigners import atss
+from nanodet_jax.precision import at_least_float32
 from nanodet_jax.structures import GroundTruth, Predictions, Targets
 
 
 def expected_distances(box_logits: jax.Array) -> jax.Array:
     """Mean distance [..., 4], in strides, of distributions [..., 4, R] over 0 .. R-1."""
-    bins = jnp.arange(box_logits.shape[-1], dtype=jnp.float32)
-    return jnp.sum(jax.nn.softmax(box_logits.astype(jnp.float32)) * bins, axis=-1)
+    shares = jax.nn.softmax(at_least_float32(box_logits))
+    return jnp.einsum("...r,r->...", shares, jnp.arange(shares.shape[-1], dtype=shares.dtype))
 
 
 def image_terms(
     predictions: Predictions, targets: Targets, ground_truth: GroundTruth, priors: boxes.Priors
 ) -> dict[str, jax.Array]:
     """Sums over the priors of one image: the numerators of the losses and what divides them."""
-    class_logits = predictions.class_logits.astype(jnp.float32)
-    box_logits = predictions.box_logits.astype(jnp.float32)
+    class_logits = at_least_float32(predictions.class_logits)
+    box_logits = at_least_float32(predictions.box_logits)
     positive = targets.gt_index >= 0
     counted = targets.gt_index != atss.IGNORED
     slot = jnp.maximum(targets.gt_index, 0)

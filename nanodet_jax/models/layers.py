@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax.typing import Initializer
 
 from nanodet_jax.models.depthwise import DepthwiseConv
+from nanodet_jax.precision import at_least_float32
 
 Module = Any  # a linen module class, or functools.partial of one
 
@@ -51,7 +52,7 @@ class BatchNorm(nn.Module):
         if self.use_running_average:
             mean, var = running_mean.value, running_var.value
         else:
-            values = x.astype(jnp.float32)
+            values = at_least_float32(x)
             mean = jnp.mean(values, axis=(0, 1, 2))
             var = jnp.mean(jnp.square(values - mean), axis=(0, 1, 2))
             if not self.is_initializing():

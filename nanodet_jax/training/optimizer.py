@@ -11,24 +11,26 @@ from nanodet_jax.config import Training
 
 
 def epoch_rates(training: Training, steps_per_epoch: int, epochs: int) -> np.ndarray:
-    """Learning rate [epochs] that each epoch runs at once the warm-up is over, float64.
+    """Learning rate [epochs] of each epoch, or of what the warm-up leaves of it, in float64.
 
-    PyTorch's schedulers derive each epoch's rate from the one in force at the end of the epoch
-    before. A warm-up longer than an epoch overwrites that rate, and the cosine goes on from
-    there instead of its closed form; the recursion is kept so that such runs agree.
+    PyTorch's schedulers derive each epoch's rate from the one in force when the epoch before
+    ends. Where the warm-up reaches into an epoch, it has overwritten that epoch's rate, and the
+    cosine goes on from there, above its closed form; kept, so that such runs agree.
     """
-    rates = [training.learning_rate]
     lowest = training.final_fraction * training.learning_rate
+    rates = [training.learning_rate]
     for epoch in range(1, epochs):
         last_step = epoch * steps_per_epoch - 1
-        in_warmup = last_step <= training.warmup_steps and training.warmup_steps > 0
-        rate = float(warmup_rate(training, last_step)) if in_warmup else rates[-1]
+        rate = rates[-1]
+        if last_step < training.warmup_steps:
+            rate = warmup_rate(training, last_step)
         if training.schedule == "cosine":
             now, before = (1 + math.cos(math.pi * e / epochs) for e in (epoch, epoch - 1))
             rate = now / before * (rate - lowest) + lowest
         elif epoch in training.milestones:
             rate *= training.gamma
-        rates.append(rate)
+        in_warmup = epoch * steps_per_epoch <= training.warmup_steps
+        rates.append(training.learning_rate if in_warmup else rate)
     return np.asarray(rates)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import optax
 
-from nanodet_jax import boxes, config
+from nanodet_jax import backend, boxes, config
 from nanodet_jax.models.detector import NanoDet
 from nanodet_jax.objective import objective
 from nanodet_jax.structures import Batch
@@ -90,7 +90,6 @@ def make_train_step(
     priors: boxes.Priors,
     assigner: config.Assigner,
     weights: config.Loss,
-    compiler_options: dict[str, str] | None = None,
 ):
     """`train_step` of one device, compiled; the state that is passed in is used up."""
     step = partial(
@@ -102,4 +101,4 @@ def make_train_step(
         assigner=assigner,
         weights=weights,
     )
-    return jax.jit(step, donate_argnums=0, compiler_options=compiler_options)
+    return backend.jit(step, donate_argnums=0)

@@ -3,17 +3,18 @@
 import json
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 
 from nanodet_jax import config
+from nanodet_jax.data import transforms
 from nanodet_jax.training.optimizer import learning_rate
 from tests.parity_checks.comparison import Comparisons, Worst
 
 
 def check_schedule(path: Path) -> Worst:
     """Learning rate, step by step."""
-    import jax
-    import jax.numpy as jnp
-
     compare = Comparisons()
     fixture = json.loads(path.read_text())
     for name in ("multistep", "cosine"):
@@ -35,4 +36,26 @@ def check_schedule(path: Path) -> Worst:
 
 
 def check_warp(path: Path) -> Worst:
-    raise AssertionError("to come")
+    """Matrix, size and boxes of images whose factors are fixed."""
+    compare = Comparisons()
+    with np.load(path) as fixture:
+        for k in sorted({key.split("/")[0] for key in fixture if "/" in key}):
+            params = json.loads(str(fixture[f"{k}/params"]))
+            stretch = params.get("stretch", [[1, 1], [1, 1]])
+            warp = transforms.Warp(
+                scale=params.get("scale", [1.0])[0],
+                stretch=(stretch[0][0], stretch[1][0]),
+                flip=params.get("flip", 0.0) == 1.0,
+            )
+            unknown = set(params) - {"scale", "stretch", "flip"}
+            if unknown:
+                compare.add(f"case {k}: no fixed form of {unknown}", np.inf, 0)
+            (width, height), (to_width, to_height) = fixture[f"{k}/raw_wh"], fixture[f"{k}/dst_wh"]
+            matrix, size = transforms.warp_matrix(
+                warp, (height, width), (to_height, to_width), bool(fixture[f"{k}/keep_ratio"])
+            )
+            moved = transforms.warp_boxes(fixture[f"{k}/boxes"], matrix, size)
+            compare.absolute(f"case {k}: matrix", matrix, fixture[f"{k}/matrix"], 1e-5)
+            compare.equal(f"case {k}: size", size, fixture[f"{k}/out_hw"])
+            compare.absolute(f"case {k}: boxes", moved, fixture[f"{k}/boxes_out"], 1e-5)
+    return compare.worst()

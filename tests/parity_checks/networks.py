@@ -5,11 +5,10 @@ import json
 from functools import partial
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nanodet_jax import config, convert
+from nanodet_jax import backend, config, convert
 from nanodet_jax.models.detector import build_model, priors_of
 from nanodet_jax.structures import Batch
 from nanodet_jax.training.optimizer import make_optimizer
@@ -87,7 +86,7 @@ def check_forward(path: Path) -> Worst:
     variables = convert.convert(entries, abstract_variables(model), path.name)
     images = _seeded(formula.image, fixture, (2, 3, 128, 192)).transpose(0, 2, 3, 1)
 
-    @jax.jit
+    @backend.jit
     def evaluate(variables, images):
         return model.apply(
             variables,
@@ -111,7 +110,7 @@ def _check_training_pass(compare, fixture, model, variables, images, path) -> No
     priors = priors_of(model.model, images.shape[1:3])
     batch = Batch(images, batch_of(path, fixture, len(images)))
 
-    @jax.jit
+    @backend.jit
     def run(variables, batch):
         predictions, _ = model.apply(variables, batch.images, train=True, mutable=["batch_stats"])
         return predictions, loss_and_gradients(
@@ -125,11 +124,17 @@ def _check_training_pass(compare, fixture, model, variables, images, path) -> No
         compare.relative(part, metrics[part], fixture[f"loss_state/{part}"], 1e-5)
     by_name = convert.to_entries({"params": gradients})
     norms = dict(zip(fixture["grad_names"].tolist(), fixture["grad_norms"]))
+    largest = max(norms.values())
     for name, gradient in by_name.items():
         if name not in norms:
             compare.add(f"no gradient recorded for {name}", np.inf, 0)
             continue
-        compare.relative(f"|d {name}|", np.linalg.norm(gradient), norms[name], 1e-3, floor=1e-6)
+        norm = np.linalg.norm(gradient)
+        if norms[name] < 1e-6 * largest:
+            # A bias in front of a batch norm: its gradient is zero, and what was recorded noise.
+            compare.add(f"|d {name}| of the largest", norm / largest, 1e-6)
+        else:
+            compare.relative(f"|d {name}|", norm, norms[name], 1e-3)
     running = convert.to_entries({"batch_stats": batch_stats})
     for kind in ("mean", "var"):
         sums = zip(fixture["bn_names"].tolist(), fixture[f"bn_running_{kind}_sum"])

@@ -1,0 +1,187 @@
+"""From an image file's pixels to the network's, with the original's geometry and colours.
+
+Parameters are drawn apart from the pixels, so that a picture is a function of the image and a
+handful of numbers. Sizes are (height, width); matrices act on (x, y, 1), pixel indices.
+"""
+
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+
+from nanodet_jax.config import Augment
+from nanodet_jax.structures import GroundTruth
+
+DIVISOR = 32  # padded sides are multiples of the coarsest stride
+
+
+class Warp(NamedTuple):
+    """Factors of one image's geometry, in the order in which they act."""
+
+    perspective: tuple[float, float] = (0.0, 0.0)
+    scale: float = 1.0
+    stretch: tuple[float, float] = (1.0, 1.0)  # x, y
+    rotation: float = 0.0  # degrees
+    shear: tuple[float, float] = (0.0, 0.0)  # degrees, x and y
+    flip: bool = False  # left to right
+    center: tuple[float, float] = (0.5, 0.5)  # where the centre goes, as a share of width, height
+
+
+class Color(NamedTuple):
+    """Factors of one image's colours, in the order in which they act on pixels in [0, 1]."""
+
+    brightness: float = 0.0  # added
+    contrast: float = 1.0  # multiplies
+    saturation: float = 1.0  # multiplies
+
+
+def sample(rng: np.random.Generator, augment: Augment) -> tuple[Warp, Color]:
+    """Factors of one training image: geometry always drawn, colours each with probability 1/2."""
+
+    def around(value: float) -> float:
+        return rng.uniform(-value, value)
+
+    warp = Warp(
+        perspective=(around(augment.perspective), around(augment.perspective)),
+        scale=rng.uniform(*augment.scale),
+        stretch=(rng.uniform(*augment.stretch_x), rng.uniform(*augment.stretch_y)),
+        rotation=around(augment.rotation),
+        shear=(around(augment.shear), around(augment.shear)),
+        flip=rng.random() < augment.flip,
+        center=(0.5 + around(augment.translate), 0.5 + around(augment.translate)),
+    )
+    applied = rng.random(3) < 0.5
+    drawn = Color(
+        around(augment.brightness), rng.uniform(*augment.contrast), rng.uniform(*augment.saturation)
+    )
+    return warp, Color(*np.where(applied, drawn, Color()).tolist())
+
+
+def scaled(x: float, y: float) -> np.ndarray:
+    """Matrix that multiplies coordinates."""
+    return np.diag([x, y, 1.0])
+
+
+def shifted(x: float, y: float) -> np.ndarray:
+    """Matrix that adds to coordinates."""
+    return np.array([[1.0, 0.0, x], [0.0, 1.0, y], [0.0, 0.0, 1.0]])
+
+
+def warp_matrix(
+    warp: Warp, image_size: tuple[int, int], input_size: tuple[int, int], keep_ratio: bool
+) -> tuple[np.ndarray, tuple[int, int]]:
+    """Matrix [3, 3] float64 from image to input pixels, and the (height, width) it fills.
+
+    With keep_ratio that is the largest size within `input_size` of the image's own shape,
+    truncated to whole pixels as in the original.
+    """
+    (height, width), (out_height, out_width) = image_size, input_size
+    projection = np.eye(3)
+    projection[2, :2] = warp.perspective
+    angle = np.deg2rad(warp.rotation)
+    rotation = np.eye(3)
+    rotation[:2, :2] = [[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]]
+    shear = np.eye(3)
+    shear[0, 1], shear[1, 0] = np.tan(np.deg2rad(warp.shear))
+    matrix = shifted(-width / 2, -height / 2)
+    for factor in (
+        projection,
+        scaled(warp.scale, warp.scale),
+        scaled(*warp.stretch),
+        rotation,
+        shear,
+        scaled(-1.0 if warp.flip else 1.0, 1.0),
+        shifted(warp.center[0] * width, warp.center[1] * height),
+    ):
+        matrix = factor @ matrix
+    if not keep_ratio:
+        return scaled(out_width / width, out_height / height) @ matrix, input_size
+    size = _fitting(image_size, input_size)
+    # The ratio follows from the truncated size, not from input_size: a hair less than it could be.
+    ratio = _ratio(image_size, size)
+    resize = (
+        shifted(size[1] / 2, size[0] / 2) @ scaled(ratio, ratio) @ shifted(-width / 2, -height / 2)
+    )
+    return resize @ matrix, size
+
+
+def _ratio(image_size: tuple[int, int], input_size: tuple[int, int]) -> float:
+    (height, width), (out_height, out_width) = image_size, input_size
+    return out_height / height if width / height < out_width / out_height else out_width / width
+
+
+def _fitting(image_size: tuple[int, int], input_size: tuple[int, int]) -> tuple[int, int]:
+    ratio = _ratio(image_size, input_size)
+    return max(int(ratio * image_size[0]), 1), max(int(ratio * image_size[1]), 1)
+
+
+def warp_image(image: np.ndarray, matrix: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Image [height, width, 3] uint8 on the input's pixels: bilinear, black outside.
+
+    There is no antialiasing and no half-pixel shift; the published weights grew up with that.
+    """
+    return cv2.warpPerspective(image, matrix, dsize=(size[1], size[0]))
+
+
+def warp_boxes(boxes: np.ndarray, matrix: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Boxes [n, 4] xyxy around the warped corners of `boxes`, clipped to (height, width), float32.
+
+    A box that leaves the frame becomes one without area on its border; none is dropped.
+    """
+    x1, y1, x2, y2 = np.asarray(boxes, np.float64).reshape(-1, 4).T
+    corners = np.stack([[x1, x2, x1, x2], [y1, y2, y2, y1], np.ones((4, len(x1)))])
+    x, y, w = np.einsum("ij,jkn->ikn", matrix, corners)
+    x, y = np.clip(x / w, 0, size[1]), np.clip(y / w, 0, size[0])
+    return np.stack([x.min(0), y.min(0), x.max(0), y.max(0)], axis=1).astype(np.float32)
+
+
+def color_image(image: np.ndarray, color: Color) -> np.ndarray:
+    """Image uint8 BGR to float32 in about [0, 1]; nothing is clipped, as in the original."""
+    pixels = image.astype(np.float32) / 255
+    if color.brightness != 0:
+        pixels += np.float32(color.brightness)
+    if color.contrast != 1:
+        pixels *= np.float32(color.contrast)
+    if color.saturation != 1:
+        hsv = cv2.cvtColor(pixels, cv2.COLOR_BGR2HSV)
+        hsv[..., 1] *= np.float32(color.saturation)
+        pixels = cv2.cvtColor(hsv, cv2.COLOR_HSV2BGR)
+    return pixels
+
+
+def normalize(pixels: np.ndarray, mean, std) -> np.ndarray:
+    """Pixels in [0, 1], float32 BGR, to zero mean and unit variance of the given 0..255 values."""
+    mean, std = np.asarray(mean, np.float32) / 255, np.asarray(std, np.float32) / 255
+    return (pixels - mean) / std
+
+
+def pad(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Image with zeros below and to the right, up to (height, width). Zero is the mean colour."""
+    (height, width), (rows, columns) = image.shape[:2], size
+    if (height, width) == (rows, columns):
+        return image
+    return np.pad(image, ((0, rows - height), (0, columns - width), (0, 0)))
+
+
+def padded_size(size: tuple[int, int]) -> tuple[int, int]:
+    """Smallest multiples of 32 that hold (height, width)."""
+    return (-(-size[0] // DIVISOR) * DIVISOR, -(-size[1] // DIVISOR) * DIVISOR)
+
+
+def fill_slots(
+    boxes: np.ndarray, labels: np.ndarray, ignore: np.ndarray, slots: int
+) -> GroundTruth:
+    """Objects first, then ignore regions, then padding; what exceeds the slots is left out."""
+    order = np.argsort(ignore, kind="stable")[:slots]
+    count = len(order)
+    ground_truth = GroundTruth(
+        boxes=np.zeros((slots, 4), np.float32),
+        labels=np.zeros(slots, np.int32),
+        valid=np.zeros(slots, bool),
+        ignore=np.zeros(slots, bool),
+    )
+    ground_truth.boxes[:count] = boxes[order]
+    ground_truth.labels[:count] = np.where(ignore[order], 0, labels[order])
+    ground_truth.valid[:count] = ~ignore[order]
+    ground_truth.ignore[:count] = ignore[order]
+    return ground_truth
