@@ -55,7 +55,7 @@ def boxes_to_distances(points: jax.Array, boxes: jax.Array) -> jax.Array:
 def clip_boxes(boxes: jax.Array, height: jax.Array | int, width: jax.Array | int) -> jax.Array:
     """Boxes with every corner moved into [0, width] x [0, height]."""
     bound = jnp.asarray([width, height, width, height], boxes.dtype)
-    return jnp.clip(boxes, 0, bound)
+    return jnp.clip(boxes, 0, jnp.broadcast_to(bound, boxes.shape))
 
 
 def area(boxes: jax.Array) -> jax.Array:

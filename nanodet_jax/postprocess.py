@@ -23,8 +23,10 @@ def decode(
     predictions: Predictions, priors: boxes.Priors, input_size: tuple[int, int]
 ) -> tuple[jax.Array, jax.Array]:
     """Boxes [..., P, 4] in input pixels, clipped to (height, width), and scores [..., P, C]."""
-    distances = expected_distances(predictions.box_logits) * priors.strides[:, None]
-    decoded = boxes.distances_to_boxes(jnp.asarray(priors.centers), distances)
+    distances = expected_distances(predictions.box_logits)
+    strides = jnp.broadcast_to(priors.strides[:, None], distances.shape)
+    centers = jnp.broadcast_to(priors.centers, (*distances.shape[:-1], 2))
+    decoded = boxes.distances_to_boxes(centers, distances * strides)
     scores = jax.nn.sigmoid(predictions.class_logits.astype(jnp.float32))
     return boxes.clip_boxes(decoded, *input_size), scores
 
@@ -64,7 +66,7 @@ def non_maximum_suppression(
 
     def pick(remaining: jax.Array, _: None) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
         chosen = jnp.argmax(remaining)
-        overlap = boxes.iou(candidates[chosen], candidates)
+        overlap = boxes.iou(candidates[chosen][None], candidates)
         beaten = (overlap > iou_threshold) & (labels == labels[chosen])
         left = jnp.where(beaten, 0.0, remaining).at[chosen].set(0.0)
         return left, (chosen, remaining[chosen])
