@@ -14,7 +14,7 @@ from nanodet_jax.assigners import atss
 from nanodet_jax.models.detector import PRIOR_OFFSET
 from nanodet_jax.objective import objective
 from nanodet_jax.structures import GroundTruth, Predictions
-from tests.parity_checks.comparison import Comparisons, Worst
+from tests.parity_checks.comparison import Comparisons, Worst, absolute, of_scale, relative
 
 STRIDES = (8, 16, 32)
 
@@ -71,7 +71,7 @@ def check_atss(path: Path) -> Worst:
             compare.equal(f"case {k}: index", targets.gt_index, fixture[f"{k}/gt_index"])
             if f"{k}/overlap" in fixture:  # not recorded where there are ignore regions
                 overlap = fixture[f"{k}/overlap"]
-                compare.absolute(f"case {k}: overlap", targets.overlap, overlap, 1e-5)
+                compare.near(f"case {k}: overlap", targets.overlap, absolute(overlap, 1e-5))
     return compare.worst()
 
 
@@ -101,12 +101,12 @@ def check_trace(path: Path) -> Worst:
         overlaps = np.take_along_axis(
             np.asarray(boxes.iou(gt_boxes[:, None], cell[None])), candidates, axis=1
         )
-        compare.absolute(f"case {k}: overlaps", overlaps.T, case["overlaps"], 6e-5)
+        compare.near(f"case {k}: overlaps", overlaps.T, absolute(case["overlaps"], 6e-5))
         mean, std = overlaps.mean(axis=1), overlaps.std(axis=1, ddof=1)
-        compare.absolute(f"case {k}: mean", mean, case["mean"], 6e-5)
-        compare.absolute(f"case {k}: std", std, case["std"], 6e-5)
+        compare.near(f"case {k}: mean", mean, absolute(case["mean"], 6e-5))
+        compare.near(f"case {k}: std", std, absolute(case["std"], 6e-5))
         if "threshold" in case:
-            compare.absolute(f"case {k}: threshold", mean + std, case["threshold"], 6e-5)
+            compare.near(f"case {k}: threshold", mean + std, absolute(case["threshold"], 6e-5))
             above = overlaps >= (mean + std)[:, None]
             compare.equal(f"case {k}: above", above.T, case["above_threshold"])
     _check_shapes(compare, trace, size)
@@ -165,12 +165,12 @@ def check_losses(path: Path) -> Worst:
         ("giou", giou, "giou_pred"),
     ):
         value, gradient = jax.value_and_grad(function)(jnp.asarray(fixture[argument]))
-        compare.relative(name, value, fixture[name], 1e-5)
-        compare.of_scale(f"{name} gradient", gradient, fixture[f"{name}_grad"], 1e-4)
+        compare.near(name, value, relative(fixture[name], 1e-5))
+        compare.near(f"{name} gradient", gradient, of_scale(fixture[f"{name}_grad"], 1e-4))
     pair = fixture["giou_pred"], fixture["giou_target"]
-    compare.absolute("iou", boxes.iou(*pair), fixture["iou"], 1e-5)
-    compare.absolute("giou value", boxes.giou(*pair), fixture["giou_value"], 1e-5)
-    compare.absolute("iof", boxes.iof(*pair), fixture["iof"], 1e-5)
+    compare.near("iou", boxes.iou(*pair), absolute(fixture["iou"], 1e-5))
+    compare.near("giou value", boxes.giou(*pair), absolute(fixture["giou_value"], 1e-5))
+    compare.near("iof", boxes.iof(*pair), absolute(fixture["iof"], 1e-5))
     return compare.worst()
 
 
@@ -216,14 +216,14 @@ def _check_head(path: Path, name: str) -> Worst:
         # background is left to learn, so the loss is the sum below, divided by the images.
         z = np.asarray(logits[..., :80], np.float64)
         expected = np.sum(np.logaddexp(0, z) / (1 + np.exp(-z)) ** 2) / count
-        compare.relative("loss of background alone", value, expected, 1e-5)
+        compare.near("loss of background alone", value, relative(expected, 1e-5))
         compare.equal("finite gradient", np.isfinite(gradient).all(), True)
         return compare.worst()
-    compare.relative("loss", value, fixture[f"{name}/loss"], 1e-5)
+    compare.near("loss", value, relative(fixture[f"{name}/loss"], 1e-5))
     for part in ("loss_qfl", "loss_bbox", "loss_dfl"):
-        compare.relative(part, parts[part], fixture[f"{name}/{part}"], 1e-5)
+        compare.near(part, parts[part], relative(fixture[f"{name}/{part}"], 1e-5))
     norm = jnp.sqrt(jnp.sum(jnp.square(gradient)))
-    compare.relative("gradient norm", norm, fixture[f"{name}/grad_norm"], 1e-4)
+    compare.near("gradient norm", norm, relative(fixture[f"{name}/grad_norm"], 1e-4))
     summed = jnp.sum(gradient, axis=-1)
-    compare.of_scale("gradient", summed, fixture[f"{name}/grad"], 1e-4)
+    compare.near("gradient", summed, of_scale(fixture[f"{name}/grad"], 1e-4))
     return compare.worst()

@@ -10,7 +10,7 @@ import numpy as np
 from nanodet_jax import config
 from nanodet_jax.data import transforms
 from nanodet_jax.training.optimizer import learning_rate
-from tests.parity_checks.comparison import Comparisons, Worst
+from tests.parity_checks.comparison import Comparisons, Worst, absolute, relative
 
 
 def check_schedule(path: Path) -> Worst:
@@ -31,7 +31,7 @@ def check_schedule(path: Path) -> Worst:
         )
         schedule = learning_rate(training, case["steps_per_epoch"], case["epochs"])
         rates = jax.vmap(schedule)(jnp.arange(len(case["lr"])))
-        compare.relative(name, rates, case["lr"], 1e-6)
+        compare.near(name, rates, relative(case["lr"], 1e-6))
     return compare.worst()
 
 
@@ -55,7 +55,7 @@ def check_warp(path: Path) -> Worst:
                 warp, (height, width), (to_height, to_width), bool(fixture[f"{k}/keep_ratio"])
             )
             moved = transforms.warp_boxes(fixture[f"{k}/boxes"], matrix, size)
-            compare.absolute(f"case {k}: matrix", matrix, fixture[f"{k}/matrix"], 1e-5)
+            compare.near(f"case {k}: matrix", matrix, absolute(fixture[f"{k}/matrix"], 1e-5))
             compare.equal(f"case {k}: size", size, fixture[f"{k}/out_hw"])
-            compare.absolute(f"case {k}: boxes", moved, fixture[f"{k}/boxes_out"], 1e-5)
+            compare.near(f"case {k}: boxes", moved, absolute(fixture[f"{k}/boxes_out"], 1e-5))
     return compare.worst()
