@@ -1,0 +1,142 @@
+"""A data set that needs no download: circles, triangles, squares and stars, drawn when asked for.
+
+Small enough to be learned on a laptop in minutes, and not trivial: textured grounds, overlaps,
+rotation, any colour that can be told from what lies beneath it, sizes over a factor of five.
+"""
+
+import math
+from typing import Any
+
+import cv2
+import numpy as np
+
+from nanodet_jax.data.records import Category, Record, coco_ground_truth, make_record
+
+NAMES = ("circle", "triangle", "square", "star")
+MAX_OBJECTS = 6
+SIZES = (0.12, 0.6)  # diameter of the circle around a shape, as a share of the side
+MIN_VISIBLE = 0.6  # of each object's pixels, when all are drawn
+MIN_CONTRAST = 70  # in one channel at least, to the mean of what lies beneath
+NOISE = 16  # largest change of a pixel; a power of two divides the range of a byte evenly
+SUBPIXEL_BITS = 4
+
+
+class ShapesSource:
+    """`count` images of `size` x `size` pixels; split and index decide all that is drawn.
+
+    Each image has 1 to 6 objects of 4 classes. Boxes are the bounds of a shape's pixels, hidden
+    ones included, clipped to the image. The same (seed, split, index) gives the same picture, and
+    `train` and `val` draw from random streams of their own.
+    """
+
+    def __init__(self, split: str, size: int, count: int, seed: int = 0) -> None:
+        self.categories = tuple(Category(i, name) for i, name in enumerate(NAMES, start=1))
+        self._split, self._size, self._count = split, size, count
+        self._seed = (seed, ("train", "val").index(split))
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: int) -> Record:
+        if not 0 <= index < self._count:
+            raise IndexError(index)
+        rng = np.random.default_rng([*self._seed, index])
+        pixels, boxes, labels, areas = _draw(rng, self._size)
+        name = f"shapes-{self._split}-{index:06d}.png"
+        size = (self._size, self._size)
+        return make_record(
+            index + 1, name, pixels, size, boxes, labels, [False] * len(labels), areas
+        )
+
+    def num_boxes(self, index: int) -> int:
+        """6, the most that any image has: counting would mean to draw it."""
+        return MAX_OBJECTS
+
+    def ground_truth(self) -> dict[str, Any]:
+        """The split in COCO's format; draws every image once."""
+        return coco_ground_truth((self[i] for i in range(len(self))), self.categories)
+
+
+def _draw(rng: np.random.Generator, size: int) -> tuple[np.ndarray, list, list[int], list[int]]:
+    """Pixels uint8 [size, size, 3], boxes xyxy, labels, and areas in pixels."""
+    pixels = _ground(rng, size)
+    owner = np.zeros((size, size), np.uint8)  # which object is on top: 1, 2, ...; 0 the ground
+    boxes: list[tuple[int, int, int, int]] = []
+    labels: list[int] = []
+    areas: list[int] = []
+    visible = np.zeros(1, int)  # pixels of each owner that can be seen; the ground's do not matter
+    for _ in range(rng.integers(1, MAX_OBJECTS + 1)):
+        label = int(rng.integers(len(NAMES)))
+        for _ in range(10):  # places tried; then one object less
+            mask = _mask(rng, size, label)
+            x, y, width, height = cv2.boundingRect(mask)
+            window = np.s_[y : y + height, x : x + width]
+            inside = mask[window] > 0
+            remains = visible - np.bincount(owner[window][inside], minlength=len(visible))
+            if np.all(remains[1:] >= MIN_VISIBLE * np.asarray(areas)):
+                break
+        else:
+            continue
+        boxes.append((x, y, x + width, y + height))
+        labels.append(label)
+        areas.append(int(np.count_nonzero(inside)))
+        visible = np.append(remains, areas[-1])
+        owner[window][inside] = len(areas)
+        pixels[window][inside] = _colour(rng, cv2.mean(pixels[window], mask[window])[:3])
+    pixels = cv2.blur(pixels, (3, 3))  # soft edges, as a lens has
+    noise = np.frombuffer(rng.bytes(pixels.size), np.uint8).reshape(pixels.shape)
+    pixels = cv2.add(pixels, noise % np.uint8(2 * NOISE))
+    return cv2.subtract(pixels, np.full_like(pixels, NOISE)), boxes, labels, areas
+
+
+def _mask(rng: np.random.Generator, size: int, label: int) -> np.ndarray:
+    """One shape in white, uint8 [size, size], of any size and rotation, mostly inside."""
+    low, high = np.log(SIZES)
+    radius = 0.5 * size * math.exp(rng.uniform(low, high))
+    center = rng.uniform(0.7 * radius, size - 0.7 * radius, 2)
+    mask = np.zeros((size, size), np.uint8)
+    scale = 1 << SUBPIXEL_BITS
+    match NAMES[label]:
+        case "circle":
+            x, y = np.rint(center * scale).astype(int).tolist()
+            cv2.circle(mask, (x, y), round(radius * scale), 255, -1, shift=SUBPIXEL_BITS)
+            return mask
+        case "triangle":
+            corners, inner = 3, 1.0
+        case "square":
+            corners, inner = 4, 1.0
+        case _:  # a star: every second corner is drawn in
+            corners, inner = 10, 0.45
+    angles = rng.uniform(0, 2 * np.pi) + np.arange(corners) * (2 * np.pi / corners)
+    radii = radius * np.where(np.arange(corners) % 2, inner, 1.0)
+    points = center + radii[:, None] * np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    cv2.fillPoly(mask, [np.rint(points * scale).astype(np.int32)], 255, shift=SUBPIXEL_BITS)
+    return mask
+
+
+def _colour(rng: np.random.Generator, beneath: tuple[float, ...]) -> np.ndarray:
+    while True:
+        colour = rng.integers(0, 256, 3)
+        if np.abs(colour - beneath).max() >= MIN_CONTRAST:
+            return colour.astype(np.uint8)
+
+
+def _ground(rng: np.random.Generator, size: int) -> np.ndarray:
+    """Two colours, mixed by a gradient, stripes, or clouds: uint8 [size, size, 3]."""
+    first, second = rng.uniform(20, 235, (2, 3))
+    angle = rng.uniform(0, 2 * np.pi)
+    place = np.arange(size, dtype=np.float32) / size - 0.5
+    along = np.float32(math.cos(angle)) * place + np.float32(math.sin(angle)) * place[:, None]
+    mix: np.ndarray
+    match rng.integers(3):
+        case 0:
+            mix = along / np.float32(math.sqrt(2)) + np.float32(0.5)
+        case 1:
+            waves = np.float32(2 * math.pi * rng.uniform(2, 12))
+            mix = np.float32(0.5) + np.float32(0.3) * np.sin(waves * along)
+        case _:
+            cells = int(rng.integers(3, 20))
+            coarse = rng.random((cells, cells), dtype=np.float32)
+            mix = cv2.resize(coarse, (size, size), interpolation=cv2.INTER_LINEAR)
+    shades = np.linspace(first, second, 256).astype(np.uint8)
+    return shades.take((np.clip(mix, 0, 1) * 255).astype(np.uint8), axis=0)

@@ -1,0 +1,146 @@
+"""Decoding, its refusals, and the COCO dictionary; and that a config opens its source."""
+
+import struct
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from nanodet_jax.config import Config
+from nanodet_jax.data.records import Category, Record, coco_ground_truth, decode, make_record
+from nanodet_jax.data.sources import open_source
+from nanodet_jax.errors import UserError
+
+PIXELS = cv2.resize(np.random.default_rng(0).integers(0, 256, (6, 8, 3), np.uint8), (80, 60))
+
+
+def encode(suffix: str) -> bytes:
+    return cv2.imencode(suffix, PIXELS)[1].tobytes()
+
+
+def record(image: Path | bytes | np.ndarray, size: tuple[int, int] = (60, 80)) -> Record:
+    name = image.name if isinstance(image, Path) else "bytes.jpg"
+    return make_record(7, name, image, size, [], [], [], [])
+
+
+def with_exif(jpeg: bytes, orientation: int, thumbnail: bytes = b"") -> bytes:
+    """A JPEG with an APP1 segment that says how to turn it, and carries a thumbnail."""
+    entry = struct.pack("<HHIHH", 0x0112, 3, 1, orientation, 0)
+    tiff = b"II*\0" + struct.pack("<IH", 8, 1) + entry + struct.pack("<I", 0)
+    body = b"Exif\0\0" + tiff + thumbnail
+    return jpeg[:2] + b"\xff\xe1" + struct.pack(">H", len(body) + 2) + body + jpeg[2:]
+
+
+@pytest.mark.parametrize("suffix", [".png", ".bmp"])
+def test_file_bytes_and_array_give_the_same_pixels(suffix, tmp_path):
+    file = tmp_path / f"a{suffix}"
+    file.write_bytes(encode(suffix))
+    for image in (file, encode(suffix), PIXELS):
+        np.testing.assert_array_equal(decode(record(image)), PIXELS)
+
+
+def test_grey_alpha_and_16_bit_become_three_channels_of_a_byte():
+    alpha = np.dstack([PIXELS, PIXELS[..., 0]])
+    for pixels in (PIXELS[..., 0], alpha, PIXELS.astype(np.uint16) * 257):
+        found = decode(record(cv2.imencode(".png", pixels)[1].tobytes()))
+        assert (found.shape, found.dtype) == ((60, 80, 3), np.uint8)
+
+
+def test_size_is_checked_only_where_it_is_annotated():
+    assert decode(record(encode(".jpg"), (0, 0))).shape == (60, 80, 3)
+    with pytest.raises(UserError, match=r"bytes\.jpg \(image 7\): is 80x60 but .* as 81x60"):
+        decode(record(encode(".jpg"), (60, 81)))
+
+
+def test_exif_turns_the_image_and_is_named_where_it_swaps_the_sides():
+    turned = with_exif(encode(".jpg"), orientation=6)  # a quarter turn clockwise
+    upright = decode(record(encode(".jpg")))
+    np.testing.assert_array_equal(decode(record(turned, (80, 60))), np.rot90(upright, -1))
+    with pytest.raises(UserError, match="EXIF orientation swaps the sides"):
+        decode(record(turned, (60, 80)))
+    with pytest.raises(UserError, match="60x80 but annotated as 99x60: correct the annotation"):
+        decode(record(turned, (60, 99)))
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png"])
+@pytest.mark.parametrize("share", [0.3, 0.9, 0.999])
+def test_truncated_image(suffix, share, tmp_path):
+    file = tmp_path / f"cut{suffix}"
+    data = encode(suffix)
+    file.write_bytes(data[: int(len(data) * share)])
+    with pytest.raises(UserError, match=rf"cut\{suffix} \(image 7\): image is truncated"):
+        decode(record(file))
+
+
+def test_end_marker_of_a_thumbnail_is_not_that_of_the_image():
+    whole = with_exif(encode(".jpg"), orientation=1, thumbnail=encode(".jpg"))
+    assert decode(record(whole)).shape == (60, 80, 3)
+    with pytest.raises(UserError, match="truncated"):
+        decode(record(whole[:-200]))
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png"])
+def test_bytes_after_the_end_are_allowed(suffix):
+    assert decode(record(encode(suffix) + b"appended")).shape == (60, 80, 3)
+
+
+@pytest.mark.parametrize("content", [b"", b"no image", b"\xff\xd8\xff\xd9", b"\xff\xd8\xff"])
+def test_no_image(content, tmp_path):
+    (tmp_path / "x.jpg").write_bytes(content)
+    with pytest.raises(UserError, match=r"x\.jpg \(image 7\): (no image|image is truncated)"):
+        decode(record(tmp_path / "x.jpg"))
+
+
+def test_missing_file_and_folder_in_its_place(tmp_path):
+    with pytest.raises(UserError, match=r"gone\.jpg \(image 7\): file is missing"):
+        decode(record(tmp_path / "gone.jpg"))
+    with pytest.raises(UserError, match="cannot be read"):
+        decode(record(tmp_path))
+
+
+def test_coco_ground_truth():
+    categories = (Category(3, "cat"), Category(9, "dog"))
+    records = [
+        make_record(5, "a.jpg", PIXELS, (60, 80), [[1, 2, 4, 8]], [1], [False], [18]),
+        make_record(6, "b.jpg", PIXELS, (60, 80), [], [], [], []),
+        make_record(7, "c.jpg", PIXELS, (60, 80), [[0, 0, 2, 2]], [0], [True], [3]),
+    ]
+    truth = coco_ground_truth(records, categories)
+    assert truth["categories"] == [{"id": 3, "name": "cat"}, {"id": 9, "name": "dog"}]
+    assert truth["images"][1] == {"id": 6, "file_name": "b.jpg", "width": 80, "height": 60}
+    first = {"id": 1, "image_id": 5, "category_id": 9, "bbox": [1, 2, 3, 6], "area": 18}
+    second = {"id": 2, "image_id": 7, "category_id": 3, "bbox": [0, 0, 2, 2], "area": 3}
+    assert truth["annotations"] == [first | {"iscrowd": 0}, second | {"iscrowd": 1}]
+
+
+def test_open_source_of_shapes():
+    config = Config(input_size=(64, 96))
+    config.data.format, config.data.train_size, config.data.val_size = "shapes", 5, 3
+    train, val = open_source(config, "train"), open_source(config, "val")
+    assert (len(train), len(val)) == (5, 3)
+    assert decode(train[0]).shape == (96, 96, 3)
+    assert not np.array_equal(decode(train[0]), decode(val[0]))
+
+
+@pytest.mark.parametrize(
+    ("format", "split", "field"),
+    [
+        ("coco", "train", "train_images"),
+        ("coco", "val", "val_images"),
+        ("voc", "train", "root"),
+        ("tfds", "val", "root"),
+    ],
+)
+def test_a_path_that_is_not_set_is_named(format, split, field):
+    config = Config()
+    config.data.format = format
+    with pytest.raises(UserError, match=rf"config\.data\.{field} is empty: .*--config\.data\."):
+        open_source(config, split)
+
+
+def test_an_unknown_format_is_named():
+    config = Config()
+    config.data.format = "yolo"
+    with pytest.raises(UserError, match=r"config\.data\.format='yolo'"):
+        open_source(config, "train")
