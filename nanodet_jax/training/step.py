@@ -1,12 +1,11 @@
 """One training step: a pure function of state and batch."""
 
-from functools import partial
 from typing import Any
 
 import jax
 import optax
 
-from nanodet_jax import backend, boxes, config
+from nanodet_jax import boxes, config
 from nanodet_jax.models.detector import NanoDet
 from nanodet_jax.objective import objective
 from nanodet_jax.structures import Batch
@@ -80,25 +79,3 @@ def train_step(
         opt_state=opt_state,
     )
     return new_state, metrics
-
-
-def make_train_step(
-    optimizer: optax.GradientTransformation,
-    schedule: optax.Schedule,
-    *,
-    model: NanoDet,
-    priors: boxes.Priors,
-    assigner: config.Assigner,
-    weights: config.Loss,
-):
-    """`train_step` of one device, compiled; the state that is passed in is used up."""
-    step = partial(
-        train_step,
-        optimizer=optimizer,
-        schedule=schedule,
-        model=model,
-        priors=priors,
-        assigner=assigner,
-        weights=weights,
-    )
-    return backend.jit(step, donate_argnums=0)

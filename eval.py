@@ -1,0 +1,34 @@
+"""Score weights or a run on the validation images of a config.
+
+    python eval.py --config configs/shapes.py --workdir runs/shapes
+    python eval.py --config configs/coco.py --weights nanodet-m_320.pth --out runs/published
+
+Prints COCO's numbers and a table by class; writes metrics.json, detections.json and pictures.
+"""
+
+from pathlib import Path
+
+from absl import flags
+
+from nanodet_jax import doors, evaluate
+from nanodet_jax.errors import UserError
+from nanodet_jax.evaluation import format_table
+
+CONFIG = doors.define_config("configs/shapes.py")
+WORKDIR = flags.DEFINE_string("workdir", None, "a run, whose best checkpoint is taken")
+WEIGHTS = flags.DEFINE_string("weights", None, "a .pth, .ckpt or .npz file")
+OUT = flags.DEFINE_string("out", None, "default: WORKDIR/eval, or runs/eval")
+
+
+def main() -> None:
+    source = WEIGHTS.value or WORKDIR.value
+    if not source or (WEIGHTS.value and WORKDIR.value):
+        raise UserError("give --workdir of a run or --weights of a file, and not both")
+    default = Path(WORKDIR.value) / "eval" if WORKDIR.value else Path("runs/eval")
+    out = Path(OUT.value or default)
+    print(format_table(evaluate(CONFIG.value, source, out)))
+    print(f"metrics.json, detections.json and pictures are in {out}")
+
+
+if __name__ == "__main__":
+    doors.run(main)

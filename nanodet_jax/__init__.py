@@ -1,0 +1,9 @@
+"""NanoDet, the tiny one-stage object detector, in JAX and Flax.
+
+`train_and_evaluate(config, workdir)` trains, `evaluate(config, weights, out)` scores, and
+`Detector.load(weights)` finds objects in images.
+"""
+
+from nanodet_jax.detector import Detector as Detector
+from nanodet_jax.evaluate import evaluate as evaluate
+from nanodet_jax.training.loop import train_and_evaluate as train_and_evaluate

@@ -1,0 +1,97 @@
+"""A detector to call: images or their paths in, boxes with names out."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+
+from nanodet_jax import backend
+from nanodet_jax.config import Config
+from nanodet_jax.data.pipeline import prepare_for_inference, stack
+from nanodet_jax.data.records import decode, make_record
+from nanodet_jax.errors import UserError
+from nanodet_jax.inference import detect_batch, make_detect
+from nanodet_jax.models.detector import build_model
+from nanodet_jax.weights import Weights, class_names_of, load_weights
+
+Image = str | Path | np.ndarray
+
+
+class Found(NamedTuple):
+    """The objects in one image, best first."""
+
+    boxes: np.ndarray  # [n, 4] float32 xyxy, pixels of the image
+    scores: np.ndarray  # [n] float32, above 0.05
+    class_names: list[str]  # n names
+    labels: np.ndarray  # [n] int32
+
+
+class Detector:
+    """A network with its weights, its way of resizing, and its class names.
+
+    Attributes:
+      config: of the training; `input_size` and `data.keep_ratio` decide how images are resized.
+      class_names: by label.
+    """
+
+    def __init__(self, weights: Weights):
+        backend.prepare()
+        self.config: Config = weights.config
+        self.class_names = class_names_of(weights)
+        self._variables = weights.variables
+        self._detect = make_detect(build_model(weights.config.model))
+
+    @classmethod
+    def load(cls, weights_or_workdir: str | Path) -> "Detector":
+        """A detector from a `.pth`, `.ckpt` or `.npz` file, or from a run's workdir.
+
+        Raises:
+          UserError: if there is nothing there, or not what it should be.
+        """
+        return cls(load_weights(weights_or_workdir))
+
+    def __call__(self, images: Image | Sequence[Image]) -> Found | list[Found]:
+        """Objects in an image, or in each of several.
+
+        Args:
+          images: a path, pixels uint8 BGR [height, width, 3] as OpenCV reads them, or a list.
+
+        Returns:
+          One `Found` for one image, a list for a list.
+
+        Raises:
+          UserError: naming the image that cannot be read.
+        """
+        if isinstance(images, str | Path | np.ndarray):
+            return self.detect_one(images)
+        return [self.detect_one(image) for image in images]
+
+    def detect_one(self, image: Image) -> Found:
+        """Objects in one image; a program is compiled for each new shape of input."""
+        prepared = prepare_for_inference(read_image(image), self.config)
+        batch = stack([(0, prepared)], batch_size=1)
+        [(_, found)] = detect_batch(self._detect, self._variables, batch)
+        names = [self.class_names[label] for label in found.labels]
+        return Found(found.boxes, found.scores, names, found.labels)
+
+
+def read_image(image: Image) -> np.ndarray:
+    """Pixels uint8 BGR [height, width, 3] of a path, or of an array that is checked.
+
+    Raises:
+      UserError: if the file cannot be read, or the array is not such pixels.
+    """
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or image.ndim not in (2, 3) or 0 in image.shape:
+            raise UserError(
+                f"an image must be uint8 [height, width, 3] BGR, not {image.dtype} {image.shape}"
+            )
+        if image.ndim == 2:
+            return cv2.cvtColor(image, cv2.COLOR_GRAY2BGR)
+        if image.shape[2] != 3:
+            raise UserError(f"an image must have 3 channels (BGR), not {image.shape[2]}")
+        return image
+    path = Path(image).expanduser()
+    return decode(make_record(0, path.name, path, (0, 0), [], [], [], []))

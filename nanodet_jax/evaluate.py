@@ -1,0 +1,146 @@
+"""A data set through a detector: detections, COCO's numbers, pictures."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from nanodet_jax import backend, evaluation, visualize
+from nanodet_jax.config import Config, check
+from nanodet_jax.data.pipeline import evaluation_batches
+from nanodet_jax.data.records import Source, decode
+from nanodet_jax.data.sources import open_source
+from nanodet_jax.errors import UserError
+from nanodet_jax.inference import Detect, detect_batch, make_detect
+from nanodet_jax.models.detector import build_model
+from nanodet_jax.structures import Detections
+from nanodet_jax.weights import Weights, load_weights
+
+PICTURES = 12
+
+
+class Evaluation(NamedTuple):
+    """What was found in a data set."""
+
+    metrics: dict[str, Any]  # the 12 numbers and per_class
+    results: list[dict[str, Any]]  # COCO's result layout, by image
+    pictured: dict[int, Detections]  # of the first images, by position in the source
+
+
+def run_evaluation(
+    detect: Detect,
+    variables: Any,
+    source: Source,
+    config: Config,
+    *,
+    pictures: int = 0,
+    progress: bool = True,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Evaluation | None:
+    """Detections in every image of `source`, and their score; None if asked to stop on the way.
+
+    The order of the results is that of the source, whatever the grouping into batches.
+    """
+    found: dict[int, Detections] = {}
+    with tqdm(total=len(source), desc="evaluate", unit="img", leave=False, disable=not progress,
+              mininterval=0.5) as bar:  # fmt: skip
+        for batch in evaluation_batches(source, config):
+            for index, detections in detect_batch(detect, variables, batch):
+                found[index] = detections
+            bar.update(len(batch.indices))
+            if should_stop():
+                return None
+    results = []
+    for index in range(len(source)):
+        one = found[index]
+        results += evaluation.to_coco(
+            source[index].image_id, one.boxes, one.scores, one.labels, source.categories
+        )
+    truncated = [source[i].name for i in sorted(found) if found[i].truncated]
+    if truncated:
+        tqdm.write(
+            f"note: {len(truncated)} images had more candidates than suppression looks at, "
+            f"{truncated[0]} first; their weakest detections may be missing"
+        )
+    metrics = evaluation.coco_metrics(source.ground_truth(), results, source.categories)
+    return Evaluation(metrics, results, {i: found[i] for i in range(min(pictures, len(found)))})
+
+
+def picture(source: Source, found: dict[int, Detections], columns: int = 4) -> np.ndarray:
+    """A sheet of the images in `found` with their detections."""
+    names = [category.name for category in source.categories]
+    drawn = [
+        visualize.draw_detections(decode(source[i]), one.boxes, one.scores, one.labels, names)
+        for i, one in found.items()
+    ]
+    return visualize.grid(drawn, columns=min(columns, len(drawn)), size=(320, 320))
+
+
+def match_classes(weights: Weights, source: Source) -> None:
+    """Refuse weights whose classes are not the data's.
+
+    Raises:
+      UserError: naming the first difference.
+    """
+
+    def plain(name: str) -> str:
+        return name.replace("_", " ")
+
+    names = [category.name for category in source.categories]
+    count = weights.config.model.num_classes
+    if len(names) != count:
+        raise UserError(
+            f"the weights know {count} classes, the data has {len(names)} ({', '.join(names[:5])}"
+            f"{', ...' if len(names) > 5 else ''}); evaluate on the data they were trained for, "
+            "or fine-tune with --config.training.init_weights"
+        )
+    for label, (mine, other) in enumerate(zip(weights.class_names, names)):
+        if plain(mine) != plain(other):
+            raise UserError(
+                f"class {label} is {mine!r} in the weights but {other!r} in the data; "
+                "the names and their order must agree"
+            )
+
+
+def evaluate(config: Config, weights: str | Path, out: str | Path) -> dict[str, Any]:
+    """Score weights on the validation split of `config.data`, and write what was found.
+
+    The architecture comes with the weights; data, input size and resizing come from `config`.
+
+    Args:
+      config: where the data is.
+      weights: a file or workdir, as `load_weights` takes it.
+      out: folder for `metrics.json`, `detections.json` and `pictures/`.
+
+    Returns:
+      The metrics that `metrics.json` holds.
+
+    Raises:
+      UserError: for data, weights or values that cannot be used.
+    """
+    backend.prepare()
+    check(config)
+    source = open_source(config, "val")
+    loaded = load_weights(weights)
+    match_classes(loaded, source)
+    for name in ("input_size", "data.keep_ratio"):
+        mine, trained = (_field(c, name) for c in (config, loaded.config))
+        if mine != trained:
+            print(f"note: config.{name}={mine}, the weights' own is {trained}")
+    detect = make_detect(build_model(loaded.config.model))
+    result = run_evaluation(detect, loaded.variables, source, config, pictures=PICTURES)
+    assert result is not None
+    out = Path(out)
+    evaluation.write_json(out / "metrics.json", result.metrics, indent=2)
+    evaluation.write_json(out / "detections.json", result.results)
+    if result.pictured:
+        visualize.save_image(out / "pictures" / "detections.jpg", picture(source, result.pictured))
+    return result.metrics
+
+
+def _field(values: Any, name: str) -> Any:
+    for part in name.split("."):
+        values = getattr(values, part)
+    return values

@@ -1,0 +1,51 @@
+"""Images in, detections on those images out: the network and what follows it, compiled."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from nanodet_jax import backend, postprocess
+from nanodet_jax.data.pipeline import EvaluationBatch
+from nanodet_jax.models.detector import NanoDet, priors_of
+from nanodet_jax.structures import Detections
+
+Detect = Callable[[Any, jax.Array, jax.Array, jax.Array], Detections]
+
+
+def make_detect(model: NanoDet) -> Detect:
+    """A compiled function from a batch to its detections, once per shape of images.
+
+    It takes variables, images [B, H, W, 3] as the network wants them, the matrices [B, 3, 3]
+    from input to image pixels and the images' sizes [B, 2], height and width. Boxes are in the
+    pixels of each image.
+    """
+
+    def detect(variables, images, inverse_warps, sizes) -> Detections:
+        input_size = images.shape[1:3]
+        predictions = model.apply(variables, images)
+        boxes, scores = postprocess.decode(
+            predictions, priors_of(model.model, input_size), input_size
+        )
+        found = jax.vmap(postprocess.non_maximum_suppression)(boxes, scores)
+        return jax.vmap(postprocess.to_image)(found, inverse_warps, sizes)
+
+    return backend.jit(detect)
+
+
+def detect_batch(
+    detect: Detect, variables: Any, batch: EvaluationBatch
+) -> Iterator[tuple[int, Detections]]:
+    """Position in the source and detections of each image, numpy, without empty slots."""
+    found = jax.device_get(detect(variables, *batch[:3]))
+    for row, index in enumerate(batch.indices):
+        one = Detections(*(leaf[row] for leaf in found))
+        count = int(np.sum(one.valid))
+        yield (
+            index,
+            Detections(
+                *(leaf[:count] for leaf in one[:-1]),
+                truncated=one.truncated,
+            ),
+        )

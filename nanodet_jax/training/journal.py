@@ -1,0 +1,95 @@
+"""What a run says while it goes on: a bar, `metrics.jsonl`, TensorBoard, pictures."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tensorboardX import SummaryWriter
+from tqdm import tqdm
+
+from nanodet_jax import visualize
+
+
+class Journal:
+    """Writes to a workdir; a resumed run goes on where its checkpoint was, nothing twice.
+
+    Attributes:
+      workdir: holds `metrics.jsonl`, `tensorboard/` and `pictures/`.
+    """
+
+    def __init__(self, workdir: Path, start_step: int, total_steps: int):
+        self.workdir = workdir
+        self._path = workdir / "metrics.jsonl"
+        self._forget_after(start_step)
+        self._file = self._path.open("a", buffering=1)
+        self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=start_step + 1)
+        self._bar = tqdm(
+            total=total_steps,
+            initial=start_step,
+            unit="step",
+            dynamic_ncols=True,
+            mininterval=0.5 if sys.stderr.isatty() else 10,
+        )
+
+    def _forget_after(self, step: int) -> None:
+        """Drop the lines of steps that are going to be done again."""
+        if not self._path.exists():
+            return
+        kept = []
+        for line in self._path.read_text().splitlines():
+            try:
+                if json.loads(line)["step"] <= step:
+                    kept.append(line + "\n")
+            except (json.JSONDecodeError, KeyError):
+                continue  # a line that a crash cut short
+        scratch = self._path.with_suffix(".tmp")
+        scratch.write_text("".join(kept))
+        scratch.replace(self._path)
+
+    def advance(self) -> None:
+        """One more step is done."""
+        self._bar.update()
+
+    def train(self, step: int, epoch: int, metrics: dict[str, float], waiting: float) -> None:
+        """Log a training step; `waiting` is the share of time spent waiting for data."""
+        self._write("train", step, epoch, metrics)
+        self._bar.set_postfix_str(
+            f"epoch {epoch} loss {metrics['loss']:.3f} (qfl {metrics['loss_qfl']:.3f} "
+            f"box {metrics['loss_bbox']:.3f} dfl {metrics['loss_dfl']:.3f}) "
+            f"lr {metrics['learning_rate']:.2g} {metrics['images_per_second']:.0f} img/s "
+            f"data {waiting:.0%}",
+            refresh=False,
+        )
+
+    def evaluated(self, step: int, epoch: int, metrics: dict[str, Any]) -> None:
+        """Log an evaluation."""
+        numbers = {k: v for k, v in metrics.items() if k != "per_class"}
+        self._write("eval", step, epoch, numbers, per_class=metrics["per_class"])
+        self.say(
+            f"step {step} (epoch {epoch}): AP {metrics['AP']:.4f}  AP50 {metrics['AP50']:.4f}  "
+            f"AP75 {metrics['AP75']:.4f}"
+        )
+
+    def picture(self, name: str, step: int, image: np.ndarray) -> None:
+        """Keep an image uint8 BGR in `pictures/` and on the board."""
+        visualize.save_image(self.workdir / "pictures" / f"{name}_{step:07d}.jpg", image)
+        self._board.add_image(name, image[..., ::-1], step, dataformats="HWC")
+
+    def say(self, line: str) -> None:
+        """Print a line without tearing the bar."""
+        tqdm.write(line, file=sys.stdout)
+        sys.stdout.flush()
+
+    def _write(self, kind: str, step: int, epoch: int, numbers: dict[str, float], **more: Any):
+        line = {"kind": kind, "step": step, "epoch": epoch, **numbers, **more}
+        self._file.write(json.dumps(line) + "\n")
+        for name, value in numbers.items():
+            self._board.add_scalar(f"{kind}/{name}", value, step)
+
+    def close(self) -> None:
+        """Flush everything."""
+        self._bar.close()
+        self._file.close()
+        self._board.close()

@@ -1,0 +1,164 @@
+"""The training loop: read it from top to bottom."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from nanodet_jax import backend, evaluate
+from nanodet_jax.config import Config, check
+from nanodet_jax.data.pipeline import count_slots, steps_per_epoch, training_batches
+from nanodet_jax.data.sources import open_source
+from nanodet_jax.errors import UserError
+from nanodet_jax.inference import make_detect
+from nanodet_jax.models.detector import build_model, priors_of
+from nanodet_jax.training.checkpoint import Checkpoints
+from nanodet_jax.training.interrupt import Interrupt
+from nanodet_jax.training.journal import Journal
+from nanodet_jax.training.optimizer import learning_rate, make_optimizer
+from nanodet_jax.training.parallel import make_train_step
+from nanodet_jax.training.setup import (
+    draw_batch,
+    initial_variables,
+    prepare_workdir,
+    resolve,
+)
+from nanodet_jax.training.state import create_state
+
+VAL_PICTURES = 8
+
+
+def train_and_evaluate(config: Config, workdir: str | Path) -> dict[str, Any]:
+    """Train as `config` says, or go on with the run in `workdir`; evaluate; keep the best.
+
+    Args:
+      config: not changed; what is left to the data is filled in and kept in the workdir.
+      workdir: made if need be. Holds `config.json`, `about.json`, `metrics.jsonl`,
+        `checkpoints/`, `pictures/`, `tensorboard/`.
+
+    Returns:
+      Metrics of the last evaluation, as `evaluation.coco_metrics` gives them.
+
+    Raises:
+      UserError: for data, weights or values that cannot be used, before anything is compiled.
+      KeyboardInterrupt, SystemExit: after SIGINT or SIGTERM, once the state is saved.
+    """
+    backend.prepare()
+    workdir = Path(workdir).expanduser()
+    num_devices = jax.local_device_count()
+    check(config, num_devices)
+    train, val = open_source(config, "train"), open_source(config, "val")
+    config = resolve(config, train, val)
+    steps_each = steps_per_epoch(train, config.data.batch_size)
+    total_steps = config.training.steps or config.training.epochs * steps_each
+    epochs = -(-total_steps // steps_each)
+    slots, over = count_slots(train, config.data.max_boxes)
+
+    model = build_model(config.model)
+    variables, origin = initial_variables(config, model)
+    schedule = learning_rate(config.training, steps_each, epochs)
+    optimizer = make_optimizer(config.training, schedule)
+    train_step = make_train_step(
+        optimizer,
+        schedule,
+        num_devices,
+        model=model,
+        priors=priors_of(config.model, config.input_size),
+        assigner=config.assigner,
+        weights=config.loss,
+    )
+    detect = make_detect(model)
+    state = create_state(variables, optimizer)
+
+    prepare_workdir(workdir, config, train)
+    checkpoints = Checkpoints(workdir, config.training.keep_every * steps_each)
+    newest = checkpoints.latest_step()
+    if newest is not None:
+        state = checkpoints.restore(newest, state)
+    start_step = int(state.step)
+    journal = Journal(workdir, start_step, total_steps)
+    begin = f"resuming at step {start_step}" if newest is not None else origin
+    journal.say(
+        f"{config.name}: {len(train)} training and {len(val)} validation images, "
+        f"{len(train.categories)} classes, {slots} box slots; {total_steps} steps "
+        f"({steps_each} an epoch) of {config.data.batch_size} images on {num_devices} "
+        f"{jax.default_backend()} device(s); {begin}"
+    )
+    if over:
+        journal.say(
+            f"note: config.data.max_boxes={slots} leaves out {sum(n for _, n in over)} boxes of "
+            f"{len(over)} images, of {over[0][0]} first; 0 keeps all"
+        )
+
+    def due(every: int, step: int) -> bool:
+        return step == total_steps or (step % steps_each == 0 and step // steps_each % every == 0)
+
+    with Interrupt() as interrupt:
+
+        def evaluate_now(step: int) -> dict[str, Any] | None:
+            result = evaluate.run_evaluation(
+                detect,
+                state.variables,
+                val,
+                config,
+                pictures=VAL_PICTURES,
+                should_stop=lambda: interrupt.received is not None,
+            )
+            if result is None:
+                return None
+            journal.evaluated(step, -(-step // steps_each), result.metrics)
+            journal.picture("val", step, evaluate.picture(val, result.pictured))
+            return result.metrics
+
+        metrics = checkpoints.metrics(newest) if newest is not None else None
+        if newest is not None and metrics is None and due(config.training.eval_every, start_step):
+            # The run was stopped between this step and its evaluation.
+            metrics = evaluate_now(start_step)
+            if metrics is not None:
+                checkpoints.save(state, metrics, replace=True)
+        batches = training_batches(train, config, slots, start_step)
+        waited = stepped = 0.0
+        clock = time.perf_counter()
+        for step in range(start_step + 1, total_steps + 1):
+            if interrupt.received is not None:
+                break
+            asked = time.perf_counter()
+            batch = next(batches)
+            waited += time.perf_counter() - asked
+            if step == 1:
+                journal.picture("train", 0, draw_batch(batch, config, train))
+            state, device_metrics = train_step(state, batch)
+            stepped += 1
+            journal.advance()
+            if step % config.training.log_every == 0 or step == total_steps:
+                numbers = {name: float(x) for name, x in jax.device_get(device_metrics).items()}
+                elapsed = time.perf_counter() - clock
+                numbers["images_per_second"] = stepped * config.data.batch_size / elapsed
+                journal.train(step, -(-step // steps_each), numbers, waited / elapsed)
+                if not np.isfinite(numbers["loss"]):
+                    raise UserError(
+                        f"the loss is {numbers['loss']} at step {step}: lower "
+                        f"config.training.learning_rate={config.training.learning_rate}; the "
+                        f"newest checkpoint is of step {checkpoints.latest_step()}"
+                    )
+                waited = stepped = 0.0
+                clock = time.perf_counter()
+            if due(config.training.eval_every, step):
+                metrics = evaluate_now(step)
+                clock = time.perf_counter()
+                checkpoints.save(state, metrics)
+            elif due(config.training.checkpoint_every, step):
+                checkpoints.save(state)
+        if interrupt.received is not None:
+            checkpoints.save(state)
+            checkpoints.close()
+            journal.say(f"stopped and saved at step {int(state.step)}; the same command goes on")
+            journal.close()
+            interrupt.leave()
+    checkpoints.close()
+    journal.close()
+    if metrics is None:
+        raise UserError(f"{workdir}: this run is complete, but was saved without an evaluation")
+    return metrics

@@ -1,0 +1,94 @@
+"""What happens once, before the first step of a run."""
+
+import copy
+import importlib.metadata
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nanodet_jax import config as configs
+from nanodet_jax import convert, visualize
+from nanodet_jax.config import Config
+from nanodet_jax.data.records import Source
+from nanodet_jax.errors import UserError
+from nanodet_jax.evaluation import write_json
+from nanodet_jax.models.detector import NanoDet
+from nanodet_jax.structures import Batch
+from nanodet_jax.training.state import init_variables
+from nanodet_jax.weights import ABOUT, describe, load_entries, read_description
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+
+
+def resolve(config: Config, train: Source, val: Source) -> Config:
+    """A copy of the config with what only the data can tell: the number of classes.
+
+    Raises:
+      UserError: if the config or the validation data disagree with the training data.
+    """
+    names = [category.name for category in train.categories]
+    if [category.name for category in val.categories] != names:
+        raise UserError("training and validation data have different classes, or in other order")
+    if config.model.num_classes not in (0, len(names)):
+        raise UserError(
+            f"config.model.num_classes={config.model.num_classes}: the data has {len(names)} "
+            f"({', '.join(names[:5])}{', ...' if names[5:] else ''}); leave it at 0"
+        )
+    resolved = copy.deepcopy(config)
+    resolved.model.num_classes = len(names)
+    return resolved
+
+
+def initial_variables(config: Config, model: NanoDet) -> tuple[Any, str]:
+    """Variables to start from, and where they come from, in words.
+
+    Raises:
+      UserError: if config.training.init_weights cannot be read or nothing of it fits.
+    """
+    variables = init_variables(model, config.training.seed)
+    path = config.training.init_weights
+    if not path:
+        return variables, "starting from random weights"
+    entries = load_entries(path)
+    variables, report = convert.take_over(entries, variables, 4 * (config.model.reg_max + 1))
+    if not report.kept:
+        raise UserError(f"config.training.init_weights={path}: nothing in it fits this model")
+    return variables, f"starting from {path}: {report}"
+
+
+def prepare_workdir(workdir: Path, config: Config, source: Source) -> None:
+    """Write `config.json` and `about.json`, or check that those there describe this run.
+
+    Raises:
+      UserError: if the folder cannot be made, or holds the run of another model or other classes.
+    """
+    names = tuple(category.name for category in source.categories)
+    about = workdir / ABOUT
+    if about.is_file():
+        before, names_before = read_description(about.read_text(), str(about))
+        for what, old, new in (
+            ("classes", names_before, names),
+            ("config.model", before.model, config.model),
+            ("config.training.optimizer", before.training.optimizer, config.training.optimizer),
+        ):
+            if old != new:
+                raise UserError(
+                    f"{workdir} holds a run with {what} {old}, not {new}; "
+                    "give another --workdir, or the same config to go on"
+                )
+    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
+    write_json(workdir / "config.json", json.loads(configs.to_json(config)), indent=2)
+    write_json(about, json.loads(describe(config, names)) | {"versions": versions}, indent=2)
+
+
+def draw_batch(batch: Batch, config: Config, source: Source, most: int = 16) -> np.ndarray:
+    """A sheet of training images as the network gets them, with their boxes; uint8 BGR."""
+    names = [category.name for category in source.categories]
+    drawn = []
+    for image, boxes, labels, valid in zip(batch.images[:most], *batch.ground_truth[:3]):
+        pixels = image * np.asarray(config.data.std) + np.asarray(config.data.mean)
+        shown = np.clip(pixels, 0, 255).astype(np.uint8)
+        drawn.append(visualize.draw_ground_truth(shown, boxes[valid], labels[valid], names))
+    return visualize.grid(drawn, columns=4, size=(320, 320))
