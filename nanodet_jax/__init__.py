@@ -5,5 +5,5 @@
 """
 
 from nanodet_jax.detector import Detector as Detector
-from nanodet_jax.evaluate import evaluate as evaluate
+from nanodet_jax.scoring import evaluate as evaluate
 from nanodet_jax.training.loop import train_and_evaluate as train_and_evaluate

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from nanodet_jax import backend, evaluate
+from nanodet_jax import backend, scoring
 from nanodet_jax.config import Config, check
 from nanodet_jax.data.pipeline import count_slots, steps_per_epoch, training_batches
 from nanodet_jax.data.sources import open_source
@@ -98,7 +98,7 @@ def train_and_evaluate(config: Config, workdir: str | Path) -> dict[str, Any]:
     with Interrupt() as interrupt:
 
         def evaluate_now(step: int) -> dict[str, Any] | None:
-            result = evaluate.run_evaluation(
+            result = scoring.run_evaluation(
                 detect,
                 state.variables,
                 val,
@@ -109,7 +109,7 @@ def train_and_evaluate(config: Config, workdir: str | Path) -> dict[str, Any]:
             if result is None:
                 return None
             journal.evaluated(step, -(-step // steps_each), result.metrics)
-            journal.picture("val", step, evaluate.picture(val, result.pictured))
+            journal.picture("val", step, scoring.picture(val, result.pictured))
             return result.metrics
 
         metrics = checkpoints.metrics(newest) if newest is not None else None
