@@ -25,7 +25,7 @@ class Checkpoints:
         kept: list[Any] = [
             checkpoint_managers.LatestN(1),
             checkpoint_managers.BestN(
-                get_metric_fn=lambda metrics: metrics[METRIC],
+                get_metric_fn=_score,
                 n=1,
                 keep_checkpoints_without_metrics=False,
             ),
@@ -33,7 +33,8 @@ class Checkpoints:
         if keep_every_steps:
             kept.append(checkpoint_managers.EveryNSteps(keep_every_steps))
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=checkpoint_managers.AnyPreservationPolicy(kept)
+            preservation_policy=checkpoint_managers.AnyPreservationPolicy(kept),
+            best_fn=_score,  # without it the manager writes no metrics, which BestN goes by
         )
         self._manager = ocp.CheckpointManager(workdir.absolute() / "checkpoints", options=options)
 
@@ -104,6 +105,10 @@ class Checkpoints:
         """Wait until everything is on disk."""
         self._manager.wait_until_finished()
         self._manager.close()
+
+
+def _score(metrics: dict[str, Any]) -> float:
+    return metrics[METRIC]
 
 
 def _host(tree: Any) -> Any:

@@ -1,0 +1,45 @@
+"""Any Pascal VOC folder, fine-tuned from published weights.
+
+    python train.py --config configs/voc.py --workdir runs/mine \\
+        --config.data.root=FOLDER --config.training.init_weights=nanodet-m_320.pth
+
+FOLDER holds `train/` and `val/`, each with `images/` and `annotations/`, or is a VOC2007 folder.
+Classes are those that occur, in alphabetical order, unless `--config.data.classes=cat,dog`.
+
+On BCCD (292 images, 3 kinds of blood cells) 40 epochs are 720 steps: about 6 minutes on two CPU
+cores. The original reaches AP 0.569 there with these settings; see the README for ours.
+"""
+
+from nanodet_jax.config import Augment, Config, Data, Model, Training
+
+
+def get_config() -> Config:
+    """nanodet-m at 320 x 320, AdamW, cosine."""
+    return Config(
+        name="voc",
+        input_size=(320, 320),
+        data=Data(format="voc", batch_size=16),
+        augment=Augment(
+            scale=(0.6, 1.4),
+            stretch_x=(0.8, 1.2),
+            stretch_y=(0.8, 1.2),
+            translate=0.2,
+            flip=0.5,
+            brightness=0.2,
+            contrast=(0.6, 1.4),
+            saturation=(0.5, 1.2),
+        ),
+        model=Model(width=1.0, channels=96),
+        training=Training(
+            epochs=40,
+            optimizer="adamw",
+            learning_rate=5e-4,
+            weight_decay=0.05,
+            clip_norm=35.0,
+            schedule="cosine",
+            final_fraction=0.05,
+            warmup_steps=50,
+            warmup_ratio=1e-4,
+            eval_every=10,
+        ),
+    )
