@@ -42,14 +42,13 @@ def prepare(cache_dir: str | Path | None = None) -> None:
       cache_dir: where compiled programs are kept between runs; by default
         `$JAX_COMPILATION_CACHE_DIR`, or `nanodet_jax` in the user's cache folder.
     """
+    _keep_freed_memory()  # first: it reaches only threads that come after it
     chosen = cache_dir or os.environ.get("JAX_COMPILATION_CACHE_DIR")
     if not chosen:
         chosen = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "nanodet_jax"
     jax.config.update("jax_compilation_cache_dir", str(chosen))
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    if jax.default_backend() == "cpu":
-        _keep_freed_memory()
 
 
 def _keep_freed_memory() -> None:

@@ -83,11 +83,6 @@ class DepthwiseSeparableConv(nn.Module):
         return leaky_relu(self.norm(name="pwnorm")(x))
 
 
-def max_pool_3x3(x: jax.Array) -> jax.Array:
-    """Maximum over 3 x 3, stride 2, one pixel of padding that never wins."""
-    return nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
-
-
 def upsample_2x(x: jax.Array) -> jax.Array:
     """Twice the size, bilinear between pixel centres (PyTorch's align_corners=False)."""
     batch, height, width, channels = x.shape

@@ -5,7 +5,8 @@ import jax
 import jax.numpy as jnp
 
 from nanodet_jax.models.depthwise import DepthwiseConv
-from nanodet_jax.models.layers import Module, leaky_relu, max_pool_3x3, pointwise_conv
+from nanodet_jax.models.layers import Module, leaky_relu, pointwise_conv
+from nanodet_jax.models.max_pool import max_pool_3x3
 
 # Channels of the stages with strides 8, 16, 32, by width (table 5 of the paper).
 STAGE_CHANNELS = {
