@@ -63,10 +63,14 @@ def non_maximum_suppression(
     best, index = jax.lax.top_k(flat, min(cap, num_priors * num_classes))
     labels = (index % num_classes).astype(jnp.int32)
     candidates = candidate_boxes[index // num_classes]
+    # The original parts the classes by moving each to a place of its own. In float32 that rounds
+    # boxes to some 1e-3 pixel, which decides overlaps next to the threshold; so do as it does.
+    furthest = jnp.max(jnp.where(best[:, None] > 0, candidates, 0.0))
+    apart = candidates + (labels.astype(candidates.dtype) * (furthest + 1))[:, None]
 
     def pick(remaining: jax.Array, _: None) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
         chosen = jnp.argmax(remaining)
-        overlap = boxes.iou(candidates[chosen][None], candidates)
+        overlap = boxes.iou(apart[chosen][None], apart)
         beaten = (overlap > iou_threshold) & (labels == labels[chosen])
         left = jnp.where(beaten, 0.0, remaining).at[chosen].set(0.0)
         return left, (chosen, remaining[chosen])

@@ -1,2 +1,82 @@
-def detections_check(path, weights, images):
-    return None
+"""Fixtures of detections: real weights, real images, boxes on the image."""
+
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from nanodet_jax import backend
+from nanodet_jax.data.pipeline import prepare_for_inference, stack
+from nanodet_jax.data.records import decode, make_record
+from nanodet_jax.errors import UserError
+from nanodet_jax.inference import detect_batch, make_detect
+from nanodet_jax.models.detector import build_model
+from nanodet_jax.weights import load_weights
+from tests.parity_checks.comparison import Comparisons, Worst, of_scale
+from tests.parity_checks.networks import joined
+
+PIXELS, SCORE = 0.05, 1e-4
+# Detections that score less may fall on the other side of the threshold of 0.05.
+CERTAIN = 0.06
+
+
+def detections_check(path: Path, weights: Path, images: Path):
+    """The check of a detections_<weights>.npz, or None for weights of a model not built here."""
+    file = weights / f"{path.stem.split('_', 1)[1]}.pth"
+    if not file.exists():
+        return partial(_missing, file)
+    try:
+        loaded = load_weights(file)
+    except UserError:
+        return None
+    return partial(check_detections, path, loaded, images)
+
+
+def _missing(file: Path) -> Worst:
+    raise FileNotFoundError(f"{file}; give --weights-dir")
+
+
+def check_detections(path: Path, weights, images: Path) -> Worst:
+    """Network input, predictions and detections, image by image."""
+    compare = Comparisons()
+    with np.load(path) as file:
+        fixture = {key: file[key] for key in file}
+    # Whether proportions were kept is the fixture's to tell: the recorded warp shows it.
+    config = weights.config
+    matrix = fixture["0/warp_matrix"]
+    config.data.keep_ratio = bool(np.isclose(matrix[0, 0], matrix[1, 1], rtol=1e-6))
+    model = build_model(config.model)
+    detect = make_detect(model)
+    network = backend.jit(model.apply)
+    for k in range(int(fixture["count"])):
+        name = str(fixture[f"{k}/file"])
+        pixels = decode(make_record(0, name, images / name, (0, 0), [], [], [], []))
+        prepared = prepare_for_inference(pixels, config)
+        if f"{k}/input" in fixture:
+            recorded = fixture[f"{k}/input"].transpose(0, 2, 3, 1)
+            compare.near(f"{name} input", prepared.image[None], of_scale(recorded, 1e-5))
+            predictions = joined(network(weights.variables, prepared.image[None]))
+            compare.near(f"{name} predictions", predictions, of_scale(fixture[f"{k}/preds"], 1e-5))
+        [(_, found)] = detect_batch(detect, weights.variables, stack([(0, prepared)], 1))
+        compare.equal(f"{name} truncated", found.truncated, False)
+        recorded = fixture[f"{k}/detections"]
+        ours = np.concatenate([found.boxes, found.scores[:, None], found.labels[:, None]], axis=1)
+        for there, here in ((recorded, ours), (ours, recorded)):
+            _each_has_a_partner(compare, name, there, here)
+    return compare.worst()
+
+
+def _each_has_a_partner(compare: Comparisons, name: str, rows: np.ndarray, others: np.ndarray):
+    """Every certain detection has one of its class and place in the other list."""
+    # Of 100 detections the last may have lost their place to a neighbour in score.
+    lowest = others[:, 4].min() + SCORE if len(others) == 100 else 0.0
+    for row in rows[rows[:, 4] > max(CERTAIN, lowest)]:
+        same = others[others[:, 5] == row[5]]
+        if not len(same):
+            compare.add(f"{name}: no box of class {int(row[5])}", np.inf, PIXELS)
+            continue
+        # Coordinates, not overlap: a box without area overlaps nothing, itself included.
+        apart = np.abs(same[:, :4] - row[:4]).max(axis=1)
+        nearest = np.argmin(apart)
+        compare.add(f"{name} box", apart[nearest], PIXELS)
+        compare.add(f"{name} score", abs(same[nearest, 4] - row[4]), SCORE)

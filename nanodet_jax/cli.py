@@ -1,0 +1,148 @@
+"""The `nanodet-jax` command: predict, convert, prepare."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+from nanodet_jax import visualize
+from nanodet_jax.detector import Detector, Found, read_image
+from nanodet_jax.errors import UserError
+from nanodet_jax.evaluation import write_json
+from nanodet_jax.weights import load_weights, save_weights
+
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; what the user can mend is one line on stderr and exit code 2."""
+    parser = argparse.ArgumentParser(prog="nanodet-jax", description="NanoDet in JAX")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_predict(commands.add_parser("predict", help="find objects in images"))
+    _add_convert(commands.add_parser("convert", help="the original's weights to this project's"))
+    _add_prepare(commands.add_parser("prepare", help="COCO json data as a TFDS data set"))
+    args = parser.parse_args(argv)
+    try:
+        args.run(args)
+    except UserError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def _add_predict(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("images", nargs="+", type=Path, help="image files, or folders of them")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--weights", type=Path, help="a .pth, .ckpt or .npz file")
+    source.add_argument("--workdir", type=Path, help="a run, whose best checkpoint is taken")
+    parser.add_argument(
+        "--out", type=Path, default=Path("predictions"), help="default: %(default)s"
+    )
+    parser.add_argument(
+        "--threshold", type=float, default=0.35, help="least score that is drawn (%(default)s)"
+    )
+    parser.set_defaults(run=predict)
+
+
+def predict(args: argparse.Namespace) -> None:
+    """Write a picture with boxes per image, and `detections.json` with all above 0.05."""
+    files = [file for path in args.images for file in _image_files(path)]
+    names = _picture_names(files)
+    detector = Detector.load(args.weights or args.workdir)
+    found = {}
+    for file, name in tqdm(list(zip(files, names)), unit="img", disable=len(files) == 1):
+        pixels = read_image(file)
+        one = detector(pixels)
+        assert isinstance(one, Found)
+        found[str(file)] = _as_json(one)
+        drawn = visualize.draw_detections(
+            pixels, one.boxes, one.scores, one.labels, detector.class_names, args.threshold
+        )
+        visualize.save_image(args.out / name, drawn)
+        shown = [n for n, score in zip(one.class_names, one.scores) if score >= args.threshold]
+        counts = ", ".join(f"{shown.count(n)} {n}" for n in dict.fromkeys(shown))
+        tqdm.write(f"{file}: {counts or 'nothing'}")
+    write_json(args.out / "detections.json", found, indent=2)
+    print(f"{len(files)} pictures and detections.json are in {args.out}")
+
+
+def _image_files(path: Path) -> list[Path]:
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise UserError(f"{path}: no such image or folder")
+    files = sorted(file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
+    if not files:
+        raise UserError(f"{path}: holds no image ({', '.join(sorted(IMAGE_SUFFIXES))})")
+    return files
+
+
+def _picture_names(files: list[Path]) -> list[str]:
+    """One name per file, numbered where two folders hold files of the same name."""
+    names, used = [], set()
+    for file in files:
+        name, number = f"{file.stem}.jpg", 2
+        while name in used:
+            name, number = f"{file.stem}_{number}.jpg", number + 1
+        used.add(name)
+        names.append(name)
+    return names
+
+
+def _as_json(found: Found) -> list[dict]:
+    return [
+        {"class": name, "score": float(score), "box_xyxy": box.tolist()}
+        for box, score, name in zip(found.boxes, found.scores, found.class_names)
+    ]
+
+
+def _add_convert(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", type=Path, help=".pth or .ckpt of the original, or a workdir")
+    parser.add_argument("out", type=Path, help=".npz to write")
+    parser.set_defaults(run=convert)
+
+
+def convert(args: argparse.Namespace) -> None:
+    """Write weights as a `.npz` that holds its config and class names too."""
+    weights = load_weights(args.source)
+    save_weights(args.out, weights)
+    model = weights.config.model
+    print(
+        f"{args.out}: nanodet-m of width {model.width}, {model.num_classes} classes, "
+        f"{args.out.stat().st_size / 1e6:.1f} MB"
+    )
+
+
+def _add_prepare(parser: argparse.ArgumentParser) -> None:
+    for split in ("train", "val"):
+        parser.add_argument(f"--{split}-images", type=Path, required=True)
+        parser.add_argument(f"--{split}-annotations", type=Path, required=True, help="COCO json")
+    parser.add_argument("--out", type=Path, required=True, help="the TFDS data_dir to write to")
+    parser.add_argument("--name", required=True, help="of the data set: letters, digits and _")
+    parser.set_defaults(run=prepare)
+
+
+def prepare(args: argparse.Namespace) -> None:
+    """Write an array_record data set with the features of TFDS's coco/2017."""
+    from nanodet_jax.data import tfds_prepare  # needs the extra `tfds`
+
+    folder = tfds_prepare.prepare(
+        args.train_images,
+        args.train_annotations,
+        args.val_images,
+        args.val_annotations,
+        args.out,
+        args.name,
+    )
+    print(
+        f"{folder} is ready: --config.data.format=tfds --config.data.root={args.out} "
+        f"--config.data.name={args.name}:1.0.0"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
