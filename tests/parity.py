@@ -2,10 +2,10 @@
 
     python tests/parity.py FOLDER [--only REGEX] [--weights-dir DIR] [--images-dir DIR]
 
-A row shows the largest error, its tolerance and the verdict. The exit status is 1 if any
-fixture fails or none matches. Fixtures of parts that this project does not have are listed as
-absent, never as passed. Where float32 itself does not determine a number to the tolerance, that
-is measured and said (`judge` in `tests/parity_checks/comparison.py`). The checks themselves are in `tests/parity_checks/`.
+A row shows the largest error, its tolerance and the verdict. The exit status is 1 if any fixture
+fails or none matches. Fixtures of parts that this project does not have are listed as absent,
+never as passed. Where float32 itself does not determine a number to the tolerance, that is
+measured and said: see `judge` in `tests/parity_checks/comparison.py`.
 """
 
 import argparse

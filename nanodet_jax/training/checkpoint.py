@@ -6,12 +6,16 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from absl import logging
 from orbax.checkpoint import checkpoint_managers
 
 from nanodet_jax.errors import UserError
 from nanodet_jax.training.state import TrainState
 
 METRIC = "AP"
+
+# Saves between evaluations have no score, by intention; the manager warns of each.
+logging.get_absl_logger().addFilter(lambda record: "tracked_metric" not in str(record.msg))
 
 
 class Checkpoints:
@@ -101,9 +105,12 @@ class Checkpoints:
                 "workdir's own config, or another workdir"
             ) from error
 
-    def close(self) -> None:
-        """Wait until everything is on disk."""
+    def wait(self) -> None:
+        """Return once everything is on disk."""
         self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Wait until everything is on disk, and let go of it."""
         self._manager.close()
 
 

@@ -1,6 +1,7 @@
 """The training loop: read it from top to bottom."""
 
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,7 @@ def train_and_evaluate(config: Config, workdir: str | Path) -> dict[str, Any]:
     workdir = Path(workdir).expanduser()
     num_devices = jax.local_device_count()
     check(config, num_devices)
+    print(f"{config.name}: reading the data", flush=True)
     train, val = open_source(config, "train"), open_source(config, "val")
     config = resolve(config, train, val)
     steps_each = steps_per_epoch(train, config.data.batch_size)
@@ -92,10 +94,13 @@ def train_and_evaluate(config: Config, workdir: str | Path) -> dict[str, Any]:
             f"{len(over)} images, of {over[0][0]} first; 0 keeps all"
         )
 
+    if start_step < total_steps:
+        journal.say("compiling the first step: up to a minute, once; later runs take it from disk")
+
     def due(every: int, step: int) -> bool:
         return step == total_steps or (step % steps_each == 0 and step // steps_each % every == 0)
 
-    with Interrupt() as interrupt:
+    with closing(checkpoints), closing(journal), Interrupt() as interrupt:
 
         def evaluate_now(step: int) -> dict[str, Any] | None:
             result = scoring.run_evaluation(
@@ -153,12 +158,9 @@ def train_and_evaluate(config: Config, workdir: str | Path) -> dict[str, Any]:
                 checkpoints.save(state)
         if interrupt.received is not None:
             checkpoints.save(state)
-            checkpoints.close()
+            checkpoints.wait()
             journal.say(f"stopped and saved at step {int(state.step)}; the same command goes on")
-            journal.close()
             interrupt.leave()
-    checkpoints.close()
-    journal.close()
     if metrics is None:
         raise UserError(f"{workdir}: this run is complete, but was saved without an evaluation")
     return metrics

@@ -1,0 +1,151 @@
+"""Time NanoDet on this machine: compilation, a training step and its parts, inference.
+
+    python -m benchmarks [--only REGEX] [--batch 8] [--size 320] [--json FILE]
+
+Wall and CPU time are medians over `--runs`; peak memory is of the whole process so far. Run it
+twice: the first run compiles, the second loads from the cache, and runs up to a third faster.
+"""
+
+import argparse
+import json
+import re
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from nanodet_jax import backend, config
+from nanodet_jax.inference import make_detect
+from nanodet_jax.models.detector import build_model, priors_of
+from nanodet_jax.objective import objective
+from nanodet_jax.structures import Batch, GroundTruth
+from nanodet_jax.training.optimizer import make_optimizer
+from nanodet_jax.training.parallel import make_train_step
+from nanodet_jax.training.state import create_state, init_variables
+
+BOXES = 30  # ground-truth slots, half of them filled on average
+
+
+def random_batch(batch: int, size: int) -> Batch:
+    """Noise and random boxes: what is in an image does not matter to the time."""
+    random = np.random.RandomState(0)
+    corner = random.uniform(0, 0.8 * size, (batch, BOXES, 2))
+    extent = random.uniform(0.03 * size, 0.5 * size, (batch, BOXES, 2))
+    truth = GroundTruth(
+        boxes=np.concatenate([corner, corner + extent], -1).clip(0, size).astype(np.float32),
+        labels=random.randint(0, 80, (batch, BOXES)).astype(np.int32),
+        valid=np.arange(BOXES) < random.randint(0, BOXES, (batch, 1)),
+        ignore=np.zeros((batch, BOXES), bool),
+    )
+    images = random.randn(batch, size, size, 3).astype(np.float32)
+    return jax.tree.map(jnp.asarray, Batch(images, truth))
+
+
+def cases(batch: int, size: int) -> Iterator[tuple[str, Callable[[], Callable[[], Any]]]]:
+    """Names, and functions that build a function to be timed."""
+    model_config = config.Model(num_classes=80)
+    model = build_model(model_config)
+    priors = priors_of(model_config, (size, size))
+    parts = {"assigner": config.Assigner(), "weights": config.Loss()}
+    variables = init_variables(model, 0)
+
+    def training_step():
+        training = config.Training(optimizer="sgd", learning_rate=1e-4)
+        schedule = optax.constant_schedule(1e-4)
+        optimizer = make_optimizer(training, schedule)
+        step = make_train_step(optimizer, schedule, model=model, priors=priors, **parts)
+        data, held = random_batch(batch, size), [create_state(variables, optimizer)]
+
+        def run():
+            held[0], metrics = step(held[0], data)
+            return metrics
+
+        return run
+
+    def forward(train):
+        data = random_batch(batch, size)
+        apply = backend.jit(lambda v, x: model.apply(v, x, train, mutable=["batch_stats"]))
+        return lambda: apply(variables, data.images)
+
+    def loss_gradient():
+        data = random_batch(batch, size)
+        predictions = backend.jit(model.apply)(variables, data.images)
+        gradient = backend.jit(
+            jax.grad(lambda p: objective(p, data.ground_truth, priors, **parts)[0])
+        )
+        return lambda: gradient(predictions)
+
+    def network(count):
+        images = random_batch(count, size).images
+        apply = backend.jit(model.apply)
+        return lambda: apply(variables, images)
+
+    def detection(count):
+        images = random_batch(count, size).images
+        detect = make_detect(model)
+        warps = jnp.broadcast_to(jnp.eye(3), (count, 3, 3))
+        sizes = jnp.full((count, 2), float(size))
+        return lambda: detect(variables, images, warps, sizes)
+
+    yield f"training step, batch {batch}", training_step
+    yield f"training forward, batch {batch}", lambda: forward(True)
+    yield f"assignment + loss + gradient, batch {batch}", loss_gradient
+    yield "network, batch 1", lambda: network(1)
+    yield f"network, batch {batch}", lambda: network(batch)
+    yield "network + suppression, batch 1", lambda: detection(1)
+
+
+def measure(build: Callable[[], Callable[[], Any]], runs: int) -> dict[str, float]:
+    """Seconds to the first result, then medians per run."""
+    run = build()
+    started = time.perf_counter()
+    jax.block_until_ready(run())
+    first = time.perf_counter() - started
+    walls, cpus = [], []
+    for _ in range(runs):
+        wall, cpu = time.perf_counter(), time.process_time()
+        jax.block_until_ready(run())
+        walls.append(time.perf_counter() - wall)
+        cpus.append(time.process_time() - cpu)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return {
+        "first_s": first,
+        "wall_ms": 1e3 * float(np.median(walls)),
+        "wall_min_ms": 1e3 * min(walls),
+        "cpu_ms": 1e3 * float(np.median(cpus)),
+        "peak_mb": peak if sys.platform != "darwin" else peak / 1024,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--only", default="", help="regular expression searched in the names")
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--size", type=int, default=320)
+    parser.add_argument("--runs", type=int, default=15)
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    backend.prepare()
+    print(
+        f"nanodet-m, {args.size} x {args.size}, {jax.devices()[0].device_kind}, jax {jax.__version__}"
+    )
+    print(f"{'':46s} {'first s':>8s} {'wall ms':>8s} {'min':>8s} {'cpu ms':>8s} {'peak MB':>8s}")
+    rows = {}
+    for name, build in cases(args.batch, args.size):
+        if re.search(args.only, name):
+            rows[name] = row = measure(build, args.runs)
+            print(f"{name:46s} {row['first_s']:8.2f} {row['wall_ms']:8.1f} "
+                  f"{row['wall_min_ms']:8.1f} {row['cpu_ms']:8.1f} {row['peak_mb']:8.0f}", flush=True)  # fmt: skip
+    if args.json:
+        args.json.write_text(json.dumps(rows, indent=2))
+
+
+if __name__ == "__main__":
+    main()

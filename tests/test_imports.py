@@ -1,0 +1,58 @@
+"""Imports point one way: a room knows only those below it."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "nanodet_jax"
+# From the ground up; rooms of one layer do not know each other, but for the order within it.
+LAYERS = (
+    {"errors", "config", "structures", "precision", "boxes", "backend", "coco_classes"},
+    {"models", "losses", "assigners", "data", "pytorch_pickle", "pytorch_file"},
+    {"objective", "postprocess", "evaluation", "visualize", "convert"},
+    {"inference", "weights", "scoring", "detector", "training"},
+    {"doors", "cli", ""},
+)
+# What is built in one layer leans on its neighbours in this order.
+ALLOWED_WITHIN = {
+    "config": {"errors"},
+    "pytorch_file": {"pytorch_pickle"},
+    "postprocess": {"objective"},
+    "weights": {"training"},
+    "scoring": {"inference", "weights"},
+    "detector": {"inference", "weights"},
+    "training": {"weights", "inference", "scoring"},
+    "cli": set(),
+}
+
+
+def level(room: str) -> int:
+    return next(i for i, rooms in enumerate(LAYERS) if room in rooms)
+
+
+def imports(path: Path) -> set[str]:
+    """Rooms of this package that a file imports."""
+    rooms = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("nanodet_jax"):
+            parts = node.module.split(".")[1:]
+            rooms |= {parts[0]} if parts else {alias.name for alias in node.names}
+    return rooms
+
+
+def files() -> list[Path]:
+    return sorted(PACKAGE.rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", files(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_point_down(path):
+    room = path.relative_to(PACKAGE).parts[0].removesuffix(".py").replace("__init__", "")
+    for other in imports(path) - {room}:
+        below = level(other) < level(room)
+        assert below or other in ALLOWED_WITHIN.get(room, set()), f"{room} imports {other}"
+
+
+def test_data_knows_no_jax():
+    for path in (PACKAGE / "data").rglob("*.py"):
+        assert "import jax" not in path.read_text(), path.name
