@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from nanodet_jax import backend
+from nanodet_jax.config import Config
 from nanodet_jax.data.pipeline import prepare_for_inference, stack
 from nanodet_jax.data.records import decode, make_record
 from nanodet_jax.errors import UserError
@@ -41,16 +42,14 @@ def check_detections(path: Path, weights, images: Path) -> Worst:
     compare = Comparisons()
     with np.load(path) as file:
         fixture = {key: file[key] for key in file}
-    # Whether proportions were kept is the fixture's to tell: the recorded warp shows it.
+    names = [str(fixture[f"{k}/file"]) for k in range(int(fixture["count"]))]
+    photos = [decode(make_record(0, n, images / n, (0, 0), [], [], [], [])) for n in names]
     config = weights.config
-    matrix = fixture["0/warp_matrix"]
-    config.data.keep_ratio = bool(np.isclose(matrix[0, 0], matrix[1, 1], rtol=1e-6))
+    _read_off_warps(config, photos, [fixture[f"{k}/warp_matrix"] for k in range(len(names))])
     model = build_model(config.model)
     detect = make_detect(model)
     network = backend.jit(model.apply)
-    for k in range(int(fixture["count"])):
-        name = str(fixture[f"{k}/file"])
-        pixels = decode(make_record(0, name, images / name, (0, 0), [], [], [], []))
+    for k, (name, pixels) in enumerate(zip(names, photos)):
         prepared = prepare_for_inference(pixels, config)
         if f"{k}/input" in fixture:
             recorded = fixture[f"{k}/input"].transpose(0, 2, 3, 1)
@@ -64,6 +63,18 @@ def check_detections(path: Path, weights, images: Path) -> Worst:
         for there, here in ((recorded, ours), (ours, recorded)):
             _each_has_a_partner(compare, name, there, here)
     return compare.worst()
+
+
+def _read_off_warps(config: Config, photos: list[np.ndarray], matrices: list[np.ndarray]) -> None:
+    """Set the input size, and whether proportions were kept: weight files do not tell."""
+    scales = np.array([(matrix[1, 1], matrix[0, 0]) for matrix in matrices])  # height, width
+    sides = scales * [photo.shape[:2] for photo in photos]
+    config.data.keep_ratio = bool(np.allclose(scales[:, 0], scales[:, 1], rtol=1e-6))
+    reached = sides.max(axis=0)
+    if config.data.keep_ratio:
+        reached = np.full(2, sides.max())  # a square input, filled along the longer side
+    height, width = (int(32 * np.round(side / 32)) for side in reached)
+    config.input_size = (height, width)
 
 
 def _each_has_a_partner(compare: Comparisons, name: str, rows: np.ndarray, others: np.ndarray):
