@@ -1,7 +1,7 @@
 """Images in, detections on those images out: the network and what follows it, compiled."""
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -9,9 +9,9 @@ import numpy as np
 from nanodet_jax import backend, postprocess
 from nanodet_jax.data.pipeline import EvaluationBatch
 from nanodet_jax.models.detector import NanoDet, priors_of
-from nanodet_jax.structures import Detections
+from nanodet_jax.structures import Array, Detections, Predictions
 
-Detect = Callable[[Any, jax.Array, jax.Array, jax.Array], Detections]
+Detect = Callable[[Any, Array, Array, Array], Detections]
 
 
 def make_detect(model: NanoDet) -> Detect:
@@ -24,7 +24,7 @@ def make_detect(model: NanoDet) -> Detect:
 
     def detect(variables, images, inverse_warps, sizes) -> Detections:
         input_size = images.shape[1:3]
-        predictions = model.apply(variables, images)
+        predictions = cast(Predictions, model.apply(variables, images))
         boxes, scores = postprocess.decode(
             predictions, priors_of(model.model, input_size), input_size
         )
@@ -38,14 +38,8 @@ def detect_batch(
     detect: Detect, variables: Any, batch: EvaluationBatch
 ) -> Iterator[tuple[int, Detections]]:
     """Position in the source and detections of each image, numpy, without empty slots."""
-    found = jax.device_get(detect(variables, *batch[:3]))
+    found = jax.device_get(detect(variables, batch.images, batch.inverse_warps, batch.sizes))
     for row, index in enumerate(batch.indices):
-        one = Detections(*(leaf[row] for leaf in found))
-        count = int(np.sum(one.valid))
-        yield (
-            index,
-            Detections(
-                *(leaf[:count] for leaf in one[:-1]),
-                truncated=one.truncated,
-            ),
-        )
+        count = int(np.sum(found.valid[row]))
+        slots = [leaf[row, :count] for leaf in found[:-1]]
+        yield index, Detections(*slots, found.truncated[row])

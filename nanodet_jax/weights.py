@@ -90,7 +90,7 @@ def save_weights(path: str | Path, weights: Weights) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".npz", delete=False) as file:
-            np.savez(file, **{ABOUT: about}, **arrays)
+            np.savez(file, **{ABOUT: about}, **arrays)  # type: ignore[arg-type]
         os.replace(file.name, path)
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {error.strerror}") from error

@@ -137,11 +137,11 @@ def warp_boxes(boxes: np.ndarray, matrix: np.ndarray, size: tuple[int, int]) -> 
 
 def color_image(image: np.ndarray, color: Color) -> np.ndarray:
     """Image uint8 BGR to float32 in about [0, 1]; nothing is clipped, as in the original."""
-    pixels = image.astype(np.float32) / 255
+    pixels: np.ndarray = image.astype(np.float32) / 255
     if color.brightness != 0:
-        pixels += np.float32(color.brightness)
+        np.add(pixels, np.float32(color.brightness), out=pixels)
     if color.contrast != 1:
-        pixels *= np.float32(color.contrast)
+        np.multiply(pixels, np.float32(color.contrast), out=pixels)
     if color.saturation != 1:
         hsv = cv2.cvtColor(pixels, cv2.COLOR_BGR2HSV)
         hsv[..., 1] *= np.float32(color.saturation)
