@@ -41,5 +41,13 @@ def detect_batch(
     found = jax.device_get(detect(variables, batch.images, batch.inverse_warps, batch.sizes))
     for row, index in enumerate(batch.indices):
         count = int(np.sum(found.valid[row]))
-        slots = [leaf[row, :count] for leaf in found[:-1]]
-        yield index, Detections(*slots, found.truncated[row])
+        yield (
+            index,
+            Detections(
+                boxes=found.boxes[row, :count],
+                scores=found.scores[row, :count],
+                labels=found.labels[row, :count],
+                valid=found.valid[row, :count],
+                truncated=found.truncated[row],
+            ),
+        )

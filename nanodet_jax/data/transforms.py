@@ -143,7 +143,7 @@ def color_image(image: np.ndarray, color: Color) -> np.ndarray:
     if color.contrast != 1:
         np.multiply(pixels, np.float32(color.contrast), out=pixels)
     if color.saturation != 1:
-        hsv = cv2.cvtColor(pixels, cv2.COLOR_BGR2HSV)
+        hsv: np.ndarray = cv2.cvtColor(pixels, cv2.COLOR_BGR2HSV)
         hsv[..., 1] *= np.float32(color.saturation)
         pixels = cv2.cvtColor(hsv, cv2.COLOR_HSV2BGR)
     return pixels
