@@ -146,11 +146,11 @@ def check(config: Config, num_devices: int = 1) -> None:
                 value = getattr(value, part)
             raise UserError(f"config.{name}={value!r}: {way_out}")
 
+    _from_dict(Config, dataclasses.asdict(config), "config")  # values of the right type and number
     data, training, model = config.data, config.training, config.model
     largest = max(model.strides, default=1)
     require(bool(model.strides), "model.strides", "needs at least one stride")
     require(model.strides == (8, 16, 32), "model.strides", "this model has levels (8, 16, 32)")
-    require(len(config.input_size) == 2, "input_size", "give height,width")
     require(
         all(side > 0 and side % largest == 0 for side in config.input_size),
         "input_size",
@@ -167,6 +167,8 @@ def check(config: Config, num_devices: int = 1) -> None:
         "data.batch_size",
         f"must be divisible by the number of devices, {num_devices}",
     )
+    for name in ("train_size", "val_size"):
+        require(getattr(data, name) > 0, f"data.{name}", "must be positive")
     require(data.workers > 0, "data.workers", "needs at least one thread")
     require(data.max_boxes >= 0, "data.max_boxes", "must be positive, or 0 for the data's most")
     require(all(value > 0 for value in data.std), "data.std", "must be positive")
@@ -174,11 +176,7 @@ def check(config: Config, num_devices: int = 1) -> None:
     require(training.schedule in SCHEDULES, "training.schedule", f"must be in {SCHEDULES}")
     require(training.steps >= 0, "training.steps", "must be positive, or 0 to count epochs")
     require(training.steps > 0 or training.epochs > 0, "training.epochs", "must be positive")
-    require(
-        math.isfinite(training.learning_rate) and training.learning_rate > 0,
-        "training.learning_rate",
-        "must be a positive number",
-    )
+    require(training.learning_rate > 0, "training.learning_rate", "must be positive")
     for name in ("eval_every", "checkpoint_every", "log_every"):
         require(getattr(training, name) > 0, f"training.{name}", "must be positive")
     for name in ("weight_decay", "clip_norm", "warmup_steps", "keep_every"):
@@ -189,6 +187,8 @@ def check(config: Config, num_devices: int = 1) -> None:
     for name in ("scale", "stretch_x", "stretch_y", "contrast", "saturation"):
         low, high = getattr(config.augment, name)
         require(0 < low <= high, f"augment.{name}", "give low,high with 0 < low <= high")
+    for name in ("perspective", "rotation", "shear", "translate", "brightness"):
+        require(getattr(config.augment, name) >= 0, f"augment.{name}", "must not be negative")
     require(0 <= config.augment.flip <= 1, "augment.flip", "is a probability")
 
 
@@ -234,6 +234,8 @@ def _from_value(hint: Any, value: Any, where: str) -> Any:
         return tuple(_from_value(k, v, where) for k, v in zip(kinds, value))
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"{where}={value!r}: expected a finite number")
     kind = hint if isinstance(hint, type | types.UnionType) else object
     if not isinstance(value, kind) or (hint is int and isinstance(value, bool)):
         raise UserError(f"{where}={value!r}: expected {getattr(hint, '__name__', hint)}")

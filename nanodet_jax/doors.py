@@ -1,8 +1,9 @@
 """What `train.py` and `eval.py` share: flags in, one clear line and exit code 2 out."""
 
 import sys
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NoReturn
 
 from absl import app, flags, logging
 from ml_collections import config_flags
@@ -12,19 +13,20 @@ from nanodet_jax.errors import UserError
 
 def define_config(default: str) -> Any:
     """The `--config FILE[:VARIANT]` flag, with `--config.FIELD=VALUE` for every field."""
-    return config_flags.DEFINE_config_file("config", default, "path, or path:variant")
+    with _told_in_a_line():  # where the command line names no other, the default is read here
+        return config_flags.DEFINE_config_file("config", default, "path, or path:variant")
 
 
 def run(main: Callable[[], None]) -> None:
     """Parse the flags, call `main`, and turn what the user can mend into a line."""
 
     def parse(argv: list[str]) -> list[str]:
-        try:
+        with _told_in_a_line():
             rest = flags.FLAGS(argv)
-        except flags.Error as error:
-            fail(error)
-        except (AttributeError, TypeError, ValueError, KeyError, OSError, ImportError) as error:
-            fail(f"--config: {error}")
+            data = flags.FLAGS.config.data  # a file that is missing is told only when it is used
+            # Flags hold Python literals: cat,dog without quotes arrives as one string.
+            names = ",".join(map(str, data.classes)).split(",")
+            data.classes = tuple(name for name in names if name)
         if rest[1:]:
             fail(f"{rest[1]!r} is no flag; flags are --NAME=VALUE, see --help")
         return rest
@@ -42,7 +44,19 @@ def run(main: Callable[[], None]) -> None:
     app.run(guarded, flags_parser=parse)
 
 
-def fail(message: object) -> None:
+@contextmanager
+def _told_in_a_line() -> Iterator[None]:
+    """Fail with the reason why flags or config cannot be read. A config is code: any error."""
+    try:
+        yield
+    except flags.Error as error:
+        reason, _, trace = str(error).partition("Traceback (most recent call last):")
+        fail(reason + "".join(trace.strip().splitlines()[-1:]))
+    except Exception as error:
+        fail(f"--config: {error}")
+
+
+def fail(message: object) -> NoReturn:
     """Print `error: ...` on one line and leave with exit code 2."""
     line = " ".join(str(message).split())
     print(f"error: {line}", file=sys.stderr)

@@ -123,8 +123,8 @@ def read_description(text: str, where: str) -> tuple[Config, tuple[str, ...]]:
 def _load_npz(path: Path) -> Weights:
     try:
         with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-    except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
+            arrays = {name: np.asarray(file[name]) for name in file.files}
+    except (OSError, ValueError, TypeError, RuntimeError, zipfile.BadZipFile, EOFError) as error:
         raise UserError(f"{path}: is damaged or no .npz archive ({error})") from error
     if ABOUT not in arrays:
         raise UserError(f"{path}: has no {ABOUT}: not written by this project")

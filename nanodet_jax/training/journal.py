@@ -42,7 +42,7 @@ class Journal:
             try:
                 if json.loads(line)["step"] <= step:
                     kept.append(line + "\n")
-            except (json.JSONDecodeError, KeyError):
+            except (json.JSONDecodeError, KeyError, TypeError):
                 continue  # a line that a crash cut short
         scratch = self._path.with_suffix(".tmp")
         scratch.write_text("".join(kept))

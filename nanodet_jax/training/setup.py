@@ -72,6 +72,7 @@ def prepare_workdir(workdir: Path, config: Config, source: Source) -> None:
             ("classes", names_before, names),
             ("config.model", before.model, config.model),
             ("config.training.optimizer", before.training.optimizer, config.training.optimizer),
+            ("clipping", before.training.clip_norm > 0, config.training.clip_norm > 0),
         ):
             if old != new:
                 raise UserError(
