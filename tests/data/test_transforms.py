@@ -1,0 +1,288 @@
+"""Geometry and colours against matrices written out by hand, loops over corners, and OpenCV."""
+
+import math
+from dataclasses import replace
+
+import cv2
+import numpy as np
+import pytest
+
+from nanodet_jax.config import Augment, Data
+from nanodet_jax.data import transforms
+from nanodet_jax.data.transforms import Color, Warp
+
+AUGMENT = Augment(
+    perspective=1e-4,
+    scale=(0.6, 1.4),
+    stretch_x=(0.8, 1.2),
+    stretch_y=(0.9, 1.1),
+    rotation=20.0,
+    shear=5.0,
+    translate=0.2,
+    flip=0.5,
+    brightness=0.2,
+    contrast=(0.6, 1.4),
+    saturation=(0.5, 1.2),
+)
+
+
+def written_out(warp, image_size, input_size):
+    """The matrix of a stretching resize, each factor with all of its nine numbers."""
+    (h, w), (out_h, out_w) = image_size, input_size
+    angle = math.radians(warp.rotation)
+    cos, sin = math.cos(angle), math.sin(angle)
+    tan_x, tan_y = (math.tan(math.radians(degrees)) for degrees in warp.shear)
+    px, py = warp.perspective
+    flip = -1 if warp.flip else 1
+    to_center = [[1, 0, -w / 2], [0, 1, -h / 2], [0, 0, 1]]
+    perspective = [[1, 0, 0], [0, 1, 0], [px, py, 1]]
+    scale = [[warp.scale, 0, 0], [0, warp.scale, 0], [0, 0, 1]]
+    stretch = [[warp.stretch[0], 0, 0], [0, warp.stretch[1], 0], [0, 0, 1]]
+    rotation = [[cos, sin, 0], [-sin, cos, 0], [0, 0, 1]]
+    shear = [[1, tan_x, 0], [tan_y, 1, 0], [0, 0, 1]]
+    mirror = [[flip, 0, 0], [0, 1, 0], [0, 0, 1]]
+    back = [[1, 0, warp.center[0] * w], [0, 1, warp.center[1] * h], [0, 0, 1]]
+    resize = [[out_w / w, 0, 0], [0, out_h / h, 0], [0, 0, 1]]
+    factors = (resize, back, mirror, shear, rotation, stretch, scale, perspective, to_center)
+    return np.linalg.multi_dot([np.array(factor, float) for factor in factors])
+
+
+def random_warps(count, seed=0):
+    rng = np.random.default_rng(seed)
+    return [transforms.sample(rng, AUGMENT)[0] for _ in range(count)]
+
+
+def test_matrix_is_the_product_of_its_factors():
+    warps = random_warps(20)
+    assert {warp.flip for warp in warps} == {False, True}
+    for warp in warps:
+        matrix, size = transforms.warp_matrix(warp, (48, 70), (64, 96), keep_ratio=False)
+        assert size == (64, 96)
+        np.testing.assert_allclose(matrix, written_out(warp, (48, 70), (64, 96)), atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("image_size", "input_size", "expected"),
+    [
+        ((480, 640), (320, 320), (240, 320)),
+        ((640, 480), (320, 320), (320, 240)),
+        ((427, 640), (320, 320), (213, 320)),  # 213.5
+        ((333, 500), (416, 416), (277, 416)),  # 277.056
+        ((100, 100), (64, 96), (64, 64)),
+        ((37, 53), (64, 96), (64, 91)),  # 91.7
+        ((2, 5000), (320, 320), (1, 320)),  # 0.128: at least one
+    ],
+)
+def test_keep_ratio_truncates_and_centres(image_size, input_size, expected):
+    matrix, size = transforms.warp_matrix(Warp(), image_size, input_size, keep_ratio=True)
+    assert size == expected
+    # One ratio for both axes, the largest with which the image fits the truncated size.
+    (h, w), (out_h, out_w) = image_size, size
+    ratio = min(out_h / h, out_w / w)
+    assert matrix[0, 0] == pytest.approx(ratio) and matrix[1, 1] == pytest.approx(ratio)
+    centre = matrix @ [w / 2, h / 2, 1]
+    np.testing.assert_allclose(centre, [out_w / 2, out_h / 2, 1])
+    # Random factors act before the resize.
+    (warp,) = random_warps(1, seed=3)
+    warped, _ = transforms.warp_matrix(warp, image_size, input_size, keep_ratio=True)
+    np.testing.assert_allclose(warped, matrix @ written_out(warp, image_size, image_size))
+
+
+def test_flipping_twice_is_identity():
+    image = np.random.default_rng(0).integers(0, 256, (32, 48, 3), np.uint8)
+    flip, _ = transforms.warp_matrix(Warp(flip=True), (32, 48), (32, 48), keep_ratio=False)
+    np.testing.assert_allclose(flip @ flip, np.eye(3))
+    box = np.array([[4.0, 6, 20, 30]])
+    once = transforms.warp_boxes(box, flip, (32, 48))
+    assert once.tolist() == [[28, 6, 44, 30]]
+    np.testing.assert_array_equal(transforms.warp_boxes(once, flip, (32, 48)), box)
+    # Pixels are points: column 0 leaves the frame and comes back black.
+    twice = transforms.warp_image(transforms.warp_image(image, flip, (32, 48)), flip, (32, 48))
+    np.testing.assert_array_equal(twice[:, 1:], image[:, 1:])
+    assert not np.any(twice[:, 0])
+
+
+def test_boxes_surround_their_warped_corners():
+    random = np.random.default_rng(1)
+    low = random.uniform(-20, 60, (12, 2))
+    every = np.concatenate([low, low + random.uniform(0, 40, (12, 2))], axis=1)
+    every[0] = [10, 12, 10, 12]
+    size = (64, 96)
+    for warp in random_warps(5, seed=2):
+        matrix, _ = transforms.warp_matrix(warp, (48, 70), size, keep_ratio=False)
+        warped = transforms.warp_boxes(every, matrix, size)
+        assert warped.dtype == np.float32
+        for (x1, y1, x2, y2), box in zip(every, warped):
+            xs, ys = [], []
+            for corner in ((x1, y1), (x2, y1), (x2, y2), (x1, y2)):
+                x, y, w = matrix @ [*corner, 1]
+                xs.append(min(max(x / w, 0), size[1]))
+                ys.append(min(max(y / w, 0), size[0]))
+            np.testing.assert_allclose(box, [min(xs), min(ys), max(xs), max(ys)], rtol=1e-5)
+    assert transforms.warp_boxes(np.zeros((0, 4)), np.eye(3), size).shape == (0, 4)
+
+
+def test_boxes_out_of_the_frame_stay_without_area():
+    away = transforms.warp_boxes([[-30, 5, -10, 20], [10, 70, 20, 90]], np.eye(3), (64, 96))
+    assert away.tolist() == [[0, 5, 0, 20], [10, 64, 20, 64]]
+
+
+def test_image_and_boxes_move_together():
+    image = np.zeros((48, 70, 3), np.uint8)
+    image[10:31, 20:51] = 255  # the corners' pixels are at 20, 10 and 50, 30
+    for warp in (Warp(scale=1.5), Warp(rotation=90, shear=(0, 3)), Warp(flip=True, scale=0.8)):
+        matrix, size = transforms.warp_matrix(warp, (48, 70), (64, 96), keep_ratio=False)
+        warped = transforms.warp_image(image, matrix, size)
+        (box,) = transforms.warp_boxes([[20, 10, 50, 30]], matrix, size)
+        rows, columns = np.nonzero(warped[..., 0])
+        seen = [columns.min(), rows.min(), columns.max(), rows.max()]
+        np.testing.assert_allclose(seen, box, atol=2.1)
+
+
+def test_image_is_what_opencv_warps():
+    image = np.random.default_rng(2).integers(0, 256, (48, 70, 3), np.uint8)
+    (warp,) = random_warps(1, seed=5)
+    matrix, size = transforms.warp_matrix(warp, (48, 70), (64, 96), keep_ratio=False)
+    warped = transforms.warp_image(image, matrix, size)
+    options = {"flags": cv2.INTER_LINEAR, "borderMode": cv2.BORDER_CONSTANT, "borderValue": 0}
+    expected = cv2.warpPerspective(image, matrix, (96, 64), **options)
+    assert warped.dtype == np.uint8
+    np.testing.assert_array_equal(warped, expected)
+    # Points on points: halved, every second pixel as it is, not the mean of its neighbours.
+    half, size = transforms.warp_matrix(Warp(), (48, 70), (24, 35), keep_ratio=False)
+    np.testing.assert_array_equal(transforms.warp_image(image, half, size), image[::2, ::2])
+
+
+def test_the_two_colours_outside():
+    # Outside of a warp: black, before the normalisation. Below a padded image: zero, after it.
+    data = Data()
+    matrix, _ = transforms.warp_matrix(Warp(scale=0.5), (8, 8), (8, 8), keep_ratio=False)
+    warped = transforms.warp_image(np.full((8, 8, 3), 200, np.uint8), matrix, (8, 8))
+    pixels = transforms.color_image(warped, Color())
+    image = transforms.normalize(pixels, data.mean, data.std)
+    np.testing.assert_allclose(image[0, 0], [-1.8044, -2.0358, -2.1179], atol=1e-4)
+    padded = transforms.pad(image, (10, 9))
+    assert padded.shape == (10, 9, 3) and padded.dtype == np.float32
+    np.testing.assert_array_equal(padded[:8, :8], image)
+    assert not np.any(padded[8:]) and not np.any(padded[:, 8:])
+    np.testing.assert_array_equal(transforms.pad(image, (8, 8)), image)
+    # Brightness acts on the first as on every pixel.
+    pixels = transforms.color_image(warped, Color(brightness=0.1))
+    assert pixels[0, 0, 0] == np.float32(0.1)
+
+
+def test_padded_size():
+    sizes = {(1, 32): (32, 32), (33, 64): (64, 64), (213, 320): (224, 320)}
+    assert {size: transforms.padded_size(size) for size in sizes} == sizes
+
+
+def test_colours_by_formula():
+    random = np.random.default_rng(3)
+    image = random.integers(0, 256, (16, 20, 3), np.uint8)
+    plain = image.astype(np.float32) / 255
+    np.testing.assert_array_equal(transforms.color_image(image, Color()), plain)
+    brighter = transforms.color_image(image, Color(brightness=0.2))
+    np.testing.assert_allclose(brighter, plain + 0.2, rtol=1e-6)
+    assert brighter.max() > 1 and brighter.dtype == np.float32  # nothing is clipped
+    darker = transforms.color_image(image, Color(brightness=-0.2, contrast=1.4))
+    np.testing.assert_allclose(darker, (plain - np.float32(0.2)) * np.float32(1.4), atol=1e-6)
+    assert darker.min() < 0
+    for color in (Color(saturation=0.5), Color(0.15, 0.7, 1.2), Color(-0.2, 1.0, 1.2)):
+        shifted = (plain + np.float32(color.brightness)) * np.float32(color.contrast)
+        hsv = cv2.cvtColor(shifted, cv2.COLOR_BGR2HSV)
+        hsv[..., 1] *= np.float32(color.saturation)
+        expected = cv2.cvtColor(hsv, cv2.COLOR_HSV2BGR)
+        np.testing.assert_allclose(transforms.color_image(image, color), expected, atol=1e-6)
+
+
+def test_saturation_moves_colours_towards_their_largest_channel():
+    # From the definition of HSV: value and hue stay, the distance to the value is scaled.
+    image = np.random.default_rng(4).integers(20, 200, (8, 8, 3), np.uint8)
+    plain = image / 255
+    value = plain.max(axis=-1, keepdims=True)
+    expected = value - 0.6 * (value - plain)
+    saturated = transforms.color_image(image, Color(saturation=0.6))
+    np.testing.assert_allclose(saturated, expected, atol=1e-5)
+    grey = np.full((4, 4, 3), 77, np.uint8)
+    np.testing.assert_allclose(
+        transforms.color_image(grey, Color(saturation=1.2)), grey / 255, atol=1e-6
+    )
+
+
+def test_normalize():
+    pixels = np.random.default_rng(5).uniform(0, 1, (4, 5, 3)).astype(np.float32)
+    data = Data()
+    expected = (255 * pixels.astype(np.float64) - data.mean) / data.std
+    actual = transforms.normalize(pixels, data.mean, data.std)
+    np.testing.assert_allclose(actual, expected, atol=1e-5)
+    assert actual.dtype == np.float32
+
+
+def flat(drawn):
+    warp, color = drawn
+    geometry = (*warp.perspective, warp.scale, *warp.stretch, warp.rotation, *warp.shear)
+    return np.array([*geometry, float(warp.flip), *warp.center, *color])
+
+
+def test_sample_stays_in_its_ranges_and_fills_them():
+    rng = np.random.default_rng(0)
+    drawn = np.stack([flat(transforms.sample(rng, AUGMENT)) for _ in range(2000)])
+    ranges = [
+        *[(-1e-4, 1e-4)] * 2,
+        AUGMENT.scale,
+        AUGMENT.stretch_x,
+        AUGMENT.stretch_y,
+        (-20, 20),
+        *[(-5, 5)] * 2,
+        (0, 1),
+        *[(0.3, 0.7)] * 2,
+        (-0.2, 0.2),
+        AUGMENT.contrast,
+        AUGMENT.saturation,
+    ]
+    for column, (low, high) in zip(drawn.T, ranges, strict=True):
+        assert low <= column.min() and column.max() <= high
+        assert column.min() < low + 0.02 * (high - low)
+        assert column.max() > high - 0.02 * (high - low)
+    # Every factor is its own draw, those of the geometry always; flip and colours by a coin each.
+    always = drawn[:, [0, 1, 2, 3, 4, 5, 6, 7, 9, 10]]
+    assert all(len(np.unique(column)) == len(drawn) for column in always.T)
+    coins = np.stack([drawn[:, 8], *(drawn[:, 11:] != flat((Warp(), Color()))[11:]).T])
+    assert np.all(np.abs(coins.mean(axis=1) - 0.5) < 0.05)
+    together = np.corrcoef(np.concatenate([always.T, coins]))
+    assert np.abs(together - np.eye(len(together))).max() < 0.1
+    off = replace(AUGMENT, flip=0.0), replace(AUGMENT, flip=1.0)
+    assert [transforms.sample(rng, augment)[0].flip for augment in off] == [False, True]
+
+
+def test_sample_is_a_function_of_the_generator():
+    first, again, other = (
+        transforms.sample(np.random.default_rng(seed), AUGMENT) for seed in (7, 7, 8)
+    )
+    assert first == again and first != other
+    neutral = transforms.sample(np.random.default_rng(0), Augment())
+    assert neutral == (Warp(), Color())
+
+
+def test_slots_hold_objects_then_ignore_regions_then_padding():
+    boxes = np.arange(20, dtype=np.float32).reshape(5, 4)
+    labels, ignore = np.array([3, 9, 5, 7, 8]), np.array([False, True, False, True, False])
+    truth = transforms.fill_slots(boxes, labels, ignore, 7)
+    np.testing.assert_array_equal(truth.boxes[:5], boxes[[0, 2, 4, 1, 3]])
+    assert not np.any(truth.boxes[5:])
+    assert truth.labels.tolist() == [3, 5, 8, 0, 0, 0, 0]
+    assert truth.valid.tolist() == [True] * 3 + [False] * 4
+    assert truth.ignore.tolist() == [False] * 3 + [True] * 2 + [False] * 2
+    assert [leaf.dtype for leaf in truth] == [np.float32, np.int32, bool, bool]
+
+
+def test_what_exceeds_the_slots_is_left_out_ignore_regions_first():
+    boxes = np.arange(20, dtype=np.float32).reshape(5, 4)
+    labels, ignore = np.arange(5), np.array([False, True, False, True, False])
+    four = transforms.fill_slots(boxes, labels, ignore, 4)
+    assert four.boxes[:, 0].tolist() == [0, 8, 16, 4]
+    assert four.valid.sum() == 3 and four.ignore.sum() == 1
+    two = transforms.fill_slots(boxes, labels, ignore, 2)
+    assert two.labels.tolist() == [0, 2] and two.valid.all() and not two.ignore.any()
+    none = transforms.fill_slots(np.zeros((0, 4)), np.zeros(0, int), np.zeros(0, bool), 2)
+    assert not any(leaf.any() for leaf in none)

@@ -1,0 +1,187 @@
+"""Layers against loops in numpy, with PyTorch's conventions."""
+
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from nanodet_jax.models.layers import (
+    BatchNorm,
+    DepthwiseSeparableConv,
+    downsample_2x,
+    leaky_relu,
+    upsample_2x,
+)
+from nanodet_jax.models.max_pool import max_pool_3x3, shifted_max_pool, windowed_max_pool
+from nanodet_jax.models.shufflenet_v2 import channel_shuffle
+
+C = 3
+
+
+def normal(*shape, seed=0, scale=1.0, offset=0.0):
+    random = np.random.default_rng(seed)
+    return (random.normal(size=shape) * scale + offset).astype(np.float32)
+
+
+def variables(seed=1):
+    """Scale, bias and running statistics that are all different from their initial values."""
+    random = np.random.default_rng(seed)
+    params = {"scale": random.uniform(0.5, 2, C), "bias": random.normal(size=C)}
+    stats = {"mean": random.normal(size=C), "var": random.uniform(0.2, 3, C)}
+    every = {"params": params, "batch_stats": stats}
+    return jax.tree.map(lambda leaf: leaf.astype(np.float32), every)
+
+
+def normalised(x, mean, var, params, epsilon):
+    return (x - mean) / np.sqrt(var + epsilon) * params["scale"] + params["bias"]
+
+
+@pytest.mark.parametrize(("momentum", "epsilon"), [(0.9, 1e-5), (0.99, 1e-3)])
+def test_batch_norm_of_a_batch(momentum, epsilon):
+    # One channel varies so little that epsilon shows.
+    x = normal(2, 3, 5, C) * np.float32([1, 3, 0.01]) + np.float32([0.5, -2, 0])
+    given = variables()
+    norm = BatchNorm(use_running_average=False, momentum=momentum, epsilon=epsilon)
+    output, updated = norm.apply(given, x, mutable=["batch_stats"])
+    exact = x.astype(np.float64)
+    mean, var = exact.mean(axis=(0, 1, 2)), exact.var(axis=(0, 1, 2))
+    expected = normalised(exact, mean, var, given["params"], epsilon)
+    np.testing.assert_allclose(output, expected, rtol=1e-5, atol=1e-5)
+    unbiased = exact.var(axis=(0, 1, 2), ddof=1)
+    for name, new in (("mean", mean), ("var", unbiased)):
+        kept = momentum * given["batch_stats"][name] + (1 - momentum) * new
+        np.testing.assert_allclose(updated["batch_stats"][name], kept, rtol=1e-5)
+
+
+def test_batch_norm_by_running_statistics():
+    x, given = normal(2, 3, 5, C), variables()
+    output, updated = BatchNorm(use_running_average=True).apply(given, x, mutable=["batch_stats"])
+    expected = normalised(x, *given["batch_stats"].values(), given["params"], 1e-5)
+    np.testing.assert_allclose(output, expected, rtol=1e-5, atol=1e-6)
+    jax.tree.map(np.testing.assert_array_equal, updated["batch_stats"], given["batch_stats"])
+
+
+def test_batch_norm_is_initialised_without_looking():
+    norm = BatchNorm(use_running_average=False, bias_init=nn.initializers.constant(1e-4))
+    first = norm.init(jax.random.key(0), normal(2, 4, 4, C, offset=7))
+    assert np.all(first["params"]["scale"] == 1) and np.all(first["batch_stats"]["var"] == 1)
+    assert np.all(first["params"]["bias"] == np.float32(1e-4))
+    assert not np.any(first["batch_stats"]["mean"])
+    assert {leaf.dtype for leaf in jax.tree.leaves(first)} == {np.dtype(np.float32)}
+
+
+def test_batch_norm_of_a_single_pixel_is_its_bias():
+    given = variables()
+    output, updated = BatchNorm(use_running_average=False).apply(
+        given, normal(1, 1, 1, C), mutable=["batch_stats"]
+    )
+    np.testing.assert_allclose(output[0, 0, 0], given["params"]["bias"], atol=2e-5)
+    np.testing.assert_allclose(
+        updated["batch_stats"]["var"], 0.9 * given["batch_stats"]["var"], rtol=1e-6
+    )
+
+
+def test_batch_norm_takes_statistics_in_float32():
+    x = jnp.asarray(normal(4, 16, 16, C, offset=30), jnp.bfloat16)
+    given = variables()
+    output, updated = BatchNorm(use_running_average=False).apply(given, x, mutable=["batch_stats"])
+    assert output.dtype == jnp.bfloat16
+    exact = np.asarray(x, np.float64)
+    kept = 0.9 * given["batch_stats"]["mean"] + 0.1 * exact.mean(axis=(0, 1, 2))
+    np.testing.assert_allclose(updated["batch_stats"]["mean"], kept, rtol=1e-5)
+    mean, var = exact.mean(axis=(0, 1, 2)), exact.var(axis=(0, 1, 2))
+    expected = normalised(exact, mean, var, given["params"], 1e-5)
+    np.testing.assert_allclose(output.astype(jnp.float32), expected, atol=0.05)
+
+
+def max_pool_loop(x, cotangent):
+    """Maxima of windows, and the gradient: all of it to the first pixel that is the maximum."""
+    (batch, height, width, channels), gradient = x.shape, np.zeros_like(x)
+    output = np.empty((batch, (height + 1) // 2, (width + 1) // 2, channels), np.float32)
+    for n, i, j, c in np.ndindex(output.shape):
+        rows = range(max(2 * i - 1, 0), min(2 * i + 2, height))
+        columns = range(max(2 * j - 1, 0), min(2 * j + 2, width))
+        best = max(((row, column) for row in rows for column in columns), key=lambda p: x[n, *p, c])
+        output[n, i, j, c] = x[n, *best, c]
+        gradient[n, *best, c] += cotangent[n, i, j, c]
+    return output, gradient
+
+
+@pytest.mark.parametrize("form", [shifted_max_pool, windowed_max_pool])
+@pytest.mark.parametrize("size", [(1, 1), (4, 6), (7, 5)])
+def test_max_pool(size, form):
+    # Below zero, where padding with zeros would win; then values of which many are equal.
+    below, ties = normal(2, *size, C, offset=-9), np.round(normal(2, *size, C))
+    for x in (below, ties):
+        cotangent = normal(2, (size[0] + 1) // 2, (size[1] + 1) // 2, C, seed=1)
+        expected, expected_gradient = max_pool_loop(x, cotangent)
+        output, vjp = jax.vjp(form, jnp.asarray(x))
+        np.testing.assert_array_equal(output, expected)
+        np.testing.assert_allclose(vjp(cotangent)[0], expected_gradient, atol=1e-6)
+        np.testing.assert_array_equal(max_pool_3x3(jnp.asarray(x)), expected)
+
+
+def half_pixel(x, axis):
+    """Twice as long, linear between pixel centres, the outermost held beyond them."""
+    length = x.shape[axis]
+    lines = []
+    for i in range(2 * length):
+        source = max((i + 0.5) / 2 - 0.5, 0)
+        left = int(source)
+        right, share = min(left + 1, length - 1), source - left
+        lines.append((1 - share) * x.take(left, axis) + share * x.take(right, axis))
+    return np.stack(lines, axis)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 3), (4, 5)])
+def test_upsample(size):
+    x = normal(2, *size, C)
+    expected = half_pixel(half_pixel(x, 1), 2)
+    np.testing.assert_allclose(upsample_2x(jnp.asarray(x)), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [(2, 2), (4, 6)])
+def test_downsample_is_the_mean_of_four(size):
+    x = normal(2, *size, C)
+    quarters = [x[:, i::2, j::2] for i in (0, 1) for j in (0, 1)]
+    np.testing.assert_allclose(downsample_2x(jnp.asarray(x)), sum(quarters) / 4, atol=1e-6)
+
+
+def test_channel_shuffle_alternates_the_halves():
+    shuffled = channel_shuffle(jnp.arange(10.0))
+    assert shuffled.tolist() == [0, 5, 1, 6, 2, 7, 3, 8, 4, 9]
+    x = normal(2, 3, 4, 10)
+    np.testing.assert_array_equal(
+        channel_shuffle(jnp.asarray(x)), x[..., [0, 5, 1, 6, 2, 7, 3, 8, 4, 9]]
+    )
+
+
+def test_leaky_slope():
+    np.testing.assert_allclose(leaky_relu(jnp.array([-2.0, 0.0, 3.0])), [-0.2, 0, 3], rtol=1e-6)
+
+
+def test_depthwise_separable_order():
+    # Depthwise, norm, activation, pointwise, norm, activation.
+    x, features = normal(2, 4, 5, C), 4
+    module = DepthwiseSeparableConv(features, partial(BatchNorm, use_running_average=True))
+    shapes = jax.eval_shape(module.init, jax.random.key(0), x)
+    random = np.random.default_rng(2)
+    given = jax.tree.map(lambda leaf: random.uniform(0.3, 1.5, leaf.shape), shapes)
+    given["params"] = jax.tree.map(lambda leaf: leaf - 0.9, given["params"])
+    params, stats = given["params"], given["batch_stats"]
+
+    def norm_and_activation(value, name):
+        value = normalised(value, stats[name]["mean"], stats[name]["var"], params[name], 1e-5)
+        return np.where(value > 0, value, 0.1 * value)
+
+    padded = np.pad(x.astype(np.float64), ((0, 0), (1, 1), (1, 1), (0, 0)))
+    kernel = params["depthwise"]["kernel"]
+    value = sum(padded[:, i : i + 4, j : j + 5] * kernel[i, j, 0] for i, j in np.ndindex(3, 3))
+    value = norm_and_activation(value, "dwnorm") @ params["pointwise"]["kernel"][0, 0]
+    expected = norm_and_activation(value, "pwnorm")
+    assert set(params["pointwise"]) == set(params["depthwise"]) == {"kernel"}
+    given = jax.tree.map(np.float32, given)
+    np.testing.assert_allclose(module.apply(given, x), expected, rtol=1e-4, atol=1e-5)

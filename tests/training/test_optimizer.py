@@ -1,0 +1,197 @@
+"""Schedules against PyTorch's schedulers, step by step; optimizers against loops in float64."""
+
+import math
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from nanodet_jax.config import Training
+from nanodet_jax.training.optimizer import epoch_rates, learning_rate, make_optimizer
+
+
+def simulate(training, steps_per_epoch, epochs):
+    """Rate of every step of the original's loop.
+
+    Its scheduler is stepped after each epoch and works on the rate in force; its warm-up
+    overwrites that rate, before every step up to and including step `warmup_steps`.
+    """
+    base = rate = training.learning_rate
+    lowest = training.final_fraction * base
+    rates, step = [], 0
+    for epoch in range(epochs):
+        for _ in range(steps_per_epoch):
+            if training.warmup_steps and step <= training.warmup_steps:
+                left = 1 - step / training.warmup_steps
+                rate = base * (1 - left * (1 - training.warmup_ratio))
+            rates.append(rate)
+            step += 1
+        if training.schedule == "cosine":
+            numerator = 1 + math.cos(math.pi * (epoch + 1) / epochs)
+            denominator = 1 + math.cos(math.pi * epoch / epochs)
+            rate = numerator / denominator * (rate - lowest) + lowest
+        elif epoch + 1 in training.milestones:
+            rate = rate * training.gamma
+    return rates
+
+
+WARMUPS = {
+    "none": 0,
+    "within the first epoch": 3,
+    "up to its last step": 9,
+    "up to the second epoch's first": 10,
+    "across epochs": 37,
+    "past the end": 200,
+}
+
+
+@pytest.mark.parametrize("schedule", ["multistep", "cosine"])
+@pytest.mark.parametrize("warmup", WARMUPS)
+def test_rates_match_the_loop(warmup, schedule):
+    training = Training(
+        learning_rate=0.14,
+        schedule=schedule,
+        milestones=(2, 5, 7),
+        gamma=0.2,
+        final_fraction=0.05,
+        warmup_steps=WARMUPS[warmup],
+        warmup_ratio=0.1,
+    )
+    expected = simulate(training, 10, 9)
+    rates = jax.vmap(learning_rate(training, 10, 9))(jnp.arange(90))
+    np.testing.assert_allclose(rates, expected, rtol=2e-6)
+    beyond = learning_rate(training, 10, 9)(jnp.int32(95))
+    assert warmup == "past the end" or float(beyond) == rates[-1]
+    # The last step of an epoch has the epoch's rate, where the warm-up is over.
+    whole = epoch_rates(training, 10, 9)
+    for epoch in range(9):
+        if epoch * 10 + 9 > training.warmup_steps:
+            assert whole[epoch] == pytest.approx(expected[epoch * 10 + 9], rel=1e-12)
+
+
+def test_milestones():
+    training = Training(learning_rate=1.0, milestones=(240, 260, 275))
+    rates = epoch_rates(training, 7, 280)
+    changes = np.flatnonzero(np.diff(rates)) + 1
+    assert changes.tolist() == [240, 260, 275]
+    np.testing.assert_allclose(rates[[0, 239, 240, 260, 275, 279]], [1, 1, 0.1, 0.01, 1e-3, 1e-3])
+
+
+def closed_form(epoch, epochs, base, lowest):
+    return lowest + (base - lowest) * (1 + math.cos(math.pi * epoch / epochs)) / 2
+
+
+def test_cosine_is_its_closed_form_when_the_warmup_is_short():
+    training = Training(
+        learning_rate=1e-3, schedule="cosine", final_fraction=0.05, warmup_steps=500
+    )
+    rates = epoch_rates(training, 1000, 300)
+    expected = [closed_form(epoch, 300, 1e-3, 5e-5) for epoch in range(300)]
+    np.testing.assert_allclose(rates, expected, rtol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("steps_per_epoch", "epoch", "rate", "closed"),
+    [(50, 20, 9.922e-4, 9.896e-4), (10, 60, 9.71e-4, 9.09e-4)],  # as the original's loop gave
+)
+def test_cosine_starts_over_where_a_long_warmup_ends(steps_per_epoch, epoch, rate, closed):
+    training = Training(
+        learning_rate=1e-3, schedule="cosine", final_fraction=0.05, warmup_steps=500
+    )
+    rates = epoch_rates(training, steps_per_epoch, 300)
+    assert rates[epoch] == pytest.approx(rate, rel=5e-4)
+    assert closed_form(epoch, 300, 1e-3, 5e-5) == pytest.approx(closed, rel=5e-4)
+
+
+STEPS = 5
+SHAPES = {"kernel": (3, 4), "norm": {"scale": (4,), "bias": (4,)}}
+
+
+def rate_at(step):
+    return 0.1 / (1 + step)
+
+
+def parameters_and_gradients(scale=1.0):
+    random = np.random.default_rng(0)
+
+    def draw(factor):
+        def leaf(shape):
+            return random.normal(size=shape).astype(np.float32) * np.float32(factor)
+
+        return jax.tree.map(leaf, SHAPES, is_leaf=lambda node: isinstance(node, tuple))
+
+    return draw(1), [draw(scale * (1 + step)) for step in range(STEPS)]
+
+
+def trained(training, parameters, gradients):
+    optimizer = make_optimizer(training, rate_at)
+    state = optimizer.init(parameters)
+    for gradient in gradients:
+        updates, state = optimizer.update(gradient, state, parameters)
+        parameters = jax.tree.map(jnp.add, parameters, updates)
+    return parameters
+
+
+def check(training, rule, scale=1.0):
+    """Hold every leaf against `rule(parameter, gradients)`, in float64."""
+    parameters, gradients = parameters_and_gradients(scale)
+    actual = trained(training, parameters, gradients)
+    if training.clip_norm > 0:
+        gradients = [clipped(gradient, training.clip_norm) for gradient in gradients]
+    expected = jax.tree.map(
+        lambda start, *each: rule(np.float64(start), [np.float64(g) for g in each]),
+        parameters,
+        *gradients,
+    )
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), actual, expected)
+
+
+def clipped(gradient, bound):
+    squares = [np.sum(np.float64(leaf) ** 2) for leaf in jax.tree.leaves(gradient)]
+    return jax.tree.map(lambda leaf: leaf * min(1, bound / math.sqrt(sum(squares))), gradient)
+
+
+def sgd(parameter, gradients, momentum=0.8, decay=0.03):
+    """torch.optim.SGD: the decay is part of the gradient that the momentum gathers."""
+    buffer = 0.0
+    for step, gradient in enumerate(gradients):
+        buffer = momentum * buffer + gradient + decay * parameter
+        parameter = parameter - rate_at(step) * buffer
+    return parameter
+
+
+def adamw(parameter, gradients, decay=0.3, beta1=0.9, beta2=0.999, epsilon=1e-8):
+    """torch.optim.AdamW: the decay shrinks the parameter, outside of the moments."""
+    first = second = 0.0
+    for step, gradient in enumerate(gradients):
+        parameter = parameter * (1 - rate_at(step) * decay)
+        first = beta1 * first + (1 - beta1) * gradient
+        second = beta2 * second + (1 - beta2) * gradient**2
+        mean = first / (1 - beta1 ** (step + 1))
+        deviation = np.sqrt(second / (1 - beta2 ** (step + 1)))
+        parameter = parameter - rate_at(step) * mean / (deviation + epsilon)
+    return parameter
+
+
+@pytest.mark.parametrize("clip_norm", [0.0, 9.0])
+def test_sgd_matches_the_loop(clip_norm):
+    check(Training(momentum=0.8, weight_decay=0.03, clip_norm=clip_norm), sgd)
+
+
+@pytest.mark.parametrize("clip_norm", [0.0, 9.0])
+@pytest.mark.parametrize("scale", [1.0, 1e-6])  # small: epsilon shows
+def test_adamw_matches_the_loop(scale, clip_norm):
+    training = Training(optimizer="adamw", weight_decay=0.3, clip_norm=clip_norm * scale)
+    check(training, adamw, scale)
+
+
+def test_the_bound_divides_the_cases():
+    # Of the gradients above, some lie below the bound and some above it.
+    _, gradients = parameters_and_gradients()
+    norms = [
+        math.sqrt(sum(np.sum(leaf**2) for leaf in jax.tree.leaves(gradient)))
+        for gradient in gradients
+    ]
+    assert min(norms) < 9 < max(norms)
