@@ -1,0 +1,11 @@
+"""Tests run strict: warnings are errors (pyproject.toml)."""
+
+import os
+from pathlib import Path
+
+# Read when jax is first imported, hence before whatever imports it. What is set already, stays.
+os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+
+from nanodet_jax import backend
+
+backend.prepare(cache_dir=Path(__file__).parents[1] / ".jax_cache")
