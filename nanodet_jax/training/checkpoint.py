@@ -96,7 +96,10 @@ class Checkpoints:
 
     def _restore(self, step: int, **parts: Any) -> Any:
         try:
-            return self._manager.restore(step, args=ocp.args.Composite(**parts))
+            restored = self._manager.restore(step, args=ocp.args.Composite(**parts))
+            for name, part in parts.items():  # Orbax compares structures, but no shapes
+                jax.tree.map(_check_shape, restored[name], part.item)
+            return restored
         except (ValueError, KeyError, TypeError) as error:
             where = f"{self._manager.directory}/{step}"
             first_line = str(error).strip().splitlines()[0]
@@ -116,6 +119,11 @@ class Checkpoints:
 
 def _score(metrics: dict[str, Any]) -> float:
     return metrics[METRIC]
+
+
+def _check_shape(saved: Any, wanted: Any) -> None:
+    if saved.shape != wanted.shape:
+        raise ValueError(f"an array of shape {saved.shape} in place of {wanted.shape}")
 
 
 def _host(tree: Any) -> Any:

@@ -1,0 +1,142 @@
+"""What stays on disk, what comes back, and that what was saved is what there was."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from nanodet_jax.errors import UserError
+from nanodet_jax.training.checkpoint import Checkpoints
+from nanodet_jax.training.state import create_state
+
+OPTIMIZER = optax.adamw(1e-3)
+
+
+def make_state(step, channels=3, name="kernel"):
+    """A small state whose every leaf is told by `step`."""
+    random = np.random.default_rng(step)
+    variables = {
+        "params": {"layer": {name: random.normal(size=(2, channels)).astype(np.float32)}},
+        "batch_stats": {"norm": {"mean": random.normal(size=channels).astype(np.float32)}},
+    }
+    state = create_state(variables, OPTIMIZER)
+    moments = jax.tree.map(lambda leaf: leaf + jnp.asarray(step, leaf.dtype), state.opt_state)
+    return state.replace(step=jnp.asarray(step, jnp.int32), opt_state=moments)
+
+
+def save_all(folder, scores, keep_every_steps=0):
+    """Save step 1, 2, ... with these APs, None for none, and wait."""
+    checkpoints = Checkpoints(folder, keep_every_steps)
+    for step, score in enumerate(scores, start=1):
+        checkpoints.save(make_state(step), None if score is None else {"AP": score, "AP50": 1.0})
+    checkpoints.wait()
+    return checkpoints
+
+
+def steps_on_disk(folder):
+    return {int(path.name) for path in (folder / "checkpoints").iterdir()}
+
+
+def assert_same(one, other):
+    assert jax.tree.structure(one) == jax.tree.structure(other)
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other)):
+        assert np.asarray(a).dtype == np.asarray(b).dtype
+        np.testing.assert_array_equal(a, b)
+
+
+SCORES = {
+    "no evaluation": ([None, None, None], 3, None, {3}),
+    "the newest is best": ([0.1, 0.2, 0.3], 3, 3, {3}),
+    "best in the middle": ([0.1, 0.3, None, 0.2, None], 5, 2, {2, 5}),
+    "zero is a score": ([None, 0.0, None], 3, 2, {2, 3}),
+    "less than zero, where nothing can be found": ([-1.0, None], 2, 1, {1, 2}),
+}
+
+
+@pytest.mark.parametrize("case", SCORES)
+def test_newest_and_best_stay(tmp_path, case):
+    scores, newest, best, kept = SCORES[case]
+    checkpoints = save_all(tmp_path, scores)
+    for again in (checkpoints, Checkpoints(tmp_path)):  # and in another process
+        assert again.latest_step() == newest
+        assert again.best_step() == best
+        if best is not None:
+            assert again.metrics(best) == {"AP": scores[best - 1], "AP50": 1.0}
+        again.close()
+    assert steps_on_disk(tmp_path) == kept
+
+
+def test_every_nth_stays(tmp_path):
+    save_all(tmp_path, [None, 0.5, 0.7, None, 0.1, None, None], keep_every_steps=2).close()
+    assert steps_on_disk(tmp_path) == {2, 3, 4, 6, 7}
+
+
+def test_an_empty_folder_has_none(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "new")
+    assert checkpoints.latest_step() is None
+    assert checkpoints.best_step() is None
+    checkpoints.close()
+
+
+def test_restored_bit_for_bit(tmp_path):
+    checkpoints = save_all(tmp_path, [0.2, None])
+    for step in (1, 2):
+        saved = make_state(step)
+        assert_same(checkpoints.restore(step, like=make_state(7)), saved)
+        shapes = jax.eval_shape(lambda: make_state(7).variables)
+        assert_same(checkpoints.restore_variables(step, like=shapes), saved.variables)
+    checkpoints.close()
+
+
+@pytest.mark.parametrize("other", [{"channels": 4}, {"name": "bias"}])
+def test_another_models_state_is_refused(tmp_path, other):
+    checkpoints = save_all(tmp_path, [None])
+    like = make_state(1, **other)
+    for restore, wanted in (
+        (checkpoints.restore, like),
+        (checkpoints.restore_variables, like.variables),
+    ):
+        with pytest.raises(UserError, match=f"{tmp_path}/checkpoints/1: does not fit"):
+            restore(1, wanted)
+    checkpoints.close()
+
+
+def test_another_optimizers_state_is_refused(tmp_path):
+    checkpoints = save_all(tmp_path, [None])
+    like = make_state(1)
+    like = like.replace(opt_state=optax.sgd(0.1, momentum=0.9).init(like.params))
+    with pytest.raises(UserError, match="optimizer"):
+        checkpoints.restore(1, like)
+    assert_same(checkpoints.restore_variables(1, like.variables), like.variables)
+    checkpoints.close()
+
+
+def test_a_saved_step_is_replaced_only_on_demand(tmp_path):
+    checkpoints = save_all(tmp_path, [None])
+    for replace, expected in ((False, None), (True, {"AP": 0.5})):
+        checkpoints.save(make_state(1), {"AP": 0.5}, replace=replace)
+        checkpoints.wait()
+        assert checkpoints.metrics(1) == expected
+    assert_same(checkpoints.restore(1, make_state(7)), make_state(1))
+    checkpoints.close()
+
+
+def test_saving_takes_a_copy(tmp_path):
+    """The background writer must see neither donated buffers nor arrays that change later."""
+    checkpoints = Checkpoints(tmp_path, keep_every_steps=1)
+    advance = jax.jit(lambda state: jax.tree.map(lambda x: x + 1, state), donate_argnums=0)
+    state, expected = make_state(1), []
+    for _ in range(3):
+        expected.append(jax.tree.map(np.array, state))
+        checkpoints.save(state)
+        state = advance(state)
+    host = jax.tree.map(np.array, state)
+    expected.append(jax.tree.map(np.array, state))
+    checkpoints.save(host)
+    for leaf in jax.tree.leaves(host):
+        leaf[...] = 77
+    checkpoints.wait()
+    for step, saved in enumerate(expected, start=1):
+        assert_same(checkpoints.restore(step, make_state(7)), saved)
+    checkpoints.close()
