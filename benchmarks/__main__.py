@@ -141,8 +141,7 @@ def main() -> None:
     for name, build in cases(args.batch, args.size):
         if re.search(args.only, name):
             rows[name] = row = measure(build, args.runs)
-            print(f"{name:46s} {row['first_s']:8.2f} {row['wall_ms']:8.1f} "
-                  f"{row['wall_min_ms']:8.1f} {row['cpu_ms']:8.1f} {row['peak_mb']:8.0f}", flush=True)  # fmt: skip
+            print(f"{name:46s} {row['first_s']:8.2f}", *(f"{x:8.1f}" for x in [*row.values()][1:]))
     if args.json:
         args.json.write_text(json.dumps(rows, indent=2))
 

@@ -34,7 +34,7 @@ def distribution_focal(logits: jax.Array, target: jax.Array) -> jax.Array:
     Returns:
       Loss [...].
     """
-    bins = jnp.arange(logits.shape[-1], dtype=target.dtype)
+    bins = jax.lax.broadcasted_iota(target.dtype, logits.shape, logits.ndim - 1)
     weights = jnp.maximum(1 - jnp.abs(bins - target[..., None]), 0)  # linear between neighbours
     return -jnp.sum(weights * jax.nn.log_softmax(logits), axis=-1)
 

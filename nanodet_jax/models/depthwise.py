@@ -70,7 +70,7 @@ def _sum_of_taps(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
                 (batch, i + stride * (rows - 1) + 1, j + stride * (columns - 1) + 1, channels),
                 (1, stride, stride, 1),
             )
-            total = total + tap * kernel[i, j]
+            total = total + tap * kernel[i, j][None, None, None]
     return total
 
 
@@ -108,7 +108,8 @@ def _input_gradient(grad, kernel, stride, shape):
                 for j in range((column_parity + pad) % 2, size, 2):
                     di = margin + (row_parity + pad - i) // 2
                     dj = margin + (column_parity + pad - j) // 2
-                    total = total + padded[:, di : di + rows, dj : dj + columns] * kernel[i, j]
+                    seen = padded[:, di : di + rows, dj : dj + columns]
+                    total = total + seen * kernel[i, j][None, None, None]
             phases.append(total)
     grid = jnp.stack([jnp.stack(phases[:2], 3), jnp.stack(phases[2:], 3)], 2)
     return grid.reshape(batch, 2 * rows, 2 * columns, channels)[:, :height, :width]

@@ -54,7 +54,7 @@ class BatchNorm(nn.Module):
         else:
             values = at_least_float32(x)
             mean = jnp.mean(values, axis=(0, 1, 2))
-            var = jnp.mean(jnp.square(values - mean), axis=(0, 1, 2))
+            var = jnp.mean(jnp.square(values - mean[None, None, None]), axis=(0, 1, 2))
             if not self.is_initializing():
                 count = x.size // x.shape[-1]
                 unbiased = var * (count / max(count - 1, 1))
@@ -62,7 +62,8 @@ class BatchNorm(nn.Module):
                 running_mean.value = keep * running_mean.value + (1 - keep) * mean
                 running_var.value = keep * running_var.value + (1 - keep) * unbiased
         factor = scale * jax.lax.rsqrt(var + self.epsilon)
-        return (x * factor + (bias - mean * factor)).astype(x.dtype)
+        shift = bias - mean * factor
+        return (x * factor[None, None, None] + shift[None, None, None]).astype(x.dtype)
 
 
 class DepthwiseSeparableConv(nn.Module):

@@ -14,23 +14,19 @@ def epoch_rates(training: Training, steps_per_epoch: int, epochs: int) -> np.nda
     """Learning rate [epochs] of each epoch, or of what the warm-up leaves of it, in float64.
 
     PyTorch's schedulers derive each epoch's rate from the one in force when the epoch before
-    ends. Where the warm-up reaches into an epoch, it has overwritten that epoch's rate, and the
-    cosine goes on from there, above its closed form; kept, so that such runs agree.
+    ends. A warm-up overwrites it, up to the full rate, so the cosine starts from there in the
+    epoch after its end, above its closed form; kept, so that such runs agree.
     """
     lowest = training.final_fraction * training.learning_rate
-    rates = [training.learning_rate]
-    for epoch in range(1, epochs):
-        last_step = epoch * steps_per_epoch - 1
-        rate = rates[-1]
-        if last_step < training.warmup_steps:
-            rate = warmup_rate(training, last_step)
-        if training.schedule == "cosine":
+    rates: list[float] = []
+    for epoch in range(epochs):
+        if epoch == 0 or epoch * steps_per_epoch <= training.warmup_steps:
+            rates.append(training.learning_rate)
+        elif training.schedule == "cosine":
             now, before = (1 + math.cos(math.pi * e / epochs) for e in (epoch, epoch - 1))
-            rate = now / before * (rate - lowest) + lowest
-        elif epoch in training.milestones:
-            rate *= training.gamma
-        in_warmup = epoch * steps_per_epoch <= training.warmup_steps
-        rates.append(training.learning_rate if in_warmup else rate)
+            rates.append(now / before * (rates[-1] - lowest) + lowest)
+        else:
+            rates.append(rates[-1] * (training.gamma if epoch in training.milestones else 1))
     return np.asarray(rates)
 
 
