@@ -134,7 +134,8 @@ def main() -> None:
     args = parser.parse_args()
     backend.prepare()
     print(
-        f"nanodet-m, {args.size} x {args.size}, {jax.devices()[0].device_kind}, jax {jax.__version__}"
+        f"nanodet-m, {args.size} x {args.size}, {jax.devices()[0].device_kind}, "
+        f"jax {jax.__version__}"
     )
     print(f"{'':46s} {'first s':>8s} {'wall ms':>8s} {'min':>8s} {'cpu ms':>8s} {'peak MB':>8s}")
     rows = {}

@@ -19,7 +19,7 @@ CPU_OPTIONS = {
 
 
 @functools.cache
-def compiler_options() -> dict[str, str] | None:
+def compiler_options() -> dict[str, Any] | None:
     """Options for `jax.jit` on the default backend, or None where there are none to give."""
     if jax.default_backend() != "cpu":
         return None
@@ -33,6 +33,14 @@ def compiler_options() -> dict[str, str] | None:
 def jit(function: Callable, **options: Any) -> Callable:
     """`jax.jit` with `compiler_options()`: every program whose numbers matter goes through it."""
     return jax.jit(function, compiler_options=compiler_options(), **options)
+
+
+def jit_once(function: Callable) -> Callable:
+    """`jit` for a program that runs once: compiled in less than half the time, slow to run."""
+    options = compiler_options()
+    if options is not None:
+        options = options | {"xla_backend_optimization_level": 0}
+    return jax.jit(function, compiler_options=options)
 
 
 def prepare(cache_dir: str | Path | None = None) -> None:

@@ -36,7 +36,7 @@ def abstract_variables(model: NanoDet) -> Any:
 def init_variables(model: NanoDet, seed: int) -> Any:
     """Variables as the reference initialises them, drawn from `seed`; numpy arrays."""
     smallest = jnp.zeros((1, 32, 32, 3), jnp.float32)
-    return jax.tree.map(np.asarray, backend.jit(model.init)(jax.random.key(seed), smallest))
+    return jax.tree.map(np.asarray, backend.jit_once(model.init)(jax.random.key(seed), smallest))
 
 
 def create_state(variables: Any, optimizer: optax.GradientTransformation) -> TrainState:
