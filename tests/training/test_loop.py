@@ -1,0 +1,305 @@
+"""A run through its front door: what it leaves behind, and that stopping it changes nothing."""
+
+import copy
+import json
+import os
+import signal
+from functools import partial
+from itertools import islice
+
+import jax
+import numpy as np
+import pytest
+
+from configs import shapes
+from nanodet_jax import config as configs
+from nanodet_jax import scoring, train_and_evaluate
+from nanodet_jax.data.pipeline import count_slots, training_batches
+from nanodet_jax.data.sources import open_source
+from nanodet_jax.errors import UserError
+from nanodet_jax.evaluation import MEANINGS
+from nanodet_jax.models.detector import build_model
+from nanodet_jax.training import loop
+from nanodet_jax.training.checkpoint import Checkpoints
+from nanodet_jax.training.optimizer import make_optimizer
+from nanodet_jax.training.setup import prepare_workdir
+from nanodet_jax.training.state import abstract_variables, create_state
+
+STEPS, STEPS_EACH, BATCH = 8, 4, 4
+
+
+def tiny_config():
+    """Two epochs of four steps."""
+    config = shapes.get_config()
+    config.input_size = (64, 64)
+    config.model.channels = 32
+    config.model.stacked_convs = 1
+    config.data.train_size = STEPS_EACH * BATCH
+    config.data.val_size = 6
+    config.data.batch_size = BATCH
+    config.training.steps = STEPS
+    config.training.warmup_steps = 2
+    config.training.log_every = 1
+    return config
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_device():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax, "local_device_count", lambda: 1)
+        yield
+
+
+@pytest.fixture(scope="module")
+def unbroken(one_device, tmp_path_factory):
+    """The workdir of a whole run, and the metrics that it returned."""
+    workdir = tmp_path_factory.mktemp("unbroken") / "deep" / "run"
+    config = tiny_config()
+    before = copy.deepcopy(config)
+    metrics = train_and_evaluate(config, workdir)
+    assert config == before
+    return workdir, metrics
+
+
+def journal(workdir):
+    """Lines of metrics.jsonl, without what a clock decides."""
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k != "images_per_second"} for line in lines]
+
+
+def final_state(workdir):
+    resolved = configs.from_json((workdir / "config.json").read_text())
+    optimizer = make_optimizer(resolved.training, lambda step: 0.0)
+    variables = abstract_variables(build_model(resolved.model))
+    like = jax.eval_shape(partial(create_state, optimizer=optimizer), variables)
+    checkpoints = Checkpoints(workdir)
+    state = checkpoints.restore(STEPS, like)
+    checkpoints.close()
+    return state
+
+
+def test_what_a_run_leaves(unbroken):
+    workdir, _ = unbroken
+    assert {path.name for path in workdir.iterdir()} == {
+        "config.json", "about.json", "metrics.jsonl", "checkpoints", "pictures", "tensorboard",
+    }  # fmt: skip
+    assert {path.name for path in (workdir / "pictures").iterdir()} == {
+        "train_0000000.jpg", "val_0000004.jpg", "val_0000008.jpg",
+    }  # fmt: skip
+    assert all(path.stat().st_size > 1000 for path in (workdir / "pictures").iterdir())
+    assert any((workdir / "tensorboard").iterdir())
+    expected = tiny_config()
+    expected.model.num_classes = 4
+    assert configs.from_json((workdir / "config.json").read_text()) == expected
+    about = json.loads((workdir / "about.json").read_text())
+    assert about["class_names"] == ["circle", "triangle", "square", "star"]
+    assert about["versions"]["jax"] == jax.__version__
+
+
+def test_a_line_per_log_and_per_evaluation(unbroken):
+    workdir, metrics = unbroken
+    lines = journal(workdir)
+    order = [(line["kind"], line["step"], line["epoch"]) for line in lines]
+    first = [("train", step, 1) for step in range(1, 5)] + [("eval", 4, 1)]
+    assert order == first + [("train", step, 2) for step in range(5, 9)] + [("eval", 8, 2)]
+    for line in lines:
+        if line["kind"] == "train":
+            parts = line["loss_qfl"] + line["loss_bbox"] + line["loss_dfl"]
+            assert line["loss"] == pytest.approx(parts, rel=1e-5)
+            assert line["positives"] > 0 < line["gradient_norm"]
+    assert lines[1]["learning_rate"] > lines[0]["learning_rate"]  # warm-up
+    assert {k: v for k, v in lines[-1].items() if k not in ("kind", "step", "epoch")} == metrics
+    assert set(metrics) == {*MEANINGS, "per_class"}
+
+
+def test_a_finished_run_is_not_done_again(unbroken, monkeypatch):
+    workdir, metrics = unbroken
+    before = journal(workdir)
+
+    def refuse(*_, **__):
+        raise AssertionError("nothing is left to do")
+
+    monkeypatch.setattr(loop, "make_train_step", lambda *_, **__: refuse)
+    monkeypatch.setattr(scoring, "run_evaluation", refuse)
+    assert train_and_evaluate(tiny_config(), workdir) == metrics
+    assert journal(workdir) == before
+
+
+def signal_at(patch, where, name, fetch, number):
+    """Have `where.name`, an iterator of batches, send a signal when asked for batch `fetch`."""
+    real = getattr(where, name)
+
+    def batches(*args):
+        for count, batch in enumerate(real(*args), start=1):
+            if count == fetch:
+                assert signal.getsignal(number) != signal.SIG_DFL  # else the tests would end
+                os.kill(os.getpid(), number)
+            yield batch
+
+    patch.setattr(where, name, batches)
+
+
+def test_stopped_and_resumed_is_as_unbroken(unbroken, tmp_path, capsys):
+    """`kill` in the third step, then Ctrl-C in the evaluation that follows the fourth."""
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    with pytest.MonkeyPatch.context() as patch:
+        signal_at(patch, loop, "training_batches", 3, signal.SIGTERM)
+        with pytest.raises(SystemExit) as stopped:
+            train_and_evaluate(tiny_config(), tmp_path)
+    assert stopped.value.code == 128 + signal.SIGTERM
+    assert "stopped and saved at step 3" in capsys.readouterr().out
+    assert [line["step"] for line in journal(tmp_path)] == [1, 2, 3]
+
+    with pytest.MonkeyPatch.context() as patch:
+        signal_at(patch, scoring, "evaluation_batches", 1, signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            train_and_evaluate(tiny_config(), tmp_path)
+    said = capsys.readouterr().out
+    assert "resuming at step 3" in said
+    assert "stopped and saved at step 4" in said
+    assert [line["kind"] for line in journal(tmp_path)] == ["train"] * 4
+    assert handlers == [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+
+    # What a crash leaves, lines after the last checkpoint, is forgotten.
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"kind": "train", "step": 5, "loss": 99}\n[5]\n{"kind": "tr')
+    workdir, metrics = unbroken
+    assert train_and_evaluate(tiny_config(), tmp_path) == metrics
+    assert journal(tmp_path) == journal(workdir)
+    ours, theirs = final_state(tmp_path), final_state(workdir)
+    assert jax.tree.structure(ours) == jax.tree.structure(theirs)
+    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+    assert int(ours.step) == STEPS
+
+
+def fake_step(loss):
+    """In place of the compiled step: nothing is learned."""
+
+    def step(state, batch):
+        names = ("loss", "loss_qfl", "loss_bbox", "loss_dfl", "learning_rate", "gradient_norm")
+        return state.replace(step=state.step + 1), dict.fromkeys(names, np.float32(loss))
+
+    return lambda *args, **kwargs: step
+
+
+def test_a_loss_that_is_no_number_ends_the_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "make_train_step", fake_step(np.inf))
+    with pytest.raises(UserError, match=r"inf at step 1: lower config.training.learning_rate"):
+        train_and_evaluate(tiny_config(), tmp_path)
+
+
+OTHERS = {
+    "config.model": lambda config: setattr(config.model, "channels", 64),
+    "config.training.optimizer": lambda config: setattr(config.training, "optimizer", "sgd"),
+    "clipping": lambda config: setattr(config.training, "clip_norm", 0.0),
+    "classes": lambda config: setattr(config.data, "format", "other"),
+}
+
+
+@pytest.mark.parametrize("what", OTHERS)
+def test_a_workdir_of_another_run_is_left_alone(unbroken, what):
+    workdir, _ = unbroken
+    before = {path: path.read_bytes() for path in workdir.glob("*.json*")}
+    config = tiny_config()
+    source = open_source(config, "train")
+    config.model.num_classes = 4
+    OTHERS[what](config)
+    if config.data.format == "other":
+        source.categories = source.categories[::-1]
+    with pytest.raises(UserError, match=f"{workdir} holds a run with {what} .*another --workdir"):
+        prepare_workdir(workdir, config, source)
+    assert before == {path: path.read_bytes() for path in workdir.glob("*.json*")}
+
+
+def test_nothing_is_made_where_the_config_is_impossible(tmp_path):
+    config = tiny_config()
+    config.model.num_classes = 7
+    with pytest.raises(UserError, match=r"config\.model\.num_classes=7: the data has 4"):
+        train_and_evaluate(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def first_batches(count, config, start_step=0, process=(0, 1)):
+    source = open_source(config, "train")
+    return list(islice(training_batches(source, config, 6, start_step, process), count))
+
+
+def assert_equal_batches(ours, theirs):
+    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+
+
+@pytest.fixture(scope="module")
+def ten_batches():
+    """Two and a half epochs, augmented."""
+    return first_batches(10, tiny_config())
+
+
+@pytest.mark.parametrize("workers", [1, 3, 16])
+def test_batches_do_not_depend_on_workers(ten_batches, workers):
+    config = tiny_config()
+    config.data.workers = workers
+    assert_equal_batches(first_batches(10, config), ten_batches)
+
+
+@pytest.mark.parametrize("start", [1, 3, 4, 9])
+def test_batches_follow_from_the_step(ten_batches, start):
+    assert_equal_batches(first_batches(10 - start, tiny_config(), start), ten_batches[start:])
+
+
+def test_batches_depend_on_the_seed(ten_batches):
+    config = tiny_config()
+    config.training.seed = 1
+    for ours, theirs in zip(first_batches(4, config), ten_batches):
+        assert np.any(ours.images != theirs.images)
+
+
+def test_every_image_is_augmented_anew(ten_batches):
+    assert len(set(names(ten_batches))) == 10 * BATCH
+
+
+def plain_config(train_size=STEPS_EACH * BATCH):
+    """Without augmentation, an image's pixels tell which it is."""
+    config = tiny_config()
+    config.augment = configs.Augment()
+    config.data.train_size = train_size
+    return config
+
+
+def names(batches):
+    return [image.tobytes() for batch in batches for image in batch.images]
+
+
+def test_an_epoch_has_every_image_once_and_the_next_another_order():
+    batches = first_batches(3 * STEPS_EACH, plain_config())
+    epochs = [names(batches[i : i + STEPS_EACH]) for i in range(0, 3 * STEPS_EACH, STEPS_EACH)]
+    for epoch in epochs:
+        assert len(set(epoch)) == STEPS_EACH * BATCH
+        assert set(epoch) == set(epochs[0])
+    assert epochs[0] != epochs[1] != epochs[2] != epochs[0]
+
+
+def test_the_rest_of_an_epoch_is_left_out_but_not_always_the_same():
+    batches = first_batches(6 * STEPS_EACH, plain_config(STEPS_EACH * BATCH + 3))
+    epochs = [names(batches[i : i + STEPS_EACH]) for i in range(0, 6 * STEPS_EACH, STEPS_EACH)]
+    assert all(len(set(epoch)) == STEPS_EACH * BATCH for epoch in epochs)
+    assert len(set().union(*epochs)) == STEPS_EACH * BATCH + 3
+
+
+@pytest.mark.parametrize("train_size", [16, 17])
+def test_two_processes_share_an_epoch(train_size):
+    config = plain_config(train_size)
+    first, second = (first_batches(8, config, process=(i, 2)) for i in range(2))
+    assert first[0].images.shape[0] == BATCH // 2
+    for epoch in (slice(0, 4), slice(4, 8)):
+        mine, others = set(names(first[epoch])), set(names(second[epoch]))
+        assert len(mine) == len(others) == 8
+        assert not mine & others
+
+
+def test_boxes_beyond_the_slots_are_counted():
+    source = open_source(tiny_config(), "train")
+    counts = [source.num_boxes(i) for i in range(len(source))]
+    assert count_slots(source, 0) == (max(counts), [])
+    slots, over = count_slots(source, 2)
+    assert slots == 2
+    assert over == [(source[i].name, n - 2) for i, n in enumerate(counts) if n > 2]
