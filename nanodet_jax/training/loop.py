@@ -27,8 +27,10 @@ from nanodet_jax.training.setup import (
     resolve,
 )
 from nanodet_jax.training.state import create_state
+from nanodet_jax.training.unfold import is_folded, unfold
 
 VAL_PICTURES = 8
+UNFOLD_BATCHES = 8
 
 
 def train_and_evaluate(config: Config, workdir: str | Path) -> dict[str, Any]:
@@ -82,6 +84,11 @@ def train_and_evaluate(config: Config, workdir: str | Path) -> dict[str, Any]:
     start_step = int(state.step)
     journal = Journal(workdir, start_step, total_steps)
     begin = f"resuming at step {start_step}" if newest is not None else origin
+    if newest is None and is_folded(variables):
+        measured = training_batches(train, config, slots)
+        images = (next(measured).images for _ in range(UNFOLD_BATCHES))
+        state = create_state(unfold(model, variables, images), optimizer)
+        begin += f"; batch norms, folded there, measured on {UNFOLD_BATCHES} batches"
     journal.say(
         f"{config.name}: {len(train)} training and {len(val)} validation images, "
         f"{len(train.categories)} classes, {slots} box slots; {total_steps} steps "
