@@ -22,6 +22,7 @@ from nanodet_jax.training.optimizer import learning_rate, make_optimizer
 from nanodet_jax.training.parallel import make_train_step
 from nanodet_jax.training.setup import (
     draw_batch,
+    has_checkpoint,
     initial_variables,
     prepare_workdir,
     resolve,
@@ -61,7 +62,7 @@ def train_and_evaluate(config: Config, workdir: str | Path) -> dict[str, Any]:
     slots, over = count_slots(train, config.data.max_boxes)
 
     model = build_model(config.model)
-    variables, origin = initial_variables(config, model)
+    variables, origin = initial_variables(config, model, has_checkpoint(workdir))
     schedule = learning_rate(config.training, steps_each, epochs)
     optimizer = make_optimizer(config.training, schedule)
     train_step = make_train_step(

@@ -41,7 +41,13 @@ def resolve(config: Config, train: Source, val: Source) -> Config:
     return resolved
 
 
-def initial_variables(config: Config, model: NanoDet) -> tuple[Any, str]:
+def has_checkpoint(workdir: Path) -> bool:
+    """Whether there is a run to go on with; its first weights then matter no more."""
+    folder = workdir / "checkpoints"
+    return folder.is_dir() and any(path.name.isdigit() for path in folder.iterdir())
+
+
+def initial_variables(config: Config, model: NanoDet, resuming: bool) -> tuple[Any, str]:
     """Variables to start from, and where they come from, in words.
 
     Raises:
@@ -49,7 +55,7 @@ def initial_variables(config: Config, model: NanoDet) -> tuple[Any, str]:
     """
     variables = init_variables(model, config.training.seed)
     path = config.training.init_weights
-    if not path:
+    if not path or resuming:
         return variables, "starting from random weights"
     entries = load_entries(path)
     variables, report = convert.take_over(entries, variables, 4 * (config.model.reg_max + 1))
