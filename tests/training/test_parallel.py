@@ -1,0 +1,171 @@
+"""The step over several devices against the step on one.
+
+Batch norm normalises within a device. With the same images on each device its statistics are those
+of the whole batch, so that all must agree with one device, whatever the boxes: losses, what they
+are divided by, gradients, the optimizer's state.
+"""
+
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from nanodet_jax import boxes as geometry
+from nanodet_jax import config as configs
+from nanodet_jax.models.detector import build_model, priors_of
+from nanodet_jax.models.layers import BatchNorm
+from nanodet_jax.structures import Batch, GroundTruth, Predictions
+from nanodet_jax.training.parallel import AXIS, make_train_step
+from nanodet_jax.training.state import abstract_variables, create_state
+from nanodet_jax.training.step import train_step
+
+DEVICES, EACH, SIDE, STRIDE, SLOTS, CLASSES, BINS = 2, 2, 64, 8, 3, 2, 8
+STEPS = 2  # the second takes the state as the first one left it, on the devices
+IMAGES = np.random.default_rng(0).normal(0.3, size=(EACH, SIDE, SIDE, 3)).astype(np.float32)
+MANY = [[[4, 4, 40, 40], [20, 30, 60, 62], [1, 40, 12, 60]], [[8, 8, 56, 50]]]
+FEW: list[list] = [[[12, 10, 50, 53]], []]
+NONE: list[list] = [[], []]
+BOXES = {
+    "the same on each": (MANY, MANY),
+    "unlike": (MANY, FEW),
+    "one without any": (NONE, FEW),
+    "none at all": (NONE, NONE),
+}
+
+
+class Tiny(nn.Module):
+    """All that a step sees of a network, in two layers: parameters, batch norm, predictions."""
+
+    @nn.compact
+    def __call__(self, images, train=False):
+        cells = SIDE // STRIDE
+        x = images.reshape(-1, cells, STRIDE, cells, STRIDE, 3).transpose(0, 1, 3, 2, 4, 5)
+        x = nn.Dense(16, use_bias=False)(x.reshape(-1, cells, cells, STRIDE * STRIDE * 3))
+        x = nn.tanh(BatchNorm(use_running_average=not train, name="norm")(x))
+        x = nn.Dense(CLASSES + 4 * BINS)(x).reshape(-1, cells * cells, CLASSES + 4 * BINS)
+        return Predictions(x[..., :CLASSES], x[..., CLASSES:].reshape(*x.shape[:2], 4, BINS))
+
+
+def parts_of(model, priors):
+    schedule = optax.linear_schedule(0.1, 0.05, 10)
+    return {
+        "optimizer": optax.sgd(schedule, momentum=0.9),
+        "schedule": schedule,
+        "model": model,
+        "priors": priors,
+        "assigner": configs.Assigner(),
+        "weights": configs.Loss(),
+    }
+
+
+PARTS = parts_of(Tiny(), geometry.make_priors((SIDE, SIDE), (STRIDE,), 0.5))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def devices():
+    if jax.local_device_count() < DEVICES:
+        pytest.skip(f"needs {DEVICES} devices, and XLA_FLAGS was set otherwise")
+
+
+@pytest.fixture(scope="module")
+def steps():
+    """The step on one device, and on two."""
+    return tuple(make_train_step(num_devices=number, **PARTS) for number in (1, DEVICES))
+
+
+def make_state():
+    variables = Tiny().init(jax.random.key(0), jnp.asarray(IMAGES))
+    return create_state(variables, PARTS["optimizer"])
+
+
+def make_batch(boxes):
+    """IMAGES once for each device, with the boxes of each."""
+    flat = [image for device in boxes for image in device]
+    table = np.zeros((len(flat), SLOTS, 4), np.float32)
+    for row, image in zip(table, flat):
+        row[: len(image)] = np.reshape(image, (-1, 4))
+    valid = np.arange(SLOTS) < np.asarray([len(image) for image in flat])[:, None]
+    labels = np.where(valid, np.arange(SLOTS) % CLASSES, 0).astype(np.int32)
+    truth = GroundTruth(table, labels, valid, np.zeros_like(valid))
+    return Batch(np.concatenate([IMAGES] * len(boxes)), truth)
+
+
+def train(step, batch):
+    state = make_state()
+    for _ in range(STEPS):
+        state, metrics = step(state, batch)
+    return jax.device_get((state, metrics))
+
+
+def assert_close(ours, theirs, tolerance=1e-5):
+    """Equal to 1e-5 of the largest number of each array: some ten roundings of these sums."""
+    assert jax.tree.structure(ours) == jax.tree.structure(theirs)
+    for (path, leaf), other in zip(jax.tree.leaves_with_path(theirs), jax.tree.leaves(ours)):
+        scale = max(float(np.abs(leaf).max()), 1e-6)
+        name = jax.tree_util.keystr(path)
+        np.testing.assert_allclose(other, leaf, rtol=0, atol=tolerance * scale, err_msg=name)
+
+
+def biased(batch_stats, images):
+    """Without the correction for the number of samples, which differs: a device has its own."""
+    samples = images * (SIDE // STRIDE) ** 2
+    keep = BatchNorm.momentum**STEPS
+    norm = batch_stats["norm"]
+    return {"mean": norm["mean"], "var": (norm["var"] - keep) * (samples - 1) / samples}
+
+
+@pytest.mark.parametrize("boxes", BOXES)
+def test_two_devices_agree_with_one(steps, boxes):
+    batch = make_batch(BOXES[boxes])
+    (one, expected), (two, metrics) = (train(step, batch) for step in steps)
+    assert_close(metrics, expected)
+    assert_close((two.params, two.opt_state), (one.params, one.opt_state))
+    assert_close(biased(two.batch_stats, EACH), biased(one.batch_stats, EACH * DEVICES))
+    assert two.step == one.step == STEPS
+    assert (expected["positives"] > 0) == (boxes != "none at all")
+
+
+def test_devices_with_the_same_boxes_agree_with_one_of_them(steps):
+    (one, expected), (two, metrics) = (
+        train(step, make_batch([MANY] * number)) for step, number in zip(steps, (1, DEVICES))
+    )
+    assert metrics.pop("positives") == DEVICES * expected.pop("positives")
+    assert_close(metrics, expected)
+    assert_close(two, one)  # the running variance as well
+
+
+def test_pmap_gives_the_same(steps):
+    """The step under a named axis, whoever names it: what runs over many machines, later."""
+    batch = make_batch((MANY, FEW))
+    state, metrics = train(steps[1], batch)
+    step = jax.pmap(
+        partial(train_step, axis_name=AXIS, **PARTS),
+        axis_name=AXIS,
+        devices=jax.local_devices()[:DEVICES],
+    )
+    mapped = jax.tree.map(lambda leaf: jnp.stack([leaf] * DEVICES), make_state())
+    split = jax.tree.map(lambda leaf: leaf.reshape(DEVICES, EACH, *leaf.shape[1:]), batch)
+    for _ in range(STEPS):
+        mapped, mapped_metrics = step(mapped, split)
+    for device in range(DEVICES):
+        here = jax.tree.map(lambda leaf, device=device: np.asarray(leaf[device]), mapped)
+        assert_close(here, state)
+        assert_close({k: np.asarray(v[device]) for k, v in mapped_metrics.items()}, metrics)
+
+
+def test_the_network_itself_can_be_split():
+    """Its own gradients have to pass under the axis too; to trace it shows that, in seconds."""
+    settings = configs.Model(num_classes=CLASSES, width=0.5, channels=32, stacked_convs=1)
+    model = build_model(settings)
+    parts = parts_of(model, priors_of(settings, (SIDE, SIDE)))
+    state = jax.eval_shape(
+        partial(create_state, optimizer=parts["optimizer"]), abstract_variables(model)
+    )
+    step = make_train_step(num_devices=DEVICES, **parts)
+    after, metrics = jax.eval_shape(step, state, make_batch((MANY, FEW)))
+    assert after == state
+    assert metrics["loss"].shape == ()
