@@ -25,10 +25,10 @@ from nanodet_jax import backend, config
 from nanodet_jax.inference import make_detect
 from nanodet_jax.models.detector import build_model, priors_of
 from nanodet_jax.objective import objective
+from nanodet_jax.state import create_state, init_variables
 from nanodet_jax.structures import Batch, GroundTruth
 from nanodet_jax.training.optimizer import make_optimizer
 from nanodet_jax.training.parallel import make_train_step
-from nanodet_jax.training.state import create_state, init_variables
 
 BOXES = 30  # ground-truth slots, half of them filled on average
 

@@ -11,13 +11,13 @@ import numpy as np
 
 from nanodet_jax import config as configs
 from nanodet_jax import convert
+from nanodet_jax.checkpoint import Checkpoints
 from nanodet_jax.coco_classes import COCO_CLASSES
 from nanodet_jax.config import Config
 from nanodet_jax.errors import UserError
 from nanodet_jax.models.detector import build_model
 from nanodet_jax.pytorch_file import read_state_dict
-from nanodet_jax.training.checkpoint import Checkpoints
-from nanodet_jax.training.state import abstract_variables
+from nanodet_jax.state import abstract_variables
 
 ABOUT = "about.json"  # in a .npz and beside checkpoints: the config and the classes
 PYTORCH_SUFFIXES = (".pth", ".pt", ".ckpt")

@@ -10,7 +10,7 @@ import pytest
 from nanodet_jax import config, convert
 from nanodet_jax.errors import UserError
 from nanodet_jax.models.detector import build_model
-from nanodet_jax.training.state import abstract_variables
+from nanodet_jax.state import abstract_variables
 
 MODELS = {
     "shared": config.Model(num_classes=3, width=0.5, channels=32, stacked_convs=1, reg_max=4),

@@ -9,13 +9,14 @@ import jax
 import numpy as np
 
 from nanodet_jax import backend, scoring
+from nanodet_jax.checkpoint import Checkpoints
 from nanodet_jax.config import Config, check
 from nanodet_jax.data.pipeline import count_slots, steps_per_epoch, training_batches
 from nanodet_jax.data.sources import open_source
 from nanodet_jax.errors import UserError
 from nanodet_jax.inference import make_detect
 from nanodet_jax.models.detector import build_model, priors_of
-from nanodet_jax.training.checkpoint import Checkpoints
+from nanodet_jax.state import create_state
 from nanodet_jax.training.interrupt import Interrupt
 from nanodet_jax.training.journal import Journal
 from nanodet_jax.training.optimizer import learning_rate, make_optimizer
@@ -27,7 +28,6 @@ from nanodet_jax.training.setup import (
     prepare_workdir,
     resolve,
 )
-from nanodet_jax.training.state import create_state
 from nanodet_jax.training.unfold import is_folded, unfold
 
 VAL_PICTURES = 8

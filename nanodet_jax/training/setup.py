@@ -15,8 +15,8 @@ from nanodet_jax.data.records import Source
 from nanodet_jax.errors import UserError
 from nanodet_jax.evaluation import write_json
 from nanodet_jax.models.detector import NanoDet
+from nanodet_jax.state import init_variables
 from nanodet_jax.structures import Batch
-from nanodet_jax.training.state import init_variables
 from nanodet_jax.weights import ABOUT, describe, load_entries, read_description
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")

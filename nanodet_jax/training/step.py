@@ -8,8 +8,8 @@ import optax
 from nanodet_jax import boxes, config
 from nanodet_jax.models.detector import NanoDet
 from nanodet_jax.objective import objective
+from nanodet_jax.state import TrainState
 from nanodet_jax.structures import Batch
-from nanodet_jax.training.state import TrainState
 
 
 def loss_and_gradients(

@@ -14,7 +14,7 @@ from nanodet_jax.convert import flatten
 from nanodet_jax.models.detector import build_model, priors_of
 from nanodet_jax.models.layers import BatchNorm
 from nanodet_jax.models.nanodet_head import NanoDetHead
-from nanodet_jax.training.state import abstract_variables, init_variables
+from nanodet_jax.state import abstract_variables, init_variables
 
 TINY = config.Model(num_classes=3, width=0.5, channels=32, stacked_convs=1, reg_max=4)
 SEPARATE = config.Model(num_classes=3, width=0.5, channels=32, share_cls_reg=False)

@@ -12,10 +12,10 @@ import optax
 
 from nanodet_jax import backend, config, convert
 from nanodet_jax.models.detector import build_model, priors_of
+from nanodet_jax.state import abstract_variables, create_state
 from nanodet_jax.structures import Batch
 from nanodet_jax.training.optimizer import make_optimizer
 from nanodet_jax.training.parallel import make_train_step
-from nanodet_jax.training.state import abstract_variables, create_state
 from nanodet_jax.training.step import loss_and_gradients
 from tests.parity_checks.assignment import batch_of
 from tests.parity_checks.comparison import Expected, Worst, jitter, judge, of_scale, relative

@@ -14,16 +14,16 @@ import pytest
 from configs import shapes
 from nanodet_jax import config as configs
 from nanodet_jax import scoring, train_and_evaluate
+from nanodet_jax.checkpoint import Checkpoints
 from nanodet_jax.data.pipeline import count_slots, training_batches
 from nanodet_jax.data.sources import open_source
 from nanodet_jax.errors import UserError
 from nanodet_jax.evaluation import MEANINGS
 from nanodet_jax.models.detector import build_model
+from nanodet_jax.state import abstract_variables, create_state
 from nanodet_jax.training import loop
-from nanodet_jax.training.checkpoint import Checkpoints
 from nanodet_jax.training.optimizer import make_optimizer
 from nanodet_jax.training.setup import prepare_workdir
-from nanodet_jax.training.state import abstract_variables, create_state
 
 STEPS, STEPS_EACH, BATCH = 8, 4, 4
 

@@ -18,9 +18,9 @@ from nanodet_jax import boxes as geometry
 from nanodet_jax import config as configs
 from nanodet_jax.models.detector import build_model, priors_of
 from nanodet_jax.models.layers import BatchNorm
+from nanodet_jax.state import abstract_variables, create_state
 from nanodet_jax.structures import Batch, GroundTruth, Predictions
 from nanodet_jax.training.parallel import AXIS, make_train_step
-from nanodet_jax.training.state import abstract_variables, create_state
 from nanodet_jax.training.step import train_step
 
 DEVICES, EACH, SIDE, STRIDE, SLOTS, CLASSES, BINS = 2, 2, 64, 8, 3, 2, 8

@@ -7,7 +7,7 @@ import pytest
 from nanodet_jax import backend, config
 from nanodet_jax.convert import flatten, unflatten
 from nanodet_jax.models.detector import build_model
-from nanodet_jax.training.state import init_variables
+from nanodet_jax.state import init_variables
 from nanodet_jax.training.unfold import is_folded, unfold
 
 MODEL = build_model(config.Model(num_classes=3, width=0.5, channels=32, stacked_convs=1))

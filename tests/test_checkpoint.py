@@ -6,9 +6,9 @@ import numpy as np
 import optax
 import pytest
 
+from nanodet_jax.checkpoint import Checkpoints
 from nanodet_jax.errors import UserError
-from nanodet_jax.training.checkpoint import Checkpoints
-from nanodet_jax.training.state import create_state
+from nanodet_jax.state import create_state
 
 OPTIMIZER = optax.adamw(1e-3)
 

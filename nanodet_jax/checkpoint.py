@@ -10,7 +10,7 @@ from absl import logging
 from orbax.checkpoint import checkpoint_managers
 
 from nanodet_jax.errors import UserError
-from nanodet_jax.training.state import TrainState
+from nanodet_jax.state import TrainState
 
 METRIC = "AP"
 
