@@ -122,7 +122,8 @@ def read_description(text: str, where: str) -> tuple[Config, tuple[str, ...]]:
 
 def _load_npz(path: Path) -> Weights:
     try:
-        with np.load(path, allow_pickle=False) as file:
+        # Opened here, since NumPy leaves a damaged archive open.
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             arrays = {name: np.asarray(file[name]) for name in file.files}
     except (OSError, ValueError, TypeError, RuntimeError, zipfile.BadZipFile, EOFError) as error:
         raise UserError(f"{path}: is damaged or no .npz archive ({error})") from error
