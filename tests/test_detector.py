@@ -14,7 +14,7 @@ from nanodet_jax.config import Config, Model
 from nanodet_jax.detector import Detector
 from nanodet_jax.errors import UserError
 from nanodet_jax.models.detector import build_model
-from nanodet_jax.state import init_variables
+from nanodet_jax.state import abstract_variables
 from nanodet_jax.weights import ABOUT, Weights, load_weights, save_weights
 
 SHARED = Path(__file__).parents[2] / "shared" / "weights"
@@ -25,12 +25,16 @@ NAMES = ("cat", "dog", "bird")
 def weights():
     """A random network that is sure of what it sees, or nothing would be found."""
     model = Model(num_classes=len(NAMES), width=0.5, channels=32, stacked_convs=1)
-    flat = convert.flatten(init_variables(build_model(model), seed=3))
-    for level in range(3):
-        bias, kernel = (f"params/head/output_{level}/{name}" for name in ("bias", "kernel"))
-        noise = np.random.default_rng(level).normal(size=flat[bias].shape)
-        flat[bias] = noise.astype(np.float32)
-        flat[kernel] = 40 * flat[kernel]
+    random = np.random.default_rng(0)
+    flat = {}
+    for name, leaf in convert.flatten(abstract_variables(build_model(model))).items():
+        if name.endswith(("scale", "var")):
+            value = np.ones(leaf.shape)
+        elif name.endswith("kernel"):
+            value = random.normal(size=leaf.shape) * np.sqrt(2 / np.prod(leaf.shape[:-1]))
+        else:
+            value = random.normal(size=leaf.shape) * 0.5
+        flat[name] = value.astype(np.float32)
     return Weights(convert.unflatten(flat), Config(input_size=(64, 64), model=model), NAMES)
 
 

@@ -19,7 +19,7 @@ from nanodet_jax import config as configs
 from nanodet_jax import convert
 from nanodet_jax.evaluation import MEANINGS
 from nanodet_jax.models.detector import build_model
-from nanodet_jax.state import init_variables
+from nanodet_jax.state import abstract_variables
 from nanodet_jax.weights import Weights, save_weights
 
 app.define_help_flags()  # absl does so once; what a door defines is undone after each call
@@ -27,7 +27,6 @@ app.define_help_flags()  # absl does so once; what a door defines is undone afte
 pytestmark = pytest.mark.filterwarnings(r"ignore:the load_module\(\) method:DeprecationWarning")
 REPO = Path(__file__).parents[1]
 CLASSES = ("circle", "triangle", "square", "star")
-# The run of training/test_loop.py: what it compiles serves here as well.
 TINY = (
     "--config.input_size=64,64",
     "--config.model.channels=32",
@@ -35,8 +34,7 @@ TINY = (
     "--config.data.train_size=16",
     "--config.data.val_size=6",
     "--config.data.batch_size=4",
-    "--config.training.steps=8",
-    "--config.training.warmup_steps=2",
+    "--config.training.steps=2",
     "--config.training.log_every=1",
 )
 ONE_IMAGE = {
@@ -94,10 +92,13 @@ def door(monkeypatch, capsys):
 def eager_weights(tmp_path_factory):
     """Random weights that find something everywhere."""
     model = configs.Model(num_classes=4, width=0.5, channels=32, stacked_convs=1)
-    flat = convert.flatten(init_variables(build_model(model), seed=0))
-    for level in range(3):
-        name = f"params/head/output_{level}/bias"
-        flat[name] = np.zeros_like(flat[name])
+    random = np.random.default_rng(0)
+    flat = {}
+    for name, leaf in convert.flatten(abstract_variables(build_model(model))).items():
+        value = np.ones(leaf.shape) if name.endswith(("scale", "var")) else np.zeros(leaf.shape)
+        if name.endswith("kernel"):
+            value = random.normal(size=leaf.shape) * np.sqrt(2 / np.prod(leaf.shape[:-1]))
+        flat[name] = value.astype(np.float32)
     config = configs.Config(input_size=(64, 64), model=model)
     path = tmp_path_factory.mktemp("weights") / "eager.npz"
     save_weights(
@@ -135,7 +136,7 @@ def test_train_then_evaluate(tmp_path, eager_weights):
     assert f"starting from {eager_weights}" in done.stdout
     assert "AP50" in done.stdout and "circle" in done.stdout
     last = json.loads((workdir / "metrics.jsonl").read_text().splitlines()[-1])
-    assert (last["kind"], last["step"]) == ("eval", 8)
+    assert (last["kind"], last["step"]) == ("eval", 2)
 
     done = process("eval.py", *TINY, f"--workdir={workdir}", f"--out={out}")
     assert done.returncode == 0, done.stderr
@@ -147,13 +148,10 @@ def test_train_then_evaluate(tmp_path, eager_weights):
 
 
 def test_evaluate_weights(door, tmp_path, eager_weights):
-    for out in (tmp_path / "one", tmp_path / "two"):
-        code, said, _ = door("eval.py", *TINY, f"--weights={eager_weights}", f"--out={out}")
-        assert code == 0
-        assert str(out) in said
-        assert_evaluated(out)
-    for name in ("metrics.json", "detections.json"):
-        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+    code, said, _ = door("eval.py", *TINY, f"--weights={eager_weights}", f"--out={tmp_path}")
+    assert code == 0
+    assert f"metrics.json, detections.json and pictures are in {tmp_path}" in said
+    assert_evaluated(tmp_path)
 
 
 @pytest.fixture

@@ -53,11 +53,11 @@ def initial_variables(config: Config, model: NanoDet, resuming: bool) -> tuple[A
     Raises:
       UserError: if config.training.init_weights cannot be read or nothing of it fits.
     """
+    path = "" if resuming else config.training.init_weights
+    entries = load_entries(path) if path else None  # a fault in it is told before compiling
     variables = init_variables(model, config.training.seed)
-    path = config.training.init_weights
-    if not path or resuming:
+    if entries is None:
         return variables, "starting from random weights"
-    entries = load_entries(path)
     variables, report = convert.take_over(entries, variables, 4 * (config.model.reg_max + 1))
     if not report.kept:
         raise UserError(f"config.training.init_weights={path}: nothing in it fits this model")
