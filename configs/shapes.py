@@ -15,7 +15,7 @@ def get_config() -> Config:
         augment=Augment(scale=(0.8, 1.2), translate=0.1, flip=0.5, brightness=0.1),
         model=Model(width=0.5, channels=64),
         training=Training(
-            epochs=4,
+            epochs=5,
             optimizer="adamw",
             learning_rate=2e-3,
             weight_decay=0.05,
