@@ -21,6 +21,7 @@ from nanodet_jax.errors import UserError
 from nanodet_jax.evaluation import MEANINGS
 from nanodet_jax.models.detector import build_model
 from nanodet_jax.state import abstract_variables, create_state
+from nanodet_jax.structures import Detections
 from nanodet_jax.training import loop
 from nanodet_jax.training.optimizer import make_optimizer
 from nanodet_jax.training.setup import prepare_workdir
@@ -180,6 +181,29 @@ def fake_step(loss):
         return state.replace(step=state.step + 1), dict.fromkeys(names, np.float32(loss))
 
     return lambda *args, **kwargs: step
+
+
+def test_the_best_is_kept_though_its_evaluation_was_stopped(tmp_path, monkeypatch):
+    nothing = Detections(np.zeros((0, 4)), np.zeros(0), np.zeros(0, int), np.zeros(0, bool), False)
+    scores = iter([None, 0.9, 0.1])  # at step 4, at step 4 again, at step 8
+
+    def evaluation(*_, **__):
+        score = next(scores)
+        if score is None:
+            os.kill(os.getpid(), signal.SIGTERM)
+            return None
+        metrics = {name: score for name in MEANINGS} | {"per_class": {}}
+        return scoring.Evaluation(metrics, [], {0: nothing})
+
+    monkeypatch.setattr(loop, "make_train_step", fake_step(1.0))
+    monkeypatch.setattr(scoring, "run_evaluation", evaluation)
+    with pytest.raises(SystemExit):
+        train_and_evaluate(tiny_config(), tmp_path)
+    assert train_and_evaluate(tiny_config(), tmp_path)["AP"] == 0.1
+    checkpoints = Checkpoints(tmp_path)
+    assert (checkpoints.best_step(), checkpoints.latest_step()) == (4, 8)
+    assert checkpoints.metrics(4)["AP"] == 0.9
+    checkpoints.close()
 
 
 def test_a_loss_that_is_no_number_ends_the_run(tmp_path, monkeypatch):
