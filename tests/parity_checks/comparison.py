@@ -106,6 +106,11 @@ def judge(
             around = e._replace(value=np.asarray(actual[what]))
             changes = [around.error(run[what]) for run in runs]
             rows[i] = rows[i]._replace(resolution=2 * max(changes))
+        if all(row.passed for row in rows):
+            # Show what needed this, not what came nearest to failing without it.
+            return max(
+                (r for r in rows if r.error > r.tolerance), key=lambda r: r.error / r.tolerance
+            )
     compare = Comparisons()
     compare.rows = rows
     return compare.worst()
