@@ -19,6 +19,10 @@ FORMATS = ("coco", "voc", "tfds", "shapes")
 WIDTHS = (0.5, 1.0, 1.5, 2.0)
 OPTIMIZERS = ("sgd", "adamw")
 SCHEDULES = ("multistep", "cosine")
+NECKS = ("pan", "ghost_pan")
+ASSIGNERS = ("atss", "dynamic_soft_label")
+BACKBONE_STRIDES = (8, 16, 32)
+GUIDANCE_GROUPS = 32  # of the group norms in the guidance head
 
 
 @dataclass
@@ -64,24 +68,52 @@ class Augment:
 
 @dataclass
 class Model:
-    """NanoDet: ShuffleNetV2, PAN, NanoDetHead."""
+    """ShuffleNetV2, a neck, a head, and for NanoDet-Plus a branch that guides training."""
 
     num_classes: int = 0  # 0 = as many as the data has
     width: float = 1.0  # of ShuffleNetV2: 0.5, 1.0, 1.5, 2.0
+    neck: str = "pan"  # pan | ghost_pan
+    neck_blocks: int = 1  # ghost_pan: ghost bottlenecks where two levels meet
+    extra_level: bool = False  # ghost_pan: a level coarser than the backbone's, stride 64
     channels: int = 96  # of neck and head
-    stacked_convs: int = 2
+    kernel_size: int = 3  # of the depthwise convolutions of ghost_pan and head
+    stacked_convs: int = 2  # of the head
     share_cls_reg: bool = True  # one tower for classes and boxes, or one each
     reg_max: int = 7  # distances are expectations over 0 .. reg_max strides
-    strides: tuple[int, ...] = (8, 16, 32)
+    prior_offset: float = 0.5  # a prior's place in its cell, in strides; NanoDet-Plus has 0
+    guidance_channels: int = 0  # assign guidance module: width of its head; 0 = none
+    guidance_convs: int = 4  # depth of its head
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """Pixels between the priors of each level."""
+        coarser = (2 * BACKBONE_STRIDES[-1],) if self.extra_level else ()
+        return BACKBONE_STRIDES + coarser
 
 
 @dataclass
 class Assigner:
-    """ATSS: which priors learn which box."""
+    """Which priors learn which box."""
 
-    topk: int = 9  # candidates per box and level
-    cell_scale: float = 5.0  # a prior's cell is cell_scale * stride wide
-    ignore_threshold: float = 0.5  # share of a cell in an ignore region that excludes it; 0 = off
+    name: str = "atss"  # atss | dynamic_soft_label
+    topk: int = 9  # candidates per box: atss: and level; dynamic_soft_label: 13 in the original
+    cell_scale: float = 5.0  # atss: a prior's cell is cell_scale * stride wide
+    iou_factor: float = 3.0  # dynamic_soft_label: weight of the boxes against the classes
+    # Share in an ignore region that excludes a prior; of its cell (atss) or box. 0 = off.
+    ignore_threshold: float = 0.5
+
+
+@dataclass
+class Compat:
+    """Faults of the original: True does as it does, False mends (`docs/differences.md`)."""
+
+    # dynamic_soft_label: a box may take priors that lie in other boxes only, and gets none where
+    # no prior lies in any; else it takes priors inside itself, or the nearest if there is none.
+    priors_of_any_box: bool = True
+    # A box that augmentation moved out of the frame stays, without area, and is learned.
+    keep_lost_boxes: bool = True
+    # Images are resampled on pixel indices without antialiasing; boxes know of neither.
+    pixel_index_warp: bool = True
 
 
 @dataclass
@@ -94,6 +126,16 @@ class Loss:
 
 
 @dataclass
+class Rates:
+    """Multiples of the learning rate, by part of the network."""
+
+    backbone: float = 1.0
+    neck: float = 1.0
+    head: float = 1.0
+    guidance: float = 1.0
+
+
+@dataclass
 class Training:
     """Optimizer, schedule, and what is written when."""
 
@@ -103,6 +145,8 @@ class Training:
     learning_rate: float = 0.01
     momentum: float = 0.9  # sgd
     weight_decay: float = 1e-4  # sgd: added to the gradient; adamw: decoupled; on every parameter
+    no_norm_decay: bool = False  # no decay on scale and bias of normalisation layers
+    rates: Rates = field(default_factory=Rates)
     clip_norm: float = 0.0  # bound on the global norm of the gradient; 0 = off
     schedule: str = "multistep"  # multistep | cosine, by epoch
     milestones: tuple[int, ...] = ()  # multistep: epochs after which the rate is multiplied ...
@@ -110,6 +154,8 @@ class Training:
     final_fraction: float = 0.05  # cosine: last rate as a share of learning_rate
     warmup_steps: int = 0
     warmup_ratio: float = 0.1  # of the rate, where a linear warm-up starts
+    ema_decay: float = 0.0  # average of all weights, which is evaluated and kept; 0 = off
+    detach_epoch: int = 0  # guidance: epochs in which its loss trains backbone and neck too
     init_weights: str = ""  # .pth, .ckpt, .npz or a workdir to start from
     seed: int = 0
     eval_every: int = 10  # epochs
@@ -128,6 +174,7 @@ class Config:
     augment: Augment = field(default_factory=Augment)
     model: Model = field(default_factory=Model)
     assigner: Assigner = field(default_factory=Assigner)
+    compat: Compat = field(default_factory=Compat)
     loss: Loss = field(default_factory=Loss)
     training: Training = field(default_factory=Training)
 
@@ -148,18 +195,30 @@ def check(config: Config, num_devices: int = 1) -> None:
 
     _from_dict(Config, dataclasses.asdict(config), "config")  # values of the right type and number
     data, training, model = config.data, config.training, config.model
-    largest = max(model.strides, default=1)
-    require(bool(model.strides), "model.strides", "needs at least one stride")
-    require(model.strides == (8, 16, 32), "model.strides", "this model has levels (8, 16, 32)")
+    largest = BACKBONE_STRIDES[-1]
     require(
         all(side > 0 and side % largest == 0 for side in config.input_size),
         "input_size",
-        f"height and width must be multiples of the largest stride, {largest}",
+        f"height and width must be multiples of the backbone's largest stride, {largest}",
     )
     require(model.width in WIDTHS, "model.width", f"must be one of {WIDTHS}")
     require(model.num_classes >= 0, "model.num_classes", "must be positive, or 0 for the data's")
-    for name in ("channels", "stacked_convs", "reg_max"):
+    for name in ("channels", "stacked_convs", "reg_max", "neck_blocks", "guidance_convs"):
         require(getattr(model, name) > 0, f"model.{name}", "must be positive")
+    require(model.neck in NECKS, "model.neck", f"must be one of {NECKS}")
+    ghost = model.neck == "ghost_pan"
+    require(ghost or not model.extra_level, "model.extra_level", "needs model.neck=ghost_pan")
+    require(ghost or model.neck_blocks == 1, "model.neck_blocks", "needs model.neck=ghost_pan")
+    require(not ghost or model.channels % 2 == 0, "model.channels", "ghost_pan needs an even width")
+    require(
+        model.kernel_size > 0 and model.kernel_size % 2 == 1, "model.kernel_size", "must be odd"
+    )
+    require(0 <= model.prior_offset < 1, "model.prior_offset", "is a place in a cell: 0 to 1")
+    require(
+        model.guidance_channels >= 0 and model.guidance_channels % GUIDANCE_GROUPS == 0,
+        "model.guidance_channels",
+        f"must be a multiple of its {GUIDANCE_GROUPS} normalisation groups, or 0 for none",
+    )
     require(data.format in FORMATS, "data.format", f"must be one of {FORMATS}")
     require(data.batch_size > 0, "data.batch_size", "must be positive")
     require(
@@ -179,11 +238,17 @@ def check(config: Config, num_devices: int = 1) -> None:
     require(training.learning_rate > 0, "training.learning_rate", "must be positive")
     for name in ("eval_every", "checkpoint_every", "log_every"):
         require(getattr(training, name) > 0, f"training.{name}", "must be positive")
-    for name in ("weight_decay", "clip_norm", "warmup_steps", "keep_every"):
+    for name in ("weight_decay", "clip_norm", "warmup_steps", "keep_every", "detach_epoch"):
         require(getattr(training, name) >= 0, f"training.{name}", "must not be negative")
+    require(0 <= training.ema_decay < 1, "training.ema_decay", "must be in [0, 1)")
+    for name in ("backbone", "neck", "head", "guidance"):
+        rate = getattr(training.rates, name)
+        require(rate >= 0, f"training.rates.{name}", "must not be negative")
     require(0 <= training.seed < 2**32, "training.seed", "must be in [0, 2**32)")
+    require(config.assigner.name in ASSIGNERS, "assigner.name", f"must be one of {ASSIGNERS}")
     require(config.assigner.topk > 0, "assigner.topk", "must be positive")
     require(config.assigner.cell_scale > 0, "assigner.cell_scale", "must be positive")
+    require(config.assigner.iou_factor >= 0, "assigner.iou_factor", "must not be negative")
     for name in ("scale", "stretch_x", "stretch_y", "contrast", "saturation"):
         low, high = getattr(config.augment, name)
         require(0 < low <= high, f"augment.{name}", "give low,high with 0 < low <= high")

@@ -39,9 +39,36 @@ RULES: tuple[tuple[str, str, dict[str, str]], ...] = (
         },
     ),
     (r"neck/lateral_(\d)", r"fpn.lateral_convs.\1.conv", {}),
+    (r"neck/lateral_(\d)/(\w+)", r"fpn.reduce_layers.\1.{}", {"conv": "conv", "norm": "bn"}),
+    (
+        r"neck/(top_down|bottom_up)_(\d)_(\d)/(ghost\d)/(\w+)",
+        r"fpn.\1_blocks.\2.blocks.\3.\4.{}",
+        {
+            "primary": "primary_conv.0",
+            "primary_norm": "primary_conv.1",
+            "cheap": "cheap_operation.0",
+            "cheap_norm": "cheap_operation.1",
+        },
+    ),
+    (
+        r"neck/(top_down|bottom_up)_(\d)_(\d)/shortcut/(\w+)",
+        r"fpn.\1_blocks.\2.blocks.\3.shortcut.{}",
+        {"depthwise": "0", "dwnorm": "1", "pointwise": "2", "pwnorm": "3"},
+    ),
+    (r"neck/downsample_(\d)/(\w+)", r"fpn.downsamples.\1.\2", {}),
+    (r"neck/extra_entry/(\w+)", r"fpn.extra_lvl_in_conv.0.\1", {}),
+    (r"neck/extra_last/(\w+)", r"fpn.extra_lvl_out_conv.0.\1", {}),
     (r"head/(cls|reg)_tower_(\d)_(\d)/(\w+)", r"head.\1_convs.\2.\3.\4", {}),
     (r"head/output_(\d)", r"head.gfl_cls.\1", {}),
     (r"head/(cls|reg)_output_(\d)", r"head.gfl_\1.\2", {}),
+    # Of the guidance's head. Whatever is below guidance/ is called aux_ there.
+    (
+        r"head/(cls|reg)_tower_(\d)/(\w+)",
+        r"head.\1_convs.\2.{}",
+        {"conv": "conv", "norm": "gn"},
+    ),
+    (r"head/(cls|reg)_output", r"head.gfl_\1", {}),
+    (r"head/scale_(\d)", r"head.scales.\1", {}),
 )
 LEAVES = {
     "kernel": "weight",
@@ -49,10 +76,12 @@ LEAVES = {
     "bias": "bias",
     "mean": "running_mean",
     "var": "running_var",
+    "factor": "scale",
 }
 # Entries of the original that no forward pass reads.
 UNUSED = r".*\.num_batches_tracked|head\.distribution_project\.project"
 UNUSED_IF_SHARED = r"head\.gfl_reg\.\d\.(weight|bias)"
+UNUSED_IF_DEPLOYED = r"aux_(fpn|head)\..*"
 
 
 class Report(NamedTuple):
@@ -77,13 +106,15 @@ def pytorch_name(path: str) -> str:
     """The original's name of the variable at `path`, e.g. `params/head/output_0/kernel`."""
     _, module_path = path.split("/", 1)
     module, leaf = module_path.rsplit("/", 1)
+    prefix = "aux_" if module.startswith("guidance/") else ""
+    module = module.removeprefix("guidance/")
     for pattern, replacement, positions in RULES:
         match = re.fullmatch(pattern, module)
         if match:
             name = match.expand(replacement)
             if positions:
                 name = name.format(positions[match.groups()[-1]])
-            return f"{name}.{LEAVES[leaf]}"
+            return f"{prefix}{name}.{LEAVES[leaf]}"
     raise KeyError(f"no rule for {path}")
 
 
@@ -127,7 +158,7 @@ def convert(entries: Entries, like: Any, where: str = "weights") -> Any:
             array = from_pytorch(np.asarray(entries[name], np.float32))
             if array.shape != tuple(leaf.shape):
                 misfits.append(f"{name} {array.shape} instead of {tuple(leaf.shape)}")
-            leaves[path] = np.ascontiguousarray(array)
+            leaves[path] = np.array(array, order="C")
     faults = [
         f"{title}: {', '.join(group[:5])}" + (f" and {len(group) - 5} more" if group[5:] else "")
         for title, group in (
@@ -143,8 +174,12 @@ def convert(entries: Entries, like: Any, where: str = "weights") -> Any:
 
 
 def _is_unused(name: str, targets: Mapping[str, Any]) -> bool:
-    shared = not any(target.startswith("head.gfl_reg.") for target in targets)
-    return bool(re.fullmatch(UNUSED, name) or (shared and re.fullmatch(UNUSED_IF_SHARED, name)))
+    patterns = [UNUSED]
+    if not any(target.startswith("head.gfl_reg.") for target in targets):
+        patterns.append(UNUSED_IF_SHARED)
+    if not any(target.startswith("aux_") for target in targets):
+        patterns.append(UNUSED_IF_DEPLOYED)
+    return re.fullmatch("|".join(patterns), name) is not None
 
 
 def take_over(entries: Entries, variables: Any, num_bins: int) -> tuple[Any, Report]:
@@ -184,13 +219,16 @@ def _only_classes_differ(path: str, array: np.ndarray, value: np.ndarray, num_bi
 def to_entries(variables: Any) -> dict[str, np.ndarray]:
     """The original's names and layouts of all variables."""
     return {
-        pytorch_name(path): np.ascontiguousarray(to_pytorch(np.asarray(leaf)))
+        pytorch_name(path): np.array(to_pytorch(np.asarray(leaf)), order="C")
         for path, leaf in flatten(variables).items()
     }
 
 
 def infer_model(entries: Entries, where: str = "weights") -> config.Model:
-    """The architecture that a state_dict of NanoDet belongs to, read off its shapes.
+    """The architecture that a state_dict belongs to, read off its names and shapes.
+
+    A NanoDet-Plus of which only weights are left tells everything but the split of its output
+    layers: `reg_max` is then taken for 7, that of all published ones.
 
     Raises:
       UserError: if it is none of those this project builds.
@@ -198,19 +236,40 @@ def infer_model(entries: Entries, where: str = "weights") -> config.Model:
     try:
         channels_of_width = {channels[0] // 2: width for width, channels in STAGE_CHANNELS.items()}
         stage = entries["backbone.stage2.0.branch2.0.weight"].shape[0]
-        width = channels_of_width[stage]
-        channels = entries["fpn.lateral_convs.0.conv.weight"].shape[0]
-        output = entries["head.gfl_cls.0.weight"].shape[0]
-        num_bins = entries["head.gfl_reg.0.weight"].shape[0]
+        plus = "fpn.reduce_layers.0.conv.weight" in entries
+        model = config.Model(width=channels_of_width[stage])
+        (_infer_plus if plus else _infer_nanodet)(entries, model)
     except KeyError as error:
-        raise UserError(f"{where}: not a NanoDet-m state_dict (no {error})") from error
-    shared = not any(name.startswith("head.reg_convs.") for name in entries)
-    depth = {m[1] for name in entries if (m := re.match(r"head\.cls_convs\.0\.(\d+)\.", name))}
-    return config.Model(
-        num_classes=output - num_bins if shared else output,
-        width=width,
-        channels=channels,
-        stacked_convs=len(depth),
-        share_cls_reg=shared,
-        reg_max=num_bins // 4 - 1,
-    )
+        raise UserError(f"{where}: not a NanoDet state_dict (no {error})") from error
+    model.stacked_convs = _count(entries, r"head\.cls_convs\.0\.(\d+)\.")
+    return model
+
+
+def _infer_nanodet(entries: Entries, model: config.Model) -> None:
+    model.channels = entries["fpn.lateral_convs.0.conv.weight"].shape[0]
+    num_bins = entries["head.gfl_reg.0.weight"].shape[0]
+    model.reg_max = num_bins // 4 - 1
+    model.share_cls_reg = not any(name.startswith("head.reg_convs.") for name in entries)
+    output = entries["head.gfl_cls.0.weight"].shape[0]
+    model.num_classes = output - num_bins if model.share_cls_reg else output
+
+
+def _infer_plus(entries: Entries, model: config.Model) -> None:
+    model.neck = "ghost_pan"
+    model.prior_offset = 0.0
+    model.channels = entries["fpn.reduce_layers.0.conv.weight"].shape[0]
+    model.kernel_size = entries["fpn.downsamples.0.depthwise.weight"].shape[-1]
+    model.neck_blocks = _count(entries, r"fpn\.top_down_blocks\.0\.blocks\.(\d+)\.")
+    model.extra_level = "fpn.extra_lvl_in_conv.0.depthwise.weight" in entries
+    if "head.distribution_project.project" in entries:
+        model.reg_max = entries["head.distribution_project.project"].shape[0] - 1
+    num_bins = 4 * (model.reg_max + 1)
+    model.num_classes = entries["head.gfl_cls.0.weight"].shape[0] - num_bins
+    if "aux_head.gfl_cls.weight" in entries:
+        model.guidance_channels = entries["aux_head.gfl_cls.weight"].shape[1]
+        model.guidance_convs = _count(entries, r"aux_head\.cls_convs\.(\d+)\.")
+
+
+def _count(entries: Entries, pattern: str) -> int:
+    """Distinct values of the pattern's group among the entries' names."""
+    return len({match[1] for name in entries if (match := re.match(pattern, name))})

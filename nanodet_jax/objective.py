@@ -9,9 +9,11 @@ import jax
 import jax.numpy as jnp
 
 from nanodet_jax import boxes, config, losses
-from nanodet_jax.assigners import atss
+from nanodet_jax.assigners import atss, dynamic_soft_label
 from nanodet_jax.precision import at_least_float32
-from nanodet_jax.structures import GroundTruth, Predictions, Targets
+from nanodet_jax.structures import IGNORED, GroundTruth, Predictions, Targets
+
+PREFIXES = ("", "aux_")  # of the metrics of each branch; the guidance's as the original calls them
 
 
 def expected_distances(box_logits: jax.Array) -> jax.Array:
@@ -20,21 +22,67 @@ def expected_distances(box_logits: jax.Array) -> jax.Array:
     return jnp.einsum("...r,r->...", shares, jnp.arange(shares.shape[-1], dtype=shares.dtype))
 
 
+def predicted_boxes(box_logits: jax.Array, priors: boxes.Priors) -> jax.Array:
+    """Boxes [P, 4] of one image, input pixels, not clipped."""
+    distances = expected_distances(box_logits) * priors.strides[:, None]
+    return boxes.distances_to_boxes(priors.centers, distances)
+
+
+def assign(
+    branches: tuple[Predictions, ...],
+    ground_truth: GroundTruth,
+    priors: boxes.Priors,
+    assigner: config.Assigner,
+    compat: config.Compat,
+) -> Targets:
+    """Targets of one image. Where predictions take part, they are those of the last branch."""
+    if assigner.name == "atss":
+        return atss.assign(
+            priors,
+            ground_truth,
+            topk=assigner.topk,
+            cell_scale=assigner.cell_scale,
+            ignore_threshold=assigner.ignore_threshold,
+        )
+    guide = jax.lax.stop_gradient(branches[-1])
+    return dynamic_soft_label.assign(
+        priors,
+        ground_truth,
+        at_least_float32(guide.class_logits),
+        predicted_boxes(guide.box_logits, priors),
+        topk=assigner.topk,
+        iou_factor=assigner.iou_factor,
+        ignore_threshold=assigner.ignore_threshold,
+        priors_of_any_box=compat.priors_of_any_box,
+    )
+
+
 def image_terms(
-    predictions: Predictions, targets: Targets, ground_truth: GroundTruth, priors: boxes.Priors
+    predictions: Predictions,
+    targets: Targets,
+    ground_truth: GroundTruth,
+    priors: boxes.Priors,
+    soft_labels: bool,
 ) -> dict[str, jax.Array]:
-    """Sums over the priors of one image: the numerators of the losses and what divides them."""
+    """Sums over the priors of one image: the numerators of the losses and what divides them.
+
+    The quality that a class is to predict is the overlap in `targets` with soft_labels, one for
+    all branches; without, that of the branch's own box.
+    """
     class_logits = at_least_float32(predictions.class_logits)
     box_logits = at_least_float32(predictions.box_logits)
     positive = targets.gt_index >= 0
-    counted = targets.gt_index != atss.IGNORED
+    counted = targets.gt_index != IGNORED
     slot = jnp.maximum(targets.gt_index, 0)
-    # In strides, as the original: giou and its epsilon see numbers around 1.
-    points = priors.centers / priors.strides[:, None]
-    target_boxes = ground_truth.boxes[slot] / priors.strides[:, None]
-    predicted = boxes.distances_to_boxes(points, expected_distances(box_logits))
+    # As the original: NanoDet measures boxes in strides, NanoDet-Plus in pixels. The epsilon of
+    # an overlap is all that can tell.
+    strides = priors.strides[:, None]
+    unit = jnp.ones_like(strides) if soft_labels else strides
+    points, target_boxes = priors.centers / unit, ground_truth.boxes[slot] / unit
+    predicted = boxes.distances_to_boxes(points, expected_distances(box_logits) * (strides / unit))
 
-    overlap = jax.lax.stop_gradient(boxes.iou(predicted, target_boxes))
+    overlap = boxes.iou(predicted, target_boxes)
+    overlap = targets.overlap if soft_labels else jax.lax.stop_gradient(overlap)
     at_label = jax.nn.one_hot(ground_truth.labels[slot], class_logits.shape[-1])
     quality = at_label * jnp.where(positive, overlap, 0.0)[:, None]
     quality_focal = jnp.sum(losses.quality_focal(class_logits, quality), axis=-1)
@@ -42,7 +90,8 @@ def image_terms(
     confidence = jax.lax.stop_gradient(jax.nn.sigmoid(jnp.max(class_logits, axis=-1)))
     weight = jnp.where(positive, confidence, 0.0)
     reg_max = box_logits.shape[-1] - 1
-    distances = jnp.clip(boxes.boxes_to_distances(points, target_boxes), 0, reg_max - 0.1)
+    distances = boxes.boxes_to_distances(points, target_boxes) / (strides / unit)
+    distances = jnp.clip(distances, 0, reg_max - 0.1)
     distribution_focal = jnp.mean(losses.distribution_focal(box_logits, distances), axis=-1)
     return {
         "quality_focal": jnp.sum(jnp.where(counted, quality_focal, 0.0)),
@@ -54,50 +103,56 @@ def image_terms(
 
 
 def objective(
-    predictions: Predictions,
+    branches: tuple[Predictions, ...],
     ground_truth: GroundTruth,
     priors: boxes.Priors,
     *,
     assigner: config.Assigner,
+    compat: config.Compat,
     weights: config.Loss,
     axis_name: str | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Loss of a batch of B images, in float32.
+    """Loss of a batch of B images, in float32: the sum over the branches, all with one assignment.
 
-    The quality focal loss is divided by the number of positive priors (at least one counted per
-    image), the box losses by the sum of their weights, both over the whole batch. Without any
-    box the loss is the quality focal loss alone (the original returns a constant there).
+    The quality focal loss is divided by the number of positive priors, the box losses by the sum
+    of their weights, both over the whole batch. As in the original, NanoDet (ATSS) counts at least
+    one positive prior per image, NanoDet-Plus (dynamic soft labels) one per batch; there the sum
+    of weights is at least 1 too. Without any box the loss is the quality focal loss alone (the
+    original's NanoDet returns a constant there).
 
     Args:
-      predictions: B images.
+      branches: predictions for B images, of the head and, if there is one, of the guidance.
       ground_truth: B images, G slots each, input pixels.
       priors: of the input size.
-      assigner, weights: the config's.
+      assigner, compat, weights: the config's.
       axis_name: mapped axis over which the batch is split. The divisors are then those of the
         whole batch, and the sum over devices of the loss and its gradients is the whole's.
 
     Returns:
-      The loss, and its parts `loss_qfl`, `loss_bbox`, `loss_dfl` and `positives`.
+      The loss, and its parts: `loss_qfl`, `loss_bbox` and `loss_dfl` of the head, the same with
+      `aux_` of the guidance, and `positives`.
     """
-    assign = partial(
-        atss.assign,
-        priors,
-        topk=assigner.topk,
-        cell_scale=assigner.cell_scale,
-        ignore_threshold=assigner.ignore_threshold,
-    )
-    targets = jax.vmap(assign)(ground_truth)
-    terms = jax.vmap(partial(image_terms, priors=priors))(predictions, targets, ground_truth)
-    total = {name: jnp.sum(per_image) for name, per_image in terms.items()}
-    samples = jnp.sum(jnp.maximum(terms["positives"], 1.0))
-    weight = total["weight"]
+    targets = jax.vmap(
+        partial(assign, priors=priors, assigner=assigner, compat=compat)
+    )(branches, ground_truth)
+    soft_labels = assigner.name == "dynamic_soft_label"
+    score = jax.vmap(partial(image_terms, priors=priors, soft_labels=soft_labels))
+    per_image = [score(predictions, targets, ground_truth) for predictions in branches]
+    sums = [{name: jnp.sum(values) for name, values in terms.items()} for terms in per_image]
+    positives = per_image[0]["positives"]
+    samples = jnp.sum(positives if soft_labels else jnp.maximum(positives, 1.0))
+    divisors = samples, [terms["weight"] for terms in sums]
     if axis_name is not None:
-        samples, weight = jax.lax.psum((samples, weight), axis_name)
-    weight = jnp.where(weight > 0, weight, 1.0)
-    parts = {
-        "loss_qfl": weights.quality_focal * total["quality_focal"] / samples,
-        "loss_bbox": weights.giou * total["giou"] / weight,
-        "loss_dfl": weights.distribution_focal * total["distribution_focal"] / weight,
-    }
-    loss = parts["loss_qfl"] + parts["loss_bbox"] + parts["loss_dfl"]
-    return loss, {"loss": loss, **parts, "positives": total["positives"]}
+        divisors = jax.lax.psum(divisors, axis_name)
+    samples = jnp.maximum(divisors[0], 1.0)
+    loss, parts = jnp.zeros((), jnp.float32), {}
+    for prefix, terms, weight in zip(PREFIXES, sums, divisors[1]):
+        weight = jnp.maximum(weight, 1.0) if soft_labels else jnp.where(weight > 0, weight, 1.0)
+        of_branch = {
+            "loss_qfl": weights.quality_focal * terms["quality_focal"] / samples,
+            "loss_bbox": weights.giou * terms["giou"] / weight,
+            "loss_dfl": weights.distribution_focal * terms["distribution_focal"] / weight,
+        }
+        loss = loss + of_branch["loss_qfl"] + of_branch["loss_bbox"] + of_branch["loss_dfl"]
+        parts |= {prefix + name: value for name, value in of_branch.items()}
+    return loss, {"loss": loss, **parts, "positives": sums[0]["positives"]}

@@ -1,5 +1,6 @@
 """All that decides the next step."""
 
+from functools import partial
 from typing import Any
 
 import flax.struct
@@ -10,6 +11,9 @@ import optax
 
 from nanodet_jax import backend
 from nanodet_jax.models.detector import NanoDet
+from nanodet_jax.models.guidance import copy_neck
+
+SMALLEST = np.zeros((1, 32, 32, 3), np.float32)  # an image of the least size
 
 
 @flax.struct.dataclass
@@ -19,32 +23,50 @@ class TrainState:
     step: jax.Array  # [] int32: steps done
     params: Any
     batch_stats: Any
+    average: Any  # exponential moving average of both, or None
     opt_state: Any
 
     @property
     def variables(self) -> dict[str, Any]:
-        """What the model's `apply` takes."""
+        """What a training step starts from."""
         return {"params": self.params, "batch_stats": self.batch_stats}
 
+    @property
+    def best_variables(self) -> dict[str, Any]:
+        """What is evaluated and kept: the average where there is one."""
+        return self.variables if self.average is None else self.average
 
-def abstract_variables(model: NanoDet) -> Any:
-    """Shapes and dtypes of the model's variables, without computing them."""
-    smallest = jnp.zeros((1, 32, 32, 3), jnp.float32)
-    return jax.eval_shape(model.init, jax.random.key(0), smallest)
+
+def abstract_variables(model: NanoDet, guided: bool = False) -> Any:
+    """Shapes and dtypes of the model's variables, without computing them.
+
+    They are those of the deployed network; with `guided`, of the guidance too if it has one.
+    """
+    init = partial(model.init, method="branches", guided=guided)
+    return jax.eval_shape(init, jax.random.key(0), SMALLEST)
 
 
 def init_variables(model: NanoDet, seed: int) -> Any:
-    """Variables as the reference initialises them, drawn from `seed`; numpy arrays."""
-    smallest = jnp.zeros((1, 32, 32, 3), jnp.float32)
-    return jax.tree.map(np.asarray, backend.jit_once(model.init)(jax.random.key(seed), smallest))
+    """Variables of the training model as the reference draws them, from `seed`; numpy arrays."""
+    init = partial(model.init, method="branches")
+    variables = backend.jit_once(init)(jax.random.key(seed), SMALLEST)
+    return jax.tree.map(np.asarray, copy_neck(variables))
 
 
-def create_state(variables: Any, optimizer: optax.GradientTransformation) -> TrainState:
-    """State before the first step. Copies: a donated state leaves `variables` alone."""
-    variables = jax.tree.map(jnp.array, variables)
+def create_state(
+    variables: Any, optimizer: optax.GradientTransformation, ema: bool = False
+) -> TrainState:
+    """State before the first step. Copies: a donated state leaves `variables` alone.
+
+    With `ema` the average of the variables is kept, and starts as their copy.
+    """
+
+    def copy():
+        return jax.tree.map(jnp.array, variables)
+
     return TrainState(
         step=jnp.zeros((), jnp.int32),
-        params=variables["params"],
-        batch_stats=variables["batch_stats"],
+        **copy(),
+        average=copy() if ema else None,
         opt_state=optimizer.init(variables["params"]),
     )

@@ -32,11 +32,16 @@ class Predictions(NamedTuple):
     box_logits: Array  # [..., P, 4, R]: left, top, right, bottom, a distribution over distances
 
 
+BACKGROUND, IGNORED = -1, -2  # of Targets.gt_index
+
+
 class Targets(NamedTuple):
     """What an assigner decides for each prior."""
 
     gt_index: Array  # [..., P] int32: slot of the box to learn; -1 background, -2 ignored
-    overlap: Array  # [..., P] float32: iou with that box; -1 where there is none
+    # float32: iou of the box with the prior's cell (ATSS) or prediction (dynamic soft label); -1
+    # where there is no box.
+    overlap: Array  # [..., P]
 
 
 class Detections(NamedTuple):

@@ -8,10 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from nanodet_jax import boxes
-from nanodet_jax.structures import GroundTruth, Targets
+from nanodet_jax.structures import BACKGROUND, IGNORED, GroundTruth, Targets
 
 EXCLUDED = 1e8  # distance that keeps a prior in an ignore region out of the candidates
-BACKGROUND, IGNORED = -1, -2
 
 
 def nearest_per_level(

@@ -6,17 +6,17 @@ import flax.linen as nn
 import jax
 
 from nanodet_jax import boxes, config
-from nanodet_jax.models.layers import BatchNorm
+from nanodet_jax.models.ghost_pan import GhostPAN
+from nanodet_jax.models.guidance import GUIDANCE, Guidance, SimpleConvHead
+from nanodet_jax.models.layers import BatchNorm, Module
 from nanodet_jax.models.nanodet_head import NanoDetHead
 from nanodet_jax.models.pan import PAN
 from nanodet_jax.models.shufflenet_v2 import ShuffleNetV2
 from nanodet_jax.structures import Predictions
 
-PRIOR_OFFSET = 0.5  # of NanoDet's priors, in strides
-
 
 class NanoDet(nn.Module):
-    """Backbone, neck and head.
+    """Backbone, neck and head; in training a guidance too, if the config has one.
 
     Attributes:
       model: the config's; `num_classes` must be set.
@@ -24,26 +24,74 @@ class NanoDet(nn.Module):
 
     model: config.Model
 
-    @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> Predictions:
         """Predictions of images [B, H, W, 3]: float32 BGR, normalised, sides multiples of 32.
 
         With `train` the batch's own statistics normalise, and `batch_stats` must be mutable.
         """
+        return self.branches(images, train=train, guided=False)[0]
+
+    @nn.compact
+    def branches(
+        self,
+        images: jax.Array,
+        detach: jax.Array | bool = False,
+        *,
+        train: bool = True,
+        guided: bool = True,
+    ) -> tuple[Predictions, ...]:
+        """What a training step scores: predictions of the head, then those of the guidance.
+
+        Args:
+          images: as for a call.
+          detach: whether the guidance's gradients stop short of backbone and neck; may be traced.
+          train: as for a call.
+          guided: whether to run the guidance, where the config has one.
+        """
+        model = self.model
         norm = partial(BatchNorm, use_running_average=not train)
         backbone_norm = partial(norm, bias_init=nn.initializers.constant(1e-4))
-        features = ShuffleNetV2(self.model.width, backbone_norm, name="backbone")(images)
-        levels = PAN(self.model.channels, name="neck")(features)
+        neck = _neck(model, norm)
+        features = ShuffleNetV2(model.width, backbone_norm, name="backbone")(images)
+        levels = neck(name="neck")(features)
         head = NanoDetHead(
-            num_classes=self.model.num_classes,
-            channels=self.model.channels,
-            stacked_convs=self.model.stacked_convs,
-            share_cls_reg=self.model.share_cls_reg,
-            reg_max=self.model.reg_max,
+            num_classes=model.num_classes,
+            channels=model.channels,
+            kernel_size=model.kernel_size,
+            stacked_convs=model.stacked_convs,
+            share_cls_reg=model.share_cls_reg,
+            reg_max=model.reg_max,
             norm=norm,
             name="head",
         )
-        return head(levels)
+        predictions = head(levels)
+        if not (guided and model.guidance_channels):
+            return (predictions,)
+        guidance_head = partial(
+            SimpleConvHead,
+            num_classes=model.num_classes,
+            channels=model.guidance_channels,
+            stacked_convs=model.guidance_convs,
+            reg_max=model.reg_max,
+        )
+        guidance = Guidance(neck, guidance_head, name=GUIDANCE)
+        return predictions, guidance(features, levels, detach)
+
+
+def _neck(model: config.Model, norm: Module) -> Module:
+    match model.neck:
+        case "pan":
+            return partial(PAN, model.channels)
+        case "ghost_pan":
+            return partial(
+                GhostPAN,
+                channels=model.channels,
+                kernel_size=model.kernel_size,
+                blocks=model.neck_blocks,
+                extra_level=model.extra_level,
+                norm=norm,
+            )
+    raise ValueError(model.neck)  # config.check has refused it before
 
 
 def build_model(model: config.Model) -> NanoDet:
@@ -53,4 +101,4 @@ def build_model(model: config.Model) -> NanoDet:
 
 def priors_of(model: config.Model, input_size: tuple[int, int]) -> boxes.Priors:
     """Priors that the network's predictions belong to, for inputs of (height, width) pixels."""
-    return boxes.make_priors(input_size, model.strides, PRIOR_OFFSET)
+    return boxes.make_priors(input_size, model.strides, model.prior_offset)

@@ -19,6 +19,11 @@ leaky_relu = partial(nn.leaky_relu, negative_slope=0.1)
 pointwise_conv = partial(nn.Conv, kernel_size=(1, 1), padding=0)
 
 
+# The original's default where it names an activation (He et al., 2015), and PyTorch's where not.
+he_normal = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+pytorch_uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+
+
 def normal(stddev: float) -> Initializer:
     """Initialiser N(0, stddev**2)."""
     return nn.initializers.normal(stddev)
@@ -66,17 +71,41 @@ class BatchNorm(nn.Module):
         return (x * factor[None, None, None] + shift[None, None, None]).astype(x.dtype)
 
 
+class ConvNormAct(nn.Module):
+    """Convolution, norm, activation."""
+
+    features: int
+    norm: Module
+    kernel_size: int = 1
+    kernel_init: Initializer = he_normal
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = nn.Conv(
+            self.features,
+            (self.kernel_size, self.kernel_size),
+            padding=self.kernel_size // 2,
+            use_bias=False,
+            kernel_init=self.kernel_init,
+            name="conv",
+        )(x)
+        return leaky_relu(self.norm(name="norm")(x))
+
+
 class DepthwiseSeparableConv(nn.Module):
     """Depthwise, norm, activation, pointwise, norm, activation."""
 
     features: int
     norm: Module
     kernel_size: int = 3
+    stride: int = 1
     kernel_init: Initializer = normal(0.01)
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        x = DepthwiseConv(self.kernel_size, kernel_init=self.kernel_init, name="depthwise")(x)
+        x = DepthwiseConv(
+            self.kernel_size, self.stride, kernel_init=self.kernel_init, name="depthwise"
+        )(x)
         x = leaky_relu(self.norm(name="dwnorm")(x))
         x = pointwise_conv(
             self.features, use_bias=False, kernel_init=self.kernel_init, name="pointwise"

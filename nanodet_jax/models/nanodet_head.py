@@ -1,4 +1,7 @@
-"""NanoDetHead: towers of depthwise separable convolutions, not shared between levels."""
+"""NanoDetHead: towers of depthwise separable convolutions, not shared between levels.
+
+With kernels of 5 x 5 and one tower for both tasks it is NanoDetPlusHead.
+"""
 
 import flax.linen as nn
 import jax
@@ -17,6 +20,7 @@ class NanoDetHead(nn.Module):
     Attributes:
       num_classes: C.
       channels: width of the towers.
+      kernel_size: of the towers.
       stacked_convs: depth of the towers.
       share_cls_reg: one tower with one output layer (classes, then boxes), or two of each.
       reg_max: R - 1.
@@ -25,6 +29,7 @@ class NanoDetHead(nn.Module):
 
     num_classes: int
     channels: int
+    kernel_size: int
     stacked_convs: int
     share_cls_reg: bool
     reg_max: int
@@ -34,7 +39,9 @@ class NanoDetHead(nn.Module):
     def __call__(self, features: list[jax.Array]) -> Predictions:
         def tower(x, name):
             for i in range(self.stacked_convs):
-                x = DepthwiseSeparableConv(self.channels, self.norm, name=f"{name}_{i}")(x)
+                x = DepthwiseSeparableConv(
+                    self.channels, self.norm, self.kernel_size, name=f"{name}_{i}"
+                )(x)
             return x
 
         def output(x, channels, name, bias_init):
@@ -59,6 +66,10 @@ class NanoDetHead(nn.Module):
                     axis=-1,
                 )
             levels.append(fused)
-        logits = jnp.concatenate(levels, axis=1)
-        class_logits, bins = jnp.split(logits, [self.num_classes], axis=-1)
-        return Predictions(class_logits, bins.reshape(*bins.shape[:-1], 4, self.reg_max + 1))
+        return split_logits(jnp.concatenate(levels, axis=1), self.num_classes)
+
+
+def split_logits(logits: jax.Array, num_classes: int) -> Predictions:
+    """Predictions from [..., P, C + 4 * R]: class logits first, then sides left to bottom."""
+    class_logits, bins = jnp.split(logits, [num_classes], axis=-1)
+    return Predictions(class_logits, bins.reshape(*bins.shape[:-1], 4, -1))

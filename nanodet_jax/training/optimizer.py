@@ -1,13 +1,15 @@
 """The optimizer and its schedule, as the original's PyTorch ones behave."""
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from nanodet_jax.config import Training
+from nanodet_jax.config import Rates, Training
 
 
 def epoch_rates(training: Training, steps_per_epoch: int, epochs: int) -> np.ndarray:
@@ -50,17 +52,46 @@ def learning_rate(training: Training, steps_per_epoch: int, epochs: int) -> opta
     return schedule
 
 
+def decay_mask(params: Any) -> Any:
+    """A flag per parameter: whether decay acts on it. Not on a normalisation's scale and bias."""
+    if not isinstance(params, Mapping):
+        return True
+    if set(params) == {"scale", "bias"}:
+        return {name: False for name in params}
+    return {name: decay_mask(child) for name, child in params.items()}
+
+
+def scale_by_part(rates: Rates) -> optax.GradientTransformation:
+    """Updates times the rate of the part of the network that they belong to; 0 freezes it.
+
+    The original's `lr_mult`, but that its cosine ends at the same rate for all parts.
+    """
+
+    def scale(updates: Any, _: Any) -> Any:
+        return {
+            part: jax.tree.map(lambda update, rate=getattr(rates, part): update * rate, tree)
+            for part, tree in updates.items()
+        }
+
+    return optax.stateless(scale)
+
+
 def make_optimizer(training: Training, schedule: optax.Schedule) -> optax.GradientTransformation:
-    """SGD with momentum or AdamW, with decay on every parameter, behind a bound on the norm."""
+    """SGD with momentum or AdamW, behind a bound on the norm.
+
+    Decay acts on every parameter, as in the original's recipes, unless `no_norm_decay`.
+    """
+    mask = decay_mask if training.no_norm_decay else None
     match training.optimizer:
         case "sgd":
             # PyTorch adds the decay to the gradient, before the momentum.
             update = optax.chain(
-                optax.add_decayed_weights(training.weight_decay),
+                optax.add_decayed_weights(training.weight_decay, mask),
                 optax.sgd(schedule, momentum=training.momentum),
             )
         case "adamw":
-            update = optax.adamw(schedule, weight_decay=training.weight_decay)
+            update = optax.adamw(schedule, weight_decay=training.weight_decay, mask=mask)
+    update = optax.chain(update, scale_by_part(training.rates))
     if training.clip_norm > 0:
         return optax.chain(optax.clip_by_global_norm(training.clip_norm), update)
     return update

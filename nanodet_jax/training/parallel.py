@@ -27,7 +27,7 @@ def make_train_step(
     Args:
       optimizer, schedule: of `training.optimizer`.
       num_devices: how many of `jax.local_devices()`; must divide the batch.
-      **parts: model, priors, assigner and weights of `train_step`.
+      **parts: all that `train_step` takes besides: model, priors, assigner, ...
     """
     step = partial(train_step, optimizer=optimizer, schedule=schedule, **parts)
     if num_devices > 1:

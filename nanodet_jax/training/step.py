@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from nanodet_jax import boxes, config
@@ -19,25 +20,33 @@ def loss_and_gradients(
     model: NanoDet,
     priors: boxes.Priors,
     assigner: config.Assigner,
+    compat: config.Compat,
     weights: config.Loss,
+    detach: jax.Array | bool = False,
     axis_name: str | None = None,
 ) -> tuple[dict[str, jax.Array], Any, Any]:
     """Metrics, gradients of the parameters, and new batch statistics, all float32.
 
+    With `detach` the guidance's gradients stop short of backbone and neck; it may be traced.
     With `axis_name` the batch is this device's part of a larger one: losses and gradients are
     summed over the axis (their divisors are the whole batch's), and the running statistics,
     each device's own, are averaged.
     """
 
     def loss_fn(params):
-        predictions, updated = model.apply(
-            {**variables, "params": params}, batch.images, train=True, mutable=["batch_stats"]
+        branches, updated = model.apply(
+            {**variables, "params": params},
+            batch.images,
+            detach,
+            method="branches",
+            mutable=["batch_stats"],
         )
         loss, metrics = objective(
-            predictions,
+            branches,
             batch.ground_truth,
             priors,
             assigner=assigner,
+            compat=compat,
             weights=weights,
             axis_name=axis_name,
         )
@@ -50,12 +59,24 @@ def loss_and_gradients(
     return metrics, gradients, batch_stats
 
 
+def moved_average(average: Any, variables: Any, step: jax.Array, decay: float) -> Any:
+    """Exponential moving average after `step` steps, as the original ramps it.
+
+    At first it follows the variables, of which each step takes the share
+    decay * exp(-(1 + step) / 2000) + 1 - decay; later it forgets with `decay`.
+    """
+    share = decay * jnp.exp(-(1 + step) / 2000) + (1 - decay)
+    return jax.tree.map(lambda old, new: old * (1 - share) + new * share, average, variables)
+
+
 def train_step(
     state: TrainState,
     batch: Batch,
     *,
     optimizer: optax.GradientTransformation,
     schedule: optax.Schedule,
+    ema_decay: float = 0.0,
+    detach_step: int = 0,
     **parts: Any,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """The next state, and the metrics of this step.
@@ -64,18 +85,26 @@ def train_step(
       state: donated by the caller.
       batch: B images of the size that `priors` belong to.
       optimizer, schedule: of `training.optimizer`.
-      **parts: model, priors, assigner, weights and axis_name of `loss_and_gradients`.
+      ema_decay: of the average, if the state has one.
+      detach_step: first step at which the guidance no longer trains backbone and neck.
+      **parts: model, priors, assigner, compat, weights and axis_name of `loss_and_gradients`.
     """
-    metrics, gradients, batch_stats = loss_and_gradients(state.variables, batch, **parts)
+    detach = state.step >= detach_step
+    metrics, gradients, batch_stats = loss_and_gradients(
+        state.variables, batch, detach=detach, **parts
+    )
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
     metrics |= {
         "gradient_norm": optax.tree.norm(gradients),
         "learning_rate": schedule(state.step),
     }
-    new_state = TrainState(
+    new_state = state.replace(
         step=state.step + 1,
         params=optax.apply_updates(state.params, updates),
         batch_stats=batch_stats,
         opt_state=opt_state,
     )
+    if state.average is not None:
+        average = moved_average(state.average, new_state.variables, new_state.step, ema_decay)
+        new_state = new_state.replace(average=average)
     return new_state, metrics

@@ -1,6 +1,7 @@
 """The checks behind `tests/parity.py`: fixture files in, named checks out."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 from tests.parity_checks.comparison import Worst
@@ -21,8 +22,8 @@ def find_checks(folder: Path, weights: Path, images: Path) -> Iterator[tuple[str
             case "trace":
                 yield name, lambda p=path: assignment.check_trace(p)
             case "assign":
-                atss = name == "assign_atss"
-                yield name, (lambda p=path: assignment.check_atss(p)) if atss else None
+                check = assignment.CHECKS.get(name)
+                yield name, partial(check, path) if check else None
             case "losses":
                 yield name, lambda p=path: assignment.check_losses(p)
             case "head":

@@ -1,6 +1,7 @@
 """Fixtures of assigners, losses and whole-head losses."""
 
 import json
+import re
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -10,13 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from nanodet_jax import boxes, config, losses
-from nanodet_jax.assigners import atss
-from nanodet_jax.models.detector import PRIOR_OFFSET
+from nanodet_jax.assigners import atss, dynamic_soft_label
+from nanodet_jax.models.nanodet_head import split_logits
 from nanodet_jax.objective import objective
-from nanodet_jax.structures import GroundTruth, Predictions
+from nanodet_jax.structures import GroundTruth
 from tests.parity_checks.comparison import Comparisons, Worst, absolute, of_scale, relative
 
-STRIDES = (8, 16, 32)
+STRIDES, PLUS_STRIDES = (8, 16, 32), (8, 16, 32, 64)
+PRIOR_OFFSET, PLUS_OFFSET = 0.5, 0.0
 
 
 def slots(gt_boxes, labels=None, ignore=None, count: int | None = None) -> GroundTruth:
@@ -72,6 +74,49 @@ def check_atss(path: Path) -> Worst:
             if f"{k}/overlap" in fixture:  # not recorded where there are ignore regions
                 overlap = fixture[f"{k}/overlap"]
                 compare.near(f"case {k}: overlap", targets.overlap, absolute(overlap, 1e-5))
+    return compare.worst()
+
+
+@partial(jax.jit, static_argnames="size")
+def run_dynamic(ground_truth, logits, predicted, size):
+    priors = boxes.make_priors(size, PLUS_STRIDES, PLUS_OFFSET)
+    return dynamic_soft_label.assign(
+        priors,
+        ground_truth,
+        logits,
+        predicted,
+        topk=13,
+        iou_factor=3.0,
+        ignore_threshold=0.0,
+        priors_of_any_box=True,
+    )
+
+
+def check_dynamic(path: Path) -> Worst:
+    """Index by index, every image of the file, for predictions that it names or holds."""
+    compare = Comparisons()
+    with np.load(path) as file:
+        fixture = {key: file[key] for key in file}
+    cases = sorted({int(key.split("/")[0]) for key in fixture if "/" in key})
+    case_slots = max(len(fixture[f"{k}/gt_boxes"]) for k in cases)
+    for k in cases:
+        size = tuple(int(side) for side in fixture[f"{k}/size"])
+        priors = boxes.make_priors(size, PLUS_STRIDES, PLUS_OFFSET)
+        recorded = fixture[f"{k}/priors"]
+        compare.equal(f"case {k}: centres", priors.centers, recorded[:, :2])
+        compare.equal(f"case {k}: strides", priors.strides, recorded[:, 2])
+        random = np.random.RandomState(int(fixture[f"{k}/logit_seed"]))
+        logits = (random.randn(len(recorded), 80) * 1.5 - 3).astype(np.float32)
+        checksum = np.sum(logits, dtype=np.float64)
+        compare.near(f"case {k}: logits", checksum, relative(fixture[f"{k}/logit_checksum"], 1e-6))
+        ground_truth = slots(
+            fixture[f"{k}/gt_boxes"], fixture[f"{k}/gt_labels"], count=case_slots
+        )
+        targets = run_dynamic(ground_truth, logits, fixture[f"{k}/decoded"], size)
+        compare.equal(f"case {k}: index", targets.gt_index, fixture[f"{k}/gt_index"])
+        # Where there is no box, one kind of background says 0 there and another -1e8.
+        overlap = np.where(fixture[f"{k}/gt_index"] >= 0, fixture[f"{k}/overlap"], -1)
+        compare.near(f"case {k}: overlap", targets.overlap, absolute(overlap, 1e-5))
     return compare.worst()
 
 
@@ -179,8 +224,11 @@ def head_checks(path: Path) -> Iterator[tuple[str, object]]:
     with np.load(path) as file:
         names = sorted({key.split("/")[0] for key in file if "/" in key})
     for name in names:
-        ours = name in ("nanodet_head", "nanodet_head_empty")
+        ours = re.fullmatch(r"nanodet_(head|plus_head|plus_head_aux)(_empty)?", name)
         yield name, partial(_check_head, path, name) if ours else None
+
+
+CHECKS = {"assign_atss": check_atss, "assign_dsl": check_dynamic}
 
 
 def _check_head(path: Path, name: str) -> Worst:
@@ -188,42 +236,62 @@ def _check_head(path: Path, name: str) -> Worst:
     size = (320, 320)
     with np.load(path) as file:
         fixture = {key: file[key] for key in file}
-    priors = boxes.make_priors(size, STRIDES, PRIOR_OFFSET)
+    plus = "plus" in name
+    if plus:
+        priors = boxes.make_priors(size, PLUS_STRIDES, PLUS_OFFSET)
+        assigner = config.Assigner("dynamic_soft_label", topk=13, ignore_threshold=0.0)
+    else:
+        priors = boxes.make_priors(size, STRIDES, PRIOR_OFFSET)
+        assigner = config.Assigner(ignore_threshold=0.0)
     count = sum(key.startswith("gt_boxes_") for key in fixture)
-    logits = np.random.RandomState(int(fixture["preds_seed"])).randn(
-        count, len(priors.strides), 112
-    )
-    logits[..., :80] = logits[..., :80] * 1.5 - 3
-    logits = jnp.asarray(logits, jnp.float32)
+    random = np.random.RandomState(int(fixture["preds_seed"]))
+
+    def draw():
+        logits = random.randn(count, len(priors.strides), 112)
+        logits[..., :80] = logits[..., :80] * 1.5 - 3
+        return jnp.asarray(logits, jnp.float32)
+
+    branches = [draw()]
+    if "_aux" in name:
+        branches.append(draw())
     empty = name.endswith("_empty")
     ground_truth = batch_of(path, fixture, count)
     if empty:
         ground_truth = jax.tree.map(np.zeros_like, ground_truth)
 
-    def loss(values):
-        split = Predictions(values[..., :80], values[..., 80:].reshape(count, -1, 4, 8))
+    def loss(branches):
         return objective(
-            split,
+            tuple(split_logits(logits, 80) for logits in branches),
             ground_truth,
             priors,
-            assigner=config.Assigner(ignore_threshold=0.0),
+            assigner=assigner,
+            compat=config.Compat(),
             weights=config.Loss(),
         )
 
-    (value, parts), gradient = jax.value_and_grad(loss, has_aux=True)(logits)
-    if empty:
+    (value, parts), gradients = jax.value_and_grad(loss, has_aux=True)(branches)
+    if empty and not plus:
         # The original returns a constant 0 without gradients here, which is no target: only the
         # background is left to learn, so the loss is the sum below, divided by the images.
-        z = np.asarray(logits[..., :80], np.float64)
+        z = np.asarray(branches[0][..., :80], np.float64)
         expected = np.sum(np.logaddexp(0, z) / (1 + np.exp(-z)) ** 2) / count
         compare.near("loss of background alone", value, relative(expected, 1e-5))
-        compare.equal("finite gradient", np.isfinite(gradient).all(), True)
+        compare.equal("finite gradient", np.isfinite(gradients[0]).all(), True)
         return compare.worst()
-    compare.near("loss", value, relative(fixture[f"{name}/loss"], 1e-5))
-    for part in ("loss_qfl", "loss_bbox", "loss_dfl"):
-        compare.near(part, parts[part], relative(fixture[f"{name}/{part}"], 1e-5))
-    norm = jnp.sqrt(jnp.sum(jnp.square(gradient)))
-    compare.near("gradient norm", norm, relative(fixture[f"{name}/grad_norm"], 1e-4))
-    summed = jnp.sum(gradient, axis=-1)
-    compare.near("gradient", summed, of_scale(fixture[f"{name}/grad"], 1e-4))
+    for key, expected in fixture.items():
+        match key.removeprefix(f"{name}/").split("_"):
+            case ["loss"]:
+                compare.near("loss", value, relative(expected, 1e-5))
+            case ["loss", _] | ["aux", "loss", _] if key.startswith(f"{name}/"):
+                part = key.removeprefix(f"{name}/")
+                compare.near(part, parts[part], relative(expected, 1e-5))
+    for prefix, gradient in zip(("", "aux_"), gradients):
+        if f"{name}/{prefix}grad_norm" in fixture:
+            norm = jnp.sqrt(jnp.sum(jnp.square(gradient)))
+            expected = relative(fixture[f"{name}/{prefix}grad_norm"], 1e-4)
+            compare.near(f"{prefix}gradient norm", norm, expected)
+        if f"{name}/{prefix}grad" in fixture:
+            summed = jnp.sum(gradient, axis=-1)
+            expected = of_scale(fixture[f"{name}/{prefix}grad"], 1e-4)
+            compare.near(f"{prefix}gradient", summed, expected)
     return compare.worst()
