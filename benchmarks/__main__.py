@@ -53,7 +53,7 @@ def cases(batch: int, size: int) -> Iterator[tuple[str, Callable[[], Callable[[]
     model_config = config.Model(num_classes=80)
     model = build_model(model_config)
     priors = priors_of(model_config, (size, size))
-    parts = {"assigner": config.Assigner(), "weights": config.Loss()}
+    parts = {"assigner": config.Assigner(), "compat": config.Compat(), "weights": config.Loss()}
     variables = init_variables(model, 0)
 
     def training_step():
@@ -78,7 +78,7 @@ def cases(batch: int, size: int) -> Iterator[tuple[str, Callable[[], Callable[[]
         data = random_batch(batch, size)
         predictions = backend.jit(model.apply)(variables, data.images)
         gradient = backend.jit(
-            jax.grad(lambda p: objective(p, data.ground_truth, priors, **parts)[0])
+            jax.grad(lambda p: objective((p,), data.ground_truth, priors, **parts)[0])
         )
         return lambda: gradient(predictions)
 

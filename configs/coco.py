@@ -15,6 +15,13 @@ from ImageNet weights of the backbone (here: `--config.training.init_weights`):
     nanodet-m-0.5x     320     180   13.5                 0.139   0.28 M
     nanodet-m-1.5x     320     280   23.5                 0.696   2.07 M
     nanodet-m-1.5x_416 416     280   26.8                 1.177   2.07 M
+
+NanoDet-Plus; parameters of the deployed network, and with the branch that guides its training:
+
+    nanodet-plus-m_320       320   300   27.0             0.451   1.20 M   4.33 M
+    nanodet-plus-m_416       416   300   30.4             0.762   1.20 M   4.33 M
+    nanodet-plus-m-1.5x_320  320   300   29.9             0.879   2.48 M   7.96 M
+    nanodet-plus-m-1.5x_416  416   300   34.1             1.486   2.48 M   7.96 M
 """
 
 from dataclasses import replace
@@ -23,7 +30,50 @@ from nanodet_jax.config import Assigner, Augment, Config, Data, Model, Training
 from nanodet_jax.errors import UserError
 
 VARIANTS = ("nanodet-m_320", "nanodet-m_416", "nanodet-m-0.5x", "nanodet-m-1.5x",
-            "nanodet-m-1.5x_416")  # fmt: skip
+            "nanodet-m-1.5x_416", "nanodet-plus-m_320", "nanodet-plus-m_416",
+            "nanodet-plus-m-1.5x_320", "nanodet-plus-m-1.5x_416")  # fmt: skip
+
+
+def plus_model(width: float = 1.0, channels: int = 96) -> Model:
+    """The model of NanoDet-Plus, with its guidance."""
+    return Model(
+        width=width,
+        neck="ghost_pan",
+        extra_level=True,
+        channels=channels,
+        kernel_size=5,
+        prior_offset=0.0,
+        guidance_channels=2 * channels,
+    )
+
+
+def plus_assigner() -> Assigner:
+    """The assigner of NanoDet-Plus, without ignore regions."""
+    return Assigner(name="dynamic_soft_label", topk=13, ignore_threshold=0.0)
+
+
+def make_plus(config: Config) -> None:
+    """Turn the recipe of nanodet-m_320 into that of nanodet-plus-m_320."""
+    config.data.batch_size = 96
+    config.data.keep_ratio = False
+    config.augment.stretch_x = config.augment.stretch_y = (0.8, 1.2)
+    config.model = plus_model()
+    config.assigner = plus_assigner()
+    config.training = Training(
+        epochs=300,
+        optimizer="adamw",
+        learning_rate=1e-3,
+        weight_decay=0.05,
+        clip_norm=35.0,
+        ema_decay=0.9998,
+        detach_epoch=10,
+        schedule="cosine",
+        final_fraction=0.05,
+        warmup_steps=500,
+        warmup_ratio=1e-4,
+        eval_every=10,
+        keep_every=50,
+    )
 
 
 def get_config(variant: str = "nanodet-m_320") -> Config:
@@ -91,6 +141,18 @@ def get_config(variant: str = "nanodet-m_320") -> Config:
             config.input_size = (416, 416)
             config.data.batch_size = 176
             config.augment.scale = (0.5, 1.4)
+        case "nanodet-plus-m_320":
+            make_plus(config)
+        case "nanodet-plus-m_416":
+            make_plus(config)
+            config.input_size = (416, 416)
+        case "nanodet-plus-m-1.5x_320":
+            make_plus(config)
+            config.model = plus_model(1.5, 128)
+        case "nanodet-plus-m-1.5x_416":
+            make_plus(config)
+            config.model = plus_model(1.5, 128)
+            config.input_size = (416, 416)
         case _:
             raise UserError(f"configs/coco.py has no variant {variant!r}; it has {VARIANTS}")
     return config

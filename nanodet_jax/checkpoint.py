@@ -21,8 +21,9 @@ logging.get_absl_logger().addFilter(lambda record: "tracked_metric" not in str(r
 class Checkpoints:
     """The `checkpoints/` folder of a workdir, by step.
 
-    A checkpoint has two parts: `variables`, all that inference needs, and `optimizer`. Saving
-    goes on in the background; a checkpoint gets its name only once it is whole.
+    A checkpoint has two parts: `variables`, the averaged ones where there is an average, for
+    inference, and `training`, what else the next step depends on. Saving goes on in the
+    background; a checkpoint gets its name only once it is whole.
     """
 
     def __init__(self, workdir: Path, keep_every_steps: int = 0):
@@ -70,28 +71,28 @@ class Checkpoints:
         self._manager.save(
             step,
             args=ocp.args.Composite(
-                variables=ocp.args.StandardSave(host.variables),
-                optimizer=ocp.args.StandardSave({"state": host.opt_state, "step": host.step}),
+                **{name: ocp.args.StandardSave(part) for name, part in _split(host).items()}
             ),
             metrics=metrics,
         )
 
     def restore(self, step: int, like: TrainState) -> TrainState:
         """The state saved at `step`; `like` has its structure, shapes and dtypes."""
+        parts = _split(like)
         restored = self._restore(
-            step,
-            variables=ocp.args.StandardRestore(_host(like.variables)),
-            optimizer=ocp.args.StandardRestore(_host({"state": like.opt_state, "step": like.step})),
+            step, **{name: ocp.args.StandardRestore(_host(part)) for name, part in parts.items()}
         )
+        best, training = restored["variables"], restored["training"]
+        averaged = like.average is not None
         return TrainState(
-            step=restored["optimizer"]["step"],
-            params=restored["variables"]["params"],
-            batch_stats=restored["variables"]["batch_stats"],
-            opt_state=restored["optimizer"]["state"],
+            step=training["step"],
+            **(training["variables"] if averaged else best),
+            average=best if averaged else None,
+            opt_state=training["opt_state"],
         )
 
     def restore_variables(self, step: int, like: Any) -> Any:
-        """Parameters and batch statistics saved at `step`, without the optimizer's part."""
+        """Parameters and batch statistics to infer with, saved at `step`; averaged ones if any."""
         return self._restore(step, variables=ocp.args.StandardRestore(_host(like)))["variables"]
 
     def _restore(self, step: int, **parts: Any) -> Any:
@@ -115,6 +116,13 @@ class Checkpoints:
     def close(self) -> None:
         """Wait until everything is on disk, and let go of it."""
         self._manager.close()
+
+
+def _split(state: TrainState) -> dict[str, Any]:
+    training = {"opt_state": state.opt_state, "step": state.step}
+    if state.average is not None:
+        training["variables"] = state.variables
+    return {"variables": state.best_variables, "training": training}
 
 
 def _score(metrics: dict[str, Any]) -> float:

@@ -76,9 +76,9 @@ def image_terms(
     slot = jnp.maximum(targets.gt_index, 0)
     # As the original: NanoDet measures boxes in strides, NanoDet-Plus in pixels. The epsilon of
     # an overlap is all that can tell.
-    strides = priors.strides[:, None]
+    strides = jnp.asarray(priors.strides)[:, None]
     unit = jnp.ones_like(strides) if soft_labels else strides
-    points, target_boxes = priors.centers / unit, ground_truth.boxes[slot] / unit
+    points, target_boxes = jnp.asarray(priors.centers) / unit, ground_truth.boxes[slot] / unit
     predicted = boxes.distances_to_boxes(points, expected_distances(box_logits) * (strides / unit))
 
     overlap = boxes.iou(predicted, target_boxes)
@@ -132,9 +132,9 @@ def objective(
       The loss, and its parts: `loss_qfl`, `loss_bbox` and `loss_dfl` of the head, the same with
       `aux_` of the guidance, and `positives`.
     """
-    targets = jax.vmap(
-        partial(assign, priors=priors, assigner=assigner, compat=compat)
-    )(branches, ground_truth)
+    targets = jax.vmap(partial(assign, priors=priors, assigner=assigner, compat=compat))(
+        branches, ground_truth
+    )
     soft_labels = assigner.name == "dynamic_soft_label"
     score = jax.vmap(partial(image_terms, priors=priors, soft_labels=soft_labels))
     per_image = [score(predictions, targets, ground_truth) for predictions in branches]
@@ -145,7 +145,7 @@ def objective(
     if axis_name is not None:
         divisors = jax.lax.psum(divisors, axis_name)
     samples = jnp.maximum(divisors[0], 1.0)
-    loss, parts = jnp.zeros((), jnp.float32), {}
+    loss, parts = jnp.zeros((), jnp.float32), dict[str, jax.Array]()
     for prefix, terms, weight in zip(PREFIXES, sums, divisors[1]):
         weight = jnp.maximum(weight, 1.0) if soft_labels else jnp.where(weight > 0, weight, 1.0)
         of_branch = {

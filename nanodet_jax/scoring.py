@@ -125,7 +125,7 @@ def evaluate(config: Config, weights: str | Path, out: str | Path) -> dict[str, 
     source = open_source(config, "val")
     loaded = load_weights(weights)
     match_classes(loaded, source)
-    for name in ("input_size", "data.keep_ratio"):
+    for name in ("input_size", "data.keep_ratio", "compat.pixel_index_warp"):
         mine, trained = (_field(c, name) for c in (config, loaded.config))
         if mine != trained:
             print(f"note: config.{name}={mine}, the weights' own is {trained}")

@@ -16,6 +16,7 @@ from nanodet_jax.coco_classes import COCO_CLASSES
 from nanodet_jax.config import Config
 from nanodet_jax.errors import UserError
 from nanodet_jax.models.detector import build_model
+from nanodet_jax.models.guidance import deployed
 from nanodet_jax.pytorch_file import read_state_dict
 from nanodet_jax.state import abstract_variables
 
@@ -34,9 +35,10 @@ class Weights(NamedTuple):
 def load_weights(path: str | Path) -> Weights:
     """Weights of a `.pth`, `.pt` or `.ckpt` of the original, a `.npz` of ours, or a workdir.
 
-    A workdir yields its best checkpoint, or its newest if none was evaluated. Files of the
-    original do not name their classes; 80 of them are taken for COCO's, and the input for
-    nanodet-m's: 320 x 320 with the image's proportions kept.
+    They are those of the deployed network, without what served only its training. A workdir
+    yields its best checkpoint, or its newest if none was evaluated. Files of the original do not
+    name their classes nor their input: 80 classes are taken for COCO's, and the input for 320 x
+    320, with the image's proportions kept for NanoDet and not for NanoDet-Plus.
 
     Raises:
       UserError: if there is nothing there, or not what it should be.
@@ -45,14 +47,15 @@ def load_weights(path: str | Path) -> Weights:
     if not path.exists():
         raise UserError(f"{path}: no such weights; give a .pth, .ckpt or .npz file, or a workdir")
     if path.is_dir():
-        return _load_workdir(path)
+        loaded = _load_workdir(path)
+        return loaded._replace(variables=deployed(loaded.variables))
     if path.suffix == ".npz":
         return _load_npz(path)
     if path.suffix not in PYTORCH_SUFFIXES:
         raise UserError(f"{path}: weights are .pth, .pt, .ckpt or .npz files, or a workdir")
     entries = read_state_dict(path)
     config = Config(model=convert.infer_model(entries, str(path)))
-    config.data.keep_ratio = True
+    config.data.keep_ratio = config.model.neck == "pan"
     variables = convert.convert(entries, _abstract(config), str(path))
     known = config.model.num_classes == len(COCO_CLASSES)
     return Weights(variables, config, COCO_CLASSES if known else ())
@@ -67,7 +70,8 @@ def load_entries(path: str | Path) -> dict[str, np.ndarray]:
     path = Path(path).expanduser()
     if path.suffix in PYTORCH_SUFFIXES and path.is_file():
         return read_state_dict(path)
-    return convert.to_entries(load_weights(path).variables)
+    loaded = _load_workdir(path) if path.is_dir() else load_weights(path)
+    return convert.to_entries(loaded.variables)
 
 
 def class_names_of(weights: Weights) -> tuple[str, ...]:
@@ -151,11 +155,11 @@ def _load_workdir(path: Path) -> Weights:
         step = checkpoints.latest_step() if step is None else step
         if step is None:
             raise UserError(f"{path}: has no checkpoint yet")
-        variables = checkpoints.restore_variables(step, _abstract(config))
+        variables = checkpoints.restore_variables(step, _abstract(config, guided=True))
     finally:
         checkpoints.close()
     return Weights(variables, config, names)
 
 
-def _abstract(config: Config) -> Any:
-    return abstract_variables(build_model(config.model))
+def _abstract(config: Config, guided: bool = False) -> Any:
+    return abstract_variables(build_model(config.model), guided)

@@ -46,7 +46,7 @@ def count_slots(source: Source, limit: int) -> tuple[int, list[tuple[str, int]]]
 
 def prepare_image(pixels: np.ndarray, matrix: np.ndarray, size, config: Config, color=None):
     """Pixels uint8 BGR warped to `size` and normalised, float32, without padding."""
-    warped = transforms.warp_image(pixels, matrix, size)
+    warped = transforms.warp_image(pixels, matrix, size, config.compat.pixel_index_warp)
     colored = transforms.color_image(warped, color or transforms.Color())
     return transforms.normalize(colored, config.data.mean, config.data.std)
 
@@ -67,13 +67,14 @@ class Augmented(grain.transforms.RandomMap):
             warp, pixels.shape[:2], config.input_size, config.data.keep_ratio
         )
         image = prepare_image(pixels, matrix, size, config, color)
+        boxes = transforms.warp_boxes(record.boxes, matrix, size)
+        kept = np.full(len(boxes), True)
+        if not config.compat.keep_lost_boxes:
+            kept = transforms.is_visible(boxes)
         return Batch(
             images=transforms.pad(image, config.input_size),
             ground_truth=transforms.fill_slots(
-                transforms.warp_boxes(record.boxes, matrix, size),
-                record.labels,
-                record.ignore,
-                self.slots,
+                boxes[kept], record.labels[kept], record.ignore[kept], self.slots
             ),
         )
 

@@ -115,24 +115,45 @@ def _fitting(image_size: tuple[int, int], input_size: tuple[int, int]) -> tuple[
     return max(int(ratio * image_size[0]), 1), max(int(ratio * image_size[1]), 1)
 
 
-def warp_image(image: np.ndarray, matrix: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def warp_image(
+    image: np.ndarray, matrix: np.ndarray, size: tuple[int, int], pixel_indices: bool = True
+) -> np.ndarray:
     """Image [height, width, 3] uint8 on the input's pixels: bilinear, black outside.
 
-    There is no antialiasing and no half-pixel shift; the published weights grew up with that.
+    With `pixel_indices` the matrix acts on pixel indices and nothing is averaged where the image
+    shrinks: the original's way, with which the published weights grew up. Without, a pixel is a
+    square whose centre lies half a pixel from its corner, as boxes take it to be, and shrinking
+    averages.
     """
-    return cv2.warpPerspective(image, matrix, dsize=(size[1], size[0]))
+    dsize = (size[1], size[0])
+    if pixel_indices:
+        return cv2.warpPerspective(image, matrix, dsize)
+    (height, width), stretch = image.shape[:2], np.linalg.norm(matrix[:2, :2], axis=0)
+    rows, columns = (
+        max(round(side * min(factor, 1.0)), 1)
+        for side, factor in zip((height, width), stretch[::-1])
+    )
+    if (rows, columns) != (height, width):
+        image = cv2.resize(image, (columns, rows), interpolation=cv2.INTER_AREA)
+        matrix = matrix @ scaled(width / columns, height / rows)
+    return cv2.warpPerspective(image, shifted(-0.5, -0.5) @ matrix @ shifted(0.5, 0.5), dsize)
 
 
 def warp_boxes(boxes: np.ndarray, matrix: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Boxes [n, 4] xyxy around the warped corners of `boxes`, clipped to (height, width), float32.
 
-    A box that leaves the frame becomes one without area on its border; none is dropped.
+    A box that leaves the frame becomes one without area on its border; `is_visible` tells.
     """
     x1, y1, x2, y2 = np.asarray(boxes, np.float64).reshape(-1, 4).T
     corners = np.stack([[x1, x2, x1, x2], [y1, y2, y2, y1], np.ones((4, len(x1)))])
     x, y, w = np.einsum("ij,jkn->ikn", matrix, corners)
     x, y = np.clip(x / w, 0, size[1]), np.clip(y / w, 0, size[0])
     return np.stack([x.min(0), y.min(0), x.max(0), y.max(0)], axis=1).astype(np.float32)
+
+
+def is_visible(boxes: np.ndarray) -> np.ndarray:
+    """A flag [n] per box [n, 4]: whether both sides measure a pixel or more."""
+    return np.all(boxes[:, 2:] - boxes[:, :2] >= 1, axis=1)
 
 
 def color_image(image: np.ndarray, color: Color) -> np.ndarray:

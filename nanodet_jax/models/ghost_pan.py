@@ -99,9 +99,9 @@ class GhostPAN(nn.Module):
         def meet(moved, level, name):
             x = jnp.concatenate([moved, level], axis=-1)
             for b in range(self.blocks):
-                x = GhostBottleneck(
-                    self.channels, self.kernel_size, self.norm, name=f"{name}_{b}"
-                )(x)
+                x = GhostBottleneck(self.channels, self.kernel_size, self.norm, name=f"{name}_{b}")(
+                    x
+                )
             return x
 
         def reduce_2x(x, name):

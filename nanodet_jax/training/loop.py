@@ -72,10 +72,14 @@ def train_and_evaluate(config: Config, workdir: str | Path) -> dict[str, Any]:
         model=model,
         priors=priors_of(config.model, config.input_size),
         assigner=config.assigner,
+        compat=config.compat,
         weights=config.loss,
+        ema_decay=config.training.ema_decay,
+        detach_step=config.training.detach_epoch * steps_each,
     )
     detect = make_detect(model)
-    state = create_state(variables, optimizer)
+    averaged = config.training.ema_decay > 0
+    state = create_state(variables, optimizer, averaged)
 
     prepare_workdir(workdir, config, train)
     checkpoints = Checkpoints(workdir, config.training.keep_every * steps_each)
@@ -88,7 +92,7 @@ def train_and_evaluate(config: Config, workdir: str | Path) -> dict[str, Any]:
     if newest is None and is_folded(variables):
         measured = training_batches(train, config, slots)
         images = (next(measured).images for _ in range(UNFOLD_BATCHES))
-        state = create_state(unfold(model, variables, images), optimizer)
+        state = create_state(unfold(model, variables, images), optimizer, averaged)
         begin += f"; batch norms, folded there, measured on {UNFOLD_BATCHES} batches"
     journal.say(
         f"{config.name}: {len(train)} training and {len(val)} validation images, "
@@ -113,7 +117,7 @@ def train_and_evaluate(config: Config, workdir: str | Path) -> dict[str, Any]:
         def evaluate_now(step: int) -> dict[str, Any] | None:
             result = scoring.run_evaluation(
                 detect,
-                state.variables,
+                state.best_variables,
                 val,
                 config,
                 pictures=VAL_PICTURES,

@@ -69,8 +69,7 @@ def scale_by_part(rates: Rates) -> optax.GradientTransformation:
 
     def scale(updates: Any, _: Any) -> Any:
         return {
-            part: jax.tree.map(lambda update, rate=getattr(rates, part): update * rate, tree)
-            for part, tree in updates.items()
+            part: optax.tree.scale(getattr(rates, part), tree) for part, tree in updates.items()
         }
 
     return optax.stateless(scale)

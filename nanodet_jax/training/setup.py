@@ -15,6 +15,7 @@ from nanodet_jax.data.records import Source
 from nanodet_jax.errors import UserError
 from nanodet_jax.evaluation import write_json
 from nanodet_jax.models.detector import NanoDet
+from nanodet_jax.models.guidance import copy_neck
 from nanodet_jax.state import init_variables
 from nanodet_jax.structures import Batch
 from nanodet_jax.weights import ABOUT, describe, load_entries, read_description
@@ -61,6 +62,8 @@ def initial_variables(config: Config, model: NanoDet, resuming: bool) -> tuple[A
     variables, report = convert.take_over(entries, variables, 4 * (config.model.reg_max + 1))
     if not report.kept:
         raise UserError(f"config.training.init_weights={path}: nothing in it fits this model")
+    if not any(name.startswith("aux_") for name in report.kept):
+        variables = copy_neck(variables)  # the guidance starts from the neck, as it does afresh
     return variables, f"starting from {path}: {report}"
 
 
@@ -79,6 +82,7 @@ def prepare_workdir(workdir: Path, config: Config, source: Source) -> None:
             ("config.model", before.model, config.model),
             ("config.training.optimizer", before.training.optimizer, config.training.optimizer),
             ("clipping", before.training.clip_norm > 0, config.training.clip_norm > 0),
+            ("averaging", before.training.ema_decay > 0, config.training.ema_decay > 0),
         ):
             if old != new:
                 raise UserError(

@@ -1,5 +1,6 @@
 """One training step: a pure function of state and batch."""
 
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -98,7 +99,8 @@ def train_step(
         "gradient_norm": optax.tree.norm(gradients),
         "learning_rate": schedule(state.step),
     }
-    new_state = state.replace(
+    new_state = replace(
+        state,
         step=state.step + 1,
         params=optax.apply_updates(state.params, updates),
         batch_stats=batch_stats,
@@ -106,5 +108,5 @@ def train_step(
     )
     if state.average is not None:
         average = moved_average(state.average, new_state.variables, new_state.step, ema_decay)
-        new_state = new_state.replace(average=average)
+        new_state = replace(new_state, average=average)
     return new_state, metrics

@@ -54,6 +54,8 @@ def unfold(model: NanoDet, variables: Any, batches: Iterable[jax.Array]) -> Any:
         _, seen = model.apply(
             variables,
             images,
+            method="branches",
+            train=False,
             mutable=["intermediates"],
             capture_intermediates=lambda module, _: isinstance(module, BatchNorm),
         )

@@ -109,9 +109,7 @@ def check_dynamic(path: Path) -> Worst:
         logits = (random.randn(len(recorded), 80) * 1.5 - 3).astype(np.float32)
         checksum = np.sum(logits, dtype=np.float64)
         compare.near(f"case {k}: logits", checksum, relative(fixture[f"{k}/logit_checksum"], 1e-6))
-        ground_truth = slots(
-            fixture[f"{k}/gt_boxes"], fixture[f"{k}/gt_labels"], count=case_slots
-        )
+        ground_truth = slots(fixture[f"{k}/gt_boxes"], fixture[f"{k}/gt_labels"], count=case_slots)
         targets = run_dynamic(ground_truth, logits, fixture[f"{k}/decoded"], size)
         compare.equal(f"case {k}: index", targets.gt_index, fixture[f"{k}/gt_index"])
         # Where there is no box, one kind of background says 0 there and another -1e8.

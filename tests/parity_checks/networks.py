@@ -162,7 +162,7 @@ def training_expectations(fixture) -> dict[str, Expected]:
         # some 1e-8 of the largest norm, and ours must be as small.
         noise = norm < 1e-6 * largest
         value = Expected(norm, 1e-6, largest) if noise else relative(norm, 1e-3)
-        expected[f"|d {name}|"] = value
+        expected[f"|d {name}|"] = value._replace(kind="" if noise else "gradient norms")
     for kind in ("mean", "var"):
         sums = fixture[f"bn_running_{kind}_sum"]
         for name, value in zip(fixture["bn_names"].tolist(), sums):
