@@ -50,10 +50,11 @@ def random_predictions(seed):
 
 def local_loss(predictions, truth, axis_name=None):
     return objective(
-        predictions,
+        (predictions,),
         truth,
         PRIORS,
         assigner=config.Assigner(),
+        compat=config.Compat(),
         weights=WEIGHTS,
         axis_name=axis_name,
     )
