@@ -25,7 +25,7 @@ def expected_distances(box_logits: jax.Array) -> jax.Array:
 def predicted_boxes(box_logits: jax.Array, priors: boxes.Priors) -> jax.Array:
     """Boxes [P, 4] of one image, input pixels, not clipped."""
     distances = expected_distances(box_logits) * priors.strides[:, None]
-    return boxes.distances_to_boxes(priors.centers, distances)
+    return boxes.distances_to_boxes(jnp.asarray(priors.centers), distances)
 
 
 def assign(

@@ -148,7 +148,7 @@ def test_training_updates_every_statistic_and_evaluation_none():
 
 
 def test_separate_towers():
-    head = NanoDetHead(3, 32, 1, False, 7, norm=partial(BatchNorm, use_running_average=True))
+    head = NanoDetHead(3, 32, 3, 1, False, 7, norm=partial(BatchNorm, use_running_average=True))
     random = np.random.default_rng(1)
     features = [random.normal(size=(2, 3, 2, 32)).astype(np.float32)]
     variables = backend.jit(head.init)(jax.random.key(0), features)

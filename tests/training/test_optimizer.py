@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nanodet_jax.config import Training
+from nanodet_jax.config import Rates, Training
 from nanodet_jax.training.optimizer import epoch_rates, learning_rate, make_optimizer
 
 
@@ -106,7 +106,10 @@ def test_cosine_starts_over_where_a_long_warmup_ends(steps_per_epoch, epoch, rat
 
 
 STEPS = 5
-SHAPES = {"kernel": (3, 4), "norm": {"scale": (4,), "bias": (4,)}}
+SHAPES = {
+    "backbone": {"conv": {"kernel": (3, 4)}, "norm": {"scale": (4,), "bias": (4,)}},
+    "guidance": {"output": {"kernel": (4, 2), "bias": (2,)}, "scale_0": {"factor": ()}},
+}
 
 
 def rate_at(step):
@@ -118,7 +121,7 @@ def parameters_and_gradients(scale=1.0):
 
     def draw(factor):
         def leaf(shape):
-            return random.normal(size=shape).astype(np.float32) * np.float32(factor)
+            return np.asarray(random.normal(size=shape) * factor, np.float32)
 
         return jax.tree.map(leaf, SHAPES, is_leaf=lambda node: isinstance(node, tuple))
 
@@ -185,6 +188,44 @@ def test_sgd_matches_the_loop(clip_norm):
 def test_adamw_matches_the_loop(scale, clip_norm):
     training = Training(optimizer="adamw", weight_decay=0.3, clip_norm=clip_norm * scale)
     check(training, adamw, scale)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_parts_have_rates_of_their_own(optimizer):
+    """As in the original, whose decay of AdamW is scaled by the rate of its group too."""
+    settings = {"optimizer": optimizer, "weight_decay": 0.3, "momentum": 0.8}
+    rates = Rates(backbone=0.25, guidance=0.0)
+    parameters, gradients = parameters_and_gradients()
+    plain = trained(Training(**settings), parameters, gradients[:1])
+    scaled = trained(Training(**settings, rates=rates), parameters, gradients[:1])
+    moved = jax.tree.map(lambda after, before: after - before, plain, parameters)
+    expected = {
+        "backbone": jax.tree.map(
+            lambda before, change: before + 0.25 * change, parameters["backbone"], moved["backbone"]
+        ),
+        "guidance": parameters["guidance"],
+    }
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-6, atol=1e-7), scaled, expected)
+
+
+@pytest.mark.parametrize(("optimizer", "rule"), [("sgd", sgd), ("adamw", adamw)])
+def test_normalisation_may_go_without_decay(optimizer, rule):
+    """Without gradients nothing moves but by decay; kernels, output biases, scales of levels do."""
+    settings = {"optimizer": optimizer, "weight_decay": 0.3, "momentum": 0.8}
+    parameters, gradients = parameters_and_gradients()
+    still = [jax.tree.map(np.zeros_like, gradient) for gradient in gradients]
+    after = trained(Training(**settings, no_norm_decay=True), parameters, still)
+    jax.tree.map(
+        np.testing.assert_array_equal, after["backbone"]["norm"], parameters["backbone"]["norm"]
+    )
+    decayed = partial(rule, gradients=[0.0] * STEPS, decay=0.3)
+    for path in (("backbone", "conv", "kernel"), ("guidance", "output", "bias"),
+                 ("guidance", "scale_0", "factor")):  # fmt: skip
+        ours, start = after, parameters
+        for name in path:
+            ours, start = ours[name], start[name]
+        np.testing.assert_allclose(ours, decayed(np.float64(start)), rtol=1e-5, err_msg=str(path))
+        assert not np.allclose(ours, start, rtol=0.01)
 
 
 def test_the_bound_divides_the_cases():

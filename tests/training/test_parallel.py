@@ -18,8 +18,9 @@ from nanodet_jax import boxes as geometry
 from nanodet_jax import config as configs
 from nanodet_jax.models.detector import build_model, priors_of
 from nanodet_jax.models.layers import BatchNorm
+from nanodet_jax.models.nanodet_head import split_logits
 from nanodet_jax.state import abstract_variables, create_state
-from nanodet_jax.structures import Batch, GroundTruth, Predictions
+from nanodet_jax.structures import Batch, GroundTruth
 from nanodet_jax.training.parallel import AXIS, make_train_step
 from nanodet_jax.training.step import train_step
 
@@ -41,13 +42,13 @@ class Tiny(nn.Module):
     """All that a step sees of a network, in two layers: parameters, batch norm, predictions."""
 
     @nn.compact
-    def __call__(self, images, train=False):
+    def branches(self, images, detach=False, train=True):
         cells = SIDE // STRIDE
         x = images.reshape(-1, cells, STRIDE, cells, STRIDE, 3).transpose(0, 1, 3, 2, 4, 5)
         x = nn.Dense(16, use_bias=False)(x.reshape(-1, cells, cells, STRIDE * STRIDE * 3))
         x = nn.tanh(BatchNorm(use_running_average=not train, name="norm")(x))
         x = nn.Dense(CLASSES + 4 * BINS)(x).reshape(-1, cells * cells, CLASSES + 4 * BINS)
-        return Predictions(x[..., :CLASSES], x[..., CLASSES:].reshape(*x.shape[:2], 4, BINS))
+        return (split_logits(x, CLASSES),)
 
 
 def parts_of(model, priors):
@@ -58,6 +59,7 @@ def parts_of(model, priors):
         "model": model,
         "priors": priors,
         "assigner": configs.Assigner(),
+        "compat": configs.Compat(),
         "weights": configs.Loss(),
     }
 
@@ -78,7 +80,7 @@ def steps():
 
 
 def make_state():
-    variables = Tiny().init(jax.random.key(0), jnp.asarray(IMAGES))
+    variables = Tiny().init(jax.random.key(0), jnp.asarray(IMAGES), method="branches")
     return create_state(variables, PARTS["optimizer"])
 
 

@@ -1,0 +1,123 @@
+"""What a network costs and what comes out of it, found from shapes alone: nothing is computed."""
+
+import math
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from nanodet_jax import config
+from nanodet_jax.models.depthwise import DepthwiseConv
+from nanodet_jax.models.detector import build_model
+from nanodet_jax.models.guidance import GUIDANCE
+from nanodet_jax.state import abstract_variables
+
+CONVOLUTIONS = (nn.Conv, DepthwiseConv)
+
+
+class Cost(NamedTuple):
+    """Of a part of the network, or of several."""
+
+    params: int  # learned numbers; running statistics are not among them
+    macs: int  # multiplications of the convolutions, for one image, forward
+
+
+class Level(NamedTuple):
+    """A feature map that the head predicts from, with a prior for every pixel."""
+
+    stride: int  # pixels of the input
+    height: int
+    width: int
+
+    @property
+    def priors(self) -> int:
+        """How many they are."""
+        return self.height * self.width
+
+
+class Summary(NamedTuple):
+    """A network at one input size. C classes, P priors, R bins of a distance."""
+
+    parts: dict[str, Cost]  # backbone, neck, head; guidance if the config has one
+    levels: tuple[Level, ...]  # finest first
+    class_logits: tuple[int, ...]  # (P, C): the shape for one image
+    box_logits: tuple[int, ...]  # (P, 4, R)
+
+    @property
+    def deployed(self) -> Cost:
+        """The parts that find objects."""
+        return _sum(cost for name, cost in self.parts.items() if name != GUIDANCE)
+
+    @property
+    def training(self) -> Cost:
+        """All parts, as a training step runs them (forward)."""
+        return _sum(self.parts.values())
+
+
+def summarize(model: config.Model, input_size: tuple[int, int]) -> Summary:
+    """Costs and shapes of the network for inputs of (height, width) pixels.
+
+    Args:
+      model: the config's, which `config.check` accepts; `num_classes` must be set.
+      input_size: multiples of 32.
+    """
+    network = build_model(model)
+    variables = abstract_variables(network, guided=True)
+    macs = dict.fromkeys(variables["params"], 0)
+    maps: list[tuple[int, ...]] = []
+
+    # Modules are counted and not the operations that they become, since a depthwise convolution
+    # is one operation on one platform and a sum of shifted images on another.
+    def count(call, args, kwargs, context):
+        out = call(*args, **kwargs)
+        module = context.module
+        if context.method_name == "__call__" and isinstance(module, CONVOLUTIONS):
+            *window, _ = module.variables["params"]["kernel"].shape
+            macs[module.path[0]] += math.prod(out.shape[1:]) * math.prod(window)
+        elif context.method_name == "__call__" and module.path == ("neck",):
+            maps.extend(level.shape[1:3] for level in out)
+        return out
+
+    def forward(variables: Any, images: jax.Array) -> Any:
+        return network.apply(variables, images, train=False, guided=True, method="branches")
+
+    images = jax.ShapeDtypeStruct((1, *input_size, 3), jnp.float32)
+    with nn.intercept_methods(count):
+        predictions = jax.eval_shape(forward, variables, images)[0]
+    params = {
+        name: sum(leaf.size for leaf in jax.tree.leaves(part))
+        for name, part in variables["params"].items()
+    }
+    return Summary(
+        parts={name: Cost(params[name], macs[name]) for name in params},
+        levels=tuple(Level(stride, *size) for stride, size in zip(model.strides, maps)),
+        class_logits=predictions.class_logits.shape[1:],
+        box_logits=predictions.box_logits.shape[1:],
+    )
+
+
+def format_summary(summary: Summary) -> str:
+    """A table of the parts and one of the levels, as plain text."""
+    own = [name for name in summary.parts if name != GUIDANCE]
+    rows = [(name, summary.parts[name]) for name in own] + [("deployed", summary.deployed)]
+    if GUIDANCE in summary.parts:
+        rows.append((GUIDANCE, summary.parts[GUIDANCE]))
+    rows.append(("in training", summary.training))
+    lines = [f"{'part':<12}{'parameters':>12}{'GMAC':>9}"]
+    lines += [f"{name:<12}{cost.params:>12,}{cost.macs / 1e9:>9.3f}" for name, cost in rows]
+    lines += ["", f"{'stride':<12}{'map':>12}{'priors':>9}"]
+    for level in summary.levels:
+        size = f"{level.height} x {level.width}"
+        lines.append(f"{level.stride:<12}{size:>12}{level.priors:>9,}")
+    lines += [
+        "",
+        f"class logits  {list(summary.class_logits)}",
+        f"box logits    {list(summary.box_logits)}",
+    ]
+    return "\n".join(lines)
+
+
+def _sum(costs: Any) -> Cost:
+    params, macs = zip(*costs)
+    return Cost(sum(params), sum(macs))
