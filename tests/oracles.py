@@ -109,6 +109,72 @@ def atss(priors, gt_boxes, valid, ignore, *, topk, cell_scale, ignore_threshold)
     return np.array(best_slot), np.array(best_iou)
 
 
+def dynamic_soft_label(
+    priors,
+    truth,
+    class_logits,
+    predicted,
+    *,
+    topk,
+    iou_factor,
+    ignore_threshold,
+    priors_of_any_box,
+):
+    """SimOTA (Ge et al., 2021) with the soft class cost of NanoDet-Plus.
+
+    `priors_of_any_box` is the original's choice of candidates; else a box has those inside it, or
+    the nearest if there is none and the box has an area.
+
+    Returns:
+      Slot per prior (-1 background, -2 ignored) and the iou of its prediction with that slot's box.
+    """
+    every, slots = range(len(priors.centers)), np.flatnonzero(truth.valid).tolist()
+    candidates = {}
+    for slot in slots:
+        left, top, right, bottom = truth.boxes[slot]
+        inside = [left < x < right and top < y < bottom for x, y in priors.centers]
+        candidates[slot] = [prior for prior in every if inside[prior]]
+    if priors_of_any_box:
+        anywhere = sorted(set().union(*candidates.values()))
+        candidates = {slot: anywhere for slot in slots}
+    for slot in slots:
+        box = truth.boxes[slot]
+        if not candidates[slot] and not priors_of_any_box and area(box) > 0:
+            # In float32: which of two equals comes first is part of the rule.
+            offset = priors.centers - (box[:2] + box[2:]) / np.float32(2)
+            distance = np.sum(offset**2, axis=-1, dtype=np.float32)
+            candidates[slot] = [int(np.argmin(distance))]
+
+    costs, overlaps, takers = {}, {}, {}
+    for slot in slots:
+        for prior in candidates[slot]:
+            overlap = iou(predicted[prior], truth.boxes[slot])
+            quality = [0.0] * class_logits.shape[1]
+            quality[truth.labels[slot]] = overlap
+            cost = sum(map(quality_focal, class_logits[prior].tolist(), quality))
+            costs[slot, prior] = cost - iou_factor * math.log(overlap + 1e-7)
+            overlaps[slot, prior] = overlap
+        largest = sorted((overlaps[slot, prior] for prior in candidates[slot]), reverse=True)[:topk]
+        count = max(int(sum(largest)), 1)
+        cheapest = sorted(candidates[slot], key=lambda prior: costs[slot, prior])
+        for prior in cheapest[:count]:
+            takers.setdefault(prior, []).append(slot)
+
+    best_slot, best_iou = [-1] * len(every), [-1.0] * len(every)
+    for prior, claims in takers.items():
+        if len(claims) > 1:  # all boxes compete then, whether they claim it or not
+            claims = [slot for slot in slots if prior in candidates[slot]]
+        # The first of equals, as min and sorted give it.
+        best_slot[prior] = min(claims, key=lambda slot: costs[slot, prior])
+        best_iou[prior] = overlaps[best_slot[prior], prior]
+    if ignore_threshold > 0:
+        for prior in every:
+            shares = [iof(predicted[prior], region) for region in truth.boxes[truth.ignore]]
+            if best_slot[prior] == -1 and max(shares, default=0) > ignore_threshold:
+                best_slot[prior] = -2
+    return np.array(best_slot), np.array(best_iou)
+
+
 def non_maximum_suppression(boxes, scores, *, score_threshold, iou_threshold, max_detections):
     """Greedy suppression within each class, over every pair that scores enough.
 
