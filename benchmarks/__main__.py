@@ -1,6 +1,7 @@
 """Time NanoDet on this machine: compilation, a training step and its parts, inference.
 
     python -m benchmarks [--only REGEX] [--batch 8] [--size 320] [--json FILE]
+    python -m benchmarks assignment [...]    # of NanoDet-Plus alone: `benchmarks/assignment.py`
 
 Wall and CPU time are medians over `--runs`; peak memory is of the whole process so far. Run it
 twice: the first run compiles, the second loads from the cache, and runs up to a third faster.
@@ -21,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from benchmarks import assignment
 from nanodet_jax import backend, config
 from nanodet_jax.inference import make_detect
 from nanodet_jax.models.detector import build_model, priors_of
@@ -124,25 +126,32 @@ def measure(build: Callable[[], Callable[[], Any]], runs: int) -> dict[str, floa
     }
 
 
+def measure_parts(batch: int, size: int, runs: int, only: str) -> dict[str, dict[str, float]]:
+    """Measure and print the cases whose names have `only` in them."""
+    print(f"nanodet-m, {size} x {size}, {jax.devices()[0].device_kind}, jax {jax.__version__}")
+    print(f"{'':46s} {'first s':>8s} {'wall ms':>8s} {'min':>8s} {'cpu ms':>8s} {'peak MB':>8s}")
+    rows = {}
+    for name, build in cases(batch, size):
+        if re.search(only, name):
+            rows[name] = row = measure(build, runs)
+            print(f"{name:46s} {row['first_s']:8.2f}", *(f"{x:8.1f}" for x in [*row.values()][1:]))
+    return rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("what", nargs="?", choices=("parts", "assignment"), default="parts")
     parser.add_argument("--only", default="", help="regular expression searched in the names")
-    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--batch", type=int, help="default: 8, of assignment 32")
     parser.add_argument("--size", type=int, default=320)
-    parser.add_argument("--runs", type=int, default=15)
+    parser.add_argument("--runs", type=int, help="default: 15, of assignment 5")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     backend.prepare()
-    print(
-        f"nanodet-m, {args.size} x {args.size}, {jax.devices()[0].device_kind}, "
-        f"jax {jax.__version__}"
-    )
-    print(f"{'':46s} {'first s':>8s} {'wall ms':>8s} {'min':>8s} {'cpu ms':>8s} {'peak MB':>8s}")
-    rows = {}
-    for name, build in cases(args.batch, args.size):
-        if re.search(args.only, name):
-            rows[name] = row = measure(build, args.runs)
-            print(f"{name:46s} {row['first_s']:8.2f}", *(f"{x:8.1f}" for x in [*row.values()][1:]))
+    if args.what == "assignment":
+        rows = assignment.benchmark(args.batch or 32, args.size, args.runs or 5, args.only)
+    else:
+        rows = measure_parts(args.batch or 8, args.size, args.runs or 15, args.only)
     if args.json:
         args.json.write_text(json.dumps(rows, indent=2))
 

@@ -1,0 +1,234 @@
+"""Assignment and loss of NanoDet-Plus, ours against a direct class cost of [P, G, C].
+
+Letters: B batch, P priors, G ground-truth slots, C classes.
+
+Three forms of one cost run in turn, so that a busy machine slows all of them alike:
+
+- ours, `dynamic_soft_label.assignment_cost`, which has no array of [P, G, C];
+- direct, fused by XLA: written with such an array, which XLA is free never to store;
+- direct, materialised: as the original computes it, and as a framework without a compiler must.
+"""
+
+import math
+import os
+import re
+import statistics
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nanodet_jax import backend, boxes, config, losses
+from nanodet_jax.assigners import dynamic_soft_label
+from nanodet_jax.objective import assign, objective
+from nanodet_jax.structures import GroundTruth, Predictions
+
+SLOTS = (20, 100, 300)
+CLASSES, REG_MAX, STRIDES, OFFSET = 80, 7, (8, 16, 32, 64), 0.0  # NanoDet-Plus on COCO
+PARTS: dict[str, Any] = {
+    "assigner": config.Assigner(name="dynamic_soft_label", topk=13),
+    "compat": config.Compat(),
+}
+COLUMNS = {  # keys of a row: title, decimals
+    "wall_ms": ("wall ms", 1),
+    "wall_min_ms": ("min", 1),
+    "of_ours": ("of ours", 2),
+    "growth": ("growth", 2),
+    "temp_mb": ("temp MB", 1),
+    "total_mb": ("total MB", 1),
+    "peak_mb": ("peak MB", 1),
+}
+
+
+def direct_cost(
+    class_logits: jax.Array,
+    overlaps: jax.Array,
+    labels: jax.Array,
+    iou_factor: float,
+    materialised: bool = False,
+) -> jax.Array:
+    """`dynamic_soft_label.assignment_cost`, summed over the classes of every pair.
+
+    Args:
+      class_logits, overlaps, labels, iou_factor: [P, C], [G, P], [G] and a number, as there.
+      materialised: repeat the logits for each box before anything is computed from them, and
+        store the losses before they are summed. XLA for CPUs drops the barrier, but stores what
+        it computed from repeated logits: exponentials are too dear to be computed twice. That is
+        one or two arrays of [P, G, C]; without a compiler there are up to five at a time.
+
+    Returns:
+      [G, P].
+    """
+    one_hot = jax.nn.one_hot(labels, class_logits.shape[1])
+    soft_labels = one_hot[None] * overlaps.T[:, :, None]  # [P, G, C]
+    logits = class_logits[:, None]
+    if materialised:
+        logits = jnp.broadcast_to(logits, soft_labels.shape)
+    of_class = losses.quality_focal(logits, soft_labels)
+    if materialised:
+        of_class = jax.lax.optimization_barrier(of_class)
+    distance = -jnp.log(overlaps + dynamic_soft_label.LOG_FLOOR)
+    return jnp.sum(of_class, axis=-1).T + iou_factor * distance
+
+
+FORMS: dict[str, Callable] = {
+    "ours": dynamic_soft_label.assignment_cost,
+    "direct, fused by XLA": direct_cost,
+    "direct, materialised": partial(direct_cost, materialised=True),
+}
+
+
+def with_cost(function: Callable, cost: Callable) -> Callable:
+    """The function with another cost in the assigner: new each time, for `jit` to trace anew."""
+
+    def patched(*args):
+        with mock.patch.object(dynamic_soft_label, "assignment_cost", cost):
+            return function(*args)
+
+    return patched
+
+
+def functions(priors: boxes.Priors) -> dict[str, Callable]:
+    """What is measured, by name: functions of predictions and ground truth."""
+
+    def loss(branches, truth):
+        return objective(branches, truth, priors, weights=config.Loss(), **PARTS)
+
+    return {
+        "assignment": jax.vmap(partial(assign, priors=priors, **PARTS)),
+        "assignment + loss + gradient": jax.value_and_grad(loss, has_aux=True),
+    }
+
+
+def random_predictions(batch: int, priors: int, classes: int) -> tuple[Predictions, ...]:
+    """Of head and guidance; classes about as sure of nothing as those of a trained network."""
+    random = np.random.default_rng(0)
+
+    def branch():
+        class_logits = random.normal(-4, 1.5, (batch, priors, classes)).astype(np.float32)
+        box_logits = random.normal(0, 1.5, (batch, priors, 4, REG_MAX + 1)).astype(np.float32)
+        return Predictions(jnp.asarray(class_logits), jnp.asarray(box_logits))
+
+    return branch(), branch()
+
+
+def random_truth(batch: int, slots: int, classes: int, size: int) -> GroundTruth:
+    """Every slot with an object of 3 to 50 percent of the side."""
+    random = np.random.default_rng(1)
+    corner = random.uniform(0, 0.8 * size, (batch, slots, 2))
+    extent = random.uniform(0.03 * size, 0.5 * size, (batch, slots, 2))
+    truth = GroundTruth(
+        boxes=np.concatenate([corner, corner + extent], -1).clip(0, size).astype(np.float32),
+        labels=random.integers(0, classes, (batch, slots)).astype(np.int32),
+        valid=np.ones((batch, slots), bool),
+        ignore=np.zeros((batch, slots), bool),
+    )
+    return jax.tree.map(jnp.asarray, truth)
+
+
+def free_bytes() -> float:
+    """Memory that a program may still take on its device, infinite where nobody knows."""
+    stats = jax.devices()[0].memory_stats() or {}
+    if "bytes_limit" in stats:
+        return stats["bytes_limit"] - stats["bytes_in_use"]
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError):  # not Linux
+        return math.inf
+
+
+class Program(NamedTuple):
+    """A compiled program with its arguments."""
+
+    run: Callable[[], Any] | None  # None: needs more memory than there is
+    memory: dict[str, float]  # MB
+
+
+def build(function: Callable, *args: Any) -> Program:
+    """Compile and run once, if there is memory for it.
+
+    The memory is what the compiler plans: `temp` for all that lives only within the program,
+    `total` with arguments and results. `peak` is the most that the device held so far, where it
+    keeps count; programs must thus be built in the order of their needs.
+    """
+    jitted: Any = backend.jit(function)
+    compiled = jitted.lower(*args).compile()
+    plan = compiled.memory_analysis()
+    new = plan.temp_size_in_bytes + plan.output_size_in_bytes
+    total = new + plan.argument_size_in_bytes - plan.alias_size_in_bytes
+    memory = {"temp_mb": plan.temp_size_in_bytes / 1e6, "total_mb": total / 1e6}
+    if new > free_bytes():
+        return Program(None, memory)
+    jax.block_until_ready(compiled(*args))
+    stats = jax.devices()[0].memory_stats() or {}
+    if "peak_bytes_in_use" in stats:
+        memory["peak_mb"] = stats["peak_bytes_in_use"] / 1e6
+    return Program(lambda: compiled(*args), memory)
+
+
+def alternate(programs: dict[str, Program], runs: int) -> dict[str, list[float]]:
+    """Seconds of each run of each program that can run, one of each in turn."""
+    able = {name: program.run for name, program in programs.items() if program.run is not None}
+    seconds: dict[str, list[float]] = {name: [] for name in able}
+    for _ in range(runs):
+        for name, run in able.items():
+            started = time.perf_counter()
+            jax.block_until_ready(run())
+            seconds[name].append(time.perf_counter() - started)
+    return seconds
+
+
+def benchmark(batch: int, size: int, runs: int, only: str = "") -> dict[str, dict[str, float]]:
+    """Measure and print, by the name of what was measured: milliseconds and megabytes.
+
+    Args:
+      batch: B.
+      size: side of the input, pixels.
+      runs: how many to take the median of.
+      only: regular expression searched in the names.
+    """
+    priors = boxes.make_priors((size, size), STRIDES, OFFSET)
+    branches = random_predictions(batch, len(priors.strides), CLASSES)
+    truths = {slots: random_truth(batch, slots, CLASSES, size) for slots in SLOTS}
+    programs: dict[tuple[int, str], dict[str, Program]] = {}
+    for form, cost in FORMS.items():  # outermost: from the least memory to the most
+        for slots, truth in truths.items():
+            for part, function in functions(priors).items():
+                if re.search(only, f"{part}, {form}, G {slots}"):
+                    program = build(with_cost(function, cost), branches, truth)
+                    programs.setdefault((slots, part), {})[form] = program
+
+    print(
+        f"nanodet-plus, batch {batch}, {len(priors.strides)} priors, {CLASSES} classes, "
+        f"{jax.devices()[0].device_kind}, jax {jax.__version__}"
+    )
+    print("growth: of wall, from the fewest slots. temp: what the compiler plans for the inside of")
+    print("the program. total: with arguments and results. peak: of the device so far.")
+    rows: dict[str, dict[str, float]] = {}
+    first: dict[tuple[str, str], float] = {}
+    for (slots, part), forms in sorted(programs.items(), key=lambda item: item[0]):
+        stored = 4e-6 * batch * len(priors.strides) * slots * CLASSES
+        print(f"\nG {slots}, {part}; one array of [B, P, G, C] is {stored:.0f} MB")
+        print(f"{'':22s}", *(f"{title:>9s}" for title, _ in COLUMNS.values()))
+        seconds = alternate(forms, runs)
+        for form, program in forms.items():
+            row = rows[f"{part}, {form}, G {slots}"] = dict(program.memory)
+            if form not in seconds:
+                print(f"{form:22s} skipped: needs about {row['total_mb'] / 1e3:.1f} GB")
+                continue
+            wall = 1e3 * statistics.median(seconds[form])
+            row |= {"wall_ms": wall, "wall_min_ms": 1e3 * min(seconds[form])}
+            row["growth"] = wall / first.setdefault((part, form), wall)
+            if "ours" in forms:
+                row["of_ours"] = wall / rows[f"{part}, ours, G {slots}"]["wall_ms"]
+            numbers = (
+                f"{row[key]:9.{digits}f}" if key in row else f"{'-':>9s}"
+                for key, (_, digits) in COLUMNS.items()
+            )
+            print(f"{form:22s}", *numbers)
+    return rows
