@@ -1,6 +1,7 @@
-"""The `nanodet-jax` command: predict, convert, prepare."""
+"""The `nanodet-jax` command: predict, convert, prepare, info."""
 
 import argparse
+import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,9 +9,12 @@ from pathlib import Path
 from tqdm import tqdm
 
 from nanodet_jax import visualize
+from nanodet_jax.coco_classes import COCO_CLASSES
 from nanodet_jax.detector import Detector, Found, read_image
+from nanodet_jax.doors import load_config
 from nanodet_jax.errors import UserError
 from nanodet_jax.evaluation import write_json
+from nanodet_jax.summary import format_summary, summarize
 from nanodet_jax.weights import load_weights, save_weights
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
@@ -23,6 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     _add_predict(commands.add_parser("predict", help="find objects in images"))
     _add_convert(commands.add_parser("convert", help="the original's weights to this project's"))
     _add_prepare(commands.add_parser("prepare", help="COCO json data as a TFDS data set"))
+    _add_info(commands.add_parser("info", help="what the network of a config costs"))
     args = parser.parse_args(argv)
     try:
         args.run(args)
@@ -142,6 +147,26 @@ def prepare(args: argparse.Namespace) -> None:
         f"{folder} is ready: --config.data.format=tfds --config.data.root={args.out} "
         f"--config.data.name={args.name}:1.0.0"
     )
+
+
+def _add_info(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", help="as --config takes it: FILE or FILE:VARIANT")
+    parser.add_argument("--classes", type=int, metavar="N", help="default: those of the config")
+    parser.set_defaults(run=info)
+
+
+def info(args: argparse.Namespace) -> None:
+    """Print parameters, multiplications and shapes of a config's network. Computes nothing."""
+    config = load_config(args.config)
+    if args.classes is not None and args.classes <= 0:
+        raise UserError(f"--classes={args.classes}: must be positive")
+    classes = args.classes or config.model.num_classes or len(COCO_CLASSES)
+    model = dataclasses.replace(config.model, num_classes=classes)
+    height, width = config.input_size
+    print(f"{config.name}: one image of {height} x {width} pixels, {classes} classes")
+    if not (args.classes or config.model.num_classes):
+        print("(The data has the say on classes; those of COCO are assumed. --classes N: others)")
+    print(f"\n{format_summary(summarize(model, config.input_size))}")
 
 
 if __name__ == "__main__":

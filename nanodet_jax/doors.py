@@ -1,13 +1,20 @@
-"""What `train.py` and `eval.py` share: flags in, one clear line and exit code 2 out."""
+"""What `train.py` and `eval.py` share: flags in, one clear line and exit code 2 out.
 
+And how a config is read where there are no flags, for the commands of `nanodet-jax`.
+"""
+
+import os
+import runpy
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NoReturn
 
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from nanodet_jax import config as configs
 from nanodet_jax.errors import UserError
 
 
@@ -15,6 +22,47 @@ def define_config(default: str) -> Any:
     """The `--config FILE[:VARIANT]` flag, with `--config.FIELD=VALUE` for every field."""
     with _told_in_a_line():  # where the command line names no other, the default is read here
         return config_flags.DEFINE_config_file("config", default, "path, or path:variant")
+
+
+def load_config(text: str) -> configs.Config:
+    """The checked config that FILE[:VARIANT] names, as `--config` takes it.
+
+    Raises:
+      UserError: naming the file, whatever is wrong: it is not there, has no get_config, does not
+        know the variant, fails in any other way, or gives values with which no run is possible.
+    """
+    file, colon, variant = text.partition(":")
+    path = Path(file).expanduser()
+    if not path.is_file():
+        raise UserError(f"{file}: no such config; give FILE or FILE:VARIANT")
+    try:
+        with _configs_importable(path):
+            get_config = runpy.run_path(str(path)).get("get_config")
+            if get_config is None:
+                raise UserError("has no function get_config")
+            config = get_config(variant) if colon else get_config()
+        if not isinstance(config, configs.Config):
+            raise UserError(f"get_config must return a Config, not {type(config).__name__}")
+        configs.check(config)
+    except UserError as error:
+        raise UserError(f"{text}: {error}") from error
+    except Exception as error:  # a config is code
+        raise UserError(f"{text}: {type(error).__name__}: {error}") from error
+    return config
+
+
+@contextmanager
+def _configs_importable(path: Path) -> Iterator[None]:
+    """Let a config say `from configs import coco`, of its neighbours or, as in train.py, of here.
+
+    A script's own folder is where Python looks first, and that of `nanodet-jax` has no configs.
+    """
+    before = sys.path.copy()
+    sys.path[:] = [str(path.resolve().parent.parent), *before, os.getcwd()]
+    try:
+        yield
+    finally:
+        sys.path[:] = before
 
 
 def run(main: Callable[[], None]) -> None:

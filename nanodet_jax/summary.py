@@ -1,6 +1,8 @@
 """What a network costs and what comes out of it, found from shapes alone: nothing is computed."""
 
 import math
+from collections import Counter
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -11,9 +13,9 @@ from nanodet_jax import config
 from nanodet_jax.models.depthwise import DepthwiseConv
 from nanodet_jax.models.detector import build_model
 from nanodet_jax.models.guidance import GUIDANCE
-from nanodet_jax.state import abstract_variables
 
 CONVOLUTIONS = (nn.Conv, DepthwiseConv)
+ORDER = ("backbone", "neck", "head", GUIDANCE)  # in which data passes through
 
 
 class Cost(NamedTuple):
@@ -39,7 +41,7 @@ class Level(NamedTuple):
 class Summary(NamedTuple):
     """A network at one input size. C classes, P priors, R bins of a distance."""
 
-    parts: dict[str, Cost]  # backbone, neck, head; guidance if the config has one
+    parts: dict[str, Cost]  # of ORDER: backbone, neck, head; guidance if the config has one
     levels: tuple[Level, ...]  # finest first
     class_logits: tuple[int, ...]  # (P, C): the shape for one image
     box_logits: tuple[int, ...]  # (P, 4, R)
@@ -63,9 +65,8 @@ def summarize(model: config.Model, input_size: tuple[int, int]) -> Summary:
       input_size: multiples of 32.
     """
     network = build_model(model)
-    variables = abstract_variables(network, guided=True)
-    macs = dict.fromkeys(variables["params"], 0)
-    maps: list[tuple[int, ...]] = []
+    macs: Counter[str] = Counter()
+    maps: list[tuple[int, int]] = []  # height and width of each level
 
     # Modules are counted and not the operations that they become, since a depthwise convolution
     # is one operation on one platform and a sum of shifted images on another.
@@ -79,19 +80,22 @@ def summarize(model: config.Model, input_size: tuple[int, int]) -> Summary:
             maps.extend(level.shape[1:3] for level in out)
         return out
 
-    def forward(variables: Any, images: jax.Array) -> Any:
-        return network.apply(variables, images, train=False, guided=True, method="branches")
+    def run() -> Any:
+        # All arrays are made in here: no device is asked for any, not even for a key.
+        images = jnp.zeros((1, *input_size, 3), jnp.float32)
+        return network.init_with_output(jax.random.key(0), images, method="branches")
 
-    images = jax.ShapeDtypeStruct((1, *input_size, 3), jnp.float32)
     with nn.intercept_methods(count):
-        predictions = jax.eval_shape(forward, variables, images)[0]
+        (predictions, *_), variables = jax.eval_shape(run)
     params = {
         name: sum(leaf.size for leaf in jax.tree.leaves(part))
         for name, part in variables["params"].items()
     }
     return Summary(
-        parts={name: Cost(params[name], macs[name]) for name in params},
-        levels=tuple(Level(stride, *size) for stride, size in zip(model.strides, maps)),
+        parts={name: Cost(params[name], macs[name]) for name in sorted(params, key=ORDER.index)},
+        levels=tuple(
+            Level(stride, *size) for stride, size in zip(model.strides, maps, strict=True)
+        ),
         class_logits=predictions.class_logits.shape[1:],
         box_logits=predictions.box_logits.shape[1:],
     )
@@ -99,10 +103,9 @@ def summarize(model: config.Model, input_size: tuple[int, int]) -> Summary:
 
 def format_summary(summary: Summary) -> str:
     """A table of the parts and one of the levels, as plain text."""
-    own = [name for name in summary.parts if name != GUIDANCE]
-    rows = [(name, summary.parts[name]) for name in own] + [("deployed", summary.deployed)]
-    if GUIDANCE in summary.parts:
-        rows.append((GUIDANCE, summary.parts[GUIDANCE]))
+    rows = [(name, cost) for name, cost in summary.parts.items() if name != GUIDANCE]
+    rows.append(("deployed", summary.deployed))
+    rows += [(name, cost) for name, cost in summary.parts.items() if name == GUIDANCE]
     rows.append(("in training", summary.training))
     lines = [f"{'part':<12}{'parameters':>12}{'GMAC':>9}"]
     lines += [f"{name:<12}{cost.params:>12,}{cost.macs / 1e9:>9.3f}" for name, cost in rows]
@@ -112,12 +115,14 @@ def format_summary(summary: Summary) -> str:
         lines.append(f"{level.stride:<12}{size:>12}{level.priors:>9,}")
     lines += [
         "",
-        f"class logits  {list(summary.class_logits)}",
-        f"box logits    {list(summary.box_logits)}",
+        f"class logits [P, C]     {list(summary.class_logits)}",
+        f"box logits   [P, 4, R]  {list(summary.box_logits)}",
+        "",
+        "MACs are the multiplications of the convolutions, forward, for one image.",
     ]
     return "\n".join(lines)
 
 
-def _sum(costs: Any) -> Cost:
+def _sum(costs: Iterable[Cost]) -> Cost:
     params, macs = zip(*costs)
     return Cost(sum(params), sum(macs))

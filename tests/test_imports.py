@@ -11,7 +11,7 @@ LAYERS = (
     {"errors", "config", "structures", "precision", "boxes", "backend", "coco_classes"},
     {"models", "losses", "assigners", "data", "pytorch_pickle", "pytorch_file"},
     {"objective", "postprocess", "evaluation", "visualize", "convert", "state", "checkpoint"},
-    {"weights", "inference"},
+    {"weights", "inference", "summary"},
     {"scoring", "detector"},
     {"training"},
     {"doors", "cli", ""},
@@ -22,6 +22,7 @@ ALLOWED_WITHIN = {
     "assigners": {"losses"},  # what a prior's classes would cost it
     "postprocess": {"objective"},
     "checkpoint": {"state"},
+    "cli": {"doors"},
 }
 
 
