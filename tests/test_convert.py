@@ -1,28 +1,52 @@
 """Names, layouts and the errors of conversion, without a single weight file."""
 
 import functools
+import json
 import re
+from dataclasses import replace
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
-from nanodet_jax import config, convert
+from configs import coco
+from nanodet_jax import config, convert, weights
 from nanodet_jax.errors import UserError
 from nanodet_jax.models.detector import build_model
+from nanodet_jax.models.guidance import deployed
 from nanodet_jax.state import abstract_variables
+
+MANIFEST = Path(__file__).parent / "reference" / "manifest.json"
 
 MODELS = {
     "shared": config.Model(num_classes=3, width=0.5, channels=32, stacked_convs=1, reg_max=4),
     "separate": config.Model(num_classes=2, width=0.5, channels=40, share_cls_reg=False),
     "wide": config.Model(num_classes=1, width=1.5, channels=24, stacked_convs=3),
+    "plus": replace(
+        coco.plus_model(0.5, 32),
+        num_classes=3,
+        stacked_convs=1,
+        reg_max=4,
+        guidance_channels=32,
+        guidance_convs=1,
+    ),
+    "plus of three levels": replace(
+        coco.plus_model(1.0, 16),
+        num_classes=2,
+        neck_blocks=2,
+        extra_level=False,
+        kernel_size=3,
+        guidance_channels=64,
+        guidance_convs=3,
+    ),
 }
-BINS = 20  # of "shared": four sides of five
+BINS = 20  # of "shared" and "plus": four sides of five
 
 
 @functools.cache
 def shapes(name):
-    return abstract_variables(build_model(MODELS[name]))
+    return abstract_variables(build_model(MODELS[name]), guided=True)
 
 
 def drawn(like, seed=0):
@@ -40,7 +64,7 @@ def entries_of(name, seed=0):
     }
     model = MODELS[name]
     entries["head.distribution_project.project"] = np.arange(model.reg_max + 1.0)
-    if model.share_cls_reg:
+    if model.share_cls_reg and model.neck == "pan":
         for level in range(3):
             bins = 4 * (model.reg_max + 1)
             entries[f"head.gfl_reg.{level}.weight"] = np.ones((bins, model.channels, 1, 1))
@@ -97,6 +121,87 @@ def test_names_and_layouts_are_the_originals():
         convert.pytorch_name("params/head/unknown/kernel")
 
 
+def test_names_of_nanodet_plus_are_the_originals():
+    variables = drawn(shapes("plus of three levels"))
+    leaves, entries = convert.flatten(variables), convert.to_entries(variables)
+    for path, name in {
+        "neck/lateral_2/conv/kernel": "fpn.reduce_layers.2.conv.weight",
+        "neck/lateral_0/norm/bias": "fpn.reduce_layers.0.bn.bias",
+        "neck/top_down_0_0/ghost1/primary/kernel": (
+            "fpn.top_down_blocks.0.blocks.0.ghost1.primary_conv.0.weight"
+        ),
+        "neck/top_down_1_1/ghost2/primary_norm/scale": (
+            "fpn.top_down_blocks.1.blocks.1.ghost2.primary_conv.1.weight"
+        ),
+        "neck/bottom_up_1_0/ghost2/cheap/kernel": (
+            "fpn.bottom_up_blocks.1.blocks.0.ghost2.cheap_operation.0.weight"
+        ),
+        "neck/bottom_up_0_1/ghost1/cheap_norm/bias": (
+            "fpn.bottom_up_blocks.0.blocks.1.ghost1.cheap_operation.1.bias"
+        ),
+        "neck/top_down_0_0/shortcut/depthwise/kernel": (
+            "fpn.top_down_blocks.0.blocks.0.shortcut.0.weight"
+        ),
+        "neck/top_down_1_0/shortcut/dwnorm/scale": (
+            "fpn.top_down_blocks.1.blocks.0.shortcut.1.weight"
+        ),
+        "neck/bottom_up_0_0/shortcut/pointwise/kernel": (
+            "fpn.bottom_up_blocks.0.blocks.0.shortcut.2.weight"
+        ),
+        "neck/bottom_up_1_0/shortcut/pwnorm/bias": (
+            "fpn.bottom_up_blocks.1.blocks.0.shortcut.3.bias"
+        ),
+        "neck/downsample_1/pointwise/kernel": "fpn.downsamples.1.pointwise.weight",
+        "neck/downsample_0/dwnorm/scale": "fpn.downsamples.0.dwnorm.weight",
+        "head/cls_tower_2_1/depthwise/kernel": "head.cls_convs.2.1.depthwise.weight",
+        "head/output_2/bias": "head.gfl_cls.2.bias",
+        "guidance/neck/lateral_1/norm/scale": "aux_fpn.reduce_layers.1.bn.weight",
+        "guidance/neck/downsample_1/pwnorm/bias": "aux_fpn.downsamples.1.pwnorm.bias",
+        "guidance/head/cls_tower_2/conv/kernel": "aux_head.cls_convs.2.conv.weight",
+        "guidance/head/reg_tower_1/norm/scale": "aux_head.reg_convs.1.gn.weight",
+        "guidance/head/cls_output/kernel": "aux_head.gfl_cls.weight",
+        "guidance/head/reg_output/bias": "aux_head.gfl_reg.bias",
+        "guidance/head/scale_2/factor": "aux_head.scales.2.scale",
+    }.items():
+        np.testing.assert_array_equal(
+            entries.pop(name), convert.to_pytorch(leaves[f"params/{path}"]), err_msg=name
+        )
+    for part, name in (("entry", "in"), ("last", "out")):
+        extra = f"params/neck/extra_{part}/depthwise/kernel"
+        assert convert.pytorch_name(extra) == f"fpn.extra_lvl_{name}_conv.0.depthwise.weight"
+    with pytest.raises(KeyError, match="no rule"):
+        convert.pytorch_name("params/guidance/other/kernel")
+
+
+def test_every_entry_of_nanodet_plus_is_known():
+    manifest = json.loads(MANIFEST.read_text())["nanodet-plus-m"]
+    model = coco.get_config("nanodet-plus-m_320").model
+    model.num_classes = 80
+    like = {name: np.broadcast_to(np.float32(0), shape) for name, shape in manifest.items()}
+    assert convert.infer_model(like) == model
+    variables = abstract_variables(build_model(model), guided=True)
+    zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), variables)
+    actual = {name: list(entry.shape) for name, entry in convert.to_entries(zeros).items()}
+    unread = {name for name in manifest if name.endswith("num_batches_tracked")}
+    unread.add("head.distribution_project.project")
+    assert len(manifest) == 887 and len(unread) == 141 + 1
+    assert actual == {name: shape for name, shape in manifest.items() if name not in unread}
+
+
+def test_scalars_stay_scalars():
+    variables, entries = drawn(shapes("plus")), entries_of("plus")
+    for level in range(4):
+        factor = variables["params"]["guidance"]["head"][f"scale_{level}"]["factor"]
+        entry = entries[f"aux_head.scales.{level}.scale"]
+        assert entry.shape == () and entry == factor and entry.dtype == np.float32
+    back = convert.convert(entries, shapes("plus"))
+    for level in range(4):
+        factor = back["params"]["guidance"]["head"][f"scale_{level}"]["factor"]
+        assert isinstance(factor, np.ndarray) and factor.shape == ()
+    entries["aux_head.scales.1.scale"] = np.ones(1)
+    fails(entries, "other shape: aux_head.scales.1.scale (1,) instead of ()", name="plus")
+
+
 def fails(entries, *messages, name="shared"):
     with pytest.raises(UserError) as caught:
         convert.convert(entries, shapes(name), "model.pth")
@@ -150,6 +255,34 @@ def test_what_counts_as_unused():
     fails(surplus, "left over: head.gfl_reg.3.weight", name="separate")
 
 
+def test_the_guidance_is_left_out_of_a_deployed_network(monkeypatch, tmp_path):
+    entries, variables = entries_of("plus"), drawn(shapes("plus"))
+    like = deployed(shapes("plus"))
+    assert_same(convert.convert(entries, like), deployed(variables))
+    assert_same(convert.convert(without_guidance(entries), like), deployed(variables))
+    # Of a whole one it must all be there, and nothing but it may be too much.
+    message = fails(without_guidance(entries), "missing: aux_", name="plus")
+    assert "left over" not in message and "other shape" not in message
+    for name in ("aux_head.scales.4.scale", "aux_scales.0.scale", "aux_fpn"):
+        fails(entries | {name: np.float32(1)}, f"left over: {name}", name="plus")
+    surplus = entries | {"auxiliary_head.gfl_cls.weight": np.zeros(1)}
+    with pytest.raises(UserError, match=r"left over: auxiliary_head\.gfl_cls\.weight"):
+        convert.convert(surplus, like)
+    # A file is read as a deployed network, too.
+    monkeypatch.setattr(weights, "read_state_dict", lambda path: entries)
+    (tmp_path / "plus.pth").touch()
+    loaded = weights.load_weights(tmp_path / "plus.pth")
+    assert_same(loaded.variables, deployed(variables))
+    assert loaded.config.model == MODELS["plus"] and not loaded.config.data.keep_ratio
+    assert set(weights.load_entries(tmp_path / "plus.pth")) == set(entries)
+
+
+def test_nanodet_and_nanodet_plus_are_no_substitutes():
+    message = fails(entries_of("plus"), "missing: fpn.lateral_convs.0.conv.bias", "left over: ")
+    assert "aux_" not in message
+    fails(entries_of("shared"), "missing: ", "left over: fpn.lateral_convs.0.conv", name="plus")
+
+
 def test_take_over_keeps_the_box_rows_of_other_classes():
     model = MODELS["shared"]
     more = config.Model(num_classes=5, width=0.5, channels=32, stacked_convs=1, reg_max=4)
@@ -172,6 +305,30 @@ def test_take_over_keeps_the_box_rows_of_other_classes():
     assert f"kept {len(report.kept)} entries" in str(report)
     assert "box rows of 6 (head.gfl_cls.0.bias" in str(report) and str(report).endswith("new 0")
     assert model.num_classes != more.num_classes
+
+
+def test_take_over_of_a_guidance_keeps_its_box_outputs():
+    more = replace(MODELS["plus"], num_classes=5)
+    fresh = drawn(abstract_variables(build_model(more), guided=True), seed=1)
+    entries, before = entries_of("plus"), convert.to_entries(fresh)
+    taken, report = convert.take_over(entries, fresh, num_bins=BINS)
+    outputs = [f"head.gfl_cls.{level}.{leaf}" for level in range(4) for leaf in ("bias", "weight")]
+    classes = ["aux_head.gfl_cls.bias", "aux_head.gfl_cls.weight"]
+    assert sorted(report.cut) == outputs and sorted(report.new) == classes
+    assert {"aux_head.gfl_reg.weight", "aux_head.gfl_reg.bias"} < set(report.kept)
+    after = convert.to_entries(taken)
+    for name, value in after.items():
+        if name in outputs:
+            np.testing.assert_array_equal(value[:5], before[name][:5])
+            np.testing.assert_array_equal(value[5:], entries[name][3:])
+        else:
+            kept = before if name in classes else entries
+            np.testing.assert_array_equal(value, kept[name], err_msg=name)
+            assert value.shape == before[name].shape
+    # From a deployed network, all of the guidance is new.
+    taken, report = convert.take_over(without_guidance(entries), fresh, num_bins=BINS)
+    assert sorted(report.new) == sorted(name for name in before if name.startswith("aux_"))
+    assert_same(taken["params"]["guidance"], fresh["params"]["guidance"])
 
 
 def test_take_over_reports_what_is_new():
@@ -197,6 +354,24 @@ def test_take_over_reports_what_is_new():
 @pytest.mark.parametrize("name", MODELS)
 def test_the_model_is_read_off_its_entries(name):
     assert convert.infer_model(entries_of(name)) == MODELS[name]
+
+
+def without_guidance(entries):
+    return {name: entry for name, entry in entries.items() if not name.startswith("aux_")}
+
+
+def test_a_model_is_read_off_what_is_left_of_it():
+    whole, model = entries_of("plus"), MODELS["plus"]
+    alone = replace(model, guidance_channels=0, guidance_convs=config.Model().guidance_convs)
+    assert convert.infer_model(without_guidance(whole)) == alone
+    # The published 32 box outputs are taken for granted, since nothing tells them from classes.
+    del whole["head.distribution_project.project"]
+    for level in range(4):
+        bias, weight = (f"head.gfl_cls.{level}.{leaf}" for leaf in ("bias", "weight"))
+        whole[bias], whole[weight] = np.zeros(80 + 32), np.zeros((80 + 32, 32, 1, 1))
+    usual = {"num_classes": 80, "reg_max": 7}
+    assert convert.infer_model(whole) == replace(model, **usual)
+    assert convert.infer_model(without_guidance(whole)) == replace(alone, **usual)
 
 
 @pytest.mark.parametrize("width", [0.5, 1.0, 1.5, 2.0])

@@ -11,11 +11,14 @@ from nanodet_jax import backend
 from nanodet_jax.convert import flatten
 from nanodet_jax.models.ghost_pan import GhostPAN
 from nanodet_jax.models.layers import BatchNorm
+from tests.models.test_guidance import drawn
 from tests.models.test_nanodet import check_normal
 
 WIDTHS = (6, 5, 7)  # of the backbone's features, finest first
 COARSEST = (3, 5)  # odd, so that half of it is rounded
 LAST = len(WIDTHS) - 1
+MEETINGS = ("top_down", "bottom_up")
+REDUCTIONS = ("downsample_0", "downsample_1", "extra_entry", "extra_last")
 
 
 def features_of(widths=WIDTHS, seed=0):
@@ -33,21 +36,6 @@ def module(channels=4, kernel_size=5, blocks=1, extra_level=True):
 
 def shapes_of(neck):
     return jax.eval_shape(neck.init, jax.random.key(0), features_of())
-
-
-def drawn(shapes, seed=1):
-    """Kernels of the size that keeps variances, and norms far from the identity."""
-    random = np.random.default_rng(seed)
-
-    def draw(path, leaf):
-        match path[-1].key:
-            case "kernel":
-                return random.normal(size=leaf.shape) / np.sqrt(np.prod(leaf.shape[:3]))
-            case "var" | "scale":
-                return random.uniform(0.5, 2, leaf.shape)
-        return random.normal(size=leaf.shape) / 2
-
-    return jax.tree_util.tree_map_with_path(lambda *args: draw(*args).astype(np.float32), shapes)
 
 
 class Numpy:
@@ -160,10 +148,6 @@ def test_kernels_are_where_the_config_says():
     three = {path for path, size in kernels.items() if size == 3}
     assert len(three) == 2 * 2 * 2 * 2 and all(path.endswith("cheap/kernel") for path in three)
     assert set(kernels.values()) == {1, 3, 7}
-
-
-MEETINGS = ("top_down", "bottom_up")
-REDUCTIONS = ("downsample_0", "downsample_1", "extra_entry", "extra_last")
 
 
 @functools.cache
