@@ -7,8 +7,9 @@ import cv2
 import numpy as np
 import pytest
 
-from nanodet_jax.config import Augment, Data
-from nanodet_jax.data import transforms
+from nanodet_jax.config import Augment, Compat, Config, Data
+from nanodet_jax.data import pipeline, transforms
+from nanodet_jax.data.records import make_record
 from nanodet_jax.data.transforms import Color, Warp
 
 AUGMENT = Augment(
@@ -153,6 +154,105 @@ def test_image_is_what_opencv_warps():
     np.testing.assert_array_equal(transforms.warp_image(image, half, size), image[::2, ::2])
 
 
+@pytest.mark.parametrize("size", [(24, 36), (16, 24), (30, 50), (48, 36), (31, 71)])
+def test_pixels_as_squares_shrink_to_their_mean(size):
+    image = np.random.default_rng(6).integers(0, 256, (48, 72, 3), np.uint8)
+    matrix, _ = transforms.warp_matrix(Warp(), (48, 72), size, keep_ratio=False)
+    shrunk = transforms.warp_image(image, matrix, size, pixel_indices=False).astype(float)
+    expected = cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA)
+    assert np.abs(shrunk - expected).max() <= 1
+    if size == (16, 24):
+        means = image.reshape(16, 3, 24, 3, 3).mean(axis=(1, 3))
+        assert np.abs(shrunk - means).max() <= 1
+    # The original's way takes single pixels instead.
+    taken = transforms.warp_image(image, matrix, size, pixel_indices=True).astype(float)
+    assert np.abs(taken - expected).mean() > 10
+
+
+@pytest.mark.parametrize("size", [(96, 144), (48, 144), (96, 72)])
+def test_pixels_as_squares_grow_between_their_centres(size):
+    image = np.random.default_rng(7).integers(0, 256, (48, 72, 3), np.uint8)
+    matrix, _ = transforms.warp_matrix(Warp(), (48, 72), size, keep_ratio=False)
+    grown = transforms.warp_image(image, matrix, size, pixel_indices=False).astype(float)
+    expected = cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)
+    # At the border there is the black outside where a resize would go on.
+    inside = np.s_[1:-1, 1:-1]
+    assert np.abs(grown - expected)[inside].max() <= 1
+    taken = transforms.warp_image(image, matrix, size, pixel_indices=True).astype(float)
+    assert np.abs(taken - expected)[inside].mean() > 10
+
+
+SLOPES = np.array([4.0, 3.0])  # grey levels per pixel, to the right and down
+
+
+def along(matrix, points):
+    """Points [..., 2] through a matrix."""
+    x, y, w = np.moveaxis(points @ matrix[:, :2].T + matrix[:, 2], -1, 0)
+    return np.stack([x / w, y / w], axis=-1)
+
+
+def errors_on_a_slope(warp, size, pixel_indices):
+    """A warped image less what its pixels' centres show, where nothing of the outside is seen.
+
+    Of an image whose grey level at a point, in the coordinates of boxes, is SLOPES @ point.
+    """
+    shape = (20, 30)
+    columns, rows = np.meshgrid(np.arange(30) + 0.5, np.arange(20) + 0.5)
+    grey = np.stack([columns, rows], axis=-1) @ SLOPES
+    image = np.repeat(np.round(grey)[..., None], 3, axis=-1).astype(np.uint8)
+    matrix, _ = transforms.warp_matrix(warp, shape, size, keep_ratio=False)
+    warped = transforms.warp_image(image, matrix, size, pixel_indices)[..., 0].astype(float)
+    columns, rows = np.meshgrid(np.arange(size[1]) + 0.5, np.arange(size[0]) + 0.5)
+    source = along(np.linalg.inv(matrix), np.stack([columns, rows], axis=-1))
+    # Two pixels of the input may be averaged, and two of the image be looked at.
+    margin = 2 * np.linalg.norm(np.linalg.inv(matrix)[:2, :2], axis=1) + 2
+    inside = np.all((source > margin) & (source < np.array([30, 20]) - margin), axis=-1)
+    assert inside.sum() > 10
+    return (warped - source @ SLOPES)[inside], matrix
+
+
+@pytest.mark.parametrize(
+    ("warp", "size"),
+    [
+        (Warp(scale=2.0), (20, 30)),
+        (Warp(scale=0.5, center=(0.57, 0.43)), (20, 30)),
+        (Warp(scale=1.5, center=(0.4, 0.5)), (32, 64)),
+        (Warp(stretch=(0.4, 1.5)), (20, 30)),
+        (Warp(flip=True, scale=0.7), (40, 30)),
+        (Warp(rotation=90), (40, 20)),
+        (Warp(rotation=-35, shear=(5, -10)), (15, 25)),
+    ],
+)
+def test_pixels_as_squares_lie_where_boxes_say(warp, size):
+    errors, matrix = errors_on_a_slope(warp, size, pixel_indices=False)
+    assert np.abs(errors).max() <= 1.25  # of rounding, at most twice, and of 1/32 pixels
+    assert abs(errors.mean()) < 0.5
+    # The original takes a pixel's corner for its centre, before the warp and after it.
+    errors, _ = errors_on_a_slope(warp, size, pixel_indices=True)
+    backward = np.linalg.inv(matrix)[:2, :2]
+    miss = SLOPES @ ([0.5, 0.5] - backward @ [0.5, 0.5])
+    assert abs(miss) > 0.8
+    assert abs(errors.mean() - miss) < 0.5
+
+
+def test_pixels_as_squares_under_perspective():
+    warp = Warp(perspective=(4e-3, -3e-3), scale=1.3, rotation=15, center=(0.55, 0.5))
+    errors, _ = errors_on_a_slope(warp, (24, 36), pixel_indices=False)
+    assert np.abs(errors).max() <= 1.25
+
+
+def test_flipped_squares_lose_no_column():
+    image = np.random.default_rng(0).integers(0, 256, (32, 48, 3), np.uint8)
+    flip, size = transforms.warp_matrix(Warp(flip=True), (32, 48), (32, 48), keep_ratio=False)
+    flipped = transforms.warp_image(image, flip, size, pixel_indices=False)
+    np.testing.assert_array_equal(flipped, image[:, ::-1])
+    smaller, size = transforms.warp_matrix(Warp(flip=True), (32, 48), (16, 24), keep_ratio=False)
+    np.testing.assert_array_equal(
+        transforms.warp_image(image, smaller, size, pixel_indices=False),
+        cv2.resize(image, (24, 16), interpolation=cv2.INTER_AREA)[:, ::-1],
+    )
+
+
 def test_the_two_colours_outside():
     # Outside of a warp: black, before the normalisation. Below a padded image: zero, after it.
     data = Data()
@@ -286,3 +386,72 @@ def test_what_exceeds_the_slots_is_left_out_ignore_regions_first():
     assert two.labels.tolist() == [0, 2] and two.valid.all() and not two.ignore.any()
     none = transforms.fill_slots(np.zeros((0, 4)), np.zeros(0, int), np.zeros(0, bool), 2)
     assert not any(leaf.any() for leaf in none)
+
+
+def test_what_is_visible():
+    boxes = {
+        (3, 4, 4, 5): True,
+        (3, 4, 3.99, 9): False,
+        (3, 4, 9, 4.99): False,
+        (0, 5, 0, 20): False,
+        (0, 0, 320, 1): True,
+    }
+    visible = transforms.is_visible(np.array(list(boxes), np.float32))
+    assert visible.tolist() == list(boxes.values())
+    assert transforms.is_visible(np.zeros((0, 4), np.float32)).tolist() == []
+
+
+# Each with its label, whether it is an ignore region, and what twice the size about the centre of
+# 32 x 32 pixels makes of it.
+MOVED = (
+    ([1, 1, 6, 6], 3, False, [0, 0, 0, 0]),  # lost
+    ([10, 10, 20, 20], 1, False, [4, 4, 24, 24]),
+    ([26, 2, 31, 7], 0, True, [32, 0, 32, 0]),  # lost
+    ([4, 10, 8.25, 20], 4, False, [0, 4, 0.5, 24]),  # cut to half a pixel
+    ([12, 12, 12.5, 20], 2, False, [8, 8, 9, 24]),
+    ([14.0, 9, 14.25, 20], 5, False, [12, 2, 12.5, 24]),  # half a pixel wide
+    ([20, 20, 30, 30], 0, True, [24, 24, 32, 32]),
+)
+SLOTS = 9
+
+
+@pytest.mark.parametrize(
+    ("keep", "objects", "regions"), [(True, (0, 1, 3, 4, 5), (2, 6)), (False, (1, 4), (6,))]
+)
+def test_boxes_that_augmentation_loses(keep, objects, regions):
+    config = Config(
+        input_size=(32, 32),
+        data=Data(batch_size=2, workers=1),
+        augment=Augment(scale=(2.0, 2.0)),
+        compat=Compat(keep_lost_boxes=keep),
+    )
+    boxes, labels, ignore, moved = zip(*MOVED)
+    pixels = np.full((32, 32, 3), 90, np.uint8)
+    record = make_record(0, "a", pixels, (32, 32), boxes, labels, ignore, np.ones(len(MOVED)))
+    batch = next(pipeline.training_batches([record, record], config, SLOTS))
+    kept = [*objects, *regions]
+    expected = np.zeros((SLOTS, 4))
+    expected[: len(kept)] = [moved[i] for i in kept]
+    padding = [0] * (SLOTS - len(objects))
+    for truth in zip(*batch.ground_truth):
+        truth = type(batch.ground_truth)(*truth)
+        np.testing.assert_array_equal(truth.boxes, expected)
+        assert truth.labels.tolist() == [labels[i] for i in objects] + padding
+        assert truth.valid.sum() == len(objects) and truth.valid[: len(objects)].all()
+        assert np.flatnonzero(truth.ignore).tolist() == list(range(len(objects), len(kept)))
+
+
+@pytest.mark.parametrize("pixel_indices", [True, False])
+def test_the_config_says_how_images_are_resampled(pixel_indices):
+    pixels = np.random.default_rng(8).integers(0, 256, (48, 70, 3), np.uint8)
+    config = Config(input_size=(32, 32), compat=Compat(pixel_index_warp=pixel_indices))
+    matrix, size = transforms.warp_matrix(Warp(), (48, 70), (32, 32), keep_ratio=False)
+    warped = transforms.warp_image(pixels, matrix, size, pixel_indices)
+    expected = transforms.normalize(
+        transforms.color_image(warped, Color()), config.data.mean, config.data.std
+    )
+    prepared = pipeline.prepare_for_inference(pixels, config)
+    np.testing.assert_array_equal(prepared.image, expected)
+    record = make_record(0, "a", pixels, (48, 70), [], [], [], [])
+    augmented = pipeline.Augmented(config, 1).random_map(record, np.random.default_rng(0))
+    np.testing.assert_array_equal(augmented.images, expected)
