@@ -214,6 +214,17 @@ def test_of_boxes_that_cost_the_same_the_first_wins(rule):
     assert np.sum(index == 0) == 13 and not np.any(index > 0)
 
 
+def test_boxes_without_overlap_cost_the_same_to_the_last_bit():
+    # Without the weight of the overlaps, whose large constant would round differences away.
+    class_logits = np.random.default_rng(9).normal(-2, 3, (2000, CLASSES)).astype(np.float32)
+    cost = backend.jit(partial(dynamic_soft_label.assignment_cost, iou_factor=0.0))
+    nothing, labels = np.zeros((CLASSES, 2000), np.float32), np.arange(CLASSES)
+    of_box = np.asarray(cost(class_logits, nothing, labels))
+    np.testing.assert_array_equal(of_box, np.broadcast_to(of_box[:1], of_box.shape))
+    expected = [sum(oracles.quality_focal(z, 0.0) for z in logits) for logits in class_logits[:50]]
+    np.testing.assert_allclose(of_box[0, :50], expected, rtol=1e-5)
+
+
 @pytest.mark.parametrize("rule", RULES)
 def test_a_prior_claimed_twice_may_go_to_a_third_box(rule):
     # Of two priors, both inside all boxes, the last box takes one, the other two both the other.
