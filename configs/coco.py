@@ -12,7 +12,7 @@ from ImageNet weights of the backbone (here: `--config.training.init_weights`):
     variant          input  epochs  AP of the original   GMAC   parameters
     nanodet-m_320      320     280   20.6                 0.342   0.95 M
     nanodet-m_416      416     280   23.5                 0.578   0.95 M
-    nanodet-m-0.5x     320     180   13.5                 0.139   0.28 M
+    nanodet-m-0.5x     320     180   13.5                 0.139   0.27 M
     nanodet-m-1.5x     320     280   23.5                 0.696   2.07 M
     nanodet-m-1.5x_416 416     280   26.8                 1.177   2.07 M
 

@@ -25,7 +25,7 @@ VARIANTS = ("nanodet-m", "nanodet-plus-m")
 def get_config(variant: str = "nanodet-m") -> Config:
     """One of VARIANTS at 320 x 320: AdamW, cosine, the original's faults mended."""
     if variant not in VARIANTS:
-        raise UserError(f"there is no variant {variant!r}; there are {VARIANTS}")
+        raise UserError(f"this config has no variant {variant!r}; it has {VARIANTS}")
     config = Config(
         name="voc",
         input_size=(320, 320),

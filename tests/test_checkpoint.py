@@ -25,6 +25,23 @@ def make_state(step, channels=3, name="kernel"):
     return state.replace(step=jnp.asarray(step, jnp.int32), opt_state=moments)
 
 
+def averaged(step):
+    """The same with an average that differs from what it is the average of."""
+    state = make_state(step)
+    return state.replace(average=jax.tree.map(lambda leaf: leaf + 1, state.variables))
+
+
+def test_an_average_is_restored_whole_and_inferred_with(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(averaged(1), {"AP": 0.5})
+    checkpoints.wait()
+    assert_same(checkpoints.restore(1, averaged(2)), averaged(1))
+    assert_same(checkpoints.restore_variables(1, make_state(2).variables), averaged(1).average)
+    with pytest.raises(UserError, match="does not fit"):
+        checkpoints.restore(1, make_state(2))  # a run without an average
+    checkpoints.close()
+
+
 def save_all(folder, scores, keep_every_steps=0):
     """Save step 1, 2, ... with these APs, None for none, and wait."""
     checkpoints = Checkpoints(folder, keep_every_steps)

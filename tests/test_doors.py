@@ -164,6 +164,7 @@ def bad_files(tmp_path):
     (tmp_path / "text.pth").write_text("these are no weights")
     (tmp_path / "no_config.py").write_text("x = 1\n")
     (tmp_path / "no_python.py").write_text("def get_config(:\n")
+    (tmp_path / "one.py").write_text("def get_config():\n    return None\n")
     return tmp_path
 
 
@@ -200,7 +201,7 @@ BAD_FLAGS = {
     "unknown flag": (["--batch_size=3"], "batch_size"),
     "no flag": (["configs/voc.py"], "configs/voc.py"),
     "unknown variant": (["--config=configs/coco.py:nope"], "nope"),
-    "a variant of what has none": (["--config=configs/shapes.py:nope"], "configs/shapes.py:nope"),
+    "a variant of what has none": (["--config={}/one.py:nope"], "{}/one.py:nope"),
     "missing config": (["--config=configs/nope.py"], "configs/nope.py"),
     "missing config, and a field": (
         ["--config=configs/nope.py", "--config.data.batch_size=3"],

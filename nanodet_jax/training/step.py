@@ -60,13 +60,17 @@ def loss_and_gradients(
     return metrics, gradients, batch_stats
 
 
-def moved_average(average: Any, variables: Any, step: jax.Array, decay: float) -> Any:
-    """Exponential moving average after `step` steps, as the original ramps it.
+def ema_share(step: jax.Array, decay: float) -> jax.Array:
+    """Share of the new values in the average after `step` steps, as the original ramps it.
 
-    At first it follows the variables, of which each step takes the share
-    decay * exp(-(1 + step) / 2000) + 1 - decay; later it forgets with `decay`.
+    Nearly 1 at first, so that the average follows; 1 - decay in the end.
     """
-    share = decay * jnp.exp(-(1 + step) / 2000) + (1 - decay)
+    return decay * jnp.exp(-(1 + step) / 2000) + (1 - decay)
+
+
+def moved_average(average: Any, variables: Any, step: jax.Array, decay: float) -> Any:
+    """Exponential moving average of parameters and batch statistics after `step` steps."""
+    share = ema_share(step, decay)
     return jax.tree.map(lambda old, new: old * (1 - share) + new * share, average, variables)
 
 

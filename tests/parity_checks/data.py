@@ -10,11 +10,12 @@ import numpy as np
 from nanodet_jax import config
 from nanodet_jax.data import transforms
 from nanodet_jax.training.optimizer import learning_rate
+from nanodet_jax.training.step import ema_share
 from tests.parity_checks.comparison import Comparisons, Worst, absolute, relative
 
 
 def check_schedule(path: Path) -> Worst:
-    """Learning rate, step by step."""
+    """Learning rate, step by step, and the share of each step in the average."""
     compare = Comparisons()
     fixture = json.loads(path.read_text())
     for name in ("multistep", "cosine"):
@@ -32,6 +33,11 @@ def check_schedule(path: Path) -> Worst:
         schedule = learning_rate(training, case["steps_per_epoch"], case["epochs"])
         rates = jax.vmap(schedule)(jnp.arange(len(case["lr"])))
         compare.near(name, rates, relative(case["lr"], 1e-6))
+    if "ema" in fixture:
+        case = fixture["ema"]
+        shares = ema_share(jnp.asarray(case["t"]), case["decay"])
+        # The last digits of 1 - decay are lost in float32: 2e-4 of 1.
+        compare.near("average", shares, absolute(case["d"], 1e-6))
     return compare.worst()
 
 

@@ -215,6 +215,7 @@ def test_a_loss_that_is_no_number_ends_the_run(tmp_path, monkeypatch):
 OTHERS = {
     "config.model": lambda config: setattr(config.model, "channels", 64),
     "config.training.optimizer": lambda config: setattr(config.training, "optimizer", "sgd"),
+    "averaging": lambda config: setattr(config.training, "ema_decay", 0.99),
     "clipping": lambda config: setattr(config.training, "clip_norm", 0.0),
     "classes": lambda config: setattr(config.data, "format", "other"),
 }

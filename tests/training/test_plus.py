@@ -1,0 +1,114 @@
+"""NanoDet-Plus through the front door: its average, its guidance, and a run that was stopped."""
+
+import signal
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import shapes
+from nanodet_jax import config as configs
+from nanodet_jax import convert, train_and_evaluate
+from nanodet_jax.checkpoint import Checkpoints
+from nanodet_jax.models.detector import build_model
+from nanodet_jax.models.guidance import deployed
+from nanodet_jax.state import abstract_variables, create_state
+from nanodet_jax.training import loop
+from nanodet_jax.training.optimizer import make_optimizer
+from nanodet_jax.training.step import ema_share, moved_average
+from nanodet_jax.weights import load_entries, load_weights
+from tests.training.test_loop import journal, one_device, signal_at  # noqa: F401
+
+STEPS, BATCH = 4, 4
+
+
+def tiny_config():
+    """Two epochs of two steps; the guidance lets go of backbone and neck in the second."""
+    config = shapes.get_config("nanodet-plus-m-tiny")
+    config.input_size = (64, 64)
+    config.model.stacked_convs = config.model.guidance_convs = 1
+    config.model.guidance_channels = 32
+    config.data.train_size = 2 * BATCH
+    config.data.val_size = 4
+    config.data.batch_size = BATCH
+    config.training.steps = STEPS
+    config.training.detach_epoch = 1
+    config.training.warmup_steps = 1
+    config.training.eval_every = 2
+    config.training.log_every = 1
+    return config
+
+
+@pytest.fixture(scope="module")
+def unbroken(one_device, tmp_path_factory):  # noqa: F811
+    workdir = tmp_path_factory.mktemp("plus")
+    train_and_evaluate(tiny_config(), workdir)
+    return workdir
+
+
+def final_state(workdir):
+    resolved = configs.from_json((workdir / "config.json").read_text())
+    optimizer = make_optimizer(resolved.training, lambda step: 0.0)
+    variables = abstract_variables(build_model(resolved.model), guided=True)
+    like = jax.eval_shape(partial(create_state, optimizer=optimizer, ema=True), variables)
+    checkpoints = Checkpoints(workdir)
+    state = checkpoints.restore(STEPS, like)
+    checkpoints.close()
+    return state
+
+
+def test_stopped_and_resumed_is_as_unbroken(unbroken, tmp_path):
+    with pytest.MonkeyPatch.context() as patch:
+        signal_at(patch, loop, "training_batches", 3, signal.SIGTERM)
+        with pytest.raises(SystemExit):
+            train_and_evaluate(tiny_config(), tmp_path)
+    train_and_evaluate(tiny_config(), tmp_path)
+    ours, theirs = final_state(tmp_path), final_state(unbroken)
+    assert jax.tree.structure(ours) == jax.tree.structure(theirs)
+    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+    assert journal(tmp_path) == journal(unbroken)
+
+
+def test_both_branches_are_told_of(unbroken):
+    for line in journal(unbroken):
+        if line["kind"] == "train":
+            parts = [line[prefix + part] for prefix in ("loss_", "aux_loss_")
+                     for part in ("qfl", "bbox", "dfl")]  # fmt: skip
+            assert line["loss"] == pytest.approx(sum(parts), rel=1e-5)
+            assert min(parts) > 0
+
+
+def test_inference_takes_the_average_and_no_guidance(unbroken):
+    state = final_state(unbroken)
+    loaded = convert.flatten(load_weights(unbroken).variables)
+    average = convert.flatten(deployed(state.average))
+    assert set(loaded) == set(average)
+    assert all(np.array_equal(loaded[path], average[path]) for path in loaded)
+    current = convert.flatten(state.variables)
+    moved = [path for path in loaded if not np.array_equal(loaded[path], current[path])]
+    assert len(moved) > len(loaded) / 2
+
+
+def test_fine_tuning_takes_the_guidance_too(unbroken):
+    entries = load_entries(unbroken)
+    assert any(name.startswith("aux_head.") for name in entries)
+    like = abstract_variables(build_model(load_weights(unbroken).config.model), guided=True)
+    restored = convert.flatten(convert.convert(entries, like))
+    average = convert.flatten(final_state(unbroken).average)
+    assert all(np.array_equal(restored[path], average[path]) for path in average)
+
+
+def test_average_matches_the_loop():
+    """The ramp is the original's: a = a (1 - d) + v d, with d from the step after the update."""
+    random = np.random.default_rng(0)
+    start, values = random.normal(size=3), random.normal(size=(5, 3))
+    average, expected = {"leaf": jnp.asarray(start, jnp.float32)}, start
+    for step, value in enumerate(values, start=1999):
+        share = 0.9998 * np.exp(-(1 + step) / 2000) + 0.0002
+        expected = expected * (1 - share) + value * share
+        average = moved_average(average, {"leaf": jnp.asarray(value)}, jnp.asarray(step), 0.9998)
+    np.testing.assert_allclose(average["leaf"], expected, rtol=1e-6)
+    assert 0.36 < ema_share(jnp.asarray(1999), 0.9998) < 0.37
+    assert ema_share(jnp.asarray(10**6), 0.9998) == pytest.approx(0.0002, rel=1e-3)
