@@ -227,8 +227,8 @@ def to_entries(variables: Any) -> dict[str, np.ndarray]:
 def infer_model(entries: Entries, where: str = "weights") -> config.Model:
     """The architecture that a state_dict belongs to, read off its names and shapes.
 
-    A NanoDet-Plus of which only weights are left tells everything but the split of its output
-    layers: `reg_max` is then taken for 7, that of all published ones.
+    A NanoDet-Plus of which only the deployed weights are left tells everything but the split of
+    its output layers: `reg_max` is then taken for 7, that of all published ones.
 
     Raises:
       UserError: if it is none of those this project builds.
@@ -242,6 +242,8 @@ def infer_model(entries: Entries, where: str = "weights") -> config.Model:
     except KeyError as error:
         raise UserError(f"{where}: not a NanoDet state_dict (no {error})") from error
     model.stacked_convs = _count(entries, r"head\.cls_convs\.0\.(\d+)\.")
+    if model.num_classes < 1:
+        raise UserError(f"{where}: its output layer has no room for classes beside the boxes")
     return model
 
 
@@ -263,6 +265,8 @@ def _infer_plus(entries: Entries, model: config.Model) -> None:
     model.extra_level = "fpn.extra_lvl_in_conv.0.depthwise.weight" in entries
     if "head.distribution_project.project" in entries:
         model.reg_max = entries["head.distribution_project.project"].shape[0] - 1
+    elif "aux_head.gfl_reg.weight" in entries:
+        model.reg_max = entries["aux_head.gfl_reg.weight"].shape[0] // 4 - 1
     num_bins = 4 * (model.reg_max + 1)
     model.num_classes = entries["head.gfl_cls.0.weight"].shape[0] - num_bins
     if "aux_head.gfl_cls.weight" in entries:

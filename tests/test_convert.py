@@ -364,14 +364,16 @@ def test_a_model_is_read_off_what_is_left_of_it():
     whole, model = entries_of("plus"), MODELS["plus"]
     alone = replace(model, guidance_channels=0, guidance_convs=config.Model().guidance_convs)
     assert convert.infer_model(without_guidance(whole)) == alone
-    # The published 32 box outputs are taken for granted, since nothing tells them from classes.
     del whole["head.distribution_project.project"]
+    assert convert.infer_model(whole) == model  # the guidance's outputs tell boxes from classes
+    # Without it the published 32 box outputs are taken for granted.
+    deployed = without_guidance(whole)
+    with pytest.raises(UserError, match=r"plus\.pth: its output layer has no room for classes"):
+        convert.infer_model(deployed, "plus.pth")
     for level in range(4):
         bias, weight = (f"head.gfl_cls.{level}.{leaf}" for leaf in ("bias", "weight"))
-        whole[bias], whole[weight] = np.zeros(80 + 32), np.zeros((80 + 32, 32, 1, 1))
-    usual = {"num_classes": 80, "reg_max": 7}
-    assert convert.infer_model(whole) == replace(model, **usual)
-    assert convert.infer_model(without_guidance(whole)) == replace(alone, **usual)
+        deployed[bias], deployed[weight] = np.zeros(80 + 32), np.zeros((80 + 32, 32, 1, 1))
+    assert convert.infer_model(deployed) == replace(alone, num_classes=80, reg_max=7)
 
 
 @pytest.mark.parametrize("width", [0.5, 1.0, 1.5, 2.0])

@@ -107,7 +107,7 @@ def train_and_evaluate(config: Config, workdir: str | Path) -> dict[str, Any]:
         )
 
     if start_step < total_steps:
-        journal.say("compiling the first step: up to a minute, once; later runs take it from disk")
+        journal.say("compiling the first step: a minute or two, once; later runs take it from disk")
 
     def due(every: int, step: int) -> bool:
         return step == total_steps or (step % steps_each == 0 and step // steps_each % every == 0)
