@@ -42,7 +42,7 @@ def get_config(variant: str = "nanodet-m-tiny") -> Config:
                 width=0.5,
                 neck="ghost_pan",
                 extra_level=True,
-                channels=32,
+                channels=48,
                 kernel_size=5,
                 prior_offset=0.0,
                 guidance_channels=64,
@@ -50,7 +50,7 @@ def get_config(variant: str = "nanodet-m-tiny") -> Config:
             )
             config.assigner = Assigner(name="dynamic_soft_label", topk=13)
             config.training.ema_decay = 0.9998
-            config.training.detach_epoch = 2
+            config.training.detach_epoch = 5  # never: in so few steps all benefit to the end
         case _:
             raise UserError(f"configs/shapes.py has no variant {variant!r}; it has {VARIANTS}")
     return config
