@@ -21,11 +21,12 @@ def test_small_fixture(name, capsys):
     assert parity.main([str(HERE), "--only", f"^{name}$"]) == 0, capsys.readouterr().out
 
 
-def test_detections_of_published_weights(capsys):
+@pytest.mark.parametrize("weights", ["nanodet-m_320", "nanodet-plus-m_320"])
+def test_detections_of_published_weights(weights, capsys):
     folder = SHARED / "reference"
     if not folder.is_dir():
         pytest.skip("needs shared/reference, shared/weights and shared/data/coco_mini")
-    only = "^detections_nanodet-m_320$"
+    only = f"^detections_{weights}$"
     assert parity.main([str(folder), "--only", only]) == 0, capsys.readouterr().out
 
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nanodet_jax import boxes, config, losses
+from nanodet_jax import backend, boxes, config, losses
 from nanodet_jax.assigners import atss, dynamic_soft_label
 from nanodet_jax.models.nanodet_head import split_logits
 from nanodet_jax.objective import objective
@@ -267,7 +267,8 @@ def _check_head(path: Path, name: str) -> Worst:
             weights=config.Loss(),
         )
 
-    (value, parts), gradients = jax.value_and_grad(loss, has_aux=True)(branches)
+    score = backend.jit(jax.value_and_grad(loss, has_aux=True))
+    (value, parts), gradients = score(branches)
     if empty and not plus:
         # The original returns a constant 0 without gradients here, which is no target: only the
         # background is left to learn, so the loss is the sum below, divided by the images.
