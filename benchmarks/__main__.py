@@ -1,6 +1,6 @@
-"""Time NanoDet on this machine: compilation, a training step and its parts, inference.
+"""Time a config's network on this machine: compilation, a training step and its parts, inference.
 
-    python -m benchmarks [--only REGEX] [--batch 8] [--size 320] [--json FILE]
+    python -m benchmarks [--config configs/coco.py:nanodet-plus-m_320] [--only REGEX] [--batch 8]
     python -m benchmarks assignment [...]    # of NanoDet-Plus alone: `benchmarks/assignment.py`
 
 Wall and CPU time are medians over `--runs`; peak memory is of the whole process so far. Run it
@@ -14,6 +14,8 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,7 @@ import numpy as np
 import optax
 
 from benchmarks import assignment
-from nanodet_jax import backend, config
+from nanodet_jax import backend, config, doors
 from nanodet_jax.inference import make_detect
 from nanodet_jax.models.detector import build_model, priors_of
 from nanodet_jax.objective import objective
@@ -50,20 +52,26 @@ def random_batch(batch: int, size: int) -> Batch:
     return jax.tree.map(jnp.asarray, Batch(images, truth))
 
 
-def cases(batch: int, size: int) -> Iterator[tuple[str, Callable[[], Callable[[], Any]]]]:
+def cases(
+    measured: config.Config, batch: int, size: int
+) -> Iterator[tuple[str, Callable[[], Callable[[], Any]]]]:
     """Names, and functions that build a function to be timed."""
-    model_config = config.Model(num_classes=80)
+    model_config = replace(measured.model, num_classes=80)
     model = build_model(model_config)
     priors = priors_of(model_config, (size, size))
-    parts = {"assigner": config.Assigner(), "compat": config.Compat(), "weights": config.Loss()}
+    parts = {
+        "assigner": measured.assigner, "compat": measured.compat, "weights": measured.loss,
+    }  # fmt: skip
     variables = init_variables(model, 0)
 
     def training_step():
-        training = config.Training(optimizer="sgd", learning_rate=1e-4)
+        decay = measured.training.ema_decay
         schedule = optax.constant_schedule(1e-4)
-        optimizer = make_optimizer(training, schedule)
-        step = make_train_step(optimizer, schedule, model=model, priors=priors, **parts)
-        data, held = random_batch(batch, size), [create_state(variables, optimizer)]
+        optimizer = make_optimizer(measured.training, schedule)
+        step = make_train_step(
+            optimizer, schedule, model=model, priors=priors, ema_decay=decay, **parts
+        )
+        data, held = random_batch(batch, size), [create_state(variables, optimizer, decay > 0)]
 
         def run():
             held[0], metrics = step(held[0], data)
@@ -71,16 +79,20 @@ def cases(batch: int, size: int) -> Iterator[tuple[str, Callable[[], Callable[[]
 
         return run
 
-    def forward(train):
+    def forward():
         data = random_batch(batch, size)
-        apply = backend.jit(lambda v, x: model.apply(v, x, train, mutable=["batch_stats"]))
+        # The guidance runs along.
+        apply = backend.jit(
+            lambda v, x: model.apply(v, x, method="branches", mutable=["batch_stats"])
+        )
         return lambda: apply(variables, data.images)
 
     def loss_gradient():
         data = random_batch(batch, size)
-        predictions = backend.jit(model.apply)(variables, data.images)
+        branches = backend.jit(partial(model.apply, method="branches", train=False))
+        predictions = branches(variables, data.images)
         gradient = backend.jit(
-            jax.grad(lambda p: objective((p,), data.ground_truth, priors, **parts)[0])
+            jax.grad(lambda p: objective(p, data.ground_truth, priors, **parts)[0])
         )
         return lambda: gradient(predictions)
 
@@ -97,7 +109,7 @@ def cases(batch: int, size: int) -> Iterator[tuple[str, Callable[[], Callable[[]
         return lambda: detect(variables, images, warps, sizes)
 
     yield f"training step, batch {batch}", training_step
-    yield f"training forward, batch {batch}", lambda: forward(True)
+    yield f"training forward, batch {batch}", forward
     yield f"assignment + loss + gradient, batch {batch}", loss_gradient
     yield "network, batch 1", lambda: network(1)
     yield f"network, batch {batch}", lambda: network(batch)
@@ -126,12 +138,16 @@ def measure(build: Callable[[], Callable[[], Any]], runs: int) -> dict[str, floa
     }
 
 
-def measure_parts(batch: int, size: int, runs: int, only: str) -> dict[str, dict[str, float]]:
+def measure_parts(
+    measured: config.Config, batch: int, runs: int, only: str
+) -> dict[str, dict[str, float]]:
     """Measure and print the cases whose names have `only` in them."""
-    print(f"nanodet-m, {size} x {size}, {jax.devices()[0].device_kind}, jax {jax.__version__}")
+    size = measured.input_size[0]
+    device = jax.devices()[0].device_kind
+    print(f"{measured.name}, {size} x {size}, {device}, jax {jax.__version__}")
     print(f"{'':46s} {'first s':>8s} {'wall ms':>8s} {'min':>8s} {'cpu ms':>8s} {'peak MB':>8s}")
     rows = {}
-    for name, build in cases(batch, size):
+    for name, build in cases(measured, batch, size):
         if re.search(only, name):
             rows[name] = row = measure(build, runs)
             print(f"{name:46s} {row['first_s']:8.2f}", *(f"{x:8.1f}" for x in [*row.values()][1:]))
@@ -141,17 +157,22 @@ def measure_parts(batch: int, size: int, runs: int, only: str) -> dict[str, dict
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("what", nargs="?", choices=("parts", "assignment"), default="parts")
+    parser.add_argument("--config", default="configs/coco.py:nanodet-m_320", help="of the parts")
     parser.add_argument("--only", default="", help="regular expression searched in the names")
     parser.add_argument("--batch", type=int, help="default: 8, of assignment 32")
-    parser.add_argument("--size", type=int, default=320)
+    parser.add_argument("--size", type=int, help="default: the config's, of assignment 320")
     parser.add_argument("--runs", type=int, help="default: 15, of assignment 5")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     backend.prepare()
     if args.what == "assignment":
-        rows = assignment.benchmark(args.batch or 32, args.size, args.runs or 5, args.only)
+        rows = assignment.benchmark(args.batch or 32, args.size or 320, args.runs or 5, args.only)
     else:
-        rows = measure_parts(args.batch or 8, args.size, args.runs or 15, args.only)
+        measured = doors.load_config(args.config)
+        if args.size:
+            measured.input_size = (args.size, args.size)
+            config.check(measured)
+        rows = measure_parts(measured, args.batch or 8, args.runs or 15, args.only)
     if args.json:
         args.json.write_text(json.dumps(rows, indent=2))
 
