@@ -26,6 +26,7 @@ import optax
 
 from benchmarks import assignment
 from nanodet_jax import backend, config, doors
+from nanodet_jax.errors import UserError
 from nanodet_jax.inference import make_detect
 from nanodet_jax.models.detector import build_model, priors_of
 from nanodet_jax.objective import objective
@@ -168,10 +169,13 @@ def main() -> None:
     if args.what == "assignment":
         rows = assignment.benchmark(args.batch or 32, args.size or 320, args.runs or 5, args.only)
     else:
-        measured = doors.load_config(args.config)
-        if args.size:
-            measured.input_size = (args.size, args.size)
-            config.check(measured)
+        try:
+            measured = doors.load_config(args.config)
+            if args.size:
+                measured.input_size = (args.size, args.size)
+                config.check(measured)
+        except UserError as error:
+            doors.fail(error)
         rows = measure_parts(measured, args.batch or 8, args.runs or 15, args.only)
     if args.json:
         args.json.write_text(json.dumps(rows, indent=2))
