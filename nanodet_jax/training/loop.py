@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from tqdm import tqdm
 
 from nanodet_jax import backend, scoring
 from nanodet_jax.checkpoint import Checkpoints
@@ -61,6 +62,7 @@ def train_and_evaluate(config: Config, workdir: str | Path) -> dict[str, Any]:
     epochs = -(-total_steps // steps_each)
     slots, over = count_slots(train, config.data.max_boxes)
 
+    print(f"{config.name}: building the network", flush=True)
     model = build_model(config.model)
     variables, origin = initial_variables(config, model, has_checkpoint(workdir))
     schedule = learning_rate(config.training, steps_each, epochs)
@@ -91,7 +93,10 @@ def train_and_evaluate(config: Config, workdir: str | Path) -> dict[str, Any]:
     begin = f"resuming at step {start_step}" if newest is not None else origin
     if newest is None and is_folded(variables):
         measured = training_batches(train, config, slots)
-        images = (next(measured).images for _ in range(UNFOLD_BATCHES))
+        images = (
+            next(measured).images
+            for _ in tqdm(range(UNFOLD_BATCHES), "measuring batch norms", leave=False)
+        )
         state = create_state(unfold(model, variables, images), optimizer, averaged)
         begin += f"; batch norms, folded there, measured on {UNFOLD_BATCHES} batches"
     journal.say(

@@ -159,13 +159,19 @@ def test_pmap_gives_the_same(steps):
         assert_close({k: np.asarray(v[device]) for k, v in mapped_metrics.items()}, metrics)
 
 
-def test_the_network_itself_can_be_split():
+@pytest.mark.parametrize("plus", [False, True])
+def test_the_network_itself_can_be_split(plus):
     """Its own gradients have to pass under the axis too; to trace it shows that, in seconds."""
     settings = configs.Model(num_classes=CLASSES, width=0.5, channels=32, stacked_convs=1)
+    if plus:
+        settings.neck, settings.guidance_channels, settings.guidance_convs = "ghost_pan", 32, 1
     model = build_model(settings)
     parts = parts_of(model, priors_of(settings, (SIDE, SIDE)))
+    if plus:
+        parts |= {"assigner": configs.Assigner("dynamic_soft_label"), "ema_decay": 0.9998}
     state = jax.eval_shape(
-        partial(create_state, optimizer=parts["optimizer"]), abstract_variables(model)
+        partial(create_state, optimizer=parts["optimizer"], ema=plus),
+        abstract_variables(model, guided=True),
     )
     step = make_train_step(num_devices=DEVICES, **parts)
     after, metrics = jax.eval_shape(step, state, make_batch((MANY, FEW)))
