@@ -82,12 +82,12 @@ class Checkpoints:
         restored = self._restore(
             step, **{name: ocp.args.StandardRestore(_host(part)) for name, part in parts.items()}
         )
-        best, training = restored["variables"], restored["training"]
+        kept, training = restored["variables"], restored["training"]
         averaged = like.average is not None
         return TrainState(
             step=training["step"],
-            **(training["variables"] if averaged else best),
-            average=best if averaged else None,
+            **(training["variables"] if averaged else kept),
+            average=kept if averaged else None,
             opt_state=training["opt_state"],
         )
 
@@ -122,7 +122,7 @@ def _split(state: TrainState) -> dict[str, Any]:
     training = {"opt_state": state.opt_state, "step": state.step}
     if state.average is not None:
         training["variables"] = state.variables
-    return {"variables": state.best_variables, "training": training}
+    return {"variables": state.inference_variables, "training": training}
 
 
 def _score(metrics: dict[str, Any]) -> float:

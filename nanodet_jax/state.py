@@ -32,7 +32,7 @@ class TrainState:
         return {"params": self.params, "batch_stats": self.batch_stats}
 
     @property
-    def best_variables(self) -> dict[str, Any]:
+    def inference_variables(self) -> dict[str, Any]:
         """What is evaluated and kept: the average where there is one."""
         return self.variables if self.average is None else self.average
 

@@ -122,7 +122,7 @@ def train_and_evaluate(config: Config, workdir: str | Path) -> dict[str, Any]:
         def evaluate_now(step: int) -> dict[str, Any] | None:
             result = scoring.run_evaluation(
                 detect,
-                state.best_variables,
+                state.inference_variables,
                 val,
                 config,
                 pictures=VAL_PICTURES,
