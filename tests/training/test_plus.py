@@ -12,6 +12,7 @@ from configs import shapes
 from nanodet_jax import config as configs
 from nanodet_jax import convert, train_and_evaluate
 from nanodet_jax.checkpoint import Checkpoints
+from nanodet_jax.models import shufflenet_v2
 from nanodet_jax.models.detector import build_model
 from nanodet_jax.models.guidance import deployed
 from nanodet_jax.state import abstract_variables, create_state
@@ -41,8 +42,16 @@ def tiny_config():
     return config
 
 
+@pytest.fixture(scope="module", autouse=True)
+def shallow():
+    """A block per stage of the backbone, of which nothing is asked here: half the compilation."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shufflenet_v2, "STAGE_BLOCKS", (1, 1, 1))
+        yield
+
+
 @pytest.fixture(scope="module")
-def unbroken(one_device, tmp_path_factory):  # noqa: F811
+def unbroken(one_device, shallow, tmp_path_factory):  # noqa: F811
     workdir = tmp_path_factory.mktemp("plus")
     train_and_evaluate(tiny_config(), workdir)
     return workdir
