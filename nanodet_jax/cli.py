@@ -116,8 +116,9 @@ def convert(args: argparse.Namespace) -> None:
     weights = load_weights(args.source)
     save_weights(args.out, weights)
     model = weights.config.model
+    kind = "nanodet-plus-m" if model.neck == "ghost_pan" else "nanodet-m"
     print(
-        f"{args.out}: nanodet-m of width {model.width}, {model.num_classes} classes, "
+        f"{args.out}: {kind} of width {model.width}, {model.num_classes} classes, "
         f"{args.out.stat().st_size / 1e6:.1f} MB"
     )
 
