@@ -23,9 +23,11 @@ def expected_distances(box_logits: jax.Array) -> jax.Array:
 
 
 def predicted_boxes(box_logits: jax.Array, priors: boxes.Priors) -> jax.Array:
-    """Boxes [P, 4] of one image, input pixels, not clipped."""
-    distances = expected_distances(box_logits) * priors.strides[:, None]
-    return boxes.distances_to_boxes(jnp.asarray(priors.centers), distances)
+    """Boxes [..., P, 4] in input pixels, not clipped, from box logits [..., P, 4, R]."""
+    distances = expected_distances(box_logits)
+    strides = jnp.broadcast_to(priors.strides[:, None], distances.shape)
+    centers = jnp.broadcast_to(priors.centers, (*distances.shape[:-1], 2))
+    return boxes.distances_to_boxes(centers, distances * strides)
 
 
 def assign(
@@ -81,8 +83,9 @@ def image_terms(
     points, target_boxes = jnp.asarray(priors.centers) / unit, ground_truth.boxes[slot] / unit
     predicted = boxes.distances_to_boxes(points, expected_distances(box_logits) * (strides / unit))
 
-    overlap = boxes.iou(predicted, target_boxes)
-    overlap = targets.overlap if soft_labels else jax.lax.stop_gradient(overlap)
+    overlap = targets.overlap
+    if not soft_labels:
+        overlap = jax.lax.stop_gradient(boxes.iou(predicted, target_boxes))
     at_label = jax.nn.one_hot(ground_truth.labels[slot], class_logits.shape[-1])
     quality = at_label * jnp.where(positive, overlap, 0.0)[:, None]
     quality_focal = jnp.sum(losses.quality_focal(class_logits, quality), axis=-1)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from nanodet_jax import boxes
-from nanodet_jax.objective import expected_distances
+from nanodet_jax.objective import predicted_boxes
 from nanodet_jax.structures import Detections, Predictions
 
 # The original's, for both of its heads.
@@ -23,10 +23,7 @@ def decode(
     predictions: Predictions, priors: boxes.Priors, input_size: tuple[int, int]
 ) -> tuple[jax.Array, jax.Array]:
     """Boxes [..., P, 4] in input pixels, clipped to (height, width), and scores [..., P, C]."""
-    distances = expected_distances(predictions.box_logits)
-    strides = jnp.broadcast_to(priors.strides[:, None], distances.shape)
-    centers = jnp.broadcast_to(priors.centers, (*distances.shape[:-1], 2))
-    decoded = boxes.distances_to_boxes(centers, distances * strides)
+    decoded = predicted_boxes(predictions.box_logits, priors)
     scores = jax.nn.sigmoid(predictions.class_logits.astype(jnp.float32))
     return boxes.clip_boxes(decoded, *input_size), scores
 

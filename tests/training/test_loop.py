@@ -68,13 +68,15 @@ def journal(workdir):
     return [{k: v for k, v in line.items() if k != "images_per_second"} for line in lines]
 
 
-def final_state(workdir):
+def final_state(workdir, steps=STEPS):
+    """What a run of so many steps saved last, with its average and its guidance if it has them."""
     resolved = configs.from_json((workdir / "config.json").read_text())
     optimizer = make_optimizer(resolved.training, lambda step: 0.0)
-    variables = abstract_variables(build_model(resolved.model))
-    like = jax.eval_shape(partial(create_state, optimizer=optimizer), variables)
+    variables = abstract_variables(build_model(resolved.model), guided=True)
+    averaged = resolved.training.ema_decay > 0
+    like = jax.eval_shape(partial(create_state, optimizer=optimizer, ema=averaged), variables)
     checkpoints = Checkpoints(workdir)
-    state = checkpoints.restore(STEPS, like)
+    state = checkpoints.restore(steps, like)
     checkpoints.close()
     return state
 

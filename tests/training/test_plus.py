@@ -1,7 +1,6 @@
 """NanoDet-Plus through the front door: its average, its guidance, and a run that was stopped."""
 
 import signal
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -9,18 +8,15 @@ import numpy as np
 import pytest
 
 from configs import shapes
-from nanodet_jax import config as configs
 from nanodet_jax import convert, train_and_evaluate
-from nanodet_jax.checkpoint import Checkpoints
 from nanodet_jax.models import shufflenet_v2
 from nanodet_jax.models.detector import build_model
 from nanodet_jax.models.guidance import deployed
-from nanodet_jax.state import abstract_variables, create_state
+from nanodet_jax.state import abstract_variables
 from nanodet_jax.training import loop
-from nanodet_jax.training.optimizer import make_optimizer
 from nanodet_jax.training.step import ema_share, moved_average
 from nanodet_jax.weights import load_entries, load_weights
-from tests.training.test_loop import journal, one_device, signal_at  # noqa: F401
+from tests.training.test_loop import final_state, journal, one_device, signal_at  # noqa: F401
 
 STEPS, BATCH = 4, 4
 
@@ -57,24 +53,13 @@ def unbroken(one_device, shallow, tmp_path_factory):  # noqa: F811
     return workdir
 
 
-def final_state(workdir):
-    resolved = configs.from_json((workdir / "config.json").read_text())
-    optimizer = make_optimizer(resolved.training, lambda step: 0.0)
-    variables = abstract_variables(build_model(resolved.model), guided=True)
-    like = jax.eval_shape(partial(create_state, optimizer=optimizer, ema=True), variables)
-    checkpoints = Checkpoints(workdir)
-    state = checkpoints.restore(STEPS, like)
-    checkpoints.close()
-    return state
-
-
 def test_stopped_and_resumed_is_as_unbroken(unbroken, tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         signal_at(patch, loop, "training_batches", 3, signal.SIGTERM)
         with pytest.raises(SystemExit):
             train_and_evaluate(tiny_config(), tmp_path)
     train_and_evaluate(tiny_config(), tmp_path)
-    ours, theirs = final_state(tmp_path), final_state(unbroken)
+    ours, theirs = final_state(tmp_path, STEPS), final_state(unbroken, STEPS)
     assert jax.tree.structure(ours) == jax.tree.structure(theirs)
     jax.tree.map(np.testing.assert_array_equal, ours, theirs)
     assert journal(tmp_path) == journal(unbroken)
@@ -90,7 +75,7 @@ def test_both_branches_are_told_of(unbroken):
 
 
 def test_inference_takes_the_average_and_no_guidance(unbroken):
-    state = final_state(unbroken)
+    state = final_state(unbroken, STEPS)
     loaded = convert.flatten(load_weights(unbroken).variables)
     average = convert.flatten(deployed(state.average))
     assert set(loaded) == set(average)
@@ -105,7 +90,7 @@ def test_fine_tuning_takes_the_guidance_too(unbroken):
     assert any(name.startswith("aux_head.") for name in entries)
     like = abstract_variables(build_model(load_weights(unbroken).config.model), guided=True)
     restored = convert.flatten(convert.convert(entries, like))
-    average = convert.flatten(final_state(unbroken).average)
+    average = convert.flatten(final_state(unbroken, STEPS).average)
     assert all(np.array_equal(restored[path], average[path]) for path in average)
 
 
