@@ -1,6 +1,6 @@
 """Images in, detections on those images out: the network and what follows it, compiled."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, cast
 
 import jax
@@ -38,7 +38,25 @@ def detect_batch(
     detect: Detect, variables: Any, batch: EvaluationBatch
 ) -> Iterator[tuple[int, Detections]]:
     """Position in the source and detections of each image, numpy, without empty slots."""
-    found = jax.device_get(detect(variables, batch.images, batch.inverse_warps, batch.sizes))
+    return detect_batches(detect, variables, [batch])
+
+
+def detect_batches(
+    detect: Detect, variables: Any, batches: Iterable[EvaluationBatch]
+) -> Iterator[tuple[int, Detections]]:
+    """As `detect_batch` of one batch after another, each read while the device is at the next."""
+    running: tuple[EvaluationBatch, Detections] | None = None
+    for batch in batches:
+        found = detect(variables, batch.images, batch.inverse_warps, batch.sizes)
+        if running is not None:
+            yield from _fetch(*running)
+        running = batch, found
+    if running is not None:
+        yield from _fetch(*running)
+
+
+def _fetch(batch: EvaluationBatch, found: Detections) -> Iterator[tuple[int, Detections]]:
+    found = jax.device_get(found)  # of the whole batch at once
     for row, index in enumerate(batch.indices):
         count = int(np.sum(found.valid[row]))
         yield (
