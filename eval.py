@@ -18,6 +18,9 @@ CONFIG = doors.define_config("configs/shapes.py")
 WORKDIR = flags.DEFINE_string("workdir", None, "a run, whose best checkpoint is taken")
 WEIGHTS = flags.DEFINE_string("weights", None, "a .pth, .ckpt or .npz file")
 OUT = flags.DEFINE_string("out", None, "default: WORKDIR/eval, or runs/eval")
+JUDGE = flags.DEFINE_enum(
+    "judge", None, ["pycocotools", "hotcoco"], "default: hotcoco if installed; they agree"
+)
 
 
 def main() -> None:
@@ -26,7 +29,7 @@ def main() -> None:
         raise UserError("give --workdir of a run or --weights of a file, and not both")
     default = Path(WORKDIR.value) / "eval" if WORKDIR.value else Path("runs/eval")
     out = Path(OUT.value or default)
-    print(format_table(evaluate(CONFIG.value, source, out)))
+    print(format_table(evaluate(CONFIG.value, source, out, JUDGE.value)))
     print(f"metrics.json, detections.json and pictures are in {out}")
 
 

@@ -1,6 +1,7 @@
 """A data set through a detector: detections, COCO's numbers, pictures."""
 
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +14,7 @@ from nanodet_jax.data.pipeline import evaluation_batches
 from nanodet_jax.data.records import Source, decode
 from nanodet_jax.data.sources import open_source
 from nanodet_jax.errors import UserError
-from nanodet_jax.inference import Detect, detect_batch, make_detect
+from nanodet_jax.inference import Detect, detect_batches, make_detect
 from nanodet_jax.models.detector import build_model
 from nanodet_jax.structures import Detections
 from nanodet_jax.weights import Weights, load_weights
@@ -38,18 +39,20 @@ def run_evaluation(
     pictures: int = 0,
     progress: bool = True,
     should_stop: Callable[[], bool] = lambda: False,
+    judge: evaluation.Judge | None = None,
 ) -> Evaluation | None:
     """Detections in every image of `source`, and their score; None if asked to stop on the way.
 
-    The order of the results is that of the source, whatever the grouping into batches.
+    The order of the results is that of the source, whatever the grouping into batches. `judge` is
+    who computes the score, as `evaluation.choose_judge` takes it.
     """
     found: dict[int, Detections] = {}
     with tqdm(total=len(source), desc="evaluate", unit="img", leave=False, disable=not progress,
               mininterval=0.5) as bar:  # fmt: skip
-        for batch in evaluation_batches(source, config):
-            for index, detections in detect_batch(detect, variables, batch):
-                found[index] = detections
-            bar.update(len(batch.indices))
+        batches = evaluation_batches(source, config)
+        for index, detections in detect_batches(detect, variables, batches):
+            found[index] = detections
+            bar.update()
             if should_stop():
                 return None
     results = []
@@ -64,7 +67,9 @@ def run_evaluation(
             f"note: {len(truncated)} images had more candidates than suppression looks at, "
             f"{truncated[0]} first; their weakest detections may be missing"
         )
-    metrics = evaluation.coco_metrics(source.ground_truth(), results, source.categories)
+    metrics = evaluation.coco_metrics(
+        source.ground_truth(), results, source.categories, judge=judge
+    )
     return Evaluation(metrics, results, {i: found[i] for i in range(min(pictures, len(found)))})
 
 
@@ -104,7 +109,12 @@ def match_classes(weights: Weights, source: Source) -> None:
             )
 
 
-def evaluate(config: Config, weights: str | Path, out: str | Path) -> dict[str, Any]:
+def evaluate(
+    config: Config,
+    weights: str | Path,
+    out: str | Path,
+    judge: evaluation.Judge | None = None,
+) -> dict[str, Any]:
     """Score weights on the validation split of `config.data`, and write what was found.
 
     The architecture comes with the weights; data, input size and resizing come from `config`.
@@ -113,15 +123,18 @@ def evaluate(config: Config, weights: str | Path, out: str | Path) -> dict[str, 
       config: where the data is.
       weights: a file or workdir, as `load_weights` takes it.
       out: folder for `metrics.json`, `detections.json` and `pictures/`.
+      judge: who computes the metrics, as `evaluation.choose_judge` takes it.
 
     Returns:
-      The metrics that `metrics.json` holds.
+      The metrics that `metrics.json` holds: those of `evaluation.coco_metrics`, and `judge`, the
+      name and version of who computed them.
 
     Raises:
       UserError: for data, weights or values that cannot be used.
     """
     backend.prepare()
     check(config)
+    judge = evaluation.choose_judge(judge)
     source = open_source(config, "val")
     loaded = load_weights(weights)
     match_classes(loaded, source)
@@ -130,14 +143,17 @@ def evaluate(config: Config, weights: str | Path, out: str | Path) -> dict[str, 
         if mine != trained:
             print(f"note: config.{name}={mine}, the weights' own is {trained}")
     detect = make_detect(build_model(loaded.config.model))
-    result = run_evaluation(detect, loaded.variables, source, config, pictures=PICTURES)
+    result = run_evaluation(
+        detect, loaded.variables, source, config, pictures=PICTURES, judge=judge
+    )
     assert result is not None
+    metrics = {**result.metrics, "judge": f"{judge} {metadata.version(judge)}"}
     out = Path(out)
-    evaluation.write_json(out / "metrics.json", result.metrics, indent=2)
+    evaluation.write_json(out / "metrics.json", metrics, indent=2)
     evaluation.write_json(out / "detections.json", result.results)
     if result.pictured:
         visualize.save_image(out / "pictures" / "detections.jpg", picture(source, result.pictured))
-    return result.metrics
+    return metrics
 
 
 def _field(values: Any, name: str) -> Any:

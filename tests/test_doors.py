@@ -5,6 +5,7 @@ import os
 import runpy
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import cv2
@@ -109,6 +110,8 @@ def eager_weights(tmp_path_factory):
 
 def assert_evaluated(folder):
     metrics = json.loads((folder / "metrics.json").read_text())
+    judge, version = metrics.pop("judge").split()
+    assert version == metadata.version(judge)
     assert set(metrics) == {*MEANINGS, "per_class"}
     assert {"AP", "AP50", "AP75", "APs", "APm", "APl"} <= set(metrics)
     assert {"AR1", "AR10", "AR100", "ARs", "ARm", "ARl"} <= set(metrics)
@@ -148,8 +151,10 @@ def test_train_then_evaluate(tmp_path, eager_weights):
 
 
 def test_evaluate_weights(door, tmp_path, eager_weights):
-    code, said, _ = door("eval.py", *TINY, f"--weights={eager_weights}", f"--out={tmp_path}")
+    arguments = f"--weights={eager_weights}", f"--out={tmp_path}", "--judge=pycocotools"
+    code, said, _ = door("eval.py", *TINY, *arguments)
     assert code == 0
+    assert "pycocotools" in json.loads((tmp_path / "metrics.json").read_text())["judge"]
     assert f"metrics.json, detections.json and pictures are in {tmp_path}" in said
     assert_evaluated(tmp_path)
 
