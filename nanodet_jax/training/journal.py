@@ -54,7 +54,7 @@ class Journal:
 
     def train(self, step: int, epoch: int, metrics: dict[str, float], waiting: float) -> None:
         """Log a training step; `waiting` is the share of time spent waiting for data."""
-        self._write("train", step, epoch, metrics)
+        self._write("train", step, epoch, metrics | {"waiting": waiting})
         self._bar.set_postfix_str(
             f"epoch {epoch} loss {metrics['loss']:.3f} (qfl {metrics['loss_qfl']:.3f} "
             f"box {metrics['loss_bbox']:.3f} dfl {metrics['loss_dfl']:.3f}) "
