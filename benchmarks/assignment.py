@@ -14,8 +14,6 @@ Batch 32 with 300 slots materialised takes 14 GB and, on two CPU cores, most of 
 import math
 import os
 import re
-import statistics
-import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -25,6 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks.timing import Effort, alternate, clocked, planned_mb, summarize
 from nanodet_jax import backend, boxes, config, losses
 from nanodet_jax.assigners import dynamic_soft_label
 from nanodet_jax.objective import assign, objective
@@ -162,36 +161,14 @@ def build(function: Callable, *args: Any) -> Program:
     jitted: Any = backend.jit(function)
     compiled = jitted.lower(*args).compile()
     plan = compiled.memory_analysis()
-    new = plan.temp_size_in_bytes + plan.output_size_in_bytes
-    total = new + plan.argument_size_in_bytes - plan.alias_size_in_bytes
-    memory = {"temp_mb": plan.temp_size_in_bytes / 1e6, "total_mb": total / 1e6}
-    if new > free_bytes():
+    memory = {"temp_mb": plan.temp_size_in_bytes / 1e6, "total_mb": planned_mb(compiled)}
+    if plan.temp_size_in_bytes + plan.output_size_in_bytes > free_bytes():
         return Program(None, memory)
     jax.block_until_ready(compiled(*args))
     stats = jax.devices()[0].memory_stats() or {}
     if "peak_bytes_in_use" in stats:
         memory["peak_mb"] = stats["peak_bytes_in_use"] / 1e6
     return Program(lambda: compiled(*args), memory)
-
-
-def alternate(programs: dict[str, Program], runs: int) -> dict[str, dict[str, float]]:
-    """Milliseconds of each program that can run: medians and the minimum, one run in turn."""
-    able = {name: program.run for name, program in programs.items() if program.run is not None}
-    seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in able}
-    for _ in range(runs):
-        for name, run in able.items():
-            wall, cpu = time.perf_counter(), time.process_time()
-            jax.block_until_ready(run())
-            seconds[name].append((time.perf_counter() - wall, time.process_time() - cpu))
-    rows = {}
-    for name, pairs in seconds.items():
-        walls, cpus = zip(*pairs)
-        rows[name] = {
-            "wall_ms": 1e3 * statistics.median(walls),
-            "wall_min_ms": 1e3 * min(walls),
-            "cpu_ms": 1e3 * statistics.median(cpus),
-        }
-    return rows
 
 
 def benchmark(batch: int, size: int, runs: int, only: str = "") -> dict[str, dict[str, float]]:
@@ -227,7 +204,11 @@ def benchmark(batch: int, size: int, runs: int, only: str = "") -> dict[str, dic
         stored = 4e-6 * batch * len(priors.strides) * slots * CLASSES
         print(f"\nG {slots}, {part}; one array of [B, P, G, C] is {stored:.0f} MB")
         print(f"{'':22s}", *(f"{title:>9s}" for title, _ in COLUMNS.values()))
-        times = alternate(forms, runs)
+        able = {form: clocked(program.run) for form, program in forms.items() if program.run}
+        times = {
+            form: summarize(each)
+            for form, each in alternate(able, Effort(least=runs, most=runs)).items()
+        }
         for form, program in forms.items():
             row = rows[f"{part}, {form}, G {slots}"] = times.get(form, {}) | program.memory
             if form not in times:

@@ -1,0 +1,57 @@
+"""The loader alone: from images to batches on the host."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks.timing import Row, resident_mb
+from nanodet_jax import doors
+from nanodet_jax.data.pipeline import count_slots, steps_per_epoch, training_batches
+from nanodet_jax.data.sources import open_source
+
+DRAWN = 512  # shapes, where no photographs are given
+
+
+def data_fields(images: Path | None, annotations: Path | None) -> dict[str, Any]:
+    """Fields of `config.data`: photographs in COCO's layout, or drawn shapes if none are given."""
+    if images is None:
+        return {"format": "shapes", "train_size": DRAWN, "val_size": 8}
+    files = {"images": str(images), "annotations": str(annotations)}
+    splits = ("train", "val")
+    return {"format": "coco"} | {
+        f"{split}_{what}": path for split in splits for what, path in files.items()
+    }
+
+
+def load(file: str, data: dict[str, Any], seconds: float) -> dict[str, Row]:
+    """Batches of a config's training data, augmented as it says, as fast as they are made.
+
+    They are counted after an epoch, once what is to be kept is kept.
+
+    Args:
+      file: FILE[:VARIANT] of the config.
+      data: fields of `config.data` to set.
+      seconds: how long to count.
+
+    Returns:
+      One row: per batch, and images per second of the clock and of CPU time, which is a core's.
+    """
+    loaded = doors.load_config(file)
+    for field, value in data.items():
+        setattr(loaded.data, field, value)
+    batch, source = loaded.data.batch_size, open_source(loaded, "train")
+    batches = training_batches(source, loaded, count_slots(source, loaded.data.max_boxes)[0])
+    for _ in range(steps_per_epoch(source, batch)):
+        next(batches)
+    wall, cpu, count = time.perf_counter(), time.process_time(), 0
+    while time.perf_counter() - wall < seconds:
+        next(batches)
+        count += 1
+    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    row = {
+        "wall_ms": 1e3 * wall / count,
+        "cpu_ms": 1e3 * cpu / count,
+        "images_per_second": count * batch / wall,
+        "images_per_cpu_second": count * batch / cpu,
+    }
+    return {"": row | resident_mb()}

@@ -1,0 +1,134 @@
+"""Runs the original NanoDet, once for every line of standard input. Knows nothing of nanodet_jax.
+
+    python original.py CHECKOUT CONFIG step|network BATCH.npz THREADS
+
+BATCH.npz holds images [B, 3, H, W] and the fields of a `GroundTruth`. Answers, a line of json each:
+seconds of the run, wall and CPU. What the original imports but does not need here (Lightning,
+torchvision, plotting) may be missing.
+"""
+
+import copy
+import importlib.abc
+import importlib.util
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import torch
+
+# Not needed for a network and its loss, and not installed everywhere; of torch 1 the last.
+OPTIONAL = ("pytorch_lightning", "lightning_fabric", "torchvision", "matplotlib", "imagesize",
+            "pycocotools", "termcolor", "tabulate", "tqdm", "timm", "torch._six")  # fmt: skip
+
+
+class _Absent(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Finds empty modules for those of OPTIONAL that nothing else finds."""
+
+    def find_spec(self, name, path=None, target=None):
+        if name in OPTIONAL or name.partition(".")[0] in OPTIONAL:
+            return importlib.util.spec_from_loader(name, self, is_package=True)
+        return None
+
+    def create_module(self, spec):
+        return mock.MagicMock(__spec__=spec, __path__=[], __name__=spec.name)
+
+    def exec_module(self, module):
+        pass
+
+
+def training_step(cfg, model, batch: dict, device) -> Callable[[], None]:
+    """As the original's `TrainingTask` and Lightning do it, without logs and warm-up."""
+    from nanodet.model.weight_averager import build_weight_averager
+    from nanodet.optim import build_optimizer
+
+    optimizer_config = copy.deepcopy(cfg.schedule.optimizer)
+    optimizer_config.lr = float(batch.pop("learning_rate"))
+    optimizer = build_optimizer(model, optimizer_config)
+    averager = None
+    if "weight_averager" in cfg.model:
+        averager = build_weight_averager(cfg.model.weight_averager, device=device)
+        averager.load_from(model)
+    clip = cfg.get("grad_clip", 0)
+    model.train()
+    model.set_epoch(0)
+    steps = 0
+
+    def step() -> None:
+        nonlocal steps
+        _, loss, _ = model.forward_train(dict(batch))
+        loss.backward()
+        if clip:
+            torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
+        optimizer.step()
+        optimizer.zero_grad()
+        steps += 1
+        if averager is not None:
+            averager.update(model, steps)
+
+    return step
+
+
+def network(model, batch: dict) -> Callable[[], None]:
+    """Images to predictions, eager."""
+    model.eval()
+
+    def forward() -> None:
+        with torch.no_grad():
+            model(batch["img"])
+
+    return forward
+
+
+def load_batch(path: str, device) -> dict:
+    """What the original's loader gives to a step: boxes of each image as numpy arrays."""
+    with np.load(path) as file:
+        arrays = {name: file[name] for name in file.files}
+    return {
+        "img": torch.from_numpy(arrays["images"]).to(device),
+        "gt_bboxes": [boxes[valid] for boxes, valid in zip(arrays["boxes"], arrays["valid"])],
+        "gt_labels": [
+            labels[valid].astype(np.int64)
+            for labels, valid in zip(arrays["labels"], arrays["valid"])
+        ],
+        "gt_bboxes_ignore": [np.zeros((0, 4), np.float32) for _ in arrays["images"]],
+        "learning_rate": arrays["learning_rate"],
+    }
+
+
+def main() -> None:
+    checkout, config, what, path, threads = sys.argv[1:]
+    answers, sys.stdout = sys.stdout, sys.stderr  # the original prints
+    torch.set_num_threads(int(threads))
+    torch.manual_seed(0)
+    sys.path.insert(0, checkout)
+    sys.meta_path.append(_Absent())
+    from nanodet.model.arch import build_model
+    from nanodet.util import cfg, load_config
+
+    load_config(cfg, str(Path(checkout) / "config" / config))
+    cfg.defrost()
+    cfg.model.arch.backbone.pretrain = False  # nothing is downloaded
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = build_model(cfg.model).to(device)
+    batch = load_batch(path, device)
+    run = training_step(cfg, model, batch, device) if what == "step" else network(model, batch)
+
+    def answer() -> None:
+        wall, cpu = time.perf_counter(), time.process_time()
+        run()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        times = {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
+        print(json.dumps(times), file=answers, flush=True)
+
+    answer()
+    for _ in sys.stdin:
+        answer()
+
+
+if __name__ == "__main__":
+    main()

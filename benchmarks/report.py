@@ -1,0 +1,132 @@
+"""Results as a table for people, one for the README, and json for machines."""
+
+import json
+import re
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from benchmarks.timing import Row
+from nanodet_jax.errors import UserError
+
+
+class Column(NamedTuple):
+    """Of the table: the title and the format of a number."""
+
+    title: str
+    form: str
+
+
+# By the keys of a row. What a row has besides is in the json alone.
+COLUMNS = {
+    "wall_ms": Column("ms", ".1f"),
+    "wall_min_ms": Column("min", ".1f"),
+    "cpu_ms": Column("cpu ms", ".1f"),
+    "images_per_second": Column("images/s", ".1f"),
+    "images_per_cpu_second": Column("per core", ".1f"),
+    "waiting": Column("waiting", ".1%"),
+    "first_s": Column("first s", ".1f"),
+    "start_s": Column("start s", ".1f"),
+    "plan_mb": Column("plan MB", ".0f"),
+    "resident_mb": Column("host MB", ".0f"),
+    "device_mb": Column("dev. MB", ".0f"),
+    "of_limit": Column("of limit", ".1%"),
+    "original_wall_ms": Column("orig. ms", ".1f"),
+    "original_wall_min_ms": Column("min", ".1f"),
+    "speedup": Column("faster", ".2f"),
+}
+LEGEND = """\
+ms, min, cpu ms: median and least wall time and median CPU time of a batch; per core: images per
+second of CPU time; waiting: of the time, for data; first s: from tracing to the first result;
+start s: from the start of the process to the end of its first step (end to end: of its first line
+of log); plan MB: memory planned by the compiler; host MB, dev. MB: the most that the process held;
+of limit: of the images/s that the device's memory and arithmetic allow; orig.: the original, run in
+turn; faster: its ms over ours."""
+NAME, WIDTH = 72, 9  # characters
+# Rows that the README shows, by a regular expression of what stands after the colon.
+README = "first step|training step, batch [0-9]+$|network|image files|training, batch"
+
+
+def columns(accelerator: bool, reference: bool) -> list[str]:
+    """The keys of COLUMNS that a run has numbers for."""
+    absent = {"device_mb", "of_limit"} if not accelerator else set()
+    if not reference:
+        absent |= {"original_wall_ms", "original_wall_min_ms", "speedup"}
+    return [key for key in COLUMNS if key not in absent]
+
+
+def header(columns: Collection[str]) -> str:
+    """The titles above the rows."""
+    return f"{'':{NAME}s}" + "".join(f"{COLUMNS[key].title:>{WIDTH}s}" for key in columns)
+
+
+def line(name: str, row: Row, columns: Collection[str]) -> str:
+    """A row of the table; what it does not have is a dash."""
+    cells = (format(row[key], COLUMNS[key].form) if key in row else "-" for key in columns)
+    return f"{name:{NAME}s}" + "".join(f"{cell:>{WIDTH}s}" for cell in cells)
+
+
+def write(path: Path, machine: dict[str, Any], rows: dict[str, Row]) -> None:
+    """Write {"machine": {...}, "rows": {name: {...}}}.
+
+    Raises:
+      UserError: if the file cannot be written.
+    """
+    try:
+        path.write_text(json.dumps({"machine": machine, "rows": rows}, indent=2) + "\n")
+    except OSError as error:
+        raise UserError(f"--json {path}: cannot be written: {error.strerror}") from error
+
+
+def read(path: Path) -> tuple[dict[str, Any], dict[str, Row]]:
+    """Machine and rows of a file of `write`.
+
+    Raises:
+      UserError: if it is none.
+    """
+    try:
+        content = json.loads(path.read_text())
+        return content["machine"], content["rows"]
+    except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: no file of `python -m benchmarks --json` ({error!r})") from error
+
+
+def describe(machine: dict[str, Any]) -> str:
+    """The machine in a line."""
+    device = machine["device"] if machine["platform"] != "cpu" else "no accelerator"
+    return (
+        f"{device}, {machine['cpus']} cores of {machine['cpu'] or 'an unnamed CPU'}, "
+        f"{machine['system']}, jax {machine['jax']}, Python {machine['python']}"
+    )
+
+
+def markdown(rows: dict[str, Row]) -> str:
+    """The README's table: a line for what is measured, a column for each network and precision."""
+    cells: dict[str, dict[str, str]] = {}
+    networks: dict[str, None] = {}
+    for name, row in rows.items():
+        network, _, what = name.partition(": ")
+        if re.match(README, what):
+            networks[network] = None
+            cells.setdefault(what, {})[network] = _cell(row)
+            if what.startswith("training step") and "resident_mb" in row:
+                memory = f"{max(row['resident_mb'], row.get('device_mb', 0)) / 1e3:.1f} GB"
+                cells.setdefault(f"{what}: peak memory", {})[network] = memory
+    lines = ["| " + " | ".join(["", *networks]) + " |", "|---" * (len(networks) + 1) + "|"]
+    for what, by_network in cells.items():
+        line = [what, *(by_network.get(network, "") for network in networks)]
+        lines.append("| " + " | ".join(line) + " |")
+    return "\n".join(lines)
+
+
+def _cell(row: Row) -> str:
+    """The number of a row that says most."""
+    if "waiting" in row:
+        return f"{row['images_per_second']:.1f} images/s, waits {row['waiting']:.0%}"
+    if "start_s" in row:
+        return f"{row['start_s']:.1f} s"
+    digits = 0 if row["wall_ms"] >= 100 else 1
+    text = f"{row['wall_ms']:.{digits}f} ms"
+    if "original_wall_ms" in row:
+        text += f" (original {row['original_wall_ms']:.{digits}f} ms)"
+    return text

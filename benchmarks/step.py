@@ -1,0 +1,121 @@
+"""The training step, and what it is made of."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from benchmarks.subject import LEARNING_RATE, Network, Subject, on_device, random_batch
+from benchmarks.timing import Program, Row, compile_and_run
+from nanodet_jax import backend
+from nanodet_jax.objective import objective
+from nanodet_jax.state import create_state
+from nanodet_jax.training.optimizer import make_optimizer
+from nanodet_jax.training.parallel import make_train_step
+from nanodet_jax.training.step import moved_average
+
+NEVER = 2**30  # a step beyond the end: the guidance trains all of the network, as it does at first
+
+
+def training_step(subject: Subject) -> dict[str, Program]:
+    """The program that `train.py` runs, on one device."""
+    network = Network(subject)
+    batch = on_device(random_batch(subject, network.config.input_size))
+    decay = network.config.training.ema_decay
+    schedule = optax.constant_schedule(LEARNING_RATE)
+    optimizer = make_optimizer(network.config.training, schedule)
+    step = make_train_step(
+        optimizer,
+        schedule,
+        model=network.model,
+        priors=network.priors,
+        ema_decay=decay,
+        detach_step=NEVER,
+        **network.objective_parts,
+    )
+    state = create_state(network.variables, optimizer, decay > 0)
+    program = compile_and_run(
+        step,
+        state,
+        batch,
+        following=lambda result: (result[0], batch),
+        images=subject.batch,
+        limit="training",
+    )
+    return {"": program}
+
+
+def parts(subject: Subject) -> dict[str, Program]:
+    """Programs of the parts; their sum is more than the step, which need not store what lies
+    between them."""
+    network = Network(subject)
+    batch = on_device(random_batch(subject, network.config.input_size))
+    variables = jax.device_put(network.variables)
+    params, rest = variables["params"], {"batch_stats": variables["batch_stats"]}
+    decay = network.config.training.ema_decay
+    optimizer = make_optimizer(network.config.training, optax.constant_schedule(LEARNING_RATE))
+
+    def forward(params, images):
+        return network.model.apply(
+            {"params": params, **rest}, images, method="branches", mutable=["batch_stats"]
+        )
+
+    def forward_and_backward(params, images, direction):
+        branches, backward, updated = jax.vjp(partial(forward, images=images), params, has_aux=True)
+        return branches, backward(direction), updated
+
+    def loss(branches, truth):
+        return objective(branches, truth, network.priors, **network.objective_parts)
+
+    def update(gradients, opt_state, params):
+        updates, opt_state = optimizer.update(gradients, opt_state, params)
+        return opt_state, optax.apply_updates(params, updates)
+
+    forward_program = compile_and_run(backend.jit(forward), params, batch.images)
+    branches = forward_program.run()[0]
+    programs = {
+        "forward": forward_program,
+        "forward + backward": compile_and_run(
+            backend.jit(forward_and_backward), params, batch.images, branches
+        ),
+        "assignment + loss + gradient": compile_and_run(
+            backend.jit(jax.value_and_grad(loss, has_aux=True)), branches, batch.ground_truth
+        ),
+        "optimizer": compile_and_run(
+            backend.jit(update, donate_argnums=(1, 2)),
+            params,  # of the size of gradients
+            optimizer.init(params),
+            jax.tree.map(jnp.array, params),
+            following=lambda result: (params, *result),
+        ),
+    }
+    if decay > 0:
+        average = partial(moved_average, variables=variables, step=jnp.int32(1000), decay=decay)
+        programs["moving average"] = compile_and_run(
+            backend.jit(average, donate_argnums=0),
+            jax.tree.map(jnp.array, variables),
+            following=lambda result: (result,),
+        )
+    return programs
+
+
+def with_backward(rows: dict[str, Row]) -> dict[str, Row]:
+    """The rows of `parts`, and the backward pass: what it adds to the forward pass."""
+    both, forward = rows["forward + backward"], rows["forward"]
+    keys = ("wall_ms", "wall_min_ms", "cpu_ms")
+    return rows | {"backward, by difference": {key: both[key] - forward[key] for key in keys}}
+
+
+def assignment_and_loss(subject: Subject) -> dict[str, Program]:
+    """The objective and its gradient for the predictions; slots for boxes are filled by half."""
+    network = Network(subject)
+    batch = on_device(random_batch(subject, network.config.input_size))
+    predict = backend.jit_once(partial(network.model.apply, method="branches", train=False))
+    branches = predict(network.variables, batch.images)
+
+    def loss(branches, truth):
+        return objective(branches, truth, network.priors, **network.objective_parts)[0]
+
+    gradient = backend.jit(jax.grad(loss))
+    return {"": compile_and_run(gradient, branches, batch.ground_truth)}
