@@ -81,7 +81,7 @@ def tasks(setting: Setting) -> Iterator[Task]:
     yield from _loader(setting)
     if not setting.quick:
         flags = [f"--config={SHAPES}"]
-        yield Task(f"train.py --config {SHAPES}: first step", partial(training.start_up, flags))
+        yield Task(f"train.py --config {SHAPES}: start", partial(training.start_up, flags))
 
 
 def _timed(setting: Setting, name: str, build: Build, subject: Subject, original: str = "") -> Task:

@@ -46,13 +46,16 @@ class Reference(NamedTuple):
         """
         if not (self.checkout / "nanodet" / "model").is_dir():
             raise UserError(f"--reference {self.checkout}: no checkout of the original NanoDet")
-        for module in NEEDED:
-            command = [self.python, "-c", f"import {module}"]
-            if subprocess.run(command, capture_output=True, check=False).returncode:
-                raise UserError(
-                    f"--reference-python {self.python}: cannot import {module}; name a Python "
-                    f"that has {', '.join(NEEDED)}"
-                )
+        command = [self.python, "-c", f"import {', '.join(NEEDED)}"]
+        try:
+            tried = subprocess.run(command, capture_output=True, text=True, check=False)
+        except OSError as error:
+            raise UserError(f"--reference-python {self.python}: {error.strerror}") from error
+        if tried.returncode:
+            raise UserError(
+                f"--reference-python {self.python}: {tried.stderr.strip().splitlines()[-1]}; name "
+                f"a Python that has {', '.join(NEEDED)}"
+            )
 
 
 class Original:
@@ -87,7 +90,11 @@ class Original:
         )  # fmt: skip
 
     def __enter__(self) -> "Original":
-        self._answer()  # it has built its network and run once
+        try:
+            self._answer()  # it has built its network and run once
+        except UserError:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -116,9 +116,11 @@ def resident_mb(process: int | str = "self") -> Row:
     """
     try:
         status = Path(f"/proc/{process}/status").read_text()
-    except OSError:  # not Linux, or the process has ended
+    except OSError:  # not Linux
         return {}
     fields = dict(line.partition(":")[::2] for line in status.splitlines())
+    if "VmHWM" not in fields:  # the process has ended
+        return {}
     return {"resident_mb": 1024 * float(fields["VmHWM"].split()[0]) / 1e6}
 
 

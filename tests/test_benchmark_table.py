@@ -6,12 +6,24 @@
 import dataclasses
 import json
 import re
+import sys
 import time
+from contextlib import closing
 
 import jax
 import pytest
 
-from benchmarks import assignment, inference, machine, plan, report, step, timing
+from benchmarks import (
+    assignment,
+    inference,
+    machine,
+    plan,
+    reference,
+    report,
+    step,
+    timing,
+    training,
+)
 from benchmarks.measuring import Job, measure
 from benchmarks.processes import CACHE, Compiled
 from benchmarks.subject import Subject
@@ -213,3 +225,44 @@ def test_that_bound_sees_an_array_over_the_classes():
     cost = assignment.FORMS["direct, materialised"]
     few, many = planned_mb(PLUS, 20, cost), planned_mb(PLUS, 300, cost)
     assert many[0] - few[0] > 60 * (many[1] - few[1])
+
+
+SCRIPT = """
+import json, sys
+print(json.dumps({"wall": 1.0, "cpu": 2.0}), flush=True)
+for count, _ in enumerate(sys.stdin, start=1):
+    assert count < 3, "no third run"
+    print(json.dumps({"wall": 0.1 * count, "cpu": 0.2 * count}), flush=True)
+"""
+
+
+def test_the_original_answers_each_call_and_says_why_it_ends(tmp_path, monkeypatch):
+    script = tmp_path / "original.py"
+    script.write_text(SCRIPT)
+    monkeypatch.setattr(reference, "SCRIPT", script)
+    where = reference.Reference(tmp_path, sys.executable)
+    with reference.Original(where, "step", Subject("configs/coco.py", batch=1)) as original:
+        assert original.run() == Times(0.1, 0.2)
+        assert original.run() == Times(0.2, 0.4)
+        with pytest.raises(UserError, match="no third run"):
+            original.run()
+
+
+def test_an_original_that_cannot_run_is_told_at_once(tmp_path, monkeypatch):
+    here = reference.Reference(tmp_path, sys.executable)
+    with pytest.raises(UserError, match="no checkout"):
+        here.check()
+    (tmp_path / "nanodet" / "model").mkdir(parents=True)
+    monkeypatch.setattr(reference, "NEEDED", ("json", "no_such_module"))
+    with pytest.raises(UserError, match="'no_such_module'; name a Python that has json, no_such"):
+        here.check()
+    with pytest.raises(UserError, match="--reference-python nowhere: No such file"):
+        here._replace(python="nowhere").check()
+
+
+def test_a_run_that_ends_says_why(tmp_path):
+    with (
+        pytest.raises(UserError, match=r"nothing\.py"),
+        closing(training.follow(["--config=nothing.py"], tmp_path)) as lines,
+    ):
+        next(lines)
