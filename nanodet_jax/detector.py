@@ -41,7 +41,7 @@ class Detector:
         self.config: Config = weights.config
         self.class_names = class_names_of(weights)
         self._variables = weights.variables
-        self._detect = make_detect(build_model(weights.config.model))
+        self._detect = make_detect(build_model(weights.config.model, weights.config.precision))
 
     @classmethod
     def load(cls, weights_or_workdir: str | Path) -> "Detector":

@@ -142,7 +142,7 @@ def evaluate(
         mine, trained = (_field(c, name) for c in (config, loaded.config))
         if mine != trained:
             print(f"note: config.{name}={mine}, the weights' own is {trained}")
-    detect = make_detect(build_model(loaded.config.model))
+    detect = make_detect(build_model(loaded.config.model, config.precision))
     result = run_evaluation(
         detect, loaded.variables, source, config, pictures=PICTURES, judge=judge
     )

@@ -10,11 +10,12 @@ import jax
 import jax.numpy as jnp
 
 from nanodet_jax import config
+from nanodet_jax.models.conv import Conv
 from nanodet_jax.models.depthwise import DepthwiseConv
 from nanodet_jax.models.detector import build_model
 from nanodet_jax.models.guidance import GUIDANCE
 
-CONVOLUTIONS = (nn.Conv, DepthwiseConv)
+CONVOLUTIONS = (Conv, DepthwiseConv)
 ORDER = ("backbone", "neck", "head", GUIDANCE)  # in which data passes through
 
 

@@ -19,7 +19,7 @@ def depthwise_conv(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Arra
 
     Args:
       x: [B, H, W, C].
-      kernel: [k, k, 1, C], k odd.
+      kernel: [k, k, 1, C], k odd, of the dtype of `x`.
       stride: 1 or 2.
 
     Returns:
@@ -131,7 +131,7 @@ def _kernel_gradient(x, grad, kernel, stride):
 
 
 class DepthwiseConv(nn.Module):
-    """`depthwise_conv` with a kernel parameter [k, k, 1, C] and no bias."""
+    """`depthwise_conv` with a kernel parameter [k, k, 1, C], float32, and no bias."""
 
     kernel_size: int = 3
     stride: int = 1
@@ -141,4 +141,4 @@ class DepthwiseConv(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         shape = (self.kernel_size, self.kernel_size, 1, x.shape[-1])
         kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
-        return depthwise_conv(x, kernel, self.stride)
+        return depthwise_conv(x, kernel.astype(x.dtype), self.stride)

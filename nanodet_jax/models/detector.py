@@ -4,6 +4,7 @@ from functools import partial
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from nanodet_jax import boxes, config
 from nanodet_jax.models.ghost_pan import GhostPAN
@@ -12,6 +13,7 @@ from nanodet_jax.models.layers import BatchNorm, Module
 from nanodet_jax.models.nanodet_head import NanoDetHead
 from nanodet_jax.models.pan import PAN
 from nanodet_jax.models.shufflenet_v2 import ShuffleNetV2
+from nanodet_jax.precision import at_least_float32, multiplying
 from nanodet_jax.structures import Predictions
 
 
@@ -20,9 +22,11 @@ class NanoDet(nn.Module):
 
     Attributes:
       model: the config's; `num_classes` must be set.
+      precision: the config's. Predictions are float32 with each.
     """
 
     model: config.Model
+    precision: str = "float32"
 
     def __call__(self, images: jax.Array, train: bool = False) -> Predictions:
         """Predictions of images [B, H, W, 3]: float32 BGR, normalised, sides multiples of 32.
@@ -48,6 +52,15 @@ class NanoDet(nn.Module):
           train: as for a call.
           guided: whether to run the guidance, where the config has one.
         """
+        if self.precision == "bf16":  # every layer computes in what it is given
+            images = images.astype(jnp.bfloat16)
+        with multiplying(self.precision):
+            branches = self._branches(images, detach, train, guided)
+        return jax.tree.map(at_least_float32, branches)
+
+    def _branches(
+        self, images: jax.Array, detach: jax.Array | bool, train: bool, guided: bool
+    ) -> tuple[Predictions, ...]:
         model = self.model
         norm = partial(BatchNorm, use_running_average=not train)
         backbone_norm = partial(norm, bias_init=nn.initializers.constant(1e-4))
@@ -94,9 +107,9 @@ def _neck(model: config.Model, norm: Module) -> Module:
     raise ValueError(model.neck)  # config.check has refused it before
 
 
-def build_model(model: config.Model) -> NanoDet:
+def build_model(model: config.Model, precision: str = "float32") -> NanoDet:
     """The network that a config describes."""
-    return NanoDet(model)
+    return NanoDet(model, precision)
 
 
 def priors_of(model: config.Model, input_size: tuple[int, int]) -> boxes.Priors:

@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from nanodet_jax.models.conv import Conv
 from nanodet_jax.models.depthwise import DepthwiseConv
 from nanodet_jax.models.layers import (
     ConvNormAct,
@@ -14,7 +15,6 @@ from nanodet_jax.models.layers import (
     Module,
     he_normal,
     leaky_relu,
-    pointwise_conv,
     pytorch_uniform,
     upsample_2x,
 )
@@ -33,7 +33,7 @@ class GhostModule(nn.Module):
             x = self.norm(name=name)(x)
             return leaky_relu(x) if self.activate else x
 
-        primary = pointwise_conv(
+        primary = Conv(
             self.features // 2, use_bias=False, kernel_init=pytorch_uniform, name="primary"
         )(x)
         primary = finish(primary, "primary_norm")
@@ -52,9 +52,7 @@ class GhostShortcut(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         x = DepthwiseConv(self.kernel_size, kernel_init=pytorch_uniform, name="depthwise")(x)
         x = self.norm(name="dwnorm")(x)
-        x = pointwise_conv(
-            self.features, use_bias=False, kernel_init=pytorch_uniform, name="pointwise"
-        )(x)
+        x = Conv(self.features, use_bias=False, kernel_init=pytorch_uniform, name="pointwise")(x)
         return self.norm(name="pwnorm")(x)
 
 

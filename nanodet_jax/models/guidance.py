@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from nanodet_jax.config import GUIDANCE_GROUPS
+from nanodet_jax.models.conv import Conv
 from nanodet_jax.models.layers import ConvNormAct, Module, normal
 from nanodet_jax.models.nanodet_head import PRIOR_BIAS, split_logits
 from nanodet_jax.structures import Predictions
@@ -45,7 +46,14 @@ class SimpleConvHead(nn.Module):
 
     @nn.compact
     def __call__(self, features: list[jax.Array]) -> Predictions:
-        norm = partial(nn.GroupNorm, GUIDANCE_GROUPS, epsilon=1e-5, use_fast_variance=False)
+        # Without a dtype it would widen what it normalises to that of its float32 parameters.
+        norm = partial(
+            nn.GroupNorm,
+            GUIDANCE_GROUPS,
+            epsilon=1e-5,
+            use_fast_variance=False,
+            dtype=features[0].dtype,
+        )
 
         def tower(name):
             return [
@@ -54,14 +62,7 @@ class SimpleConvHead(nn.Module):
             ]
 
         def output(channels, name, bias_init):
-            return nn.Conv(
-                channels,
-                (3, 3),
-                padding=1,
-                kernel_init=normal(0.01),
-                bias_init=bias_init,
-                name=name,
-            )
+            return Conv(channels, 3, kernel_init=normal(0.01), bias_init=bias_init, name=name)
 
         cls_layers = [*tower("cls"), output(self.num_classes, "cls_output", PRIOR_BIAS)]
         reg_layers = [

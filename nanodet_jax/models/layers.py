@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax.typing import Initializer
 
+from nanodet_jax.models.conv import Conv
 from nanodet_jax.models.depthwise import DepthwiseConv
 from nanodet_jax.precision import at_least_float32
 
@@ -15,8 +16,6 @@ Module = Any  # a linen module class, or functools.partial of one
 
 # The original's slope, not PyTorch's 0.01.
 leaky_relu = partial(nn.leaky_relu, negative_slope=0.1)
-
-pointwise_conv = partial(nn.Conv, kernel_size=(1, 1), padding=0)
 
 
 # The original's default where it names an activation (He et al., 2015), and PyTorch's where not.
@@ -81,10 +80,9 @@ class ConvNormAct(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        x = nn.Conv(
+        x = Conv(
             self.features,
-            (self.kernel_size, self.kernel_size),
-            padding=self.kernel_size // 2,
+            self.kernel_size,
             use_bias=False,
             kernel_init=self.kernel_init,
             name="conv",
@@ -107,9 +105,7 @@ class DepthwiseSeparableConv(nn.Module):
             self.kernel_size, self.stride, kernel_init=self.kernel_init, name="depthwise"
         )(x)
         x = leaky_relu(self.norm(name="dwnorm")(x))
-        x = pointwise_conv(
-            self.features, use_bias=False, kernel_init=self.kernel_init, name="pointwise"
-        )(x)
+        x = Conv(self.features, use_bias=False, kernel_init=self.kernel_init, name="pointwise")(x)
         return leaky_relu(self.norm(name="pwnorm")(x))
 
 

@@ -7,7 +7,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from nanodet_jax.models.layers import DepthwiseSeparableConv, Module, normal, pointwise_conv
+from nanodet_jax.models.conv import Conv
+from nanodet_jax.models.layers import DepthwiseSeparableConv, Module, normal
 from nanodet_jax.structures import Predictions
 
 # sigmoid(-4.595) = 0.01: at the start every class is unlikely.
@@ -45,9 +46,7 @@ class NanoDetHead(nn.Module):
             return x
 
         def output(x, channels, name, bias_init):
-            x = pointwise_conv(channels, kernel_init=normal(0.01), bias_init=bias_init, name=name)(
-                x
-            )
+            x = Conv(channels, kernel_init=normal(0.01), bias_init=bias_init, name=name)(x)
             return x.reshape(x.shape[0], -1, channels)
 
         num_bins = 4 * (self.reg_max + 1)

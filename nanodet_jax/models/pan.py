@@ -3,7 +3,8 @@
 import flax.linen as nn
 import jax
 
-from nanodet_jax.models.layers import downsample_2x, pointwise_conv, upsample_2x
+from nanodet_jax.models.conv import Conv
+from nanodet_jax.models.layers import downsample_2x, upsample_2x
 
 
 class PAN(nn.Module):
@@ -18,9 +19,9 @@ class PAN(nn.Module):
     @nn.compact
     def __call__(self, features: list[jax.Array]) -> list[jax.Array]:
         levels = [
-            pointwise_conv(
-                self.channels, kernel_init=nn.initializers.xavier_uniform(), name=f"lateral_{i}"
-            )(x)
+            Conv(self.channels, kernel_init=nn.initializers.xavier_uniform(), name=f"lateral_{i}")(
+                x
+            )
             for i, x in enumerate(features)
         ]
         for i in range(len(levels) - 1, 0, -1):

@@ -4,8 +4,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from nanodet_jax.models.conv import Conv
 from nanodet_jax.models.depthwise import DepthwiseConv
-from nanodet_jax.models.layers import Module, leaky_relu, pointwise_conv
+from nanodet_jax.models.layers import Module, leaky_relu
 from nanodet_jax.models.max_pool import max_pool_3x3
 
 # Channels of the stages with strides 8, 16, 32, by width (table 5 of the paper).
@@ -40,9 +41,7 @@ class ShortcutBranch(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         x = DepthwiseConv(stride=2, kernel_init=inverse_fan_in, name="depthwise")(x)
         x = self.norm(name="dwnorm")(x)
-        x = pointwise_conv(
-            self.features, use_bias=False, kernel_init=inverse_fan_in, name="pointwise"
-        )(x)
+        x = Conv(self.features, use_bias=False, kernel_init=inverse_fan_in, name="pointwise")(x)
         return leaky_relu(self.norm(name="pwnorm")(x))
 
 
@@ -56,9 +55,7 @@ class MainBranch(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         def pointwise(name):
-            return pointwise_conv(
-                self.features, use_bias=False, kernel_init=inverse_fan_in, name=name
-            )
+            return Conv(self.features, use_bias=False, kernel_init=inverse_fan_in, name=name)
 
         x = leaky_relu(self.norm(name="innorm")(pointwise("pointwise_in")(x)))
         x = DepthwiseConv(stride=self.stride, kernel_init=inverse_fan_in, name="depthwise")(x)
@@ -92,11 +89,10 @@ class ShuffleNetV2(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array) -> list[jax.Array]:
-        x = nn.Conv(
+        x = Conv(
             STEM_CHANNELS,
-            (3, 3),
-            strides=2,
-            padding=1,
+            kernel_size=3,
+            stride=2,
             use_bias=False,
             kernel_init=inverse_fan_in,
             name="stem",
