@@ -2,6 +2,7 @@
 
 import ctypes
 import functools
+import mmap
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -73,3 +74,37 @@ def _keep_freed_memory() -> None:
     mallopt(m_trim_threshold, 2**31 - 1)
     mallopt(m_top_pad, 256 << 20)
     mallopt(m_arena_max, 1)
+
+
+def close_holes() -> None:
+    """Take the small holes that a compilation leaves in the heap out of use; call it after one.
+
+    A compilation leaves tens of thousands of free chunks, all of different sizes, and with one
+    arena every buffer of a convolution is found among them, under one lock: a training step then
+    takes 1.5 times as long. Chunks of 16 to 256 KB are claimed for good; their pages, some 100 to
+    400 MB, go back to the system. Where the C library is not glibc this does nothing.
+    """
+    try:
+        libc = ctypes.CDLL("libc.so.6")
+        malloc, free, madvise = libc.malloc, libc.free, libc.madvise
+    except (OSError, AttributeError):
+        return
+    malloc.restype, malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+    free.argtypes = [ctypes.c_void_p]
+    madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    header, page, size = 8, mmap.PAGESIZE, 256 << 10
+    while size >= 16 << 10:
+        request, before = size - header, None
+        while True:
+            address = malloc(request)
+            # Free neighbours are always merged. Two chunks side by side are therefore cut from
+            # one that is larger than all holes: of this size there are none left.
+            if address is None or (before is not None and address == before + size):
+                free(address)
+                free(before)
+                break
+            if before is not None:
+                start, end = -(-before // page) * page, (before + request) // page * page
+                madvise(start, end - start, mmap.MADV_DONTNEED)
+            before = address
+        size = size * 7 // 8 // 16 * 16  # chunks are multiples of 16 bytes
