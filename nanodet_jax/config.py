@@ -141,6 +141,8 @@ class Training:
 
     epochs: int = 1
     steps: int = 0  # instead of epochs, if set
+    # Micro-batches that a batch is worked off in, to save memory; their gradients are summed.
+    accumulate: int = 1
     optimizer: str = "sgd"  # sgd | adamw
     learning_rate: float = 0.01
     momentum: float = 0.9  # sgd
@@ -221,10 +223,12 @@ def check(config: Config, num_devices: int = 1) -> None:
     )
     require(data.format in FORMATS, "data.format", f"must be one of {FORMATS}")
     require(data.batch_size > 0, "data.batch_size", "must be positive")
+    require(training.accumulate > 0, "training.accumulate", "must be positive")
     require(
-        data.batch_size % num_devices == 0,
+        data.batch_size % (num_devices * training.accumulate) == 0,
         "data.batch_size",
-        f"must be divisible by the number of devices, {num_devices}",
+        f"must be divisible by the number of devices, {num_devices}, times "
+        f"config.training.accumulate={training.accumulate}",
     )
     for name in ("train_size", "val_size"):
         require(getattr(data, name) > 0, f"data.{name}", "must be positive")

@@ -4,6 +4,7 @@ Letters: B batch, P priors, C classes, R reg_max + 1.
 """
 
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -105,6 +106,34 @@ def image_terms(
     }
 
 
+class Divisors(NamedTuple):
+    """What the losses of a batch are divided by, as sums over its images: those of parts add up."""
+
+    samples: jax.Array  # [] float32: of the quality focal loss
+    weights: tuple[jax.Array, ...]  # [] float32: of the box losses of each branch
+
+
+def batch_terms(
+    branches: tuple[Predictions, ...],
+    ground_truth: GroundTruth,
+    priors: boxes.Priors,
+    *,
+    assigner: config.Assigner,
+    compat: config.Compat,
+) -> tuple[list[dict[str, jax.Array]], Divisors]:
+    """Sums over B images, of each branch: `image_terms`; and what is to divide them."""
+    targets = jax.vmap(partial(assign, priors=priors, assigner=assigner, compat=compat))(
+        branches, ground_truth
+    )
+    soft_labels = assigner.name == "dynamic_soft_label"
+    score = jax.vmap(partial(image_terms, priors=priors, soft_labels=soft_labels))
+    per_image = [score(predictions, targets, ground_truth) for predictions in branches]
+    sums = [{name: jnp.sum(values) for name, values in terms.items()} for terms in per_image]
+    positives = per_image[0]["positives"]
+    samples = jnp.sum(positives if soft_labels else jnp.maximum(positives, 1.0))
+    return sums, Divisors(samples, tuple(terms["weight"] for terms in sums))
+
+
 def objective(
     branches: tuple[Predictions, ...],
     ground_truth: GroundTruth,
@@ -113,6 +142,7 @@ def objective(
     assigner: config.Assigner,
     compat: config.Compat,
     weights: config.Loss,
+    divisors: Divisors | None = None,
     axis_name: str | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Loss of a batch of B images, in float32: the sum over the branches, all with one assignment.
@@ -128,28 +158,22 @@ def objective(
       ground_truth: B images, G slots each, input pixels.
       priors: of the input size.
       assigner, compat, weights: the config's.
-      axis_name: mapped axis over which the batch is split. The divisors are then those of the
-        whole batch, and the sum over devices of the loss and its gradients is the whole's.
+      divisors: of the whole, where these images are a part of a larger batch; the sum over the
+        parts of the loss and its gradients is then the whole's.
+      axis_name: mapped axis over which the batch is split, where `divisors` are not given. They
+        are then summed over it, with the same effect.
 
     Returns:
       The loss, and its parts: `loss_qfl`, `loss_bbox` and `loss_dfl` of the head, the same with
       `aux_` of the guidance, and `positives`.
     """
-    targets = jax.vmap(partial(assign, priors=priors, assigner=assigner, compat=compat))(
-        branches, ground_truth
-    )
+    sums, own = batch_terms(branches, ground_truth, priors, assigner=assigner, compat=compat)
+    if divisors is None:
+        divisors = own if axis_name is None else jax.lax.psum(own, axis_name)
     soft_labels = assigner.name == "dynamic_soft_label"
-    score = jax.vmap(partial(image_terms, priors=priors, soft_labels=soft_labels))
-    per_image = [score(predictions, targets, ground_truth) for predictions in branches]
-    sums = [{name: jnp.sum(values) for name, values in terms.items()} for terms in per_image]
-    positives = per_image[0]["positives"]
-    samples = jnp.sum(positives if soft_labels else jnp.maximum(positives, 1.0))
-    divisors = samples, [terms["weight"] for terms in sums]
-    if axis_name is not None:
-        divisors = jax.lax.psum(divisors, axis_name)
-    samples = jnp.maximum(divisors[0], 1.0)
+    samples = jnp.maximum(divisors.samples, 1.0)
     loss, parts = jnp.zeros((), jnp.float32), dict[str, jax.Array]()
-    for prefix, terms, weight in zip(PREFIXES, sums, divisors[1]):
+    for prefix, terms, weight in zip(PREFIXES, sums, divisors.weights):
         weight = jnp.maximum(weight, 1.0) if soft_labels else jnp.where(weight > 0, weight, 1.0)
         of_branch = {
             "loss_qfl": weights.quality_focal * terms["quality_focal"] / samples,

@@ -1,6 +1,7 @@
 """One training step: a pure function of state and batch."""
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -9,7 +10,7 @@ import optax
 
 from nanodet_jax import boxes, config
 from nanodet_jax.models.detector import NanoDet
-from nanodet_jax.objective import objective
+from nanodet_jax.objective import Divisors, batch_terms, objective
 from nanodet_jax.state import TrainState
 from nanodet_jax.structures import Batch
 
@@ -25,6 +26,7 @@ def loss_and_gradients(
     weights: config.Loss,
     detach: jax.Array | bool = False,
     axis_name: str | None = None,
+    accumulate: int = 1,
 ) -> tuple[dict[str, jax.Array], Any, Any]:
     """Metrics, gradients of the parameters, and new batch statistics, all float32.
 
@@ -32,28 +34,57 @@ def loss_and_gradients(
     With `axis_name` the batch is this device's part of a larger one: losses and gradients are
     summed over the axis (their divisors are the whole batch's), and the running statistics,
     each device's own, are averaged.
-    """
 
-    def loss_fn(params):
-        branches, updated = model.apply(
-            {**variables, "params": params},
-            batch.images,
+    With `accumulate` the batch is worked off in that many micro-batches, one after the other, in
+    the memory of one. As over devices, losses and gradients are sums whose divisors are the whole
+    batch's, and only batch norm, which normalises within a micro-batch, tells the difference; the
+    running statistics take one micro-batch after the other. Some divisors depend on the
+    predictions, so that a forward pass over all micro-batches comes first: its time is the price.
+    """
+    assigned: dict[str, Any] = {"priors": priors, "assigner": assigner, "compat": compat}
+    params, batch_stats = variables["params"], variables["batch_stats"]
+
+    def forward(params, batch_stats, images):
+        return model.apply(
+            {"params": params, "batch_stats": batch_stats},
+            images,
             detach,
             method="branches",
             mutable=["batch_stats"],
         )
-        loss, metrics = objective(
-            branches,
-            batch.ground_truth,
-            priors,
-            assigner=assigner,
-            compat=compat,
-            weights=weights,
-            axis_name=axis_name,
-        )
-        return loss, (metrics, updated["batch_stats"])
 
-    gradients, (metrics, batch_stats) = jax.grad(loss_fn, has_aux=True)(variables["params"])
+    def gradients_of(batch: Batch, batch_stats: Any, **divisors: Any):
+        def loss_fn(params):
+            branches, updated = forward(params, batch_stats, batch.images)
+            loss, metrics = objective(
+                branches, batch.ground_truth, **assigned, weights=weights, **divisors
+            )
+            return loss, (metrics, updated["batch_stats"])
+
+        gradients, (metrics, updated) = jax.grad(loss_fn, has_aux=True)(params)
+        return metrics, gradients, updated
+
+    def divisors_of(batch: Batch) -> Divisors:
+        branches, _ = forward(params, batch_stats, batch.images)
+        return batch_terms(branches, batch.ground_truth, **assigned)[1]
+
+    if accumulate == 1:
+        metrics, gradients, batch_stats = gradients_of(batch, batch_stats, axis_name=axis_name)
+    else:
+        parts = jax.tree.map(lambda leaf: leaf.reshape(accumulate, -1, *leaf.shape[1:]), batch)
+        total = partial(jax.tree.map, partial(jnp.sum, axis=0))
+        divisors = total(jax.lax.map(divisors_of, parts))
+        if axis_name is not None:
+            divisors = jax.lax.psum(divisors, axis_name)
+
+        def add(sums, part):
+            gradients, batch_stats = sums
+            metrics, more, batch_stats = gradients_of(part, batch_stats, divisors=divisors)
+            return (optax.tree.add(gradients, more), batch_stats), metrics
+
+        start = optax.tree.zeros_like(params), batch_stats
+        (gradients, batch_stats), metrics = jax.lax.scan(add, start, parts)
+        metrics = total(metrics)
     if axis_name is not None:
         gradients, metrics = jax.lax.psum((gradients, metrics), axis_name)
         batch_stats = jax.lax.pmean(batch_stats, axis_name)
@@ -92,7 +123,8 @@ def train_step(
       optimizer, schedule: of `training.optimizer`.
       ema_decay: of the average, if the state has one.
       detach_step: first step at which the guidance no longer trains backbone and neck.
-      **parts: model, priors, assigner, compat, weights and axis_name of `loss_and_gradients`.
+      **parts: model, priors, assigner, compat, weights, axis_name and accumulate of
+        `loss_and_gradients`.
     """
     detach = state.step >= detach_step
     metrics, gradients, batch_stats = loss_and_gradients(
