@@ -24,9 +24,9 @@ from benchmarks.machine import describe
 from benchmarks.plan import ON_ACCELERATOR, ON_CPU, Setting, tasks
 from benchmarks.processes import fresh
 from benchmarks.reference import Reference
-from benchmarks.subject import HAS_PRECISION
 from benchmarks.timing import Effort, Row
 from nanodet_jax import backend, doors
+from nanodet_jax.config import PRECISIONS
 from nanodet_jax.errors import UserError
 
 IMAGES, DETECTIONS = 5000, 100  # of evaluation: COCO's validation set, what suppression may leave
@@ -41,7 +41,8 @@ def parse() -> argparse.Namespace:
     add = parser.add_argument
     add("what", nargs="?", choices=("table", "assignment", "evaluation"), default="table")
     add("--config", action="append", metavar="FILE[:VARIANT]", help=f"default: {CONFIGS}")
-    add("--precision", action="append", help="default: float32, and on accelerators bf16")
+    add("--precision", action="append", choices=PRECISIONS,
+        help="default: float32, and on accelerators bf16")  # fmt: skip
     add("--only", default="", metavar="REGEX", help="searched in the names of the rows")
     add("--quick", action="store_true", help="the most telling rows, a second each")
     add("--seconds", type=float, default=3.0, help="that a row is measured for, at least")
@@ -78,7 +79,7 @@ def measure(args: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Row]]:
     if args.reference:
         reference = Reference(args.reference.resolve(), args.reference_python)
         reference.check()
-    precisions = ("float32", "bf16") if HAS_PRECISION and accelerator else ("float32",)
+    precisions = ("float32", "bf16") if accelerator else ("float32",)
     columns = report.columns(accelerator, reference is not None)
     print(f"{report.describe(machine)}\n\n{report.LEGEND}\n\n{report.header(columns)}", flush=True)
     rows: dict[str, Row] = {}

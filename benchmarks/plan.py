@@ -125,7 +125,7 @@ def _training(setting: Setting, subject: Subject, wide: bool) -> Iterator[Task]:
         flags = [
             f"--config={subject.file}",
             f"--config.training.log_every={setting.scale.log_every}",
-            *subject.precision_flags(),
+            f"--config.precision={subject.precision}",
             *(f"--config.data.{field}={value}" for field, value in fields.items()),
         ]
         yield Task(

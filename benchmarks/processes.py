@@ -1,7 +1,7 @@
 """Processes to measure in: each with peaks of its own, and programs that come from the cache.
 
-A process that has just compiled a program is not the one to time it in: it has held other memory
-and, on a CPU, runs the program slower than one that loads it.
+A process that has just compiled a program is not the one to time it in: it has held other memory,
+and what the compiler left in the heap can make it run slower than one that loads the program.
 """
 
 import multiprocessing

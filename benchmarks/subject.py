@@ -3,7 +3,7 @@
 What is in an image does not matter to the time; how many boxes it may have does.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -11,14 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from nanodet_jax import boxes, config, doors
-from nanodet_jax.errors import UserError
 from nanodet_jax.models.detector import NanoDet, build_model, priors_of
 from nanodet_jax.state import init_variables
 from nanodet_jax.structures import Batch, GroundTruth
 
 CLASSES = 80
-# PRECISION: until the config has the field, there are rows of float32 alone.
-HAS_PRECISION = "precision" in {field.name for field in fields(config.Config)}
 LEARNING_RATE = 1e-4  # so low that a hundred steps on one batch leave every number finite
 
 
@@ -42,16 +39,9 @@ class Subject:
         loaded.model.num_classes = CLASSES
         if self.size:
             loaded.input_size = (self.size, self.size)
-        if HAS_PRECISION:
-            loaded.precision = self.precision  # type: ignore[attr-defined]
-        elif self.precision != "float32":
-            raise UserError(f"--precision {self.precision}: everything is computed in float32 yet")
+        loaded.precision = self.precision
         config.check(loaded)
         return loaded
-
-    def precision_flags(self) -> list[str]:
-        """For the command line of `train.py`."""
-        return [f"--config.precision={self.precision}"] if HAS_PRECISION else []
 
     @property
     def label(self) -> str:
@@ -70,7 +60,7 @@ class Network:
 
     def __init__(self, subject: Subject):
         self.config: config.Config = subject.load()
-        self.model: NanoDet = build_model(self.config.model)
+        self.model: NanoDet = build_model(self.config.model, self.config.precision)
         self.priors: boxes.Priors = priors_of(self.config.model, self.config.input_size)
         self.variables: Any = init_variables(self.model, seed=0)
         self.objective_parts: dict[str, Any] = {

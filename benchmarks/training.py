@@ -42,7 +42,8 @@ def follow(flags: list[str], cache: Path) -> Generator[Logged]:
         with said.open("w") as output:
             process = subprocess.Popen(
                 [sys.executable, "train.py", f"--workdir={workdir}", *flags],
-                cwd=ROOT, stdout=output, stderr=output, env={**os.environ, CACHE: str(cache)},
+                cwd=ROOT, stdout=output, stderr=output,
+                env={**os.environ, CACHE: str(cache), "JAX_TRACEBACK_FILTERING": "off"},
             )  # fmt: skip
         seen = 0
         try:
@@ -54,7 +55,7 @@ def follow(flags: list[str], cache: Path) -> Generator[Logged]:
                         yield Logged(seconds, line, resident_mb(process.pid))
                 time.sleep(POLL)
             words = said.read_text().strip().splitlines()
-            raise UserError(f"train.py {' '.join(flags)}: {words[-1] if words else 'ended'}")
+            raise UserError(f"train.py: {words[-1] if words else 'ended without a word'}")
         finally:
             process.terminate()
             process.wait()
