@@ -20,7 +20,8 @@ PREFIXES = ("", "aux_")  # of the metrics of each branch; the guidance's as the 
 def expected_distances(box_logits: jax.Array) -> jax.Array:
     """Mean distance [..., 4], in strides, of distributions [..., 4, R] over 0 .. R-1."""
     shares = jax.nn.softmax(at_least_float32(box_logits))
-    return jnp.einsum("...r,r->...", shares, jnp.arange(shares.shape[-1], dtype=shares.dtype))
+    bins = jnp.arange(shares.shape[-1], dtype=shares.dtype)
+    return jnp.einsum("...r,r->...", shares, bins, precision="highest")
 
 
 def predicted_boxes(box_logits: jax.Array, priors: boxes.Priors) -> jax.Array:
