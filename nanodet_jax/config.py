@@ -19,6 +19,9 @@ FORMATS = ("coco", "voc", "tfds", "shapes")
 WIDTHS = (0.5, 1.0, 1.5, 2.0)
 OPTIMIZERS = ("sgd", "adamw")
 SCHEDULES = ("multistep", "cosine")
+PRECISIONS = ("float32", "bf16", "highest")
+CACHES = ("none", "ram", "device")
+PIXEL_PLACES = ("host", "device")
 NECKS = ("pan", "ghost_pan")
 ASSIGNERS = ("atss", "dynamic_soft_label")
 BACKBONE_STRIDES = (8, 16, 32)
@@ -41,6 +44,11 @@ class Data:
     val_size: int = 200  # ... and for validation
     batch_size: int = 32  # global: over all devices
     workers: int = 2  # threads that decode and augment
+    cache: str = "ram"  # none | ram | device: where decoded training images are kept
+    cache_gb: float = 4.0  # room for them; ram: the rest is decoded anew; device: all must fit
+    augment: str = "host"  # host | device: where pixels are warped and coloured, as `augment` says
+    # augment=device: no image is sent larger than this multiple of the input, but reduced once.
+    canvas: float = 2.0
     max_boxes: int = 0  # ground-truth slots per image; 0 = the most that any training image has
     keep_ratio: bool = False  # resize without distortion and pad, or stretch to input_size
     # Blue, green, red: the order in which OpenCV decodes and the published weights expect.
@@ -172,6 +180,10 @@ class Config:
 
     name: str = "nanodet-m"
     input_size: tuple[int, int] = (320, 320)  # height, width
+    # float32 | bf16 | highest, of the network. Its parameters, batch statistics, losses, assignment
+    # and optimizer are float32 with each. bf16 halves the memory of features. float32 leaves the
+    # multiplications in convolutions to the device (TF32 on a GPU); highest makes them exact.
+    precision: str = "float32"
     data: Data = field(default_factory=Data)
     augment: Augment = field(default_factory=Augment)
     model: Model = field(default_factory=Model)
@@ -203,6 +215,7 @@ def check(config: Config, num_devices: int = 1) -> None:
         "input_size",
         f"height and width must be multiples of the backbone's largest stride, {largest}",
     )
+    require(config.precision in PRECISIONS, "precision", f"must be one of {PRECISIONS}")
     require(model.width in WIDTHS, "model.width", f"must be one of {WIDTHS}")
     require(model.num_classes >= 0, "model.num_classes", "must be positive, or 0 for the data's")
     for name in ("channels", "stacked_convs", "reg_max", "neck_blocks", "guidance_convs"):
@@ -233,6 +246,12 @@ def check(config: Config, num_devices: int = 1) -> None:
     for name in ("train_size", "val_size"):
         require(getattr(data, name) > 0, f"data.{name}", "must be positive")
     require(data.workers > 0, "data.workers", "needs at least one thread")
+    require(data.cache in CACHES, "data.cache", f"must be one of {CACHES}")
+    require(data.cache_gb > 0, "data.cache_gb", "must be positive; data.cache=none keeps nothing")
+    require(data.augment in PIXEL_PLACES, "data.augment", f"must be one of {PIXEL_PLACES}")
+    on_device = data.augment == "device"
+    require(on_device or data.cache != "device", "data.cache", "needs data.augment=device")
+    require(data.canvas >= 1, "data.canvas", "must be at least 1, the size of the input")
     require(data.max_boxes >= 0, "data.max_boxes", "must be positive, or 0 for the data's most")
     require(all(value > 0 for value in data.std), "data.std", "must be positive")
     require(training.optimizer in OPTIMIZERS, "training.optimizer", f"must be in {OPTIMIZERS}")

@@ -25,6 +25,18 @@ class Batch(NamedTuple):
     ground_truth: GroundTruth  # B images
 
 
+class RawBatch(NamedTuple):
+    """What becomes a `Batch` on the device: pixels as decoded, and the numbers to warp them by."""
+
+    canvases: Array  # [B, Hc, Wc, 3] uint8 BGR, images in upper left corners; or [B] int32: places
+    sizes: Array  # [B, 2] int32: height and width of the image on its canvas
+    shrunk: Array  # [B, 2] int32: the size that it is averaged down to first; its own if it is not
+    inverse_warps: Array  # [B, 3, 3] float32: pixel indices of the input to those of the shrunk
+    filled: Array  # [B, 2] int32: height and width of the input that it fills; the rest is padding
+    colors: Array  # [B, 3] float32: brightness, contrast, saturation
+    ground_truth: GroundTruth  # B images
+
+
 class Predictions(NamedTuple):
     """What the network says about each prior, before any activation."""
 

@@ -70,6 +70,10 @@ class CocoSource:
         """Boxes of image `index`, crowds included."""
         return len(self._records[index].boxes)
 
+    def image_size(self, index: int) -> tuple[int, int]:
+        """Height and width as annotated, 0 where they are not."""
+        return self._records[index].height, self._records[index].width
+
     def annotation_ids(self, index: int) -> np.ndarray:
         """Ids, in the file, of the boxes of `self[index]`: [n] int64."""
         return self._annotation_ids[index]

@@ -1,21 +1,25 @@
 """From a source to batches: shuffled and augmented for training, grouped by shape to evaluate."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sized
 from typing import NamedTuple
 
+import cv2
 import grain
 import numpy as np
 
 from nanodet_jax.config import Config
 from nanodet_jax.data import transforms
+from nanodet_jax.data.cache import TrainingImages
+from nanodet_jax.data.examples import ForDevice, OnHost
 from nanodet_jax.data.records import Record, Source, decode
 from nanodet_jax.errors import UserError
-from nanodet_jax.structures import Batch
+from nanodet_jax.structures import Batch, RawBatch
 
-PREFETCHED_BATCHES = 4
+PREFETCHED_BATCHES = 1  # beyond those that are being made
+PREFETCHED_IMAGES = 16  # of evaluation
 
 
-def steps_per_epoch(source: Source, batch_size: int) -> int:
+def steps_per_epoch(source: Sized, batch_size: int) -> int:
     """Whole batches in the data; the rest of a shuffled epoch is left out, as in the original.
 
     Raises:
@@ -44,76 +48,62 @@ def count_slots(source: Source, limit: int) -> tuple[int, list[tuple[str, int]]]
     return limit, over
 
 
-def prepare_image(pixels: np.ndarray, matrix: np.ndarray, size, config: Config, color=None):
-    """Pixels uint8 BGR warped to `size` and normalised, float32, without padding."""
-    warped = transforms.warp_image(pixels, matrix, size, config.compat.pixel_index_warp)
-    colored = transforms.color_image(warped, color or transforms.Color())
-    return transforms.normalize(colored, config.data.mean, config.data.std)
+def _reading(config: Config, ahead: int) -> grain.ReadOptions:
+    # Threads of ours share out the images; OpenCV's own would fight with them over the cores.
+    cv2.setNumThreads(0)
+    return grain.ReadOptions(num_threads=config.data.workers, prefetch_buffer_size=ahead)
 
 
-class Augmented(grain.transforms.RandomMap):
-    """A training example from a record and a random generator of its own."""
+class _Numbered:
+    """Records with their positions; what the reading threads call."""
 
-    def __init__(self, config: Config, slots: int):
-        self.config = config
-        self.slots = slots
+    def __init__(self, images: Source | TrainingImages):
+        self.images = images
 
-    def random_map(self, record: Record, rng: np.random.Generator) -> Batch:
-        """One image [H, W, 3] of the input size and its ground truth [G, ...]."""
-        config = self.config
-        pixels = decode(record)
-        warp, color = transforms.sample(rng, config.augment)
-        matrix, size = transforms.warp_matrix(
-            warp, pixels.shape[:2], config.input_size, config.data.keep_ratio
-        )
-        image = prepare_image(pixels, matrix, size, config, color)
-        boxes = transforms.warp_boxes(record.boxes, matrix, size)
-        kept = np.full(len(boxes), True)
-        if not config.compat.keep_lost_boxes:
-            kept = transforms.is_visible(boxes)
-        return Batch(
-            images=transforms.pad(image, config.input_size),
-            ground_truth=transforms.fill_slots(
-                boxes[kept], record.labels[kept], record.ignore[kept], self.slots
-            ),
-        )
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[int, Record]:
+        return index, self.images[index]
 
 
 def training_batches(
-    source: Source,
+    source: Source | TrainingImages,
     config: Config,
     slots: int,
     start_step: int = 0,
     process: tuple[int, int] = (0, 1),
-) -> Iterator[Batch]:
+) -> Iterator[Batch] | Iterator[RawBatch]:
     """Endless batches; the one of a step depends on seed and step alone, not on the workers.
 
     Args:
-      source: training images.
+      source: training images; as `TrainingImages` to share what they keep, and for cache=device.
       config: batch size, seed, workers, input size and augmentation.
       slots: G.
       start_step: steps already done: the position in the data follows from it.
       process: index and number of the processes that share an epoch between them.
 
     Yields:
-      Batches of the process's share of `config.data.batch_size` images, numpy.
+      Batches of the process's share of `config.data.batch_size` images, numpy: `RawBatch` if they
+      are to be augmented on the device.
     """
     index, count = process
     size = config.data.batch_size // count
     used = steps_per_epoch(source, config.data.batch_size) * size
+    images = source if isinstance(source, TrainingImages) else TrainingImages(source, config)
+    augmented = ForDevice if config.data.augment == "device" else OnHost
+    examples = augmented(config, slots, images)
     dataset = (
-        grain.MapDataset.source(source)
+        grain.MapDataset.source(_Numbered(images))
         .seed(config.training.seed)
         .shuffle()[index::count][:used]
         .repeat()
-        .random_map(Augmented(config, slots))
-        .batch(size, drop_remainder=True)[start_step:]
+        .random_map(examples.draw)
+        .batch(size, drop_remainder=True, batch_fn=examples.batch)[start_step:]
     )
-    # Images are made one by one in threads, so that read-ahead is counted in images.
-    options = grain.ReadOptions(
-        num_threads=config.data.workers, prefetch_buffer_size=PREFETCHED_BATCHES
-    )
-    return iter(dataset.to_iter_dataset(options))
+    # A thread makes a whole batch: with fewer asked for at once, some threads would have none.
+    ahead = config.data.workers + PREFETCHED_BATCHES
+    return iter(dataset.to_iter_dataset(_reading(config, ahead)))
 
 
 class Prepared(NamedTuple):
@@ -142,29 +132,23 @@ def prepare_for_inference(pixels: np.ndarray, config: Config) -> Prepared:
     matrix, size = transforms.warp_matrix(
         transforms.Warp(), pixels.shape[:2], config.input_size, config.data.keep_ratio
     )
-    image = prepare_image(pixels, matrix, size, config)
+    warped = transforms.warp_image(pixels, matrix, size, config.compat.pixel_index_warp)
+    image = transforms.normalize(
+        transforms.color_image(warped, transforms.Color()), config.data.mean, config.data.std
+    )
     padded = transforms.pad(image, transforms.padded_size(size))
     return Prepared(padded, np.linalg.inv(matrix), np.array(pixels.shape[:2], np.int32))
 
 
-class _Indexed:
-    """Positions in a source, prepared; what the reading threads call."""
-
-    def __init__(self, source: Source, config: Config):
-        self.source = source
-        self.config = config
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def __getitem__(self, index: int) -> tuple[int, Prepared]:
-        return index, prepare_for_inference(decode(self.source[index]), self.config)
-
-
 def evaluation_batches(source: Source, config: Config) -> Iterator[EvaluationBatch]:
     """Every image once, in batches of one shape each."""
-    options = grain.ReadOptions(num_threads=config.data.workers, prefetch_buffer_size=16)
-    prepared = grain.MapDataset.source(_Indexed(source, config)).to_iter_dataset(options)
+
+    def prepare(numbered: tuple[int, Record]) -> tuple[int, Prepared]:
+        index, record = numbered
+        return index, prepare_for_inference(decode(record), config)
+
+    images = grain.MapDataset.source(_Numbered(source)).map(prepare)
+    prepared = images.to_iter_dataset(_reading(config, PREFETCHED_IMAGES))
     waiting: dict[tuple[int, ...], list[tuple[int, Prepared]]] = {}
     for index, item in prepared:
         group = waiting.setdefault(item.image.shape, [])

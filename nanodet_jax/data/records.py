@@ -54,6 +54,10 @@ class Source(Protocol):
         """How many boxes `self[index]` has, crowds included; at most, where counting is dear."""
         ...
 
+    def image_size(self, index: int) -> tuple[int, int]:
+        """Height and width of image `index`; 0 where only reading it would tell."""
+        ...
+
     def ground_truth(self) -> dict[str, Any]:
         """Images, annotations and categories as a COCO file has them: evaluation's judge."""
         ...

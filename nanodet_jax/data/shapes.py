@@ -52,6 +52,10 @@ class ShapesSource:
         """6, the most that any image has: counting would mean to draw it."""
         return MAX_OBJECTS
 
+    def image_size(self, index: int) -> tuple[int, int]:
+        """Height and width, without drawing."""
+        return self._size, self._size
+
     def ground_truth(self) -> dict[str, Any]:
         """The split in COCO's format; draws every image once."""
         return coco_ground_truth((self[i] for i in range(len(self))), self.categories)

@@ -102,6 +102,10 @@ class TfdsSource:
         """
         return len(self._data[index]["objects"]["label"])
 
+    def image_size(self, index: int) -> tuple[int, int]:
+        """Unknown, 0, since TFDS keeps it in the image alone."""
+        return 0, 0
+
     def ground_truth(self) -> dict[str, Any]:
         """The content of `judged_by`, or the split in COCO's format, for which all is read once."""
         if self._judge is not None:

@@ -50,6 +50,10 @@ class VocSource:
         """Boxes of image `index`."""
         return len(self._records[index].boxes)
 
+    def image_size(self, index: int) -> tuple[int, int]:
+        """Height and width as annotated, 0 where they are not."""
+        return self._records[index].height, self._records[index].width
+
     def ground_truth(self) -> dict[str, Any]:
         """The split in COCO's format."""
         return coco_ground_truth(self._records, self.categories)

@@ -64,6 +64,7 @@ def test_records(content, tmp_path):
     empty, record = source
     assert empty.boxes.shape == (0, 4)
     assert [source.num_boxes(i) for i in range(2)] == [0, 3]
+    assert source.image_size(1) == (30, 40)
     np.testing.assert_array_equal(source.annotation_ids(1), [1, 2, 3])
     np.testing.assert_array_equal(record.boxes, [[1, 2, 11, 22], [0.5, 0, 5.5, 4], [3, 3, 9, 9]])
     np.testing.assert_array_equal(record.labels, [1, 0, 0])

@@ -50,6 +50,7 @@ def test_a_source_has_a_length_and_an_end():
     source = ShapesSource("val", 32, 3)
     assert len(source) == len(list(source)) == 3
     assert [source.num_boxes(i) for i in range(3)] == [MAX_OBJECTS] * 3
+    assert source.image_size(2) == source[2].image.shape[:2] == (32, 32)
     with pytest.raises(IndexError):
         source[3]
     truth = source.ground_truth()

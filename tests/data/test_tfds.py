@@ -81,6 +81,7 @@ def test_without_a_judge_ids_and_ground_truth_are_its_own(written):
     source = TfdsSource("", written / "out" / "tiny" / "1.0.0", "train", judged_by=None)
     assert source.categories == ((1, "car"), (2, "guide dog"))
     assert sorted(source.num_boxes(i) for i in range(len(source))) == [0, 1, 2]
+    assert source.image_size(0) == (0, 0)
     truth = source.ground_truth()
     assert sorted(image["id"] for image in truth["images"]) == [1, 2, 3]
     crowd = next(item for item in truth["annotations"] if item["iscrowd"])

@@ -453,5 +453,6 @@ def test_the_config_says_how_images_are_resampled(pixel_indices):
     prepared = pipeline.prepare_for_inference(pixels, config)
     np.testing.assert_array_equal(prepared.image, expected)
     record = make_record(0, "a", pixels, (48, 70), [], [], [], [])
-    augmented = pipeline.Augmented(config, 1).random_map(record, np.random.default_rng(0))
-    np.testing.assert_array_equal(augmented.images, expected)
+    config.data.batch_size = 1
+    batch = next(pipeline.training_batches([record], config, slots=1))
+    np.testing.assert_array_equal(batch.images[0], expected)

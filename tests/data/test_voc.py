@@ -54,6 +54,7 @@ def test_records(tmp_path):
     empty, record = source
     assert [(r.image_id, r.name) for r in source] == [(1, "a.png"), (2, "other.png")]
     assert (empty.boxes.shape, source.num_boxes(0), source.num_boxes(1)) == ((0, 4), 0, 2)
+    assert source.image_size(1) == (record.height, record.width)
     np.testing.assert_array_equal(record.boxes, [[10, 20, 30.5, 60], [1, 2, 3, 4]])
     np.testing.assert_array_equal(record.labels, [1, 0])
     np.testing.assert_array_equal(record.areas, [820, 4])

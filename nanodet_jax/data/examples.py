@@ -1,0 +1,113 @@
+"""One training example: a record, a random generator of its own, and what is made of them where.
+
+Both ways draw the same numbers and the same ground truth; they differ in who warps the pixels.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from nanodet_jax.config import Config
+from nanodet_jax.data import transforms
+from nanodet_jax.data.cache import TrainingImages, on_canvases, reduced_size
+from nanodet_jax.data.records import Record, decode
+from nanodet_jax.structures import Batch, GroundTruth, RawBatch
+
+
+class _Warped(NamedTuple):
+    pixels: np.ndarray  # [h, w, 3] uint8 BGR, as much of the input as the image fills
+    color: transforms.Color
+    ground_truth: GroundTruth  # [G, ...]
+
+
+class OnHost:
+    """Examples made by OpenCV: warped one by one, coloured when they are put into their batch."""
+
+    def __init__(self, config: Config, slots: int, images: TrainingImages) -> None:
+        self._config, self._slots = config, slots
+
+    def draw(self, numbered: tuple[int, Record], rng: np.random.Generator) -> _Warped:
+        """A decoded record, which comes with its position, warped."""
+        config, (_, record) = self._config, numbered
+        warp, color = transforms.sample(rng, config.augment)
+        matrix, filled = _warp_matrix(record, warp, config)
+        warped = transforms.warp_image(
+            decode(record), matrix, filled, config.compat.pixel_index_warp
+        )
+        return _Warped(warped, color, _ground_truth(record, matrix, filled, config, self._slots))
+
+    def batch(self, items: Sequence[_Warped]) -> Batch:
+        """B of them as one, in which every pixel is written once."""
+        data = self._config.data
+        images = np.zeros((len(items), *self._config.input_size, 3), np.float32)
+        for image, item in zip(images, items):
+            height, width = item.pixels.shape[:2]
+            colored = transforms.color_image(item.pixels, item.color)
+            transforms.normalize(colored, data.mean, data.std, out=image[:height, :width])
+        return Batch(images, _stack([item.ground_truth for item in items]))
+
+
+class ForDevice:
+    """Examples as `render` wants them: pixels as decoded, or their place, and the numbers drawn."""
+
+    def __init__(self, config: Config, slots: int, images: TrainingImages) -> None:
+        self._config, self._slots = config, slots
+        self._largest, self._canvas = images.largest, images.canvas
+        self._stored = config.data.cache == "device"
+
+    def draw(self, numbered: tuple[int, Record], rng: np.random.Generator) -> RawBatch:
+        """A decoded record, which comes with its position, as a `RawBatch` of one, unstacked."""
+        config, (position, record) = self._config, numbered
+        pixel_indices = config.compat.pixel_index_warp
+        warp, color = transforms.sample(rng, config.augment)
+        matrix, filled = _warp_matrix(record, warp, config)
+        size = record.height, record.width
+        reduced = reduced_size(size, self._largest)
+        from_canvas = matrix
+        if reduced != size:
+            from_canvas = matrix @ transforms.from_reduced(size, reduced, pixel_indices)
+        shrunk, from_shrunk = transforms.resampling(from_canvas, reduced, pixel_indices)
+        return RawBatch(
+            canvases=np.asarray(position, np.int32) if self._stored else decode(record),
+            sizes=np.asarray(reduced, np.int32),
+            shrunk=np.asarray(shrunk, np.int32),
+            inverse_warps=np.linalg.inv(from_shrunk).astype(np.float32),
+            filled=np.asarray(filled, np.int32),
+            colors=np.asarray(color, np.float32),
+            ground_truth=_ground_truth(record, matrix, filled, config, self._slots),
+        )
+
+    def batch(self, items: Sequence[RawBatch]) -> RawBatch:
+        """B of them as one."""
+        pixels, sizes, shrunk, inverse_warps, filled, colors, ground_truth = zip(*items)
+        return RawBatch(
+            np.stack(pixels) if self._stored else on_canvases(pixels, self._canvas),
+            np.stack(sizes),
+            np.stack(shrunk),
+            np.stack(inverse_warps),
+            np.stack(filled),
+            np.stack(colors),
+            _stack(ground_truth),
+        )
+
+
+def _warp_matrix(
+    record: Record, warp: transforms.Warp, config: Config
+) -> tuple[np.ndarray, tuple[int, int]]:
+    size = record.height, record.width
+    return transforms.warp_matrix(warp, size, config.input_size, config.data.keep_ratio)
+
+
+def _ground_truth(
+    record: Record, matrix: np.ndarray, filled: tuple[int, int], config: Config, slots: int
+) -> GroundTruth:
+    boxes = transforms.warp_boxes(record.boxes, matrix, filled)
+    kept = np.full(len(boxes), True)
+    if not config.compat.keep_lost_boxes:
+        kept = transforms.is_visible(boxes)
+    return transforms.fill_slots(boxes[kept], record.labels[kept], record.ignore[kept], slots)
+
+
+def _stack(ground_truth: Sequence[GroundTruth]) -> GroundTruth:
+    return GroundTruth(*(np.stack(each) for each in zip(*ground_truth)))
