@@ -203,6 +203,22 @@ BAD_FLAGS = {
     "another number of classes": (["--config.model.num_classes=7"], "config.model.num_classes"),
     "width that there is not": (["--config.model.width=0.7"], "config.model.width"),
     "unknown format": (["--config.data.format=zip"], "config.data.format"),
+    "unknown cache": (["--config.data.cache=disk"], "config.data.cache='disk'"),
+    "a cache of nothing": (["--config.data.cache_gb=0"], "config.data.cache_gb"),
+    "made nowhere": (["--config.data.augment=gpu"], "config.data.augment='gpu'"),
+    "kept on the device and made elsewhere": (
+        ["--config.data.cache=device"],
+        "needs data.augment=device",
+    ),
+    "more than the device may keep": (
+        [
+            "--config.data.cache=device",
+            "--config.data.augment=device",
+            "--config.data.cache_gb=1e-6",
+        ],
+        "config.data.cache_gb=1e-06: 4000 images of 160x160 need 0.31 GB",
+    ),
+    "a canvas below the input": (["--config.data.canvas=0.9"], "config.data.canvas"),
     "unknown flag": (["--batch_size=3"], "batch_size"),
     "no flag": (["configs/voc.py"], "configs/voc.py"),
     "unknown variant": (["--config=configs/coco.py:nope"], "nope"),

@@ -12,16 +12,18 @@ from tqdm import tqdm
 from nanodet_jax import backend, scoring
 from nanodet_jax.checkpoint import Checkpoints
 from nanodet_jax.config import Config, check
+from nanodet_jax.data.cache import TrainingImages
 from nanodet_jax.data.pipeline import count_slots, steps_per_epoch, training_batches
 from nanodet_jax.data.sources import open_source
 from nanodet_jax.errors import UserError
 from nanodet_jax.inference import make_detect
 from nanodet_jax.models.detector import build_model, priors_of
 from nanodet_jax.state import create_state
+from nanodet_jax.training.feed import Feed
 from nanodet_jax.training.interrupt import Interrupt
 from nanodet_jax.training.journal import Journal
 from nanodet_jax.training.optimizer import learning_rate, make_optimizer
-from nanodet_jax.training.parallel import make_train_step
+from nanodet_jax.training.parallel import make_place, make_render, make_train_step, store
 from nanodet_jax.training.setup import (
     draw_batch,
     has_checkpoint,
@@ -61,9 +63,10 @@ def train_and_evaluate(config: Config, workdir: str | Path) -> dict[str, Any]:
     total_steps = config.training.steps or config.training.epochs * steps_each
     epochs = -(-total_steps // steps_each)
     slots, over = count_slots(train, config.data.max_boxes)
+    images = TrainingImages(train, config)
 
     print(f"{config.name}: building the network", flush=True)
-    model = build_model(config.model)
+    model = build_model(config.model, config.precision)
     variables, origin = initial_variables(config, model, has_checkpoint(workdir))
     schedule = learning_rate(config.training, steps_each, epochs)
     optimizer = make_optimizer(config.training, schedule)
@@ -77,6 +80,7 @@ def train_and_evaluate(config: Config, workdir: str | Path) -> dict[str, Any]:
         compat=config.compat,
         weights=config.loss,
         ema_decay=config.training.ema_decay,
+        accumulate=config.training.accumulate,
         detach_step=config.training.detach_epoch * steps_each,
     )
     detect = make_detect(model)
@@ -91,13 +95,16 @@ def train_and_evaluate(config: Config, workdir: str | Path) -> dict[str, Any]:
     start_step = int(state.step)
     journal = Journal(workdir, start_step, total_steps)
     begin = f"resuming at step {start_step}" if newest is not None else origin
+    journal.say(images.describe())
+    stored = store(images, num_devices) if config.data.cache == "device" else None
+    render = make_render(config, num_devices, stored)
     if newest is None and is_folded(variables):
-        measured = training_batches(train, config, slots)
-        images = (
-            next(measured).images
+        measured = training_batches(images, config, slots)
+        inputs = (
+            jax.device_get(render(next(measured)).images)
             for _ in tqdm(range(UNFOLD_BATCHES), "measuring batch norms", leave=False)
         )
-        state = create_state(unfold(model, variables, images), optimizer, averaged)
+        state = create_state(unfold(model, variables, inputs), optimizer, averaged)
         begin += f"; batch norms, folded there, measured on {UNFOLD_BATCHES} batches"
     journal.say(
         f"{config.name}: {len(train)} training and {len(val)} validation images, "
@@ -117,7 +124,8 @@ def train_and_evaluate(config: Config, workdir: str | Path) -> dict[str, Any]:
     def due(every: int, step: int) -> bool:
         return step == total_steps or (step % steps_each == 0 and step // steps_each % every == 0)
 
-    with closing(checkpoints), closing(journal), Interrupt() as interrupt:
+    feed = Feed(training_batches(images, config, slots, start_step), make_place(num_devices))
+    with closing(checkpoints), closing(journal), closing(feed), Interrupt() as interrupt:
 
         def evaluate_now(step: int) -> dict[str, Any] | None:
             result = scoring.run_evaluation(
@@ -128,6 +136,7 @@ def train_and_evaluate(config: Config, workdir: str | Path) -> dict[str, Any]:
                 pictures=VAL_PICTURES,
                 should_stop=lambda: interrupt.received is not None,
             )
+            backend.close_holes()
             if result is None:
                 return None
             journal.evaluated(step, -(-step // steps_each), result.metrics)
@@ -140,36 +149,37 @@ def train_and_evaluate(config: Config, workdir: str | Path) -> dict[str, Any]:
             metrics = evaluate_now(start_step)
             if metrics is not None:
                 checkpoints.save(state, metrics, replace=True)
-        batches = training_batches(train, config, slots, start_step)
-        waited = stepped = 0.0
+        device_metrics = None
+        stepped = feed.waited = 0.0
         clock = time.perf_counter()
         for step in range(start_step + 1, total_steps + 1):
             if interrupt.received is not None:
                 break
-            asked = time.perf_counter()
-            batch = next(batches)
-            waited += time.perf_counter() - asked
+            batch = render(feed.next(device_metrics))
             if step == 1:
-                journal.picture("train", 0, draw_batch(batch, config, train))
+                journal.picture("train", 0, draw_batch(jax.device_get(batch), config, train))
             state, device_metrics = train_step(state, batch)
+            if step == start_step + 1:
+                backend.close_holes()  # that compiling the step has left
             stepped += 1
             journal.advance()
             if step % config.training.log_every == 0 or step == total_steps:
                 numbers = {name: float(x) for name, x in jax.device_get(device_metrics).items()}
                 elapsed = time.perf_counter() - clock
                 numbers["images_per_second"] = stepped * config.data.batch_size / elapsed
-                journal.train(step, -(-step // steps_each), numbers, waited / elapsed)
+                journal.train(step, -(-step // steps_each), numbers, feed.waited / elapsed)
                 if not np.isfinite(numbers["loss"]):
                     raise UserError(
                         f"the loss is {numbers['loss']} at step {step}: lower "
                         f"config.training.learning_rate={config.training.learning_rate}; the "
                         f"newest checkpoint is of step {checkpoints.latest_step()}"
                     )
-                waited = stepped = 0.0
+                stepped = feed.waited = 0.0
                 clock = time.perf_counter()
             if due(config.training.eval_every, step):
+                paused = time.perf_counter()
                 metrics = evaluate_now(step)
-                clock = time.perf_counter()
+                clock += time.perf_counter() - paused
                 checkpoints.save(state, metrics)
             elif due(config.training.checkpoint_every, step):
                 checkpoints.save(state)

@@ -1,12 +1,14 @@
 """A run through its front door: what it leaves behind, and that stopping it changes nothing."""
 
 import copy
+import itertools
 import json
 import os
 import signal
 from functools import partial
 from itertools import islice
 
+import cv2
 import jax
 import numpy as np
 import pytest
@@ -23,10 +25,15 @@ from nanodet_jax.models.detector import build_model
 from nanodet_jax.state import abstract_variables, create_state
 from nanodet_jax.structures import Detections
 from nanodet_jax.training import loop
+from nanodet_jax.training.journal import Journal
 from nanodet_jax.training.optimizer import make_optimizer
 from nanodet_jax.training.setup import prepare_workdir
 
 STEPS, STEPS_EACH, BATCH = 8, 4, 4
+NOTHING = Detections(np.zeros((0, 4)), np.zeros(0), np.zeros(0, int), np.zeros(0, bool), False)
+NO_EVALUATION = scoring.Evaluation(
+    {name: 0.0 for name in MEANINGS} | {"per_class": {}}, [], {0: NOTHING}
+)
 
 
 def tiny_config():
@@ -132,25 +139,24 @@ def test_a_finished_run_is_not_done_again(unbroken, monkeypatch):
     assert journal(workdir) == before
 
 
-def signal_at(patch, where, name, fetch, number):
-    """Have `where.name`, an iterator of batches, send a signal when asked for batch `fetch`."""
-    real = getattr(where, name)
+def signal_at(patch, where, name, call, number):
+    """Have `where.name` send a signal to this process when it is called for the time `call`."""
+    real, calls = getattr(where, name), itertools.count(1)
 
-    def batches(*args):
-        for count, batch in enumerate(real(*args), start=1):
-            if count == fetch:
-                assert signal.getsignal(number) != signal.SIG_DFL  # else the tests would end
-                os.kill(os.getpid(), number)
-            yield batch
+    def wrapped(*args):
+        if next(calls) == call:
+            assert signal.getsignal(number) != signal.SIG_DFL  # else the tests would end
+            os.kill(os.getpid(), number)
+        return real(*args)
 
-    patch.setattr(where, name, batches)
+    patch.setattr(where, name, wrapped)
 
 
 def test_stopped_and_resumed_is_as_unbroken(unbroken, tmp_path, capsys):
     """`kill` in the third step, then Ctrl-C in the evaluation that follows the fourth."""
     handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     with pytest.MonkeyPatch.context() as patch:
-        signal_at(patch, loop, "training_batches", 3, signal.SIGTERM)
+        signal_at(patch, Journal, "advance", 3, signal.SIGTERM)
         with pytest.raises(SystemExit) as stopped:
             train_and_evaluate(tiny_config(), tmp_path)
     assert stopped.value.code == 128 + signal.SIGTERM
@@ -179,6 +185,24 @@ def test_stopped_and_resumed_is_as_unbroken(unbroken, tmp_path, capsys):
     assert int(ours.step) == STEPS
 
 
+def test_pixels_kept_and_made_on_the_device_train_as_well(unbroken, tmp_path, monkeypatch, capsys):
+    config = tiny_config()
+    config.data.augment = config.data.cache = "device"
+    monkeypatch.setattr(scoring, "run_evaluation", lambda *_, **__: NO_EVALUATION)
+    train_and_evaluate(config, tmp_path)
+    assert "cache: 16 images of 64x64 take 0.00 GB of the device" in capsys.readouterr().out
+    ours, theirs = journal(tmp_path), journal(unbroken[0])
+    for one, other in zip(ours[:3], theirs[:3]):
+        assert one["positives"] == other["positives"]  # the same boxes
+        assert one["loss"] == pytest.approx(other["loss"], rel=1e-3)
+    assert all(np.isfinite(line["loss"]) for line in ours if line["kind"] == "train")
+    sheets = [
+        cv2.imread(str(workdir / "pictures" / "train_0000000.jpg")).astype(int)
+        for workdir in (tmp_path, unbroken[0])
+    ]
+    assert np.abs(sheets[0] - sheets[1]).mean() < 1
+
+
 def fake_step(loss):
     """In place of the compiled step: nothing is learned."""
 
@@ -190,7 +214,6 @@ def fake_step(loss):
 
 
 def test_the_best_is_kept_though_its_evaluation_was_stopped(tmp_path, monkeypatch):
-    nothing = Detections(np.zeros((0, 4)), np.zeros(0), np.zeros(0, int), np.zeros(0, bool), False)
     scores = iter([None, 0.9, 0.1])  # at step 4, at step 4 again, at step 8
 
     def evaluation(*_, **__):
@@ -199,7 +222,7 @@ def test_the_best_is_kept_though_its_evaluation_was_stopped(tmp_path, monkeypatc
             os.kill(os.getpid(), signal.SIGTERM)
             return None
         metrics = {name: score for name in MEANINGS} | {"per_class": {}}
-        return scoring.Evaluation(metrics, [], {0: nothing})
+        return NO_EVALUATION._replace(metrics=metrics)
 
     monkeypatch.setattr(loop, "make_train_step", fake_step(1.0))
     monkeypatch.setattr(scoring, "run_evaluation", evaluation)

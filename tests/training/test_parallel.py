@@ -16,12 +16,15 @@ import pytest
 
 from nanodet_jax import boxes as geometry
 from nanodet_jax import config as configs
+from nanodet_jax.data.cache import TrainingImages
+from nanodet_jax.data.pipeline import training_batches
+from nanodet_jax.data.records import make_record
 from nanodet_jax.models.detector import build_model, priors_of
 from nanodet_jax.models.layers import BatchNorm
 from nanodet_jax.models.nanodet_head import split_logits
 from nanodet_jax.state import abstract_variables, create_state
 from nanodet_jax.structures import Batch, GroundTruth
-from nanodet_jax.training.parallel import AXIS, make_train_step
+from nanodet_jax.training.parallel import AXIS, make_place, make_render, make_train_step, store
 from nanodet_jax.training.step import train_step
 
 DEVICES, EACH, SIDE, STRIDE, SLOTS, CLASSES, BINS = 2, 2, 64, 8, 3, 2, 8
@@ -177,3 +180,56 @@ def test_the_network_itself_can_be_split(plus):
     after, metrics = jax.eval_shape(step, state, make_batch((MANY, FEW)))
     assert after == state
     assert metrics["loss"].shape == ()
+
+
+class Noise(list):
+    """Records of sizes that differ."""
+
+    def __init__(self, count):
+        rng = np.random.default_rng(0)
+        for index in range(count):
+            size = (40 + 3 * index, 60 - 2 * index)
+            pixels = rng.integers(0, 256, (*size, 3), np.uint8)
+            boxes = [[3.0, 4, 20, 30]] * (index % 3)
+            none = np.zeros(len(boxes))
+            self.append(make_record(index, f"{index}", pixels, size, boxes, none, none, none))
+
+    def image_size(self, index):
+        return self[index].height, self[index].width
+
+
+@pytest.mark.parametrize("cache", ["ram", "device"])
+def test_two_devices_make_the_pictures_that_one_makes(cache):
+    config = configs.Config(
+        input_size=(32, 64),
+        data=configs.Data(batch_size=4, augment="device", cache=cache),
+        augment=configs.Augment(scale=(0.5, 1.5), rotation=20.0, saturation=(0.5, 1.5)),
+        compat=configs.Compat(pixel_index_warp=False),
+    )
+    made = []
+    for number in (1, DEVICES):
+        images = TrainingImages(Noise(9), config)
+        stored = store(images, number) if cache == "device" else None
+        if stored is not None:
+            assert stored.shape == (9, *images.canvas, 3)
+            assert len(stored.sharding.device_set) == number
+            for record, canvas in zip(Noise(9), np.asarray(stored)):
+                shown = canvas[: record.height, : record.width]
+                np.testing.assert_array_equal(shown, record.image)
+        place, render = make_place(number), make_render(config, number, stored)
+        batches = training_batches(images, config, slots=2)
+        batch = [render(place(next(batches))) for _ in range(3)][-1]
+        assert len(batch.images.sharding.device_set) == number
+        assert batch.images.sharding.shard_shape(batch.images.shape)[0] == 4 // number
+        made.append(jax.device_get(batch))
+    np.testing.assert_allclose(made[1].images, made[0].images, atol=1e-5)
+    jax.tree.map(np.testing.assert_array_equal, made[1].ground_truth, made[0].ground_truth)
+
+
+@pytest.mark.parametrize("number", [1, DEVICES])
+def test_batches_are_placed_where_the_step_takes_them(number):
+    batch = make_batch((MANY, FEW))
+    placed = make_place(number)(batch)
+    for leaf in jax.tree.leaves(placed):
+        assert leaf.sharding.shard_shape(leaf.shape)[0] == len(leaf) // number
+    jax.tree.map(np.testing.assert_array_equal, placed, batch)

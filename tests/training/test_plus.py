@@ -13,7 +13,7 @@ from nanodet_jax.models import shufflenet_v2
 from nanodet_jax.models.detector import build_model
 from nanodet_jax.models.guidance import deployed
 from nanodet_jax.state import abstract_variables
-from nanodet_jax.training import loop
+from nanodet_jax.training.journal import Journal
 from nanodet_jax.training.step import ema_share, moved_average
 from nanodet_jax.weights import load_entries, load_weights
 from tests.training.test_loop import final_state, journal, one_device, signal_at  # noqa: F401
@@ -55,7 +55,7 @@ def unbroken(one_device, shallow, tmp_path_factory):  # noqa: F811
 
 def test_stopped_and_resumed_is_as_unbroken(unbroken, tmp_path):
     with pytest.MonkeyPatch.context() as patch:
-        signal_at(patch, loop, "training_batches", 3, signal.SIGTERM)
+        signal_at(patch, Journal, "advance", 3, signal.SIGTERM)
         with pytest.raises(SystemExit):
             train_and_evaluate(tiny_config(), tmp_path)
     train_and_evaluate(tiny_config(), tmp_path)
