@@ -1,13 +1,18 @@
-"""The loader alone: from images to batches on the host."""
+"""The loader alone: from images to batches on the host, and what is left to do on the device."""
 
 import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.timing import Row, resident_mb
-from nanodet_jax import doors
+import jax
+
+from benchmarks.subject import Subject
+from benchmarks.timing import Program, Row, resident_mb
+from nanodet_jax import config, doors
+from nanodet_jax.data.cache import TrainingImages
 from nanodet_jax.data.pipeline import count_slots, steps_per_epoch, training_batches
 from nanodet_jax.data.sources import open_source
+from nanodet_jax.training.parallel import make_place, make_render, store
 
 DRAWN = 512  # shapes, where no photographs are given
 
@@ -36,9 +41,7 @@ def load(file: str, data: dict[str, Any], seconds: float) -> dict[str, Row]:
     Returns:
       One row: per batch, and images per second of the clock and of CPU time, which is a core's.
     """
-    loaded = doors.load_config(file)
-    for field, value in data.items():
-        setattr(loaded.data, field, value)
+    loaded = _with_data(doors.load_config(file), data)
     batch, source = loaded.data.batch_size, open_source(loaded, "train")
     batches = training_batches(source, loaded, count_slots(source, loaded.data.max_boxes)[0])
     for _ in range(steps_per_epoch(source, batch)):
@@ -55,3 +58,30 @@ def load(file: str, data: dict[str, Any], seconds: float) -> dict[str, Row]:
         "images_per_cpu_second": count * batch / cpu,
     }
     return {"": row | resident_mb()}
+
+
+def pixels_on_device(subject: Subject, data: dict[str, Any]) -> dict[str, Program]:
+    """A batch warped and coloured on the device, from what the loader has put there.
+
+    Args:
+      subject: what the batch is for.
+      data: fields of `config.data` to set, augment=device among them.
+    """
+    loaded = _with_data(subject.load(), data)
+    source = open_source(loaded, "train")
+    images = TrainingImages(source, loaded)
+    stored = store(images) if loaded.data.cache == "device" else None
+    slots = count_slots(source, loaded.data.max_boxes)[0]
+    raw = make_place()(next(training_batches(images, loaded, slots)))
+    render = make_render(loaded, stored=stored)
+    started = time.perf_counter()
+    jax.block_until_ready(render(raw))
+    facts = {"first_s": time.perf_counter() - started}
+    return {"": Program(lambda: render(raw), facts, images=loaded.data.batch_size)}
+
+
+def _with_data(loaded: config.Config, data: dict[str, Any]) -> config.Config:
+    for field, value in data.items():
+        setattr(loaded.data, field, value)
+    config.check(loaded)
+    return loaded

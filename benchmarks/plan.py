@@ -30,10 +30,11 @@ class Scale(NamedTuple):
     sizes: tuple[int, ...]  # growth of a step: sides of the input
     log_every: int  # steps of a line of log in training end to end
     kept: dict[str, str]  # the best way of images to the device
+    all_wide: bool  # growth of all networks, or where that would take an hour of the first alone
 
 
-ON_CPU = Scale(8, (1, 8, 32), (320, 416), 4, WARPED_THERE)
-ON_ACCELERATOR = Scale(256, (1, 8, 32, 256), (320, 416, 640), 50, KEPT_THERE)
+ON_CPU = Scale(8, (1, 8, 32), (320, 416), 4, WARPED_THERE, False)
+ON_ACCELERATOR = Scale(256, (1, 8, 32, 256), (320, 416, 640), 50, KEPT_THERE, True)
 
 
 @dataclass(frozen=True)
@@ -69,10 +70,8 @@ def tasks(setting: Setting) -> Iterator[Task]:
     """All tasks. What is compiled for one is in the cache for the next."""
     for precision in setting.precisions:
         for file in setting.configs:
-            # On a CPU, where all of it would take an hour, growth is that of the first network.
-            wide = not setting.quick and (
-                setting.scale.kept is KEPT_THERE or file == setting.configs[0]
-            )
+            first = file == setting.configs[0]
+            wide = (first or setting.scale.all_wide) and not setting.quick
             subject = Subject(file, precision, setting.scale.batch)
             yield from _step(setting, subject)
             yield from _inference(setting, subject)
@@ -119,7 +118,13 @@ def _inference(setting: Setting, subject: Subject) -> Iterator[Task]:
 
 
 def _training(setting: Setting, subject: Subject, wide: bool) -> Iterator[Task]:
-    """`train.py`, with data as it comes and with data that is kept."""
+    """What the device does to images, and `train.py`: with data as it comes, with data kept."""
+    if wide:
+        pixels = partial(
+            loader.pixels_on_device, data=setting.data(setting.scale.kept, setting.cpus)
+        )
+        name = f"pixels on the device, batch {subject.batch}"
+        yield _timed(setting, name, pixels, subject)
     for way in (PLAIN, setting.scale.kept) if wide else (setting.scale.kept,):
         fields = setting.data(way, setting.cpus)
         flags = [

@@ -39,6 +39,8 @@ def fresh(function: Callable[..., Any], *args: Any, cache: Path) -> Any:
 
 def _prepare(cache: str) -> None:
     os.environ[CACHE] = cache
+    # What a process does not use of the device is for the original, which may run beside it.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     backend.prepare()
 
 

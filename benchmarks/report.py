@@ -93,7 +93,9 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Row]]:
 
 def describe(machine: dict[str, Any]) -> str:
     """The machine in a line."""
-    device = machine["device"] if machine["platform"] != "cpu" else "no accelerator"
+    device = "no accelerator"
+    if machine["platform"] != "cpu":
+        device = f"{machine['devices']} x {machine['device']}"
     return (
         f"{device}, {machine['cpus']} cores of {machine['cpu'] or 'an unnamed CPU'}, "
         f"{machine['system']}, jax {machine['jax']}, Python {machine['python']}"
