@@ -66,7 +66,7 @@ def sample(rng: np.random.Generator, augment: Augment) -> tuple[Warp, Color]:
 
 def scaled(x: float, y: float) -> np.ndarray:
     """Matrix that multiplies coordinates."""
-    return np.diag([x, y, 1.0])
+    return np.array([[x, 0.0, 0.0], [0.0, y, 0.0], [0.0, 0.0, 1.0]])
 
 
 def shifted(x: float, y: float) -> np.ndarray:
@@ -83,24 +83,24 @@ def warp_matrix(
     truncated to whole pixels as in the original.
     """
     (height, width), (out_height, out_width) = image_size, input_size
-    projection = np.eye(3)
-    projection[2, :2] = warp.perspective
-    angle = np.deg2rad(warp.rotation)
-    rotation = np.eye(3)
-    rotation[:2, :2] = [[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]]
-    shear = np.eye(3)
-    shear[0, 1], shear[1, 0] = np.tan(np.deg2rad(warp.shear))
     matrix = shifted(-width / 2, -height / 2)
-    for factor in (
-        projection,
-        scaled(warp.scale, warp.scale),
-        scaled(*warp.stretch),
-        rotation,
-        shear,
-        scaled(-1.0 if warp.flip else 1.0, 1.0),
-        shifted(warp.center[0] * width, warp.center[1] * height),
-    ):
-        matrix = factor @ matrix
+    # What is left at its default would multiply by one.
+    if warp.perspective != (0, 0):
+        projection = np.eye(3)
+        projection[2, :2] = warp.perspective
+        matrix = projection @ matrix
+    matrix = scaled(warp.scale, warp.scale) @ matrix
+    matrix = scaled(*warp.stretch) @ matrix
+    if warp.rotation != 0:
+        angle = np.deg2rad(warp.rotation)
+        cos, sin = np.cos(angle), np.sin(angle)
+        matrix = np.array([[cos, sin, 0.0], [-sin, cos, 0.0], [0.0, 0.0, 1.0]]) @ matrix
+    if warp.shear != (0, 0):
+        tan_x, tan_y = np.tan(np.deg2rad(warp.shear))
+        matrix = np.array([[1.0, tan_x, 0.0], [tan_y, 1.0, 0.0], [0.0, 0.0, 1.0]]) @ matrix
+    if warp.flip:
+        matrix = scaled(-1.0, 1.0) @ matrix
+    matrix = shifted(warp.center[0] * width, warp.center[1] * height) @ matrix
     if not keep_ratio:
         return scaled(out_width / width, out_height / height) @ matrix, input_size
     size = _fitting(image_size, input_size)
@@ -165,9 +165,10 @@ def warp_boxes(boxes: np.ndarray, matrix: np.ndarray, size: tuple[int, int]) -> 
     """
     x1, y1, x2, y2 = np.asarray(boxes, np.float64).reshape(-1, 4).T
     corners = np.stack([[x1, x2, x1, x2], [y1, y2, y2, y1], np.ones((4, len(x1)))])
-    x, y, w = np.einsum("ij,jkn->ikn", matrix, corners)
-    x, y = np.clip(x / w, 0, size[1]), np.clip(y / w, 0, size[0])
-    return np.stack([x.min(0), y.min(0), x.max(0), y.max(0)], axis=1).astype(np.float32)
+    warped = np.einsum("ij,jkn->ikn", matrix, corners)
+    limits = np.array(size[::-1], np.float64).reshape(2, 1, 1)
+    inside = np.clip(warped[:2] / warped[2], 0.0, limits)
+    return np.concatenate([inside.min(axis=1), inside.max(axis=1)]).T.astype(np.float32, order="C")
 
 
 def is_visible(boxes: np.ndarray) -> np.ndarray:
