@@ -40,7 +40,11 @@ def cpu_count() -> int:
 
 
 def describe() -> dict[str, Any]:
-    """Device and software, as they stand at the head of the table. Starts the device."""
+    """Device and software, as they stand at the head of the table. Starts the device.
+
+    `load` is how many processes wanted a CPU in the last minute, where the system tells.
+    """
+    load = {"load": os.getloadavg()[0]} if hasattr(os, "getloadavg") else {}
     devices = jax.devices()
     return {
         "platform": jax.default_backend(),
@@ -51,6 +55,7 @@ def describe() -> dict[str, Any]:
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "jax": jax.__version__,
+        **load,
     }
 
 

@@ -43,6 +43,7 @@ of log); plan MB: memory planned by the compiler; host MB, dev. MB: the most tha
 of limit: of the images/s that the device's memory and arithmetic allow; orig.: the original, run in
 turn; faster: its ms over ours."""
 NAME, WIDTH = 72, 9  # characters
+BUSY = 0.5  # processes
 # Rows that the README shows, by a regular expression of what stands after the colon.
 README = "first step|training step, batch [0-9]+$|network|image files|training, batch"
 
@@ -92,14 +93,20 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Row]]:
 
 
 def describe(machine: dict[str, Any]) -> str:
-    """The machine in a line."""
+    """The machine in a line, and a warning if it is busy."""
     device = "no accelerator"
     if machine["platform"] != "cpu":
         device = f"{machine['devices']} x {machine['device']}"
-    return (
+    text = (
         f"{device}, {machine['cpus']} cores of {machine['cpu'] or 'an unnamed CPU'}, "
         f"{machine['system']}, jax {machine['jax']}, Python {machine['python']}"
     )
+    if machine.get("load", 0) > BUSY:
+        text += (
+            f"\nnote: load {machine['load']:.1f} in the last minute; what else runs makes times longer "
+            "and ratios uncertain"
+        )
+    return text
 
 
 def markdown(rows: dict[str, Row]) -> str:

@@ -145,6 +145,8 @@ def test_json_and_markdown(tmp_path):
         "| first step, batch 8: compiled | 20.0 s |  |",
         "| training, batch 8, cache ram | 30.0 images/s, waits 2% |  |",
     ]
+    assert "cores of a CPU" in report.describe({**described, "load": 0.1}).splitlines()[-1]
+    assert "load 3.2" in report.describe({**described, "load": 3.21}).splitlines()[-1]
     path.write_text("[]")
     with pytest.raises(UserError, match=re.escape(str(path))):
         report.read(path)
