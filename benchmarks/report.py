@@ -103,8 +103,8 @@ def describe(machine: dict[str, Any]) -> str:
     )
     if machine.get("load", 0) > BUSY:
         text += (
-            f"\nnote: load {machine['load']:.1f} in the last minute; what else runs makes times longer "
-            "and ratios uncertain"
+            f"\nnote: load {machine['load']:.1f} in the last minute; what else runs makes times "
+            "longer and ratios uncertain"
         )
     return text
 
