@@ -44,6 +44,18 @@ def jit_once(function: Callable) -> Callable:
     return jax.jit(function, compiler_options=options)
 
 
+def choose(*, cpu: Any, default: Any) -> Any:
+    """Of two forms of a computation, the one to trace: `cpu` or, elsewhere, `default`.
+
+    The platform is that of `jax.default_device`, as it is while tracing. `lax.platform_dependent`
+    would leave the choice to the compiler, but traces, differentiates and lowers both forms each
+    time: a third of a start from the cache.
+    """
+    device = jax.config.jax_default_device
+    platform = jax.default_backend() if device is None else getattr(device, "platform", device)
+    return cpu if platform == "cpu" else default
+
+
 def prepare(cache_dir: str | Path | None = None) -> None:
     """Set the process up: call before the first compilation. Calling it again is harmless.
 

@@ -5,12 +5,12 @@ and may be traced; shapes are static.
 """
 
 import math
-from functools import partial
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from nanodet_jax import backend
 from nanodet_jax.structures import RawBatch
 
 FLT_EPSILON = 1.1920929e-07  # what OpenCV adds to a divisor
@@ -45,13 +45,9 @@ def warp_batch(
             canvas, size = shrink(canvas, size, shrunk, taps), shrunk
         return warp(canvas, size, inverse, input_size)
 
-    def in_chunks(most: int, *images: jax.Array) -> jax.Array:
-        return lax.map(one, images, batch_size=math.gcd(len(raw.sizes), most))
-
+    chunk = math.gcd(len(raw.sizes), backend.choose(cpu=1, default=CHUNK))
     images = raw.canvases, raw.sizes, raw.shrunk, raw.inverse_warps
-    return lax.platform_dependent(
-        *images, cpu=partial(in_chunks, 1), default=partial(in_chunks, CHUNK)
-    )
+    return lax.map(one, images, batch_size=chunk)
 
 
 def color_batch(

@@ -82,11 +82,11 @@ def summarize(model: config.Model, input_size: tuple[int, int]) -> Summary:
         return out
 
     def run() -> Any:
-        # All arrays are made in here: no device is asked for any, not even for a key.
+        # All arrays are made in here, even the key, and no device is asked for any.
         images = jnp.zeros((1, *input_size, 3), jnp.float32)
         return network.init_with_output(jax.random.key(0), images, method="branches")
 
-    with nn.intercept_methods(count):
+    with jax.default_device("cpu"), nn.intercept_methods(count):
         (predictions, *_), variables = jax.eval_shape(run)
     params = {
         name: sum(leaf.size for leaf in jax.tree.leaves(part))

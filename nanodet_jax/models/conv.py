@@ -10,6 +10,8 @@ import jax.numpy as jnp
 from flax.typing import Initializer
 from jax import lax
 
+from nanodet_jax import backend
+
 
 def conv(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
     """Convolve, zero-padding k // 2 on each side.
@@ -23,7 +25,7 @@ def conv(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
       [B, ceil(H / stride), ceil(W / stride), D].
     """
     if kernel.shape[:2] == (1, 1) and stride == 1:
-        return lax.platform_dependent(x, kernel, cpu=matrix_conv, default=windowed_conv)
+        return backend.choose(cpu=matrix_conv, default=windowed_conv)(x, kernel)
     return windowed_conv(x, kernel, stride)
 
 

@@ -13,6 +13,8 @@ import jax.numpy as jnp
 from flax.typing import Initializer
 from jax import lax
 
+from nanodet_jax import backend
+
 
 def depthwise_conv(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
     """Convolve every channel with a kernel of its own, zero-padding k // 2 on each side.
@@ -25,12 +27,8 @@ def depthwise_conv(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Arra
     Returns:
       [B, ceil(H / stride), ceil(W / stride), C].
     """
-    return lax.platform_dependent(
-        x,
-        kernel,
-        cpu=partial(shifted_depthwise_conv, stride=stride),
-        default=partial(grouped_depthwise_conv, stride=stride),
-    )
+    form = backend.choose(cpu=shifted_depthwise_conv, default=grouped_depthwise_conv)
+    return form(x, kernel, stride)
 
 
 def grouped_depthwise_conv(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:

@@ -10,12 +10,14 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from nanodet_jax import backend
+
 SIZE, STRIDE, PAD = 3, 2, 1
 
 
 def max_pool_3x3(x: jax.Array) -> jax.Array:
     """[B, H, W, C] to [B, ceil(H / 2), ceil(W / 2), C]; one pixel of padding that never wins."""
-    return lax.platform_dependent(x, cpu=shifted_max_pool, default=windowed_max_pool)
+    return backend.choose(cpu=shifted_max_pool, default=windowed_max_pool)(x)
 
 
 def windowed_max_pool(x: jax.Array) -> jax.Array:

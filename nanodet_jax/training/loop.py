@@ -156,9 +156,9 @@ def train_and_evaluate(config: Config, workdir: str | Path) -> dict[str, Any]:
             if interrupt.received is not None:
                 break
             batch = render(feed.next(device_metrics))
-            if step == 1:
-                journal.picture("train", 0, draw_batch(jax.device_get(batch), config, train))
             state, device_metrics = train_step(state, batch)
+            if step == 1:  # drawn and written while the device is busy
+                journal.picture("train", 0, draw_batch(jax.device_get(batch), config, train))
             if step == start_step + 1:
                 backend.close_holes()  # that compiling the step has left
             stepped += 1

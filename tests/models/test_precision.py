@@ -87,7 +87,8 @@ def test_bf16_is_near_float32_and_highest_the_same_on_a_cpu():
 
 
 @pytest.mark.parametrize("precision", ["float32", "highest"])
-def test_highest_reaches_every_product_of_a_gpus_program(precision):
+def test_highest_reaches_every_product_of_a_gpus_program(precision, monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     model = build_model(PLUS, precision)
     variables = abstract_variables(model, guided=True)
     step = partial(loss_and_gradients, model=model, **PARTS)
@@ -102,8 +103,9 @@ def test_highest_reaches_every_product_of_a_gpus_program(precision):
         assert convolutions and not set(exact) & set(convolutions)
 
 
-def test_distances_are_exact_with_each():
+def test_distances_are_exact_with_each(monkeypatch):
     """The mean over a distribution is a product, and decides losses and boxes."""
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     model = build_model(PLUS)
     branches = jax.eval_shape(
         partial(model.apply, method="branches", train=False),
