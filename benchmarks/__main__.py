@@ -3,6 +3,7 @@
     python -m benchmarks [--quick] [--only REGEX] [--json FILE] [--reference CHECKOUT]
     python -m benchmarks assignment [...]    # of NanoDet-Plus alone: `benchmarks/assignment.py`
     python -m benchmarks evaluation [...]    # COCO's numbers: `benchmarks/evaluation.py`
+    python -m benchmarks engines --reference CHECKOUT [...]    # ONNX Runtime and ncnn beside ours
 
 Every row is measured in a process of its own that finds its programs compiled, and printed at once.
 The first run compiles; later ones, with the same cache, take a third of the time.
@@ -18,7 +19,7 @@ from typing import Any
 
 import jax
 
-from benchmarks import assignment, evaluation, report
+from benchmarks import assignment, engines, evaluation, report
 from benchmarks.inference import draw_files
 from benchmarks.machine import describe
 from benchmarks.plan import ON_ACCELERATOR, ON_CPU, Setting, tasks
@@ -39,7 +40,7 @@ def parse() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("what", nargs="?", choices=("table", "assignment", "evaluation"), default="table")
+    add("what", nargs="?", choices=("table", "assignment", "evaluation", "engines"), default="table")
     add("--config", action="append", metavar="FILE[:VARIANT]", help=f"default: {CONFIGS}")
     add("--precision", action="append", choices=PRECISIONS,
         help="default: float32, and on accelerators bf16")  # fmt: skip
@@ -58,9 +59,18 @@ def parse() -> argparse.Namespace:
     add("--size", type=int, default=320, help="of assignment: side of the input")
     add("--runs", type=int, default=5, help="of assignment and evaluation")
     args = parser.parse_args()
+    if args.what == "engines" and not args.reference:
+        parser.error("engines: --reference CHECKOUT of the original is needed")
     if (args.images is None) != (args.annotations is None):
         parser.error("--images and --annotations belong together")
     return args
+
+
+def find_reference(args: argparse.Namespace) -> Reference:
+    """The original that the flags name. Raises UserError if it cannot run."""
+    reference = Reference(args.reference.resolve(), args.reference_python)
+    reference.check()
+    return reference
 
 
 def measure(args: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Row]]:
@@ -75,10 +85,7 @@ def measure(args: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Row]]:
     machine = fresh(describe, cache=cache)
     accelerator = machine["platform"] != "cpu"
     scale = ON_ACCELERATOR if accelerator else ON_CPU
-    reference = None
-    if args.reference:
-        reference = Reference(args.reference.resolve(), args.reference_python)
-        reference.check()
+    reference = find_reference(args) if args.reference else None
     precisions = ("float32", "bf16") if accelerator else ("float32",)
     columns = report.columns(accelerator, reference is not None)
     print(f"{report.describe(machine)}\n\n{report.LEGEND}\n\n{report.header(columns)}", flush=True)
@@ -132,6 +139,14 @@ def main() -> None:
             machine = describe()
             if args.what == "assignment":
                 rows = assignment.benchmark(args.batch or 32, args.size, args.runs, args.only)
+            elif args.what == "engines":
+                cache = Path(jax.config.jax_compilation_cache_dir)  # type: ignore[attr-defined]
+                rows = engines.benchmark(
+                    tuple(args.config or CONFIGS),
+                    find_reference(args),
+                    Effort(args.seconds, most=1000),
+                    cache,
+                )
             else:
                 rows = evaluation.benchmark(IMAGES, DETECTIONS, args.runs)
         if args.markdown:

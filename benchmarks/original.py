@@ -1,8 +1,9 @@
 """Runs the original NanoDet, once for every line of standard input. Knows nothing of nanodet_jax.
 
-    python original.py CHECKOUT CONFIG step|network BATCH.npz THREADS
+    python original.py CHECKOUT CONFIG step|network|onnxruntime|ncnn BATCH.npz THREADS
 
-BATCH.npz holds images [B, 3, H, W] and the fields of a `GroundTruth`. Answers, a line of json each:
+The last two are engines to deploy with: the network is exported to them first, by PyTorch's ONNX
+exporter and by pnnx. BATCH.npz holds images [B, 3, H, W] and the fields of a `GroundTruth`. Answers, a line of json each:
 seconds of the run, wall and CPU. What the original imports but does not need here (Lightning,
 torchvision, plotting) may be missing.
 """
@@ -83,6 +84,39 @@ def network(model, batch: dict) -> Callable[[], None]:
     return forward
 
 
+def in_onnxruntime(model, batch: dict, folder: Path, threads: int) -> Callable[[], None]:
+    """Images to predictions in ONNX Runtime."""
+    import onnxruntime
+
+    path = str(folder / "network.onnx")
+    torch.onnx.export(model, batch["img"], path, dynamo=False, input_names=["images"])
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    images = batch["img"].numpy()
+    return lambda: session.run(None, {"images": images})
+
+
+def in_ncnn(model, batch: dict, folder: Path, threads: int) -> Callable[[], None]:
+    """One image to predictions in ncnn."""
+    import ncnn
+    import pnnx
+
+    pnnx.export(model, str(folder / "network.pt"), batch["img"])
+    net = ncnn.Net()
+    net.opt.num_threads = threads
+    net.load_param(str(folder / "network.ncnn.param"))
+    net.load_model(str(folder / "network.ncnn.bin"))
+    image = batch["img"][0].numpy()
+
+    def forward() -> None:
+        extractor = net.create_extractor()
+        extractor.input("in0", ncnn.Mat(image))
+        extractor.extract("out0")
+
+    return forward
+
+
 def load_batch(path: str, device) -> dict:
     """What the original's loader gives to a step: boxes of each image as numpy arrays."""
     with np.load(path) as file:
@@ -115,7 +149,14 @@ def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = build_model(cfg.model).to(device)
     batch = load_batch(path, device)
-    run = training_step(cfg, model, batch, device) if what == "step" else network(model, batch)
+    match what:
+        case "step":
+            run = training_step(cfg, model, batch, device)
+        case "network":
+            run = network(model, batch)
+        case _:
+            export = {"onnxruntime": in_onnxruntime, "ncnn": in_ncnn}[what]
+            run = export(model.cpu().eval(), batch, Path(path).parent, int(threads))
 
     def answer() -> None:
         wall, cpu = time.perf_counter(), time.process_time()

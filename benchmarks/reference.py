@@ -66,7 +66,7 @@ class Original:
     """
 
     def __init__(self, reference: Reference, what: str, subject: Subject):
-        """Args: `what` is step or network. Raises UserError if the original does not start."""
+        """Args: `what` is one of `original.py`. Raises UserError if it does not start."""
         config = subject.load()
         if config.name not in CONFIGS:
             raise UserError(f"--reference: {subject.file} has no counterpart in the original")
