@@ -31,6 +31,7 @@ from nanodet_jax.config import PRECISIONS
 from nanodet_jax.errors import UserError
 
 IMAGES, DETECTIONS = 5000, 100  # of evaluation: COCO's validation set, what suppression may leave
+KINDS = ("table", "assignment", "evaluation", "engines")
 CONFIGS = ("configs/coco.py:nanodet-m_320", "configs/coco.py:nanodet-plus-m_320")
 
 
@@ -40,7 +41,7 @@ def parse() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("what", nargs="?", choices=("table", "assignment", "evaluation", "engines"), default="table")
+    add("what", nargs="?", choices=KINDS, default="table")
     add("--config", action="append", metavar="FILE[:VARIANT]", help=f"default: {CONFIGS}")
     add("--precision", action="append", choices=PRECISIONS,
         help="default: float32, and on accelerators bf16")  # fmt: skip

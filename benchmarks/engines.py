@@ -1,4 +1,4 @@
-"""The network on one image, beside what others deploy the same network with, on one core and on all.
+"""The network on one image, beside engines that deploy the same one, on one core and on all.
 
 The original in eager PyTorch, ONNX Runtime and ncnn, all in float32, in turn with ours. Needs the
 original, and a Python with `torch onnx onnxruntime ncnn pnnx`.

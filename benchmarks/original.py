@@ -3,9 +3,9 @@
     python original.py CHECKOUT CONFIG step|network|onnxruntime|ncnn BATCH.npz THREADS
 
 The last two are engines to deploy with: the network is exported to them first, by PyTorch's ONNX
-exporter and by pnnx. BATCH.npz holds images [B, 3, H, W] and the fields of a `GroundTruth`. Answers, a line of json each:
-seconds of the run, wall and CPU. What the original imports but does not need here (Lightning,
-torchvision, plotting) may be missing.
+exporter and by pnnx. BATCH.npz holds images [B, 3, H, W] and the fields of a `GroundTruth`.
+Answers, a line of json each: seconds of the run, wall and CPU. What the original imports but does
+not need here (Lightning, torchvision, plotting) may be missing.
 """
 
 import copy
