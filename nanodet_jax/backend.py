@@ -51,7 +51,7 @@ def choose(*, cpu: Any, default: Any) -> Any:
     would leave the choice to the compiler, but traces, differentiates and lowers both forms each
     time: a third of a start from the cache.
     """
-    device = jax.config.jax_default_device
+    device = jax.config.jax_default_device  # type: ignore[attr-defined]
     platform = jax.default_backend() if device is None else getattr(device, "platform", device)
     return cpu if platform == "cpu" else default
 

@@ -1,5 +1,12 @@
-"""What a run leaves in `checkpoints/`: the newest state, the best, and every N epochs one."""
+"""What a run leaves in `checkpoints/`: the newest states, the best, and every N epochs one.
 
+Nothing that is read from a checkpoint is believed before it is the same, to the bit, as what was
+saved: digests of all arrays and of the metrics are part of it.
+"""
+
+import contextlib
+import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,40 +15,59 @@ import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 from orbax.checkpoint import checkpoint_managers
+from tqdm import tqdm
 
+from nanodet_jax import digests
 from nanodet_jax.errors import UserError
+from nanodet_jax.json_file import write_json
 from nanodet_jax.state import TrainState
 
+CHECKPOINTS = "checkpoints"  # folder in a workdir
 METRIC = "AP"
+NEWEST = 2  # of which the older one is there in case the newest is damaged
+RECORD, METRICS = "record", "metrics.json"
+VERSION = 1  # of what a checkpoint holds
 
-# Saves between evaluations have no score, by intention; the manager warns of each.
-logging.get_absl_logger().addFilter(lambda record: "tracked_metric" not in str(record.msg))
+# That a folder is only looked at is no warning to a user, but one to Orbax.
+logging.get_absl_logger().addFilter(lambda record: "read only" not in str(record.msg))
+
+
+class Damaged(UserError):
+    """A checkpoint that is not what was saved."""
 
 
 class Checkpoints:
     """The `checkpoints/` folder of a workdir, by step.
 
-    A checkpoint has two parts: `variables`, the averaged ones where there is an average, for
-    inference, and `training`, what else the next step depends on. Saving goes on in the
-    background; a checkpoint gets its name only once it is whole.
+    A checkpoint has three parts: `variables`, the averaged ones where there is an average, for
+    inference; `training`, what else the next step depends on; and `record`, the digests of all
+    arrays. Saving goes on in the background; a checkpoint gets its name only once it is whole.
+    What is measured afterwards is added as `metrics.json`.
+
+    Args:
+      workdir: of the run.
+      keep_every_steps: checkpoints of these steps are never deleted; 0: none.
+      writing: False to look at a run that may be going on: nothing in the folder is changed.
     """
 
-    def __init__(self, workdir: Path, keep_every_steps: int = 0):
-        kept: list[Any] = [
-            checkpoint_managers.LatestN(1),
-            checkpoint_managers.BestN(
-                get_metric_fn=_score,
-                n=1,
-                keep_checkpoints_without_metrics=False,
-            ),
-        ]
+    def __init__(self, workdir: Path, keep_every_steps: int = 0, writing: bool = True):
+        self.folder = workdir.absolute() / CHECKPOINTS
+        self._writing = writing
+        self._metrics: dict[int, dict[str, Any] | None] = {}  # of steps, saved or read
+        kept: list[Any] = [checkpoint_managers.LatestN(NEWEST), _Best(self)]
         if keep_every_steps:
             kept.append(checkpoint_managers.EveryNSteps(keep_every_steps))
         options = ocp.CheckpointManagerOptions(
             preservation_policy=checkpoint_managers.AnyPreservationPolicy(kept),
-            best_fn=_score,  # without it the manager writes no metrics, which BestN goes by
+            cleanup_tmp_directories=writing,  # what a crash left half-written
+            create=False,
+            read_only=not writing,
+            save_interval_steps=1 if writing else 0,  # what Orbax itself would set, with a warning
         )
-        self._manager = ocp.CheckpointManager(workdir.absolute() / "checkpoints", options=options)
+        with self._told("cannot be opened"):
+            if writing:
+                self.folder.mkdir(parents=True, exist_ok=True)
+            self._manager = ocp.CheckpointManager(self.folder, options=options)
 
     def latest_step(self) -> int | None:
         """Step of the newest checkpoint, None before the first."""
@@ -49,39 +75,54 @@ class Checkpoints:
 
     def best_step(self) -> int | None:
         """Step of the checkpoint with the highest AP, None where none was evaluated."""
-        scores = {step: self.metrics(step) for step in self._manager.all_steps()}
-        evaluated = {step: metrics[METRIC] for step, metrics in scores.items() if metrics}
-        return max(evaluated, key=lambda step: (evaluated[step], step)) if evaluated else None
+        return _best(self._manager.all_steps(), self)
 
     def metrics(self, step: int) -> dict[str, Any] | None:
-        """What was measured when `step` was saved, or None."""
-        return self._manager.metrics(step)
+        """What `rate` noted of a step; None if nothing was, or if that is damaged."""
+        if step not in self._metrics:
+            self._metrics[step] = self._read_metrics(step)
+        return self._metrics[step]
 
-    def save(
-        self, state: TrainState, metrics: dict[str, Any] | None = None, replace: bool = False
-    ) -> None:
-        """Begin to save; a step that is saved already is left as it is, or replaced."""
+    def save(self, state: TrainState) -> None:
+        """Begin to save; a step that is saved already is left as it is.
+
+        Raises:
+          UserError: if this checkpoint, or the one before it, could not be written.
+        """
         step = int(state.step)
         if step in self._manager.all_steps():
-            if not replace:
-                return
-            self._manager.delete(step)
+            return
         # Copies: the next step is going to overwrite the donated buffers.
-        host = jax.tree.map(lambda leaf: np.array(leaf), state)
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                **{name: ocp.args.StandardSave(part) for name, part in _split(host).items()}
-            ),
-            metrics=metrics,
-        )
+        parts = _split(jax.tree.map(lambda leaf: np.array(leaf), state))
+        record = {"version": VERSION, "arrays": digests.of_arrays(parts)}
+        items = {name: ocp.args.StandardSave(part) for name, part in parts.items()}
+        self._metrics[step] = None
+        with self._told(f"checkpoint {step} cannot be written"):
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    **items, **{RECORD: ocp.args.JsonSave(digests.signed(record))}
+                ),
+            )
+
+    def rate(self, step: int, metrics: dict[str, Any]) -> None:
+        """Note what was measured of a step that was saved, once that is on disk.
+
+        Raises:
+          UserError: if the one or the other cannot be written.
+        """
+        self.wait()
+        write_json(self.folder / str(step) / METRICS, digests.signed(metrics))
+        self._metrics[step] = metrics
 
     def restore(self, step: int, like: TrainState) -> TrainState:
-        """The state saved at `step`; `like` has its structure, shapes and dtypes."""
-        parts = _split(like)
-        restored = self._restore(
-            step, **{name: ocp.args.StandardRestore(_host(part)) for name, part in parts.items()}
-        )
+        """The state saved at `step`; `like` has its structure, shapes and dtypes.
+
+        Raises:
+          Damaged: if it is not what was saved.
+          UserError: if it is the state of another model or optimizer.
+        """
+        restored = self._restore(step, _split(like))
         kept, training = restored["variables"], restored["training"]
         averaged = like.average is not None
         return TrainState(
@@ -91,31 +132,160 @@ class Checkpoints:
             opt_state=training["opt_state"],
         )
 
-    def restore_variables(self, step: int, like: Any) -> Any:
-        """Parameters and batch statistics to infer with, saved at `step`; averaged ones if any."""
-        return self._restore(step, variables=ocp.args.StandardRestore(_host(like)))["variables"]
+    def restore_newest(self, like: TrainState) -> TrainState:
+        """The newest state that is whole, as `restore` gives it.
 
-    def _restore(self, step: int, **parts: Any) -> Any:
-        try:
-            restored = self._manager.restore(step, args=ocp.args.Composite(**parts))
-            for name, part in parts.items():  # Orbax compares structures, but no shapes
-                jax.tree.map(_check_shape, restored[name], part.item)
-            return restored
-        except (ValueError, KeyError, TypeError) as error:
-            where = f"{self._manager.directory}/{step}"
-            first_line = str(error).strip().splitlines()[0]
-            raise UserError(
-                f"{where}: does not fit this config's model or optimizer ({first_line}); use the "
-                "workdir's own config, or another workdir"
-            ) from error
+        Damaged checkpoints that are newer are named and moved to `checkpoints/damaged_STEP`.
+
+        Raises:
+          UserError: if there is none, or the newest is of another model or optimizer.
+        """
+        damaged = []
+        while (step := self.latest_step()) is not None:
+            try:
+                return self.restore(step, like)
+            except Damaged as error:
+                tqdm.write(f"note: {error}")
+                damaged.append(str(self._set_aside(step)))
+        raise UserError(
+            f"{self.folder}: no checkpoint is whole ({', '.join(damaged)}); copy one there "
+            "from elsewhere, or give another --workdir to start anew"
+        )
+
+    def restore_variables(self, step: int, like: Any) -> Any:
+        """Parameters and batch statistics to infer with, saved at `step`; averaged ones if any.
+
+        Raises:
+          Damaged, UserError: as `restore`.
+        """
+        return self._restore(step, {"variables": like})["variables"]
+
+    def restore_best_variables(self, like: Any) -> Any | None:
+        """Those of the best checkpoint that is whole, else of the newest; None before the first.
+
+        Damaged checkpoints are named.
+
+        Raises:
+          UserError: if all are damaged, or of another model.
+        """
+        steps = set(self._manager.all_steps())
+        named = bool(steps)
+        while steps:
+            step = _best(steps, self)
+            step = max(steps) if step is None else step
+            try:
+                return self.restore_variables(step, like)
+            except Damaged as error:
+                tqdm.write(f"note: {error}")
+                steps.remove(step)
+        if named:
+            raise UserError(f"{self.folder}: no checkpoint is whole")
+        return None
 
     def wait(self) -> None:
-        """Return once everything is on disk."""
-        self._manager.wait_until_finished()
+        """Return once everything is on disk.
+
+        Raises:
+          UserError: if it cannot be written.
+        """
+        with self._told("the last checkpoint cannot be written"):
+            self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Wait until everything is on disk, and let go of it."""
-        self._manager.close()
+        """Wait as `wait` does, and let go of everything."""
+        with self._told("the last checkpoint cannot be written"):
+            self._manager.close()
+
+    def _read_metrics(self, step: int) -> dict[str, Any] | None:
+        path = self.folder / str(step) / METRICS
+        try:
+            metrics = digests.verified(json.loads(path.read_bytes()))
+            return metrics if metrics[METRIC] is not None else None
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, RecursionError) as error:
+            tqdm.write(f"note: {path}: is damaged ({_line(error)}); this step is taken as unrated")
+            return None
+
+    def _record(self, step: int) -> dict[str, Any]:
+        args = ocp.args.Composite(**{RECORD: ocp.args.JsonRestore()})
+        try:
+            record = digests.verified(self._manager.restore(step, args=args)[RECORD])
+        except Exception as error:  # whatever a damaged file provokes
+            reason = f"its {RECORD} cannot be read: {_line(error)}"
+            raise Damaged(f"{self.folder}/{step}: is damaged ({reason})") from error
+        if record["version"] != VERSION:
+            raise UserError(
+                f"{self.folder}/{step}: has version {record['version']} of the format, this "
+                f"program reads {VERSION}; use the nanodet_jax that wrote it"
+            )
+        return record
+
+    def _restore(self, step: int, parts: dict[str, Any]) -> Any:
+        where = f"{self.folder}/{step}"
+        saved = {
+            name: about
+            for name, about in self._record(step)["arrays"].items()
+            if name.partition("/")[0] in parts
+        }
+        difference = digests.difference_in_shape(saved, parts)
+        if difference:
+            raise UserError(
+                f"{where}: does not fit this config's model or optimizer ({difference}); use the "
+                "workdir's own config, or another workdir"
+            )
+        args = {name: ocp.args.StandardRestore(_host(part)) for name, part in parts.items()}
+        try:
+            restored = self._manager.restore(step, args=ocp.args.Composite(**args))
+            restored = {name: restored[name] for name in parts}
+            difference = digests.difference(saved, restored)
+        except Exception as error:  # whatever a damaged file provokes
+            raise Damaged(f"{where}: is damaged ({_line(error)})") from error
+        if difference:
+            raise Damaged(f"{where}: is damaged ({difference})")
+        return restored
+
+    def _set_aside(self, step: int) -> Path:
+        """Rename a damaged checkpoint, so that the step can be saved again."""
+        place = self.folder / f"damaged_{step}"
+        number = 1
+        while place.exists():
+            number += 1
+            place = self.folder / f"damaged_{step}_{number}"
+        with self._told(f"checkpoint {step} is damaged and cannot be moved aside"):
+            (self.folder / str(step)).rename(place)
+            self._manager.reload()
+        return place
+
+    @contextlib.contextmanager
+    def _told(self, what: str):
+        """Turn whatever goes wrong with the disk into a line."""
+        try:
+            yield
+        except UserError:
+            raise
+        except Exception as error:  # Orbax and TensorStore have many kinds
+            raise UserError(
+                f"{self.folder}: {what}: {_line(error)}; earlier checkpoints are as they were, "
+                "and the same command goes on from them"
+            ) from error
+
+
+class _Best(checkpoint_managers.PreservationPolicy):
+    """Keeps the checkpoint with the highest AP."""
+
+    def __init__(self, checkpoints: Checkpoints):
+        self._checkpoints = checkpoints
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        best = _best([info.step for info in checkpoints], self._checkpoints)
+        return [info.step == best for info in checkpoints]
+
+
+def _best(steps: Any, checkpoints: Checkpoints) -> int | None:
+    scores = {step: checkpoints.metrics(step) for step in steps}
+    evaluated = {step: metrics[METRIC] for step, metrics in scores.items() if metrics}
+    return max(evaluated, key=lambda step: (evaluated[step], step)) if evaluated else None
 
 
 def _split(state: TrainState) -> dict[str, Any]:
@@ -125,14 +295,9 @@ def _split(state: TrainState) -> dict[str, Any]:
     return {"variables": state.inference_variables, "training": training}
 
 
-def _score(metrics: dict[str, Any]) -> float:
-    return metrics[METRIC]
-
-
-def _check_shape(saved: Any, wanted: Any) -> None:
-    if saved.shape != wanted.shape:
-        raise ValueError(f"an array of shape {saved.shape} in place of {wanted.shape}")
-
-
 def _host(tree: Any) -> Any:
     return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), tree)
+
+
+def _line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -13,7 +13,7 @@ from nanodet_jax.coco_classes import COCO_CLASSES
 from nanodet_jax.detector import Detector, Found, read_image
 from nanodet_jax.doors import load_config
 from nanodet_jax.errors import UserError
-from nanodet_jax.evaluation import write_json
+from nanodet_jax.json_file import write_json
 from nanodet_jax.summary import format_summary, summarize
 from nanodet_jax.weights import load_weights, save_weights
 

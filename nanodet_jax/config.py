@@ -168,6 +168,8 @@ class Training:
     detach_epoch: int = 0  # guidance: epochs in which its loss trains backbone and neck too
     init_weights: str = ""  # .pth, .ckpt, .npz or a workdir to start from
     seed: int = 0
+    # Steps in a row with a loss or gradient that is not finite, each skipped, that end the run.
+    max_skipped: int = 10
     eval_every: int = 10  # epochs
     checkpoint_every: int = 1  # epochs between saves of the newest state
     keep_every: int = 0  # epochs between checkpoints that are never deleted; 0 = none
@@ -259,7 +261,7 @@ def check(config: Config, num_devices: int = 1) -> None:
     require(training.steps >= 0, "training.steps", "must be positive, or 0 to count epochs")
     require(training.steps > 0 or training.epochs > 0, "training.epochs", "must be positive")
     require(training.learning_rate > 0, "training.learning_rate", "must be positive")
-    for name in ("eval_every", "checkpoint_every", "log_every"):
+    for name in ("eval_every", "checkpoint_every", "log_every", "max_skipped"):
         require(getattr(training, name) > 0, f"training.{name}", "must be positive")
     for name in ("weight_decay", "clip_norm", "warmup_steps", "keep_every", "detach_epoch"):
         require(getattr(training, name) >= 0, f"training.{name}", "must not be negative")

@@ -3,8 +3,10 @@
 And how a config is read where there are no flags, for the commands of `nanodet-jax`.
 """
 
+import gc
 import os
 import runpy
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -82,12 +84,18 @@ def run(main: Callable[[], None]) -> None:
     def guarded(_: list[str]) -> None:
         if not flags.FLAGS["verbosity"].present:
             logging.set_verbosity(logging.WARNING)  # the libraries' chatter; --verbosity=0 shows it
+        gc.freeze()  # what was imported stays: while tracing, each collection would look through it
+        before = signal.signal(signal.SIGINT, signal.SIG_DFL)  # at once, also where XLA compiles
         try:
             main()
         except UserError as error:
             fail(error)
+        except OSError as error:  # a disk that is full, or may not be written to
+            fail(f"{error.filename}: {error.strerror}" if error.filename else error)
         except KeyboardInterrupt:
             sys.exit(130)
+        finally:
+            signal.signal(signal.SIGINT, before)
 
     app.run(guarded, flags_parser=parse)
 

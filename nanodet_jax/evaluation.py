@@ -7,14 +7,11 @@ Letters: n detections of one image, K classes.
 
 import contextlib
 import io
-import json
 import math
-import os
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import metadata
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -178,26 +175,6 @@ def format_table(metrics: dict[str, Any]) -> str:
         lines += ["", "    ".join([header] * columns)]
         lines += ["    ".join(body[row::rows]) for row in range(rows)]
     return "\n".join(lines) + "\n"
-
-
-def write_json(path: Path, value: Any, indent: int | None = None) -> None:
-    """Write a value as json, wholly or not at all: readers never see half a file.
-
-    Raises:
-      UserError: naming the path, if it cannot be written.
-      ValueError: on nan or infinity, which json does not know.
-    """
-    path = Path(path)
-    text = json.dumps(value, indent=indent, allow_nan=False) + "\n"
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # same folder: replace is atomic
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise UserError(f"{path}: cannot be written: {error.strerror}") from error
 
 
 class _Columns(NamedTuple):

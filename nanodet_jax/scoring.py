@@ -15,6 +15,7 @@ from nanodet_jax.data.records import Source, decode
 from nanodet_jax.data.sources import open_source
 from nanodet_jax.errors import UserError
 from nanodet_jax.inference import Detect, detect_batches, make_detect
+from nanodet_jax.json_file import write_json
 from nanodet_jax.models.detector import build_model
 from nanodet_jax.structures import Detections
 from nanodet_jax.weights import Weights, load_weights
@@ -149,8 +150,8 @@ def evaluate(
     assert result is not None
     metrics = {**result.metrics, "judge": f"{judge} {metadata.version(judge)}"}
     out = Path(out)
-    evaluation.write_json(out / "metrics.json", metrics, indent=2)
-    evaluation.write_json(out / "detections.json", result.results)
+    write_json(out / "metrics.json", metrics, indent=2)
+    write_json(out / "detections.json", result.results)
     if result.pictured:
         visualize.save_image(out / "pictures" / "detections.jpg", picture(source, result.pictured))
     return metrics

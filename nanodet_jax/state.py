@@ -61,12 +61,16 @@ def create_state(
     With `ema` the average of the variables is kept, and starts as their copy.
     """
 
-    def copy():
-        return jax.tree.map(jnp.array, variables)
+    @jax.jit  # one small program instead of hundreds
+    def create(variables: Any) -> TrainState:
+        def copy():
+            return jax.tree.map(jnp.copy, variables)
 
-    return TrainState(
-        step=jnp.zeros((), jnp.int32),
-        **copy(),
-        average=copy() if ema else None,
-        opt_state=optimizer.init(variables["params"]),
-    )
+        return TrainState(
+            step=jnp.zeros((), jnp.int32),
+            **copy(),
+            average=copy() if ema else None,
+            opt_state=optimizer.init(variables["params"]),
+        )
+
+    return create(variables)

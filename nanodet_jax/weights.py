@@ -4,6 +4,7 @@ import json
 import os
 import tempfile
 import zipfile
+from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,7 +12,7 @@ import numpy as np
 
 from nanodet_jax import config as configs
 from nanodet_jax import convert
-from nanodet_jax.checkpoint import Checkpoints
+from nanodet_jax.checkpoint import CHECKPOINTS, Checkpoints
 from nanodet_jax.coco_classes import COCO_CLASSES
 from nanodet_jax.config import Config
 from nanodet_jax.errors import UserError
@@ -149,15 +150,12 @@ def _load_workdir(path: Path) -> Weights:
     if not about.is_file():
         raise UserError(f"{path}: no workdir of a run (it has no {ABOUT})")
     config, names = read_description(about.read_text(), str(about))
-    checkpoints = Checkpoints(path)
-    try:
-        step = checkpoints.best_step()
-        step = checkpoints.latest_step() if step is None else step
-        if step is None:
-            raise UserError(f"{path}: has no checkpoint yet")
-        variables = checkpoints.restore_variables(step, _abstract(config, guided=True))
-    finally:
-        checkpoints.close()
+    if not (path / CHECKPOINTS).is_dir():
+        raise UserError(f"{path}: has no checkpoint yet")
+    with closing(Checkpoints(path, writing=False)) as checkpoints:
+        variables = checkpoints.restore_best_variables(_abstract(config, guided=True))
+    if variables is None:
+        raise UserError(f"{path}: has no checkpoint yet")
     return Weights(variables, config, names)
 
 

@@ -10,7 +10,7 @@ from pycocotools.cocoeval import COCOeval
 
 from nanodet_jax.data.records import Category
 from nanodet_jax.errors import UserError
-from nanodet_jax.evaluation import MEANINGS, coco_metrics, format_table, to_coco, write_json
+from nanodet_jax.evaluation import MEANINGS, coco_metrics, format_table, to_coco
 
 CATEGORIES = (Category(1, "cat"), Category(3, "dog"), Category(7, "bird"))
 
@@ -263,23 +263,3 @@ def test_table_keeps_columns_under_wide_letters_and_long_names():
     cat, long = format_table(metrics).splitlines()[-2:]
     assert len(long) == len(cat) + 1  # a wide letter takes two places
     assert format_table({**metrics, "per_class": {}}).count("\n") == 15
-
-
-def test_json_is_written_wholly_or_not_at_all(tmp_path):
-    path = tmp_path / "new" / "metrics.json"
-    write_json(path, {"AP": 0.1, "name": "猫"}, indent=2)
-    with pytest.raises(ValueError, match="JSON"):
-        write_json(path, {"AP": float("nan")})
-    with pytest.raises(TypeError):
-        write_json(path, {"AP": object()})
-    assert json.loads(path.read_text(encoding="utf-8")) == {"AP": 0.1, "name": "猫"}
-    assert [file.name for file in path.parent.iterdir()] == ["metrics.json"]
-
-
-def test_json_that_cannot_be_written(tmp_path):
-    (tmp_path / "folder.json").mkdir()
-    (tmp_path / "file").write_text("")
-    for path in (tmp_path / "folder.json", tmp_path / "file" / "metrics.json"):
-        with pytest.raises(UserError, match=str(path)):
-            write_json(path, {})
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["file", "folder.json"]

@@ -1,7 +1,7 @@
 """From a source to batches: shuffled and augmented for training, grouped by shape to evaluate."""
 
 from collections.abc import Iterator, Sized
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import grain
@@ -54,6 +54,19 @@ def _reading(config: Config, ahead: int) -> grain.ReadOptions:
     return grain.ReadOptions(num_threads=config.data.workers, prefetch_buffer_size=ahead)
 
 
+def _epochs(images: Any, config: Config) -> grain.MapDataset:
+    """Positions or images of one epoch, shuffled; `repeat` shuffles the next ones otherwise."""
+    return grain.MapDataset.source(images).seed(config.training.seed).shuffle()
+
+
+def images_of_step(source: Source, config: Config, step: int) -> list[str]:
+    """Names of the images of training step `step`, counted from 1."""
+    size = config.data.batch_size
+    used = steps_per_epoch(source, size) * size
+    order = _epochs(range(len(source)), config)[:used].repeat()
+    return [source[order[place]].name for place in range((step - 1) * size, step * size)]
+
+
 class _Numbered:
     """Records with their positions; what the reading threads call."""
 
@@ -94,9 +107,7 @@ def training_batches(
     augmented = ForDevice if config.data.augment == "device" else OnHost
     examples = augmented(config, slots, images)
     dataset = (
-        grain.MapDataset.source(_Numbered(images))
-        .seed(config.training.seed)
-        .shuffle()[index::count][:used]
+        _epochs(_Numbered(images), config)[index::count][:used]
         .repeat()
         .random_map(examples.draw)
         .batch(size, drop_remainder=True, batch_fn=examples.batch)[start_step:]

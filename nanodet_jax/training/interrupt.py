@@ -6,9 +6,11 @@ from types import FrameType
 
 
 class Interrupt:
-    """While entered, SIGINT and SIGTERM set `received`; a second one acts at once.
+    """Between `catch` and the end of its context SIGINT and SIGTERM set `received`.
 
-    Outside the main thread, where Python takes no signals, it does nothing.
+    Before, and from the second one on, they act as they did, at once in `train.py`: Python runs a
+    handler only when XLA returns, and a compilation may take a minute. Outside the main thread,
+    where Python takes no signals, it does nothing.
     """
 
     def __init__(self) -> None:
@@ -16,10 +18,13 @@ class Interrupt:
         self._previous: dict[int, object] = {}
 
     def __enter__(self) -> "Interrupt":
+        return self
+
+    def catch(self) -> None:
+        """From now on there is something to save."""
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._previous[number] = signal.signal(number, self._receive)
-        return self
 
     def __exit__(self, *_: object) -> None:
         self._restore()

@@ -1,6 +1,7 @@
 """What a run says while it goes on: a bar, `metrics.jsonl`, TensorBoard, pictures."""
 
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,14 +16,19 @@ from nanodet_jax import visualize
 class Journal:
     """Writes to a workdir; a resumed run goes on where its checkpoint was, nothing twice.
 
+    Args:
+      workdir: of the run.
+      start_step, total_steps: steps done already, and in the end.
+      rated: whether the evaluation of `start_step`, if it has one, was completed.
+
     Attributes:
       workdir: holds `metrics.jsonl`, `tensorboard/` and `pictures/`.
     """
 
-    def __init__(self, workdir: Path, start_step: int, total_steps: int):
+    def __init__(self, workdir: Path, start_step: int, total_steps: int, rated: bool = True):
         self.workdir = workdir
         self._path = workdir / "metrics.jsonl"
-        self._forget_after(start_step)
+        self._forget_after(start_step, rated)
         self._file = self._path.open("a", buffering=1)
         self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=start_step + 1)
         self._bar = tqdm(
@@ -33,14 +39,16 @@ class Journal:
             mininterval=0.5 if sys.stderr.isatty() else 10,
         )
 
-    def _forget_after(self, step: int) -> None:
-        """Drop the lines of steps that are going to be done again."""
+    def _forget_after(self, step: int, rated: bool) -> None:
+        """Drop the lines of what is going to be done again."""
         if not self._path.exists():
             return
         kept = []
         for line in self._path.read_text().splitlines():
             try:
-                if json.loads(line)["step"] <= step:
+                entry = json.loads(line)
+                again = entry["kind"] == "eval" and entry["step"] == step and not rated
+                if entry["step"] <= step and not again:
                     kept.append(line + "\n")
             except (json.JSONDecodeError, KeyError, TypeError):
                 continue  # a line that a crash cut short
@@ -83,10 +91,12 @@ class Journal:
         sys.stdout.flush()
 
     def _write(self, kind: str, step: int, epoch: int, numbers: dict[str, float], **more: Any):
-        line = {"kind": kind, "step": step, "epoch": epoch, **numbers, **more}
+        known = {name: x if math.isfinite(x) else None for name, x in numbers.items()}  # to json
+        line = {"kind": kind, "step": step, "epoch": epoch, **known, **more}
         self._file.write(json.dumps(line) + "\n")
-        for name, value in numbers.items():
-            self._board.add_scalar(f"{kind}/{name}", value, step)
+        for name, value in known.items():
+            if value is not None:
+                self._board.add_scalar(f"{kind}/{name}", value, step)
 
     def close(self) -> None:
         """Flush everything."""

@@ -2,26 +2,32 @@
 
 import time
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from tqdm import tqdm
 
 from nanodet_jax import backend, scoring
 from nanodet_jax.checkpoint import Checkpoints
 from nanodet_jax.config import Config, check
 from nanodet_jax.data.cache import TrainingImages
-from nanodet_jax.data.pipeline import count_slots, steps_per_epoch, training_batches
+from nanodet_jax.data.pipeline import (
+    count_slots,
+    images_of_step,
+    steps_per_epoch,
+    training_batches,
+)
 from nanodet_jax.data.sources import open_source
 from nanodet_jax.errors import UserError
 from nanodet_jax.inference import make_detect
 from nanodet_jax.models.detector import build_model, priors_of
-from nanodet_jax.state import create_state
+from nanodet_jax.state import abstract_variables, create_state
 from nanodet_jax.training.feed import Feed
 from nanodet_jax.training.interrupt import Interrupt
 from nanodet_jax.training.journal import Journal
+from nanodet_jax.training.lock import lock
 from nanodet_jax.training.optimizer import learning_rate, make_optimizer
 from nanodet_jax.training.parallel import make_place, make_render, make_train_step, store
 from nanodet_jax.training.setup import (
@@ -31,6 +37,7 @@ from nanodet_jax.training.setup import (
     prepare_workdir,
     resolve,
 )
+from nanodet_jax.training.skips import Skips
 from nanodet_jax.training.unfold import is_folded, unfold
 
 VAL_PICTURES = 8
@@ -54,8 +61,13 @@ def train_and_evaluate(config: Config, workdir: str | Path) -> dict[str, Any]:
     """
     backend.prepare()
     workdir = Path(workdir).expanduser()
+    check(config, jax.local_device_count())
+    with lock(workdir):
+        return _train_and_evaluate(config, workdir)
+
+
+def _train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any]:
     num_devices = jax.local_device_count()
-    check(config, num_devices)
     print(f"{config.name}: reading the data", flush=True)
     train, val = open_source(config, "train"), open_source(config, "val")
     config = resolve(config, train, val)
@@ -67,7 +79,8 @@ def train_and_evaluate(config: Config, workdir: str | Path) -> dict[str, Any]:
 
     print(f"{config.name}: building the network", flush=True)
     model = build_model(config.model, config.precision)
-    variables, origin = initial_variables(config, model, has_checkpoint(workdir))
+    resuming = has_checkpoint(workdir)
+    variables, origin = (None, "") if resuming else initial_variables(config, model)
     schedule = learning_rate(config.training, steps_each, epochs)
     optimizer = make_optimizer(config.training, schedule)
     train_step = make_train_step(
@@ -84,33 +97,36 @@ def train_and_evaluate(config: Config, workdir: str | Path) -> dict[str, Any]:
         detach_step=config.training.detach_epoch * steps_each,
     )
     detect = make_detect(model)
-    averaged = config.training.ema_decay > 0
-    state = create_state(variables, optimizer, averaged)
+    begin_with = partial(create_state, optimizer=optimizer, ema=config.training.ema_decay > 0)
 
     prepare_workdir(workdir, config, train)
     checkpoints = Checkpoints(workdir, config.training.keep_every * steps_each)
-    newest = checkpoints.latest_step()
-    if newest is not None:
-        state = checkpoints.restore(newest, state)
+    metrics = None
+    if resuming:
+        like = jax.eval_shape(begin_with, abstract_variables(model, guided=True))
+        state = checkpoints.restore_newest(like)
+        metrics = checkpoints.metrics(int(state.step))
+        origin = f"resuming at step {int(state.step)}"
+    else:
+        state = begin_with(variables)
     start_step = int(state.step)
-    journal = Journal(workdir, start_step, total_steps)
-    begin = f"resuming at step {start_step}" if newest is not None else origin
+    journal = Journal(workdir, start_step, total_steps, rated=metrics is not None)
     journal.say(images.describe())
     stored = store(images, num_devices) if config.data.cache == "device" else None
     render = make_render(config, num_devices, stored)
-    if newest is None and is_folded(variables):
+    if not resuming and is_folded(variables):
         measured = training_batches(images, config, slots)
         inputs = (
             jax.device_get(render(next(measured)).images)
             for _ in tqdm(range(UNFOLD_BATCHES), "measuring batch norms", leave=False)
         )
-        state = create_state(unfold(model, variables, inputs), optimizer, averaged)
-        begin += f"; batch norms, folded there, measured on {UNFOLD_BATCHES} batches"
+        state = begin_with(unfold(model, variables, inputs))
+        origin += f"; batch norms, folded there, measured on {UNFOLD_BATCHES} batches"
     journal.say(
         f"{config.name}: {len(train)} training and {len(val)} validation images, "
         f"{len(train.categories)} classes, {slots} box slots; {total_steps} steps "
         f"({steps_each} an epoch) of {config.data.batch_size} images on {num_devices} "
-        f"{jax.default_backend()} device(s); {begin}"
+        f"{jax.default_backend()} device(s); {origin}"
     )
     if over:
         journal.say(
@@ -124,6 +140,7 @@ def train_and_evaluate(config: Config, workdir: str | Path) -> dict[str, Any]:
     def due(every: int, step: int) -> bool:
         return step == total_steps or (step % steps_each == 0 and step // steps_each % every == 0)
 
+    skips = Skips(config.training.max_skipped, lambda step: images_of_step(train, config, step))
     feed = Feed(training_batches(images, config, slots, start_step), make_place(num_devices))
     with closing(checkpoints), closing(journal), closing(feed), Interrupt() as interrupt:
 
@@ -141,14 +158,12 @@ def train_and_evaluate(config: Config, workdir: str | Path) -> dict[str, Any]:
                 return None
             journal.evaluated(step, -(-step // steps_each), result.metrics)
             journal.picture("val", step, scoring.picture(val, result.pictured))
+            checkpoints.rate(step, result.metrics)
             return result.metrics
 
-        metrics = checkpoints.metrics(newest) if newest is not None else None
-        if newest is not None and metrics is None and due(config.training.eval_every, start_step):
+        if resuming and metrics is None and due(config.training.eval_every, start_step):
             # The run was stopped between this step and its evaluation.
             metrics = evaluate_now(start_step)
-            if metrics is not None:
-                checkpoints.save(state, metrics, replace=True)
         device_metrics = None
         stepped = feed.waited = 0.0
         clock = time.perf_counter()
@@ -161,28 +176,28 @@ def train_and_evaluate(config: Config, workdir: str | Path) -> dict[str, Any]:
                 journal.picture("train", 0, draw_batch(jax.device_get(batch), config, train))
             if step == start_step + 1:
                 backend.close_holes()  # that compiling the step has left
+                interrupt.catch()
+            skips.add(step, device_metrics.pop("skipped"))
             stepped += 1
             journal.advance()
             if step % config.training.log_every == 0 or step == total_steps:
                 numbers = {name: float(x) for name, x in jax.device_get(device_metrics).items()}
                 elapsed = time.perf_counter() - clock
                 numbers["images_per_second"] = stepped * config.data.batch_size / elapsed
+                try:
+                    skips.tell(journal.say)
+                except UserError:
+                    checkpoints.save(state)
+                    raise
                 journal.train(step, -(-step // steps_each), numbers, feed.waited / elapsed)
-                if not np.isfinite(numbers["loss"]):
-                    raise UserError(
-                        f"the loss is {numbers['loss']} at step {step}: lower "
-                        f"config.training.learning_rate={config.training.learning_rate}; the "
-                        f"newest checkpoint is of step {checkpoints.latest_step()}"
-                    )
                 stepped = feed.waited = 0.0
                 clock = time.perf_counter()
+            if due(config.training.checkpoint_every, step) or due(config.training.eval_every, step):
+                checkpoints.save(state)
             if due(config.training.eval_every, step):
                 paused = time.perf_counter()
                 metrics = evaluate_now(step)
                 clock += time.perf_counter() - paused
-                checkpoints.save(state, metrics)
-            elif due(config.training.checkpoint_every, step):
-                checkpoints.save(state)
         if interrupt.received is not None:
             checkpoints.save(state)
             checkpoints.wait()

@@ -13,7 +13,7 @@ from nanodet_jax import convert, visualize
 from nanodet_jax.config import Config
 from nanodet_jax.data.records import Source
 from nanodet_jax.errors import UserError
-from nanodet_jax.evaluation import write_json
+from nanodet_jax.json_file import write_json
 from nanodet_jax.models.detector import NanoDet
 from nanodet_jax.models.guidance import copy_neck
 from nanodet_jax.state import init_variables
@@ -48,13 +48,13 @@ def has_checkpoint(workdir: Path) -> bool:
     return folder.is_dir() and any(path.name.isdigit() for path in folder.iterdir())
 
 
-def initial_variables(config: Config, model: NanoDet, resuming: bool) -> tuple[Any, str]:
+def initial_variables(config: Config, model: NanoDet) -> tuple[Any, str]:
     """Variables to start from, and where they come from, in words.
 
     Raises:
       UserError: if config.training.init_weights cannot be read or nothing of it fits.
     """
-    path = "" if resuming else config.training.init_weights
+    path = config.training.init_weights
     entries = load_entries(path) if path else None  # a fault in it is told before compiling
     variables = init_variables(model, config.training.seed)
     if entries is None:

@@ -117,6 +117,9 @@ def train_step(
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """The next state, and the metrics of this step.
 
+    Where loss, gradient or batch statistics are not finite, the update is skipped: everything but
+    the number of the step stays as it was, and the metric `skipped` is 1, which is 0 otherwise.
+
     Args:
       state: donated by the caller.
       batch: B images of the size that `priors` belong to.
@@ -130,19 +133,31 @@ def train_step(
     metrics, gradients, batch_stats = loss_and_gradients(
         state.variables, batch, detach=detach, **parts
     )
-    updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+    gradient_norm = optax.tree.norm(gradients)
+    # The sum is finite if all of its terms are. A pixel so bright that its square is infinite shows
+    # in the running variances alone.
+    finite = jnp.isfinite(metrics["loss"] + gradient_norm + optax.tree.sum(batch_stats))
     metrics |= {
-        "gradient_norm": optax.tree.norm(gradients),
+        "gradient_norm": gradient_norm,
         "learning_rate": schedule(state.step),
+        "skipped": 1.0 - finite,
     }
-    new_state = replace(
-        state,
-        step=state.step + 1,
-        params=optax.apply_updates(state.params, updates),
-        batch_stats=batch_stats,
-        opt_state=opt_state,
+
+    def updated(state: TrainState, gradients: Any, batch_stats: Any) -> TrainState:
+        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        new_state = replace(
+            state,
+            params=optax.apply_updates(state.params, updates),
+            batch_stats=batch_stats,
+            opt_state=opt_state,
+        )
+        if state.average is None:
+            return new_state
+        average = moved_average(state.average, new_state.variables, state.step + 1, ema_decay)
+        return replace(new_state, average=average)
+
+    # A branch: with a choice per array instead, XLA makes three times the code.
+    new_state = jax.lax.cond(
+        finite, updated, lambda state, *_: state, state, gradients, batch_stats
     )
-    if state.average is not None:
-        average = moved_average(state.average, new_state.variables, new_state.step, ema_decay)
-        new_state = replace(new_state, average=average)
-    return new_state, metrics
+    return replace(new_state, step=state.step + 1), metrics

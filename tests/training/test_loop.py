@@ -5,7 +5,6 @@ import itertools
 import json
 import os
 import signal
-from functools import partial
 from itertools import islice
 
 import cv2
@@ -21,13 +20,12 @@ from nanodet_jax.data.pipeline import count_slots, training_batches
 from nanodet_jax.data.sources import open_source
 from nanodet_jax.errors import UserError
 from nanodet_jax.evaluation import MEANINGS
-from nanodet_jax.models.detector import build_model
-from nanodet_jax.state import abstract_variables, create_state
 from nanodet_jax.structures import Detections
 from nanodet_jax.training import loop
 from nanodet_jax.training.journal import Journal
-from nanodet_jax.training.optimizer import make_optimizer
+from nanodet_jax.training.lock import lock
 from nanodet_jax.training.setup import prepare_workdir
+from tests.runs import final_state, journal
 
 STEPS, STEPS_EACH, BATCH = 8, 4, 4
 NOTHING = Detections(np.zeros((0, 4)), np.zeros(0), np.zeros(0, int), np.zeros(0, bool), False)
@@ -69,33 +67,11 @@ def unbroken(one_device, tmp_path_factory):
     return workdir, metrics
 
 
-def journal(workdir):
-    """Lines of metrics.jsonl, without what a clock decides."""
-    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    for line in lines:
-        if line["kind"] == "train":
-            assert 0 < line.pop("waiting") < 1
-            assert line.pop("images_per_second") > 0
-    return lines
-
-
-def final_state(workdir, steps=STEPS):
-    """What a run of so many steps saved last, with its average and its guidance if it has them."""
-    resolved = configs.from_json((workdir / "config.json").read_text())
-    optimizer = make_optimizer(resolved.training, lambda step: 0.0)
-    variables = abstract_variables(build_model(resolved.model), guided=True)
-    averaged = resolved.training.ema_decay > 0
-    like = jax.eval_shape(partial(create_state, optimizer=optimizer, ema=averaged), variables)
-    checkpoints = Checkpoints(workdir)
-    state = checkpoints.restore(steps, like)
-    checkpoints.close()
-    return state
-
-
 def test_what_a_run_leaves(unbroken):
     workdir, _ = unbroken
     assert {path.name for path in workdir.iterdir()} == {
         "config.json", "about.json", "metrics.jsonl", "checkpoints", "pictures", "tensorboard",
+        "lock",
     }  # fmt: skip
     assert {path.name for path in (workdir / "pictures").iterdir()} == {
         "train_0000000.jpg", "val_0000004.jpg", "val_0000008.jpg",
@@ -179,7 +155,7 @@ def test_stopped_and_resumed_is_as_unbroken(unbroken, tmp_path, capsys):
     workdir, metrics = unbroken
     assert train_and_evaluate(tiny_config(), tmp_path) == metrics
     assert journal(tmp_path) == journal(workdir)
-    ours, theirs = final_state(tmp_path), final_state(workdir)
+    ours, theirs = final_state(tmp_path, STEPS), final_state(workdir, STEPS)
     assert jax.tree.structure(ours) == jax.tree.structure(theirs)
     jax.tree.map(np.testing.assert_array_equal, ours, theirs)
     assert int(ours.step) == STEPS
@@ -208,7 +184,9 @@ def fake_step(loss):
 
     def step(state, batch):
         names = ("loss", "loss_qfl", "loss_bbox", "loss_dfl", "learning_rate", "gradient_norm")
-        return state.replace(step=state.step + 1), dict.fromkeys(names, np.float32(loss))
+        metrics = dict.fromkeys(names, np.float32(loss))
+        metrics["skipped"] = np.float32(not np.isfinite(loss))
+        return state.replace(step=state.step + 1), metrics
 
     return lambda *args, **kwargs: step
 
@@ -235,10 +213,28 @@ def test_the_best_is_kept_though_its_evaluation_was_stopped(tmp_path, monkeypatc
     checkpoints.close()
 
 
-def test_a_loss_that_is_no_number_ends_the_run(tmp_path, monkeypatch):
+def test_losses_that_are_no_numbers_end_the_run_with_what_was_before(tmp_path, monkeypatch, capsys):
+    config = tiny_config()
+    config.training.max_skipped = 3
     monkeypatch.setattr(loop, "make_train_step", fake_step(np.inf))
-    with pytest.raises(UserError, match=r"inf at step 1: lower config.training.learning_rate"):
-        train_and_evaluate(tiny_config(), tmp_path)
+    with pytest.raises(UserError, match=r"in 3 steps in a row: lower config.training.learning"):
+        train_and_evaluate(config, tmp_path)
+    said = capsys.readouterr().out
+    assert all(f"step {step}: loss or gradient is not finite" in said for step in (1, 2, 3))
+    assert "its images: shapes-train-0" in said
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["loss"] for line in lines] == [None] * 2  # json knows no infinity
+    assert int(final_state(tmp_path, 3).step) == 3
+
+
+def test_two_runs_in_one_workdir_are_refused(tmp_path):
+    with lock(tmp_path):
+        with pytest.raises(UserError, match="another run is going on"):
+            train_and_evaluate(tiny_config(), tmp_path)
+        assert {path.name for path in tmp_path.iterdir()} == {"lock"}
+    lock(tmp_path).release()  # the file is there, but nobody holds it
+    with pytest.raises(UserError, match=f"{tmp_path}/lock/deeper: cannot be written to"):
+        train_and_evaluate(tiny_config(), tmp_path / "lock" / "deeper")
 
 
 OTHERS = {

@@ -16,7 +16,8 @@ from nanodet_jax.state import abstract_variables
 from nanodet_jax.training.journal import Journal
 from nanodet_jax.training.step import ema_share, moved_average
 from nanodet_jax.weights import load_entries, load_weights
-from tests.training.test_loop import final_state, journal, one_device, signal_at  # noqa: F401
+from tests.runs import final_state, journal
+from tests.training.test_loop import one_device, signal_at  # noqa: F401
 
 STEPS, BATCH = 4, 4
 

@@ -1,0 +1,93 @@
+"""Runs in processes of their own, and what they have left in their workdirs to compare them by."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from nanodet_jax import config as configs
+from nanodet_jax.checkpoint import Checkpoints
+from nanodet_jax.models.detector import build_model
+from nanodet_jax.state import TrainState, abstract_variables, create_state
+from nanodet_jax.training.optimizer import make_optimizer
+
+CLOCKS = ("waiting", "images_per_second")  # of a line of log
+
+
+REPO = Path(__file__).resolve().parents[1]
+LIMIT = 600  # seconds that a run may take
+TINY = (
+    "--config=configs/shapes.py",
+    "--config.input_size=64,64",
+    "--config.model.channels=32",
+    "--config.model.stacked_convs=1",
+    "--config.data.val_size=6",
+    "--config.training.warmup_steps=2",
+    "--config.training.log_every=1",
+    "--config.training.ema_decay=0.9",
+)  # a network that learns nothing, in a step of some 20 ms
+
+
+class Launch:
+    """`train.py` on a CPU, in a process of its own, with its output in `WORKDIR.log`."""
+
+    def __init__(self, workdir: Path, flags: Sequence[str]):
+        self.workdir, self.started = workdir, time.monotonic()
+        self._log = (workdir.parent / f"{workdir.name}.log").open("ab")
+        self.process = subprocess.Popen(
+            [sys.executable, "train.py", *flags, f"--workdir={workdir}"],
+            cwd=REPO, env=os.environ | {"JAX_PLATFORMS": "cpu"},
+            stdout=self._log, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+
+    def wait_for(self, happened: Callable[[], bool], poll: float = 0.001) -> bool:
+        """Whether it happened before the process ended."""
+        while self.process.poll() is None:
+            if happened():
+                return True
+            if time.monotonic() > self.started + LIMIT:
+                raise TimeoutError(f"{self._log.name}: no end after {LIMIT} seconds")
+            time.sleep(poll)
+        return False
+
+    def end(self, number: int | None = None) -> tuple[int, float]:
+        """Send a signal if one is given; the exit status, and seconds until it has ended."""
+        sent = time.monotonic()
+        if number is not None:
+            self.process.send_signal(number)
+        status = self.process.wait(LIMIT)
+        self._log.close()
+        return status, time.monotonic() - sent
+
+
+def journal(workdir: Path) -> list[dict[str, Any]]:
+    """Lines of metrics.jsonl, without what a clock decides."""
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    for line in lines:
+        if line["kind"] == "train":
+            waiting, speed = (line.pop(name) for name in CLOCKS)
+            assert 0 < waiting < 1 and speed > 0
+    return lines
+
+
+def abstract_state(workdir: Path) -> TrainState:
+    """Shapes of a run's state, with its average and its guidance if it has them."""
+    resolved = configs.from_json((workdir / "config.json").read_text())
+    optimizer = make_optimizer(resolved.training, lambda step: 0.0)
+    variables = abstract_variables(build_model(resolved.model), guided=True)
+    averaged = resolved.training.ema_decay > 0
+    return jax.eval_shape(partial(create_state, optimizer=optimizer, ema=averaged), variables)
+
+
+def final_state(workdir: Path, step: int) -> TrainState:
+    """What a run saved at a step."""
+    with closing(Checkpoints(workdir, writing=False)) as checkpoints:
+        return checkpoints.restore(step, abstract_state(workdir))
