@@ -15,6 +15,7 @@ from nanodet_jax.config import Config, check
 from nanodet_jax.data.cache import TrainingImages
 from nanodet_jax.data.pipeline import count_slots, steps_per_epoch, training_batches
 from nanodet_jax.data.sources import open_source
+from nanodet_jax.doctor.report import brief
 from nanodet_jax.errors import UserError
 from nanodet_jax.inference import make_detect
 from nanodet_jax.models.detector import build_model, priors_of
@@ -62,6 +63,8 @@ def train_and_evaluate(config: Config, workdir: str | Path) -> dict[str, Any]:
     steps_each = steps_per_epoch(train, config.data.batch_size)
     total_steps = config.training.steps or config.training.epochs * steps_each
     epochs = -(-total_steps // steps_each)
+    for line in brief(config, train, val):
+        print(line, flush=True)
     slots, over = count_slots(train, config.data.max_boxes)
     images = TrainingImages(train, config)
 
