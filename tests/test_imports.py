@@ -9,9 +9,18 @@ PACKAGE = Path(__file__).parents[1] / "nanodet_jax"
 # From the ground up. A room knows those of lower layers, and of its own those named below.
 LAYERS = (
     {"errors", "config", "structures", "precision", "boxes", "backend", "coco_classes"},
-    {"models", "losses", "assigners", "data", "render", "pytorch_pickle", "pytorch_file"},
+    {
+        "models",
+        "losses",
+        "assigners",
+        "data",
+        "render",
+        "pytorch_pickle",
+        "pytorch_file",
+        "npz_file",
+    },
     {"objective", "postprocess", "evaluation", "visualize", "convert", "state", "checkpoint"},
-    {"weights", "inference", "summary"},
+    {"weights", "inference", "summary", "doctor"},
     {"scoring", "detector"},
     {"training"},
     {"doors", "cli", ""},
