@@ -1,4 +1,4 @@
-"""The `nanodet-jax` command: predict, convert, prepare, info."""
+"""The `nanodet-jax` command: predict, convert, prepare, info, doctor."""
 
 import argparse
 import dataclasses
@@ -8,9 +8,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from nanodet_jax import visualize
+from nanodet_jax import backend, visualize
 from nanodet_jax.coco_classes import COCO_CLASSES
 from nanodet_jax.detector import Detector, Found, read_image
+from nanodet_jax.doctor import report
 from nanodet_jax.doors import load_config
 from nanodet_jax.errors import UserError
 from nanodet_jax.json_file import write_json
@@ -21,22 +22,28 @@ IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; what the user can mend is one line on stderr and exit code 2."""
+    """Run a command; what the user can mend is one line on stderr and exit code 2.
+
+    The code is else 0, but for `doctor`, whose 1 says that it found something serious.
+    """
     parser = argparse.ArgumentParser(prog="nanodet-jax", description="NanoDet in JAX")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_predict(commands.add_parser("predict", help="find objects in images"))
     _add_convert(commands.add_parser("convert", help="the original's weights to this project's"))
     _add_prepare(commands.add_parser("prepare", help="COCO json data as a TFDS data set"))
     _add_info(commands.add_parser("info", help="what the network of a config costs"))
-    args = parser.parse_args(argv)
+    _add_doctor(commands.add_parser("doctor", help="what is wrong with the data of a config"))
+    args, flags = parser.parse_known_args(argv)
+    if flags and args.run is not doctor:
+        parser.error(f"unrecognized arguments: {' '.join(flags)}")
     try:
-        args.run(args)
+        code = args.run(args, flags) if args.run is doctor else args.run(args)
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
-    return 0
+    return code or 0
 
 
 def _add_predict(parser: argparse.ArgumentParser) -> None:
@@ -168,6 +175,21 @@ def info(args: argparse.Namespace) -> None:
     if not (args.classes or config.model.num_classes):
         print("(The data has the say on classes; those of COCO are assumed. --classes N: others)")
     print(f"\n{format_summary(summarize(model, config.input_size))}")
+
+
+def _add_doctor(parser: argparse.ArgumentParser) -> None:
+    parser.usage = "%(prog)s [-h] config [--config.FIELD=VALUE ...]"
+    parser.add_argument("config", help="as --config takes it: FILE or FILE:VARIANT")
+    parser.set_defaults(run=doctor)
+
+
+def doctor(args: argparse.Namespace, flags: Sequence[str]) -> int:
+    """Read all data of a config, and print what is wrong with it: 1 if any of that is serious."""
+    config = load_config(args.config, flags)
+    backend.prepare()
+    found = report.examine(config, progress=sys.stderr.isatty())
+    print(report.format_report(found))
+    return int(found.serious)
 
 
 if __name__ == "__main__":

@@ -25,6 +25,17 @@ PIXEL_PLACES = ("host", "device")
 NECKS = ("pan", "ghost_pan")
 ASSIGNERS = ("atss", "dynamic_soft_label")
 BACKBONE_STRIDES = (8, 16, 32)
+# Bounds on what a file of weights may ask for: far above any use, and soon built.
+MOST = {
+    "num_classes": 100_000,
+    "channels": 4096,
+    "kernel_size": 31,
+    "stacked_convs": 32,
+    "neck_blocks": 32,
+    "reg_max": 255,
+    "guidance_channels": 8192,
+    "guidance_convs": 32,
+}
 GUIDANCE_GROUPS = 32  # of the group norms in the guidance head
 
 
@@ -42,6 +53,11 @@ class Data:
     classes: tuple[str, ...] = ()  # voc: names in label order; () = all that occur, sorted
     train_size: int = 4000  # shapes: how many images are drawn for training ...
     val_size: int = 200  # ... and for validation
+    follow_links: bool = False  # symbolic links in a folder of data may lead out of it
+    max_megapixels: float = 50.0  # of an image; larger ones are not decoded but count as unreadable
+    # Share of a split's images that may be unreadable. Others take their place in training; in
+    # evaluation they are images in which nothing was found.
+    max_unreadable: float = 0.01
     batch_size: int = 32  # global: over all devices
     workers: int = 2  # threads that decode and augment
     cache: str = "ram"  # none | ram | device: where decoded training images are kept
@@ -222,6 +238,8 @@ def check(config: Config, num_devices: int = 1) -> None:
     require(model.num_classes >= 0, "model.num_classes", "must be positive, or 0 for the data's")
     for name in ("channels", "stacked_convs", "reg_max", "neck_blocks", "guidance_convs"):
         require(getattr(model, name) > 0, f"model.{name}", "must be positive")
+    for name, most in MOST.items():
+        require(getattr(model, name) <= most, f"model.{name}", f"must be at most {most}")
     require(model.neck in NECKS, "model.neck", f"must be one of {NECKS}")
     ghost = model.neck == "ghost_pan"
     require(ghost or not model.extra_level, "model.extra_level", "needs model.neck=ghost_pan")
@@ -247,6 +265,8 @@ def check(config: Config, num_devices: int = 1) -> None:
     )
     for name in ("train_size", "val_size"):
         require(getattr(data, name) > 0, f"data.{name}", "must be positive")
+    require(data.max_megapixels > 0, "data.max_megapixels", "must be positive")
+    require(0 <= data.max_unreadable <= 1, "data.max_unreadable", "is a share: 0 to 1")
     require(data.workers > 0, "data.workers", "needs at least one thread")
     require(data.cache in CACHES, "data.cache", f"must be one of {CACHES}")
     require(data.cache_gb > 0, "data.cache_gb", "must be positive; data.cache=none keeps nothing")
@@ -295,7 +315,7 @@ def from_json(text: str) -> Config:
     """
     try:
         values = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:  # also a number of 5,000 digits, or depth
         raise UserError(f"config is no json: {error}") from error
     return _from_dict(Config, values, "config")
 

@@ -239,8 +239,8 @@ def infer_model(entries: Entries, where: str = "weights") -> config.Model:
         plus = "fpn.reduce_layers.0.conv.weight" in entries
         model = config.Model(width=channels_of_width[stage])
         (_infer_plus if plus else _infer_nanodet)(entries, model)
-    except KeyError as error:
-        raise UserError(f"{where}: not a NanoDet state_dict (no {error})") from error
+    except (KeyError, IndexError) as error:  # IndexError: an array of fewer dimensions
+        raise UserError(f"{where}: not a NanoDet state_dict ({error})") from error
     model.stacked_convs = _count(entries, r"head\.cls_convs\.0\.(\d+)\.")
     if model.num_classes < 1:
         raise UserError(f"{where}: its output layer has no room for classes beside the boxes")

@@ -8,7 +8,7 @@ import os
 import runpy
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
@@ -26,8 +26,10 @@ def define_config(default: str) -> Any:
         return config_flags.DEFINE_config_file("config", default, "path, or path:variant")
 
 
-def load_config(text: str) -> configs.Config:
+def load_config(text: str, overrides: Sequence[str] = ()) -> configs.Config:
     """The checked config that FILE[:VARIANT] names, as `--config` takes it.
+
+    `overrides` are `--config.FIELD=VALUE`, as on the command line of train.py.
 
     Raises:
       UserError: naming the file, whatever is wrong: it is not there, has no get_config, does not
@@ -45,12 +47,34 @@ def load_config(text: str) -> configs.Config:
             config = get_config(variant) if colon else get_config()
         if not isinstance(config, configs.Config):
             raise UserError(f"get_config must return a Config, not {type(config).__name__}")
+        if overrides:
+            config = _overridden(config, overrides)
         configs.check(config)
     except UserError as error:
         raise UserError(f"{text}: {error}") from error
     except Exception as error:  # a config is code
         raise UserError(f"{text}: {type(error).__name__}: {error}") from error
     return config
+
+
+def _overridden(config: configs.Config, overrides: Sequence[str]) -> configs.Config:
+    argv = ["config", *overrides]
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_dataclass("config", config, flag_values=values, sys_argv=argv)
+    try:
+        rest = values(argv)
+    except (flags.Error, KeyError, ValueError, TypeError) as error:  # KeyError: an unknown field
+        raise UserError(str(error.args[0])) from error
+    if rest[1:]:
+        raise UserError(f"{rest[1]!r} is no flag; flags are --config.FIELD=VALUE")
+    _split_classes(values.config.data)
+    return values.config
+
+
+def _split_classes(data: configs.Data) -> None:
+    # Flags hold Python literals: cat,dog without quotes arrives as one string.
+    names = ",".join(map(str, data.classes)).split(",")
+    data.classes = tuple(name for name in names if name)
 
 
 @contextmanager
@@ -73,10 +97,8 @@ def run(main: Callable[[], None]) -> None:
     def parse(argv: list[str]) -> list[str]:
         with _told_in_a_line():
             rest = flags.FLAGS(argv)
-            data = flags.FLAGS.config.data  # a file that is missing is told only when it is used
-            # Flags hold Python literals: cat,dog without quotes arrives as one string.
-            names = ",".join(map(str, data.classes)).split(",")
-            data.classes = tuple(name for name in names if name)
+            # A file that is missing is told only when its config is used.
+            _split_classes(flags.FLAGS.config.data)
         if rest[1:]:
             fail(f"{rest[1]!r} is no flag; flags are --NAME=VALUE, see --help")
         return rest

@@ -1,6 +1,8 @@
 """A data set through a detector: detections, COCO's numbers, pictures."""
 
+import math
 from collections.abc import Callable
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -44,8 +46,9 @@ def run_evaluation(
 ) -> Evaluation | None:
     """Detections in every image of `source`, and their score; None if asked to stop on the way.
 
-    The order of the results is that of the source, whatever the grouping into batches. `judge` is
-    who computes the score, as `evaluation.choose_judge` takes it.
+    The order of the results is that of the source, whatever the grouping into batches. An image
+    that cannot be read is one without detections. `judge` is who computes the score, as
+    `evaluation.choose_judge` takes it.
     """
     found: dict[int, Detections] = {}
     with tqdm(total=len(source), desc="evaluate", unit="img", leave=False, disable=not progress,
@@ -57,7 +60,7 @@ def run_evaluation(
             if should_stop():
                 return None
     results = []
-    for index in range(len(source)):
+    for index in sorted(found):
         one = found[index]
         results += evaluation.to_coco(
             source[index].image_id, one.boxes, one.scores, one.labels, source.categories
@@ -71,14 +74,15 @@ def run_evaluation(
     metrics = evaluation.coco_metrics(
         source.ground_truth(), results, source.categories, judge=judge
     )
-    return Evaluation(metrics, results, {i: found[i] for i in range(min(pictures, len(found)))})
+    return Evaluation(metrics, results, {i: found[i] for i in sorted(found)[:pictures]})
 
 
 def picture(source: Source, found: dict[int, Detections], columns: int = 4) -> np.ndarray:
     """A sheet of the images in `found` with their detections."""
     names = [category.name for category in source.categories]
+    pixels = partial(decode, max_megapixels=math.inf)  # they were read within bounds before
     drawn = [
-        visualize.draw_detections(decode(source[i]), one.boxes, one.scores, one.labels, names)
+        visualize.draw_detections(pixels(source[i]), one.boxes, one.scores, one.labels, names)
         for i, one in found.items()
     ]
     return visualize.grid(drawn, columns=min(columns, len(drawn)), size=(320, 320))

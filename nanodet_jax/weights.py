@@ -3,7 +3,6 @@
 import json
 import os
 import tempfile
-import zipfile
 from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +17,7 @@ from nanodet_jax.config import Config
 from nanodet_jax.errors import UserError
 from nanodet_jax.models.detector import build_model
 from nanodet_jax.models.guidance import deployed
+from nanodet_jax.npz_file import read_npz
 from nanodet_jax.pytorch_file import read_state_dict
 from nanodet_jax.state import abstract_variables
 
@@ -56,6 +56,10 @@ def load_weights(path: str | Path) -> Weights:
         raise UserError(f"{path}: weights are .pth, .pt, .ckpt or .npz files, or a workdir")
     entries = read_state_dict(path)
     config = Config(model=convert.infer_model(entries, str(path)))
+    try:
+        configs.check(config)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
     config.data.keep_ratio = config.model.neck == "pan"
     variables = convert.convert(entries, _abstract(config), str(path))
     known = config.model.num_classes == len(COCO_CLASSES)
@@ -118,30 +122,32 @@ def read_description(text: str, where: str) -> tuple[Config, tuple[str, ...]]:
         about = json.loads(text)
         names = tuple(str(name) for name in about["class_names"])
         config = configs.from_json(json.dumps(about["config"]))
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise UserError(f"{where}: does not describe weights ({error!r})") from error
+        configs.check(config)
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise UserError(f"{where}: does not describe weights ({ascii(error)[:200]})") from error
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
     return config, names
 
 
 def _load_npz(path: Path) -> Weights:
-    try:
-        # Opened here, since NumPy leaves a damaged archive open.
-        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
-            arrays = {name: np.asarray(file[name]) for name in file.files}
-    except (OSError, ValueError, TypeError, RuntimeError, zipfile.BadZipFile, EOFError) as error:
-        raise UserError(f"{path}: is damaged or no .npz archive ({error})") from error
+    arrays = read_npz(path)
     if ABOUT not in arrays:
         raise UserError(f"{path}: has no {ABOUT}: not written by this project")
     text = arrays.pop(ABOUT).tobytes().decode(errors="replace")
     config, names = read_description(text, str(path))
     expected = convert.flatten(_abstract(config))
     wrong = sorted(set(expected) ^ set(arrays)) or [
-        name for name, leaf in expected.items() if arrays[name].shape != leaf.shape
+        name
+        for name, leaf in expected.items()
+        if (arrays[name].shape, arrays[name].dtype) != (leaf.shape, leaf.dtype)
     ]
     if wrong:
-        raise UserError(f"{path}: array {wrong[0]} is missing, left over or of another shape")
+        name = ascii(wrong[0][:100])
+        raise UserError(f"{path}: array {name} is missing, left over or of another shape or type")
+    if len(names) not in (0, config.model.num_classes):
+        counts = f"{len(names)} classes, for a network of {config.model.num_classes}"
+        raise UserError(f"{path}: names {counts}")
     return Weights(convert.unflatten(arrays), config, names)
 
 

@@ -203,6 +203,8 @@ BAD_FLAGS = {
     "another number of classes": (["--config.model.num_classes=7"], "config.model.num_classes"),
     "width that there is not": (["--config.model.width=0.7"], "config.model.width"),
     "unknown format": (["--config.data.format=zip"], "config.data.format"),
+    "images of no size": (["--config.data.max_megapixels=0"], "config.data.max_megapixels"),
+    "more than all": (["--config.data.max_unreadable=1.5"], "config.data.max_unreadable"),
     "unknown cache": (["--config.data.cache=disk"], "config.data.cache='disk'"),
     "a cache of nothing": (["--config.data.cache_gb=0"], "config.data.cache_gb"),
     "made nowhere": (["--config.data.augment=gpu"], "config.data.augment='gpu'"),

@@ -8,27 +8,17 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "nanodet_jax"
 # From the ground up. A room knows those of lower layers, and of its own those named below.
 LAYERS = (
-    {
-        "errors",
-        "config",
-        "structures",
-        "precision",
-        "boxes",
-        "backend",
-        "digests",
-        "json_file",
-        "coco_classes",
-    },
-    {"models", "losses", "assigners", "data", "render", "pytorch_pickle", "pytorch_file"},
+    {"errors", "config", "structures", "precision", "boxes", "backend", "digests", "coco_classes"},
+    {"models", "losses", "assigners", "data", "render"}
+    | {"json_file", "npz_file", "pytorch_pickle", "pytorch_file"},
     {"objective", "postprocess", "evaluation", "visualize", "convert", "state", "checkpoint"},
-    {"weights", "inference", "summary"},
+    {"weights", "inference", "summary", "doctor"},
     {"scoring", "detector"},
     {"training"},
     {"doors", "cli", ""},
 )
 ALLOWED_WITHIN = {
     "config": {"errors"},
-    "json_file": {"errors"},
     "pytorch_file": {"pytorch_pickle"},
     "assigners": {"losses"},  # what a prior's classes would cost it
     "postprocess": {"objective"},

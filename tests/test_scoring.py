@@ -1,5 +1,7 @@
 """A data set through a detector, which here is a function of the pixels that needs no network."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -41,11 +43,12 @@ def detect(variables, images, inverse_warps, sizes):
     )
 
 
-def evaluated(batch_size, **kwargs):
+def evaluated(batch_size, source=None, **kwargs):
     config = configs.Config(input_size=(64, 64))
     config.data.keep_ratio = True
     config.data.batch_size = batch_size
-    return run_evaluation(detect, None, Images(), config, progress=False, **kwargs)
+    config.data.max_unreadable = 0.2
+    return run_evaluation(detect, None, source or Images(), config, progress=False, **kwargs)
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 16])
@@ -59,6 +62,18 @@ def test_every_image_counts_once_in_the_order_of_the_source(batch_size):
     assert found.metrics["AR100"] == pytest.approx(1)
     assert found.metrics["AP"] < 0.7  # half of what is found is not there
     assert list(found.pictured) == [0, 1]
+
+
+def test_an_unreadable_image_is_one_without_detections(capsys):
+    source = Images()
+    source[2] = replace(source[2], image=b"none")
+    found = evaluated(3, source, pictures=3)
+    assert [row["image_id"] for row in found.results] == [90, 90, 89, 89, 87, 87, 86, 86, 85, 85,
+                                                          84, 84]  # fmt: skip
+    assert found.metrics == coco_metrics(source.ground_truth(), found.results, Images.categories)
+    assert found.metrics["AR100"] == pytest.approx(6 / 7)
+    assert sorted(found.pictured) == [0, 1, 3]
+    assert "note: 2.png (image 88): no image that OpenCV can read" in capsys.readouterr().out
 
 
 def test_an_evaluation_can_be_stopped():

@@ -12,6 +12,7 @@ import numpy as np
 from nanodet_jax.config import Config
 from nanodet_jax.data.records import Record, Source, decode
 from nanodet_jax.data.transforms import padded_size
+from nanodet_jax.data.unreadable import Unreadable
 from nanodet_jax.errors import UserError
 
 GB, MB = 1e9, 1e6
@@ -27,12 +28,16 @@ class TrainingImages:
     the order of reading, the pictures do not. With augment=device no image is larger than
     `largest`: one that was is reduced, while `width` and `height` of its record stay its own.
 
+    In the place of an image that cannot be read comes the next in the source that can, boxes and
+    all: a function of the data and the index alone.
+
     Attributes:
       largest: (height, width) that pixels may have.
       canvas: (height, width) that holds them all; with augment=device only.
 
     Raises:
-      UserError: if cache=device and they do not fit into config.data.cache_gb.
+      UserError: if cache=device and they do not fit into config.data.cache_gb; when read, if more
+        than config.data.max_unreadable of them cannot be.
     """
 
     def __init__(self, source: Source, config: Config) -> None:
@@ -42,6 +47,8 @@ class TrainingImages:
         self._room = data.cache_gb * GB if data.cache == "ram" else 0.0
         self._kept: dict[int, Record] = {}
         self._lock = threading.Lock()
+        self._max_megapixels = data.max_megapixels
+        self._unreadable = Unreadable(len(source), data.max_unreadable)
         self.largest, self.canvas = ANY_SIZE, (0, 0)
         if data.augment == "device":
             height, width = config.input_size
@@ -63,13 +70,22 @@ class TrainingImages:
         kept = self._kept.get(index)
         if kept is not None:
             return kept
-        record = decoded(self._source[index], self.largest)
+        record = self._read(index)
         size = decode(record).nbytes
         with self._lock:
             if index not in self._kept and size <= self._room:
                 self._room -= size
                 self._kept[index] = record
         return record
+
+    def _read(self, index: int) -> Record:
+        place = index
+        while True:  # ends, as the last that is left unreadable is an error
+            try:
+                return decoded(self._source[place], self.largest, self._max_megapixels)
+            except UserError as error:
+                self._unreadable.add(place, error, "the next readable image takes its place")
+            place = (place + 1) % len(self)
 
     def canvases(self) -> Iterator[np.ndarray]:
         """All images in order, for cache=device: uint8 [n, Hc, Wc, 3], each in its upper left.
@@ -103,13 +119,13 @@ class TrainingImages:
         return 3 * len(self) * self.canvas[0] * self.canvas[1]
 
 
-def decoded(record: Record, largest: tuple[int, int]) -> Record:
+def decoded(record: Record, largest: tuple[int, int], max_megapixels: float) -> Record:
     """The record with its pixels, read-only, and the size of its image as decoded.
 
     Pixels beyond `largest`, (height, width), are reduced to it, each axis by itself: a warp can
     undo that.
     """
-    pixels = decode(record)
+    pixels = decode(record, max_megapixels)
     height, width = pixels.shape[:2]
     rows, columns = reduced_size((height, width), largest)
     if (rows, columns) != (height, width):

@@ -5,7 +5,6 @@ in its third hour; every error names the file and the annotation or image, and t
 """
 
 import json
-import os
 import reprlib
 from collections.abc import Container
 from pathlib import Path
@@ -13,6 +12,8 @@ from typing import Any, NamedTuple, TypeGuard
 
 import numpy as np
 
+from nanodet_jax.data.faults import Fault, Kind, OnFault, refuse
+from nanodet_jax.data.folder import Folder
 from nanodet_jax.data.records import Category, Record, make_record
 from nanodet_jax.errors import UserError
 
@@ -35,30 +36,45 @@ class CocoSource:
     without a box are kept.
 
     Raises:
-      UserError: on anything that is missing, inconsistent or no number, by file and id.
+      UserError: on a file that is missing or of another layout, by its name.
+      Fault: as `on_fault` raises them, by file and id; without it the first that there is.
     """
 
-    def __init__(self, images: Path, annotations: Path) -> None:
+    def __init__(
+        self,
+        images: Path,
+        annotations: Path,
+        *,
+        follow_links: bool = False,
+        on_fault: OnFault = refuse,
+    ) -> None:
         content = read_coco(annotations)
         self.categories = read_categories(content, annotations)
         self._file = annotations
-        infos = _read_images(content["images"], annotations)
-        _check_files(images, infos, annotations)
+        infos = _read_images(content["images"], annotations, on_fault)
+        if not images.is_dir():
+            raise UserError(f"{images}: folder of images is missing (annotations: {annotations})")
+        files = _find_files(Folder(images, follow_links), infos, annotations, on_fault)
         labels = {category.id: label for label, category in enumerate(self.categories)}
-        kept: dict[int, list[_Annotation]] = {id: [] for id in infos}
+        kept: dict[int, list[_Annotation]] = {id: [] for id in files}
         seen: set[int] = set()
         for position, item in enumerate(content["annotations"]):
-            annotation = _read_annotation(item, position, infos, labels, annotations)
-            if annotation.id in seen:
-                raise UserError(f"{annotations}: annotation id {annotation.id} occurs twice")
-            seen.add(annotation.id)
-            if annotation.area > 0 and annotation.box[2] >= 1 and annotation.box[3] >= 1:
+            try:
+                annotation = _read_annotation(item, position, infos, labels, annotations)
+                if annotation.id in seen:
+                    found = f"annotation id {annotation.id} occurs twice"
+                    raise Fault(Kind.IDS, f"{annotations}: {found}")
+                seen.add(annotation.id)
+                _check_area(item, annotation, annotations)
+            except Fault as fault:
+                on_fault(fault)
+                continue
+            if item["image_id"] in files:
                 kept[item["image_id"]].append(annotation)
-        self._records = [_make_record(infos[id], images, kept[id]) for id in sorted(infos)]
+        ids = sorted(files)
+        self._records = [_make_record(infos[id], files[id], kept[id]) for id in ids]
         # Arrays, since an int that survives from the file keeps alive the memory around it.
-        self._annotation_ids = [
-            np.asarray([row.id for row in kept[id]], np.int64) for id in sorted(infos)
-        ]
+        self._annotation_ids = [np.asarray([row.id for row in kept[id]], np.int64) for id in ids]
 
     def __len__(self) -> int:
         return len(self._records)
@@ -111,7 +127,7 @@ def read_coco(path: Path) -> dict[str, Any]:
     except json.JSONDecodeError as error:
         at = f"line {error.lineno}, column {error.colno}"
         raise UserError(f"{path}: broken json at {at}: {error.msg}") from error
-    except (UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # no UTF-8, a number of 5,000 digits, depth
         raise UserError(f"{path}: no json text: {error}") from error
     for key in ("images", "annotations", "categories"):
         items = content.get(key) if isinstance(content, dict) else None
@@ -129,7 +145,7 @@ def read_categories(content: dict[str, Any], path: Path) -> tuple[Category, ...]
     categories: dict[int, Category] = {}
     for position, item in enumerate(content["categories"]):
         id, name = item.get("id"), item.get("name")
-        if not _is_id(id) or not isinstance(name, str):
+        if not _is_id(id) or not _is_name(name):
             raise UserError(f"{path}: category {position} needs an integer 'id' and a 'name'")
         if id in categories:
             raise UserError(f"{path}: category id {id} occurs twice; give each its own")
@@ -139,44 +155,62 @@ def read_categories(content: dict[str, Any], path: Path) -> tuple[Category, ...]
     return tuple(categories[id] for id in sorted(categories))
 
 
-def _read_images(items: list[dict[str, Any]], path: Path) -> dict[int, dict[str, Any]]:
+def _read_images(
+    items: list[dict[str, Any]], path: Path, on_fault: OnFault
+) -> dict[int, dict[str, Any]]:
     images: dict[int, dict[str, Any]] = {}
     for position, item in enumerate(items):
-        id, name = item.get("id"), item.get("file_name")
-        if not _is_id(id):
-            raise UserError(f"{path}: image {position} of the list needs an integer 'id'")
-        if not isinstance(name, str) or not name:
-            raise UserError(f"{path}: image {id} needs a 'file_name'")
-        if id in images:
-            raise UserError(f"{path}: image id {id} occurs twice; give each image its own")
-        for side in ("width", "height"):
-            value = item.get(side) or 0
-            if not _is_number(value) or value < 0 or value != int(value):
-                found = reprlib.repr(value)
-                raise UserError(f"{path}: image {id}: {side}={found} is no number of pixels")
-        images[id] = item
+        try:
+            id = _read_image(item, position, path)
+            if id in images:
+                message = f"{path}: image id {id} occurs twice; give each image its own"
+                raise Fault(Kind.IDS, message)
+            images[id] = item
+        except Fault as fault:
+            on_fault(fault)
     if not images:
         raise UserError(f"{path}: lists no images")
     return images
 
 
-def _check_files(folder: Path, images: dict[int, dict[str, Any]], path: Path) -> None:
-    if not folder.is_dir():
-        raise UserError(f"{folder}: folder of images is missing (annotations: {path})")
-    # One listing instead of a question per file: minutes become a second on a network drive.
-    present = set(os.listdir(folder))
-    missing = [
-        image
-        for image in images.values()
-        if image["file_name"] not in present
-        and not ("/" in image["file_name"] and (folder / image["file_name"]).is_file())
-    ]
-    if missing:
-        first = f"{missing[0]['file_name']!r} of image {missing[0]['id']}"
-        raise UserError(
-            f"{folder}: {len(missing)} of {len(images)} images are missing, first {first}; "
-            f"copy them there or take them out of {path}"
-        )
+def _read_image(item: dict[str, Any], position: int, path: Path) -> int:
+    """The id of an image, everything about it checked."""
+    id, name = item.get("id"), item.get("file_name")
+    if not _is_id(id):
+        message = f"{path}: image {position} of the list needs an integer 'id'"
+        raise Fault(Kind.IDS, message)
+    if not _is_name(name):
+        raise Fault(Kind.MISSING, f"{path}: image {id} needs a 'file_name'")
+    for side in ("width", "height"):
+        value = item.get(side) or 0
+        if not _is_number(value) or value < 0 or value != int(value):
+            found = f"{side}={reprlib.repr(value)} is no number of pixels"
+            raise Fault(Kind.NUMBERS, f"{path}: image {id}: {found}")
+    return id
+
+
+def _find_files(
+    folder: Folder, images: dict[int, dict[str, Any]], path: Path, on_fault: OnFault
+) -> dict[int, Path]:
+    """Files of the images by id, without those that are missing."""
+    files: dict[int, Path] = {}
+    missing = []
+    for id, image in images.items():
+        try:
+            file = folder.find(image["file_name"], f"{path}: image {id}")
+        except Fault as fault:
+            on_fault(fault)
+            continue
+        if file is None:
+            missing.append(f"{image['file_name']!r} of image {id}")
+        else:
+            files[id] = file
+    for place, entry in enumerate(missing):
+        counts = f"{len(missing)} of {len(images)} images are missing"
+        found = f"{counts}, {'then' if place else 'first'} {entry}"
+        way_out = f"copy them there or take them out of {path}"
+        on_fault(Fault(Kind.MISSING, f"{folder.path}: {found}; {way_out}"))
+    return files
 
 
 def _read_annotation(
@@ -188,45 +222,63 @@ def _read_annotation(
 ) -> _Annotation:
     id, image, category = item.get("id"), item.get("image_id"), item.get("category_id")
     if not _is_id(id):
-        raise UserError(f"{path}: annotation {position} of the list needs an integer 'id'")
-    where = f"{path}: annotation {id} (image {reprlib.repr(image)})"
+        message = f"{path}: annotation {position} of the list needs an integer 'id'"
+        raise Fault(Kind.IDS, message)
+
+    def fault(kind: Kind, reason: str) -> Fault:
+        return Fault(kind, f"{path}: annotation {id} (image {reprlib.repr(image)}): {reason}")
+
     if type(image) is not int or image not in images:
-        raise UserError(f"{where}: no such image id; add the image or delete the annotation")
+        raise fault(Kind.IDS, "no such image id; add the image or delete the annotation")
     if type(category) is not int or category not in labels:
         found = reprlib.repr(category)
-        raise UserError(f"{where}: unknown category id {found}; list it under 'categories'")
+        raise fault(Kind.CLASSES, f"unknown category id {found}; list it under 'categories'")
     box = item.get("bbox")
     if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)):
         found = reprlib.repr(box)
-        raise UserError(f"{where}: bbox={found} is not four finite numbers x, y, width, height")
+        raise fault(Kind.NUMBERS, f"bbox={found} is not four finite numbers x, y, width, height")
     if box[2] < 0 or box[3] < 0:
-        raise UserError(f"{where}: bbox={box} has negative width or height; correct or delete it")
+        raise fault(Kind.INVERTED, f"bbox={box} has negative width or height; correct or delete it")
     area = item.get("area", box[2] * box[3])
     if not _is_number(area):
-        raise UserError(f"{where}: area={reprlib.repr(area)} is no finite number; leave it out")
+        found = reprlib.repr(area)
+        raise fault(Kind.NUMBERS, f"area={found} is no finite number; leave it out")
     for flag in ("iscrowd", "ignore"):
         if item.get(flag) not in (0, 1, None):
-            raise UserError(f"{where}: {flag}={reprlib.repr(item[flag])} is neither 0 nor 1")
+            found = reprlib.repr(item[flag])
+            raise fault(Kind.NUMBERS, f"{flag}={found} is neither 0 nor 1")
     ignore = bool(item.get("iscrowd") or item.get("ignore"))
     return _Annotation(id, box, labels[category], ignore, area)
+
+
+def _check_area(item: dict[str, Any], annotation: _Annotation, path: Path) -> None:
+    _, _, width, height = annotation.box
+    if annotation.area <= 0 or width < 1 or height < 1:
+        where = f"{path}: annotation {annotation.id} (image {item['image_id']})"
+        found = f"bbox={annotation.box}, area={annotation.area}: below a pixel, and left out"
+        raise Fault(Kind.EMPTY, f"{where}: {found}", tolerated=True)
 
 
 def _is_id(value: Any) -> TypeGuard[int]:
     return type(value) is int and -LARGEST < value < LARGEST
 
 
+def _is_name(value: Any) -> TypeGuard[str]:
+    """Whether it is text that is not empty and can be printed; json may hold half a character."""
+    return isinstance(value, str) and 0 < len(value) == len(value.encode(errors="ignore").decode())
+
+
 def _is_number(value: Any) -> bool:
     return type(value) in (int, float) and -LARGEST < value < LARGEST
 
 
-def _make_record(info: dict[str, Any], folder: Path, rows: list[_Annotation]) -> Record:
+def _make_record(info: dict[str, Any], file: Path, rows: list[_Annotation]) -> Record:
     boxes = np.asarray([row.box for row in rows], np.float64).reshape(-1, 4)
     boxes[:, 2:] += boxes[:, :2]
-    name = info["file_name"]
     return make_record(
         image_id=info["id"],
-        name=name,
-        image=folder / name,
+        name=info["file_name"],
+        image=file,
         size=(int(info.get("height") or 0), int(info.get("width") or 0)),
         boxes=boxes,
         labels=[row.label for row in rows],

@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Sized
 from typing import Any, NamedTuple
 
-import cv2
 import grain
 import numpy as np
 
@@ -11,7 +10,9 @@ from nanodet_jax.config import Config
 from nanodet_jax.data import transforms
 from nanodet_jax.data.cache import TrainingImages
 from nanodet_jax.data.examples import ForDevice, OnHost
+from nanodet_jax.data.image_files import use_threads_of_ours
 from nanodet_jax.data.records import Record, Source, decode
+from nanodet_jax.data.unreadable import Unreadable
 from nanodet_jax.errors import UserError
 from nanodet_jax.structures import Batch, RawBatch
 
@@ -49,8 +50,7 @@ def count_slots(source: Source, limit: int) -> tuple[int, list[tuple[str, int]]]
 
 
 def _reading(config: Config, ahead: int) -> grain.ReadOptions:
-    # Threads of ours share out the images; OpenCV's own would fight with them over the cores.
-    cv2.setNumThreads(0)
+    use_threads_of_ours()
     return grain.ReadOptions(num_threads=config.data.workers, prefetch_buffer_size=ahead)
 
 
@@ -152,16 +152,28 @@ def prepare_for_inference(pixels: np.ndarray, config: Config) -> Prepared:
 
 
 def evaluation_batches(source: Source, config: Config) -> Iterator[EvaluationBatch]:
-    """Every image once, in batches of one shape each."""
+    """Every image once, in batches of one shape each; those that cannot be read are left out.
 
-    def prepare(numbered: tuple[int, Record]) -> tuple[int, Prepared]:
+    Raises:
+      UserError: if that is more than config.data.max_unreadable of them.
+    """
+    unreadable = Unreadable(len(source), config.data.max_unreadable)
+
+    def prepare(numbered: tuple[int, Record]) -> tuple[int, Prepared | UserError]:
         index, record = numbered
-        return index, prepare_for_inference(decode(record), config)
+        try:
+            pixels = decode(record, config.data.max_megapixels)
+        except UserError as error:
+            return index, error.with_traceback(None)  # which holds on to pixels
+        return index, prepare_for_inference(pixels, config)
 
     images = grain.MapDataset.source(_Numbered(source)).map(prepare)
     prepared = images.to_iter_dataset(_reading(config, PREFETCHED_IMAGES))
     waiting: dict[tuple[int, ...], list[tuple[int, Prepared]]] = {}
     for index, item in prepared:
+        if isinstance(item, UserError):
+            unreadable.add(index, item, "nothing is detected in it")
+            continue
         group = waiting.setdefault(item.image.shape, [])
         group.append((index, item))
         if len(group) == config.data.batch_size:

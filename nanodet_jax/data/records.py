@@ -8,10 +8,10 @@ from typing import Any, NamedTuple, Protocol
 import cv2
 import numpy as np
 
-from nanodet_jax.errors import UserError
+from nanodet_jax.data.faults import Fault, Kind
+from nanodet_jax.data.image_files import imdecode, is_truncated, read_bytes, stored_size
 
-JPEG_START, JPEG_END, JPEG_SCAN = b"\xff\xd8", b"\xff\xd9", 0xDA
-PNG_START, PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
+MAX_MEGAPIXELS = 50.0  # unless config.data.max_megapixels says otherwise
 
 
 class Category(NamedTuple):
@@ -87,32 +87,43 @@ def make_record(
     )
 
 
-def decode(record: Record) -> np.ndarray:
+def decode(record: Record, max_megapixels: float = MAX_MEGAPIXELS) -> np.ndarray:
     """Pixels of a record, uint8 BGR [height, width, 3], turned upright as EXIF says.
 
+    How many there are is read from the file's header, and memory taken for no more than
+    `max_megapixels`.
+
     Raises:
-      UserError: naming the file, if it is missing, truncated or no image, or if its size is not
-        the annotated one: boxes would then lie beside their objects.
+      Fault: naming the file, if it is missing, truncated, no image or too large, or if its size is
+        not the annotated one: boxes would then lie beside their objects.
     """
     if isinstance(record.image, np.ndarray):
         return record.image
-    where, data = _read(record)
-    if _is_truncated(data):
-        raise UserError(f"{where}: image is truncated (its end is missing); copy it again")
-    pixels = _imdecode(data, cv2.IMREAD_COLOR)
+    where, data = _read(record, max_megapixels * 1e6)
+    if is_truncated(data):
+        raise _unreadable(where, "image is truncated (its end is missing); copy it again")
+    size = stored_size(data)
+    if size is not None and size[0] * size[1] > max_megapixels * 1e6:
+        raise _unreadable(
+            where,
+            f"is {size[1]}x{size[0]}, {size[0] * size[1] / 1e6:.1f} megapixels; reduce it, or "
+            f"allow more than --config.data.max_megapixels={max_megapixels:g}",
+        )
+    pixels = imdecode(data, cv2.IMREAD_COLOR) if size is not None else None
     if pixels is None:
-        raise UserError(f"{where}: no image that OpenCV can read; replace it or remove it")
+        raise _unreadable(where, "no image that OpenCV can read; replace it or remove it")
     height, width = pixels.shape[:2]
     if (record.width and record.width != width) or (record.height and record.height != height):
         reason = "correct the annotation"
-        unturned = _imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+        unturned = imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
         if unturned is not None and unturned.shape[:2] == (record.height, record.width):
             reason = (
                 "its EXIF orientation swaps the sides; save the image upright without EXIF, "
                 "or annotate it as it is shown"
             )
         annotated = f"{record.width}x{record.height}"
-        raise UserError(f"{where}: is {width}x{height} but annotated as {annotated}: {reason}")
+        found = f"is {width}x{height} but annotated as {annotated}: {reason}"
+        raise Fault(Kind.SIZE, f"{where}: {found}")
     return pixels
 
 
@@ -146,37 +157,20 @@ def coco_ground_truth(
     return {"images": images, "annotations": annotations, "categories": listed}
 
 
-def _read(record: Record) -> tuple[str, bytes]:
+def _read(record: Record, max_pixels: float) -> tuple[str, bytes]:
     if isinstance(record.image, bytes):
         return f"{record.name} (image {record.image_id})", record.image
     assert isinstance(record.image, Path)
     where = f"{record.image} (image {record.image_id})"
     try:
-        return where, record.image.read_bytes()
+        return where, read_bytes(record.image, max_pixels)
     except FileNotFoundError as error:
-        raise UserError(f"{where}: file is missing") from error
+        raise _unreadable(where, "file is missing") from error
     except OSError as error:
-        raise UserError(f"{where}: cannot be read: {error.strerror}") from error
+        raise _unreadable(where, f"cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise _unreadable(where, f"cannot be read: {error}") from error
 
 
-def _imdecode(data: bytes, flags: int) -> np.ndarray | None:
-    try:
-        return cv2.imdecode(np.frombuffer(data, np.uint8), flags)
-    except cv2.error:  # raised for no bytes and for too many pixels; otherwise the answer is None
-        return None
-
-
-def _is_truncated(data: bytes) -> bool:
-    """Whether a JPEG or PNG lacks its end marker; anything may follow the marker.
-
-    OpenCV 5 refuses such files itself (as no images), OpenCV 4 fills a JPEG with grey.
-    """
-    if data.startswith(PNG_START):
-        return data.rfind(PNG_END) < 0
-    if not data.startswith(JPEG_START):
-        return False
-    # Segments before the scan are skipped, since a thumbnail in them has an end marker as well.
-    start = len(JPEG_START)
-    while data[start : start + 1] == b"\xff" and data[start + 1 : start + 2] != bytes([JPEG_SCAN]):
-        start += 2 + int.from_bytes(data[start + 2 : start + 4], "big")
-    return data.rfind(JPEG_END, start) < 0
+def _unreadable(where: str, reason: str) -> Fault:
+    return Fault(Kind.UNREADABLE, f"{where}: {reason}")

@@ -1,9 +1,11 @@
 """From a config to the data it names."""
 
 from pathlib import Path
+from typing import Any
 
 from nanodet_jax.config import FORMATS, Config
 from nanodet_jax.data.coco import CocoSource
+from nanodet_jax.data.faults import OnFault, refuse
 from nanodet_jax.data.records import Source
 from nanodet_jax.data.shapes import ShapesSource
 from nanodet_jax.data.tfds import TfdsSource
@@ -11,26 +13,31 @@ from nanodet_jax.data.voc import VocSource, voc_classes
 from nanodet_jax.errors import UserError
 
 
-def open_source(config: Config, split: str) -> Source:
+def open_source(config: Config, split: str, on_fault: OnFault = refuse) -> Source:
     """The `train` or `val` split of what `config.data` names.
+
+    Readers of annotations tell their faults to `on_fault`; what they then leave out is what could
+    not be used.
 
     Raises:
       UserError: if a path is not set, or for what the source itself refuses.
     """
     data = config.data
+    reading: Any = {"follow_links": data.follow_links, "on_fault": on_fault}
     match data.format:
         case "coco":
             images = _path(config, f"{split}_images", "the folder of images")
-            return CocoSource(images, _path(config, f"{split}_annotations", "the COCO json file"))
+            annotations = _path(config, f"{split}_annotations", "the COCO json file")
+            return CocoSource(images, annotations, **reading)
         case "voc":
             root = _path(config, "root", "the folder with train/ and val/, or of VOC2007")
-            return VocSource(root, split, data.classes or voc_classes(root))
+            return VocSource(root, split, data.classes or voc_classes(root, **reading), **reading)
         case "tfds":
             root = _path(config, "root", "the TFDS data_dir, or the data set's own folder")
             judge = Path(data.val_annotations).expanduser() if data.val_annotations else None
             if split == "train":
-                return TfdsSource(data.name, root, "train", judged_by=None)
-            return TfdsSource(data.name, root, "validation", judged_by=judge)
+                return TfdsSource(data.name, root, "train", None, data.max_megapixels)
+            return TfdsSource(data.name, root, "validation", judge, data.max_megapixels)
         case "shapes":
             count = data.train_size if split == "train" else data.val_size
             return ShapesSource(split, size=max(config.input_size), count=count)

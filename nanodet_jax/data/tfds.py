@@ -4,23 +4,26 @@ They must have been prepared as `array_record`, by TFDS itself or by `nanodet-ja
 the prepared files are read, never the code of a TFDS builder: that of COCO needs TensorFlow.
 """
 
-import io
 import warnings
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from nanodet_jax.data.coco import read_categories, read_coco, read_ground_truth
-from nanodet_jax.data.records import Category, Record, coco_ground_truth, make_record
+from nanodet_jax.data.image_files import shown_size
+from nanodet_jax.data.records import (
+    MAX_MEGAPIXELS,
+    Category,
+    Record,
+    coco_ground_truth,
+    make_record,
+)
 from nanodet_jax.errors import UserError
 
 FEATURES = ("image", "image/filename", "image/id", "objects")
 OBJECT_FEATURES = ("area", "bbox", "id", "is_crowd", "label")
-EXIF_ORIENTATION = 0x0112
-SIDEWAYS = (5, 6, 7, 8)  # orientations that swap width and height
 ROUNDING = 1e-3  # pixels: boxes are float32 shares of a side
 
 
@@ -37,7 +40,14 @@ class TfdsSource:
         another format or with other features, or `judged_by` has other categories.
     """
 
-    def __init__(self, name: str, root: Path, split: str, judged_by: Path | None) -> None:
+    def __init__(
+        self,
+        name: str,
+        root: Path,
+        split: str,
+        judged_by: Path | None,
+        max_megapixels: float = MAX_MEGAPIXELS,
+    ) -> None:
         tfds = import_tfds()
         folder = root / name.replace(":", "/") if name else root
         if not (folder / "features.json").is_file():
@@ -65,7 +75,7 @@ class TfdsSource:
         except ValueError as error:
             raise UserError(f"{folder}: no split {split!r}; write a part as train[:10%]") from error
         names = features["objects"]["label"].names
-        self._judge = judged_by
+        self._judge, self._max_pixels = judged_by, max_megapixels * 1e6
         self.categories = tuple(Category(i, name) for i, name in enumerate(names, start=1))
         if judged_by is not None:
             self.categories = _judged_categories(self.categories, judged_by, folder)
@@ -77,8 +87,10 @@ class TfdsSource:
         if not 0 <= index < len(self):
             raise IndexError(index)
         item = self._data[index]
-        name, data, objects = item["image/filename"].decode(), item["image"], item["objects"]
-        height, width = _size(data, f"{name} (image {item['image/id']})")
+        name = item["image/filename"].decode(errors="backslashreplace")
+        data, objects = item["image"], item["objects"]
+        # Of an image that is none no share of a side can be told; decoding it says so.
+        height, width = shown_size(data, self._max_pixels) or (0, 0)
         shares = np.asarray(objects["bbox"], np.float32).reshape(-1, 4).astype(np.float64)
         boxes = shares[:, [1, 0, 3, 2]] * (width, height, width, height)  # from y x y x
         # As in a COCO file; area is not asked for, as TFDS rounds that of tiny objects to 0.
@@ -130,17 +142,6 @@ def import_tfds() -> ModuleType:
             f"config.data.format=tfds needs {error.name}: pip install 'nanodet_jax[tfds]'"
         ) from error
     return tensorflow_datasets
-
-
-def _size(data: bytes, where: str) -> tuple[int, int]:
-    """Height and width as decoded, from the header alone."""
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            width, height = image.size
-            sideways = image.getexif().get(EXIF_ORIENTATION) in SIDEWAYS
-    except OSError as error:  # PIL's for "no image"
-        raise UserError(f"{where}: no image in the data set; prepare it again") from error
-    return (width, height) if sideways else (height, width)
 
 
 def _judged_categories(

@@ -5,14 +5,16 @@ warning: an inverted box, or a class that is not listed, is an error that names 
 """
 
 import math
-import os
 from pathlib import Path
 from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
+from nanodet_jax.data.faults import Fault, Kind, OnFault, refuse
+from nanodet_jax.data.folder import Folder
 from nanodet_jax.data.records import Category, Record, coco_ground_truth, make_record
 from nanodet_jax.errors import UserError
 
+XML_LIMIT = 16 << 20  # bytes; a thousand objects take 300 thousand
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
 
@@ -24,21 +26,33 @@ class VocSource:
     `difficult` objects are ordinary ones, and boxes below one pixel are skipped.
 
     Raises:
-      UserError: naming the xml (or folder) that is missing, broken, or not of `classes`.
+      UserError: naming the folder or list that is missing or cannot be used.
+      Fault: as `on_fault` raises them, naming the xml; without it the first that there is.
     """
 
-    def __init__(self, root: Path, split: str, classes: tuple[str, ...]) -> None:
+    def __init__(
+        self,
+        root: Path,
+        split: str,
+        classes: tuple[str, ...],
+        *,
+        follow_links: bool = False,
+        on_fault: OnFault = refuse,
+    ) -> None:
         repeated = [name for name in classes if classes.count(name) > 1]
         if repeated:
             raise UserError(f"class {repeated[0]!r} is listed twice in config.data.classes")
         self.categories = tuple(Category(i, name) for i, name in enumerate(classes, start=1))
         labels = {name: label for label, name in enumerate(classes)}
-        folder, files = _find_split(root, split)
-        present = set(os.listdir(folder))
-        self._records = [
-            _make_record(file, image_id, folder, present, labels)
-            for image_id, file in enumerate(files, start=1)
-        ]
+        images, annotations, names = _find_split(root, split, follow_links, on_fault)
+        self._records = []
+        for image_id, name in enumerate(names, start=1):
+            try:
+                record = _make_record(name, image_id, images, annotations, labels, on_fault)
+            except Fault as fault:
+                on_fault(fault)
+                continue
+            self._records.append(record)
 
     def __len__(self) -> int:
         return len(self._records)
@@ -59,30 +73,39 @@ class VocSource:
         return coco_ground_truth(self._records, self.categories)
 
 
-def voc_classes(root: Path) -> tuple[str, ...]:
+def voc_classes(
+    root: Path, *, follow_links: bool = False, on_fault: OnFault = refuse
+) -> tuple[str, ...]:
     """All class names that occur in the training split, sorted.
 
     Raises:
-      UserError: if the split is missing, an xml is broken, or there is no object at all.
+      UserError: if the split is missing, or there is no object at all.
+      Fault: as `on_fault` raises them, naming the xml.
     """
-    _, files = _find_split(root, "train")
-    names = {name for file in files for name, _ in _read_xml(file).objects}
+    _, annotations, files = _find_split(root, "train", follow_links, on_fault)
+    names: set[str] = set()
+    for file in files:
+        try:
+            names |= {name for name, _ in _read_xml(file, annotations, on_fault).objects}
+        except Fault as fault:
+            on_fault(fault)
     if not names:
-        raise UserError(f"{files[0].parent}: no object in any of {len(files)} xml files")
+        raise UserError(f"{annotations.path}: no object in any of {len(files)} xml files")
     return tuple(sorted(names))
 
 
-def _find_split(root: Path, split: str) -> tuple[Path, list[Path]]:
-    """Folder of the images, and the xml files of a split by name."""
+def _find_split(
+    root: Path, split: str, follow_links: bool, on_fault: OnFault
+) -> tuple[Folder, Folder, list[str]]:
+    """Folder of the images, that of the xml files, and the names of the split's xml files."""
     if not root.is_dir():
         raise UserError(f"{root}: folder is missing")
     if (root / split).is_dir():
-        folder, annotations = root / split / "images", root / split / "annotations"
-        _check_folders(folder, annotations)
-        names = os.listdir(annotations)
+        images = Folder(root / split / "images", follow_links)
+        annotations = Folder(root / split / "annotations", follow_links)
         # Files that start with a dot are what macOS leaves in archives.
-        stems = [name[:-4] for name in names if name.endswith(".xml") and name[0] != "."]
-        origin = annotations
+        names = [n for n in annotations.names() if n.endswith(".xml") and n[0] != "."]
+        origin = annotations.path
     else:
         base = root / "VOC2007" if (root / "VOC2007").is_dir() else root
         origin = base / "ImageSets" / "Main" / f"{split}.txt"
@@ -91,22 +114,19 @@ def _find_split(root: Path, split: str) -> tuple[Path, list[Path]]:
                 f"{root}: neither {split}/images and {split}/annotations nor "
                 f"ImageSets/Main/{split}.txt (VOC2007) lies there"
             )
-        folder, annotations = base / "JPEGImages", base / "Annotations"
-        _check_folders(folder, annotations)
+        images = Folder(base / "JPEGImages", follow_links)
+        annotations = Folder(base / "Annotations", follow_links)
         lines = origin.read_text(encoding="utf-8", errors="replace").splitlines()
-        stems = [line.split()[0] for line in lines if line.strip()]
-        missing = sorted(set(stems) - {Path(name).stem for name in os.listdir(annotations)})
+        names = [f"{line.split()[0]}.xml" for line in lines if line.strip()]
+        missing = sorted(name for name in names if name not in annotations)
         if missing:
-            raise UserError(f"{annotations / missing[0]}.xml: missing, but listed in {origin}")
-    if not stems:
+            # Names in a listing have no folders, so nothing outside of it is ever read.
+            message = f"{annotations.path / missing[0]}: missing, but listed in {origin}"
+            on_fault(Fault(Kind.MISSING, f"{message}, first of {len(missing)}"))
+            names = [name for name in names if name in annotations]
+    if not names:
         raise UserError(f"{origin}: no xml files; each image needs one, if only without objects")
-    return folder, [annotations / f"{stem}.xml" for stem in sorted(set(stems))]
-
-
-def _check_folders(*folders: Path) -> None:
-    for folder in folders:
-        if not folder.is_dir():
-            raise UserError(f"{folder}: folder is missing")
+    return images, annotations, sorted(set(names))
 
 
 class _Xml(NamedTuple):
@@ -122,31 +142,47 @@ class _NoDoctype(ElementTree.TreeBuilder):
         raise ValueError("declares a DOCTYPE, which is refused; delete that line")
 
 
-def _read_xml(file: Path) -> _Xml:
+def _read_xml(name: str, annotations: Folder, on_fault: OnFault) -> _Xml:
+    file = annotations.path / name
+    annotations.find(name, str(file))  # refuses links out of the folder
     try:
+        if file.stat().st_size > XML_LIMIT:
+            raise ValueError(f"has over {XML_LIMIT >> 20} MB, more than boxes of an image take")
         parser = ElementTree.XMLParser(target=_NoDoctype())
         root = ElementTree.fromstring(file.read_bytes(), parser)
-        objects = []
-        for number, item in enumerate(root.iterfind("object"), start=1):
-            name = (item.findtext("name") or "").strip()
-            if not name:
-                raise ValueError(f"object {number} has no name")
-            corners = [_number(item, f"bndbox/{side}") for side in ("xmin", "ymin", "xmax", "ymax")]
-            x1, y1, x2, y2 = corners
-            if x2 < x1 or y2 < y1:
-                raise ValueError(f"object {number} ({name}) has an inverted box {corners}")
-            objects.append((name, (x1, y1, x2, y2)))
         sides = [_number(root, f"size/{side}", "0") for side in ("height", "width")]
         if min(sides) < 0 or any(side != int(side) for side in sides):
             raise ValueError(f"size (height, width) {sides} is no number of pixels")
     except OSError as error:
-        raise UserError(f"{file}: cannot be read: {error.strerror}") from error
+        raise Fault(Kind.FILE, f"{file}: cannot be read: {error.strerror}") from error
     except ElementTree.ParseError as error:
-        raise UserError(f"{file}: broken xml: {error}") from error
+        raise Fault(Kind.FILE, f"{file}: broken xml: {error}") from error
     except (ValueError, LookupError) as error:  # LookupError: an encoding nobody knows
-        raise UserError(f"{file}: {error}") from error
+        raise Fault(Kind.FILE, f"{file}: {error}") from error
+    objects = []
+    for number, item in enumerate(root.iterfind("object"), start=1):
+        try:
+            objects.append(_read_object(item, f"{file}: object {number}"))
+        except Fault as fault:
+            on_fault(fault)
     filename = (root.findtext("filename") or "").strip()
     return _Xml(filename, (int(sides[0]), int(sides[1])), objects)
+
+
+def _read_object(
+    item: ElementTree.Element, where: str
+) -> tuple[str, tuple[float, float, float, float]]:
+    name = (item.findtext("name") or "").strip()
+    if not name:
+        raise Fault(Kind.CLASSES, f"{where} has no name")
+    try:
+        corners = [_number(item, f"bndbox/{side}") for side in ("xmin", "ymin", "xmax", "ymax")]
+    except ValueError as error:
+        raise Fault(Kind.NUMBERS, f"{where} ({name}): {error}") from error
+    x1, y1, x2, y2 = corners
+    if x2 < x1 or y2 < y1:
+        raise Fault(Kind.INVERTED, f"{where} ({name}) has an inverted box {corners}")
+    return name, (x1, y1, x2, y2)
 
 
 def _number(element: ElementTree.Element, path: str, default: str = "") -> float:
@@ -161,31 +197,47 @@ def _number(element: ElementTree.Element, path: str, default: str = "") -> float
 
 
 def _make_record(
-    file: Path, image_id: int, folder: Path, present: set[str], labels: dict[str, int]
+    file: str,
+    image_id: int,
+    images: Folder,
+    annotations: Folder,
+    labels: dict[str, int],
+    on_fault: OnFault,
 ) -> Record:
-    xml = _read_xml(file)
+    xml = _read_xml(file, annotations, on_fault)
+    where = annotations.path / file
     height, width = xml.size
     boxes, found = [], []
-    for name, (x1, y1, x2, y2) in xml.objects:
-        if name not in labels:
-            known = ", ".join(labels)
-            raise UserError(f"{file}: class {name!r} is not among the classes: {known}")
+    for class_name, (x1, y1, x2, y2) in xml.objects:
+        box = f"{where}: box {[x1, y1, x2, y2]} ({class_name})"
+        if class_name not in labels:
+            known = f"class {class_name!r} is not among the classes: {', '.join(labels)}"
+            on_fault(Fault(Kind.CLASSES, f"{where}: {known}"))
+            continue
         # As the original: a corner left of the image moves in without narrowing the box.
         w, h = min(x2 - x1, width or math.inf), min(y2 - y1, height or math.inf)
         x, y = max(x1, 0.0), max(y1, 0.0)
-        if w >= 1 and h >= 1:
-            boxes.append((x, y, x + w, y + h))
-            found.append(labels[name])
-    name = _find_image(file, xml.filename, folder, present)
+        if (x, y, w, h) != (x1, y1, x2 - x1, y2 - y1):
+            moved = f"leaves the image of {width}x{height}, and becomes {[x, y, x + w, y + h]}"
+            on_fault(Fault(Kind.OUTSIDE, f"{box} {moved}", tolerated=True))
+        if w < 1 or h < 1:
+            on_fault(Fault(Kind.EMPTY, f"{box}: below a pixel, and left out", tolerated=True))
+            continue
+        boxes.append((x, y, x + w, y + h))
+        found.append(labels[class_name])
+    path = _find_image(file, xml.filename, images, annotations)
     areas = [(x2 - x1) * (y2 - y1) for x1, y1, x2, y2 in boxes]
     ignore = [False] * len(boxes)
-    return make_record(image_id, name, folder / name, xml.size, boxes, found, ignore, areas)
+    return make_record(image_id, path.name, path, xml.size, boxes, found, ignore, areas)
 
 
-def _find_image(file: Path, filename: str, folder: Path, present: set[str]) -> str:
+def _find_image(file: str, filename: str, images: Folder, annotations: Folder) -> Path:
     """<filename> if there is such an image, else one named as the xml is."""
+    where = annotations.path / file
+    stem = file.removesuffix(".xml")
     suffixes = [variant for suffix in SUFFIXES for variant in (suffix, suffix.upper())]
-    for name in (filename, *(file.stem + suffix for suffix in suffixes)):
-        if name in present:
-            return name
-    raise UserError(f"{file}: no image {filename!r} or {file.stem}.* in {folder}")
+    for name in (filename, *(stem + suffix for suffix in suffixes)):
+        path = images.find(name, str(where)) if name in images else None
+        if path is not None:
+            return path
+    raise Fault(Kind.MISSING, f"{where}: no image {filename!r} or {stem}.* in {images.path}")

@@ -20,6 +20,7 @@ from nanodet_jax.data.pipeline import (
     training_batches,
 )
 from nanodet_jax.data.sources import open_source
+from nanodet_jax.doctor.report import brief
 from nanodet_jax.errors import UserError
 from nanodet_jax.inference import make_detect
 from nanodet_jax.models.detector import build_model, priors_of
@@ -74,6 +75,8 @@ def _train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any]:
     steps_each = steps_per_epoch(train, config.data.batch_size)
     total_steps = config.training.steps or config.training.epochs * steps_each
     epochs = -(-total_steps // steps_each)
+    for line in brief(config, train, val):
+        print(line, flush=True)
     slots, over = count_slots(train, config.data.max_boxes)
     images = TrainingImages(train, config)
 

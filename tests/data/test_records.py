@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from nanodet_jax.config import Config
+from nanodet_jax.data.image_files import shown_size, stored_size
 from nanodet_jax.data.records import Category, Record, coco_ground_truth, decode, make_record
 from nanodet_jax.data.sources import open_source
 from nanodet_jax.errors import UserError
@@ -97,6 +98,30 @@ def test_missing_file_and_folder_in_its_place(tmp_path):
         decode(record(tmp_path / "gone.jpg"))
     with pytest.raises(UserError, match="cannot be read"):
         decode(record(tmp_path))
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".bmp", ".webp", ".tiff", ".gif"])
+def test_megapixels_are_counted_before_they_are_decoded(suffix, monkeypatch):
+    data = encode(suffix)
+    assert decode(record(data), max_megapixels=0.0048).shape == (60, 80, 3)
+    monkeypatch.setattr(cv2, "imdecode", None)
+    with pytest.raises(UserError, match=r"\(image 7\): is 80x60, 0\.0 megapixels; .*=0\.0047"):
+        decode(record(data), max_megapixels=0.0047)
+
+
+def test_files_longer_than_any_image_are_not_read(tmp_path):
+    file = tmp_path / "sparse.jpg"
+    with file.open("wb") as stream:
+        stream.truncate(1 << 40)
+    with pytest.raises(UserError, match="cannot be read: 1099512 MB are more than an image may"):
+        decode(record(file))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_size_as_shown_is_that_of_the_pixels(orientation):
+    data = with_exif(encode(".jpg"), orientation)
+    assert stored_size(data) == (60, 80)
+    assert shown_size(data, 1e6) == decode(record(data, (0, 0))).shape[:2]
 
 
 def test_coco_ground_truth():

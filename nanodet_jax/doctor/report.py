@@ -1,0 +1,167 @@
+"""What `nanodet-jax doctor` prints, and the few lines of it that a run begins with."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from nanodet_jax.config import Config
+from nanodet_jax.data.records import Record, Source
+from nanodet_jax.doctor import findings
+from nanodet_jax.doctor.findings import Finding, Harm
+from nanodet_jax.doctor.geometry import Objects, objects, priors_per_object, sample
+from nanodet_jax.doctor.scan import Scan, scan
+
+EXAMPLES = 5  # of each finding
+BRIEF_SAMPLE = 2000  # images that a run measures before it begins
+BRIEF_FORMATS = ("coco", "voc")  # whose annotations are in memory
+
+
+class Report(NamedTuple):
+    """Findings, the most harmful first, and tables in words."""
+
+    findings: list[Finding]
+    summary: str
+
+    @property
+    def serious(self) -> bool:
+        """Whether training would stop, or learn something else than was meant."""
+        return any(finding.harm is Harm.SERIOUS for finding in self.findings)
+
+
+def examine(config: Config, *, progress: bool = True) -> Report:
+    """Read all data of a config, and report. Nothing is written."""
+    train, val = (scan(config, split, progress=progress) for split in ("train", "val"))
+    told = set(map(str, train.faults))  # the classes of VOC are those of train, for val as well
+    val_faults = [fault for fault in val.faults if str(fault) not in told]
+    found = [
+        *findings.of_faults(train.faults, "train", train.images, config),
+        *findings.of_faults(val_faults, "val", val.images, config),
+        *findings.of_schedule(config, train.images),
+    ]
+    for split, one in (("train", train), ("val", val)):
+        found += findings.of_empty(split, _without_boxes(one.records), len(one.records))
+    names = [category.name for category in train.categories]
+    if val.categories and names and [category.name for category in val.categories] != names:
+        title = "training and validation data have different classes, or in other order"
+        found.append(Finding(Harm.SERIOUS, title, "list the same classes in both"))
+    elif names and val.categories:
+        found += findings.of_classes(names, *(_per_class(s.records, names) for s in (train, val)))
+    sampled = sample(train.records)
+    measured = objects(sampled, config)
+    counts = priors_per_object(sampled, config, len(names))
+    found += findings.of_sizes(names, measured, config)
+    found += findings.of_priors(names, measured.labels, counts)
+    lines = [
+        _headline(config, train, val),
+        "",
+        *_class_table(names, train, val, config, measured, counts),
+    ]
+    return Report(findings.ranked(found), "\n".join(lines))
+
+
+def format_report(report: Report) -> str:
+    """The report as text: findings by harm with their ways out, then the tables."""
+    headings = {
+        Harm.SERIOUS: "SERIOUS: training stops, or learns something else",
+        Harm.COSTLY: "COSTLY: lowers AP, or wastes part of the data",
+        Harm.NOTE: "NOTE",
+    }
+    lines = []
+    for harm, heading in headings.items():
+        alike = [finding for finding in report.findings if finding.harm is harm]
+        if alike:
+            lines += [heading, ""]
+        for finding in alike:
+            lines.append(f"  * {finding.title}")
+            lines += [f"      {_printable(example)}" for example in finding.examples[:EXAMPLES]]
+            if finding.examples[EXAMPLES:]:
+                lines.append(f"      and {len(finding.examples) - EXAMPLES} more")
+            lines += [f"    -> {finding.way_out}", ""]
+    if not report.findings:
+        lines += ["nothing to complain of", ""]
+    return "\n".join([*lines, report.summary])
+
+
+def brief(config: Config, train: Source, val: Source) -> list[str]:
+    """A line for each thing that annotations alone tell to be costly; none for drawn data.
+
+    No image is read, so that it takes a second.
+    """
+    found = findings.of_schedule(config, len(train))
+    if config.data.format in BRIEF_FORMATS:
+        names = [category.name for category in train.categories]
+        records, val_records = ([source[i] for i in range(len(source))] for source in (train, val))
+        known = [record for record in records if record.height and record.width]
+        found += findings.of_classes(
+            names, _per_class(records, names), _per_class(val_records, names)
+        )
+        found += findings.of_empty("train", _without_boxes(records), len(records))
+        found += findings.of_sizes(names, objects(sample(known, BRIEF_SAMPLE), config), config)
+    return [
+        f"note: {finding.title} -> {finding.way_out}"
+        for finding in findings.ranked(found)
+        if finding.harm > Harm.NOTE
+    ]
+
+
+def _without_boxes(records: Sequence[Record]) -> int:
+    return sum(bool(record.ignore.all()) for record in records)
+
+
+def _per_class(records: Sequence[Record], names: Sequence[str]) -> np.ndarray:
+    labels = [record.labels[~record.ignore] for record in records]
+    return np.bincount(np.concatenate([np.zeros(0, np.int32), *labels]), minlength=len(names))
+
+
+def _headline(config: Config, train: Scan, val: Scan) -> str:
+    steps_each = train.images // config.data.batch_size
+    steps = config.training.steps or config.training.epochs * steps_each
+    return (
+        f"{config.name}: {train.images} training and {val.images} validation images, "
+        f"{len(train.categories)} classes; {steps_each} steps of {config.data.batch_size} images "
+        f"an epoch, {steps} in the run, {config.training.warmup_steps} of them warm-up; "
+        f"{_without_boxes(train.records)} training images without boxes"
+    )
+
+
+def _class_table(
+    names: Sequence[str],
+    train: Scan,
+    val: Scan,
+    config: Config,
+    measured: Objects,
+    counts: np.ndarray,
+) -> list[str]:
+    """Boxes by class; sizes and priors are those of the objects measured."""
+    if not names:
+        return []
+    stride = config.model.strides[0]
+    width = max(5, *(len(_printable(name)) for name in names))
+    lines = [
+        f"{'class':{width}}  {'train':>8}  {'val':>7}  {'median px':>9}  {f'< {stride} px':>7}  "
+        f"{'priors':>6}  {'learned':>7}"
+    ]
+    numbers = _per_class(train.records, names), _per_class(val.records, names)
+    for label, (name, in_train, in_val) in enumerate(zip(names, *numbers)):
+        of_class = measured.labels == label
+        line = f"{_printable(name):{width}}  {in_train:>8}  {in_val:>7}"
+        if of_class.any():
+            priors = counts[of_class]
+            line += (
+                f"  {np.median(measured.size[of_class]):>9.1f}"
+                f"  {np.mean(measured.shorter[of_class] < stride):>7.1%}"
+                f"  {priors.mean():>6.1f}  {np.mean(priors > 0):>7.1%}"
+            )
+        lines.append(line)
+    return [
+        *lines,
+        "",
+        f"(sizes in pixels of the input, {config.input_size[0]} x {config.input_size[1]}; "
+        "priors that learn a box, and boxes that have one, without augmentation)",
+    ]
+
+
+def _printable(text: str) -> str:
+    """A text from a file, on one line, without what would move the cursor."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

@@ -1,0 +1,103 @@
+"""Everything in a split is read: all annotations, and every image in full. Nothing is written."""
+
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from nanodet_jax.config import Config
+from nanodet_jax.data.faults import Fault, Kind
+from nanodet_jax.data.image_files import use_threads_of_ours
+from nanodet_jax.data.records import Category, Record, Source, decode
+from nanodet_jax.data.sources import open_source
+from nanodet_jax.errors import UserError
+
+OVERHANG = 1.0  # pixels by which a box may leave its image: rounding, and counting from 1
+
+
+class Scan(NamedTuple):
+    """What is in a split, and what is wrong with it."""
+
+    categories: tuple[Category, ...]  # empty if the split could not be opened
+    records: list[Record]  # of readable images, without pixels, with their true sizes
+    images: int  # all that the readers could make sense of, readable or not
+    faults: list[Fault]
+
+
+def scan(config: Config, split: str, *, progress: bool = True) -> Scan:
+    """Read the `train` or `val` split of `config.data` to the last pixel.
+
+    Memory holds `config.data.workers` images at a time.
+    """
+    faults: dict[str, Fault] = {}  # by message: some files are read more than once
+
+    def note(fault: Fault) -> None:
+        # A copy: the traceback of the one that was raised holds on to pixels.
+        faults[str(fault)] = Fault(fault.kind, str(fault), tolerated=fault.tolerated)
+
+    try:
+        source = open_source(config, split, note)
+    except UserError as error:
+        note(Fault(Kind.FILE, str(error)))
+        return Scan((), [], 0, [*faults.values()])
+    use_threads_of_ours()
+    records = []
+
+    def examine(index: int) -> tuple[Record | None, list[Fault]]:
+        return _examine(source, index, config.data.max_megapixels)
+
+    with ThreadPoolExecutor(config.data.workers) as pool:
+        for record, found in tqdm(
+            pool.map(examine, range(len(source))),
+            total=len(source),
+            desc=f"reading {split}",
+            unit="img",
+            disable=not progress,
+        ):
+            for fault in found:
+                note(fault)
+            if record is not None:
+                records.append(record)
+    return Scan(source.categories, records, len(source), [*faults.values()])
+
+
+def _examine(
+    source: Source, index: int, max_megapixels: float
+) -> tuple[Record | None, list[Fault]]:
+    try:
+        record = source[index]
+        height, width = decode(record, max_megapixels).shape[:2]
+    except Fault as fault:
+        return None, [fault]
+    except UserError as error:
+        return None, [Fault(Kind.UNREADABLE, str(error))]
+    record = replace(record, image=b"", height=height, width=width)
+    return record, [*_outside(record), *_duplicates(record)]
+
+
+def _outside(record: Record) -> Iterator[Fault]:
+    low, high = -OVERHANG, np.array([record.width, record.height]) + OVERHANG
+    out = np.any((record.boxes[:, :2] < low) | (record.boxes[:, 2:] > high), axis=1)
+    for box in record.boxes[out]:
+        found = f"box {_text(box)} leaves the image of {record.width}x{record.height}"
+        yield Fault(Kind.OUTSIDE, f"{_where(record)}: {found}", tolerated=True)
+
+
+def _duplicates(record: Record) -> Iterator[Fault]:
+    labelled = zip(map(tuple, record.boxes.tolist()), record.labels.tolist())
+    for (box, _), count in Counter(labelled).items():
+        if count > 1:
+            found = f"box {_text(box)} of one class occurs {count} times"
+            yield Fault(Kind.DUPLICATES, f"{_where(record)}: {found}", tolerated=True)
+
+
+def _where(record: Record) -> str:
+    return f"{record.name} (image {record.image_id})"
+
+
+def _text(box) -> str:
+    return f"[{', '.join(f'{float(x):g}' for x in box)}]"

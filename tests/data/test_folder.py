@@ -1,0 +1,145 @@
+"""Names from annotation files, and the files that they may reach."""
+
+import json
+import os
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from nanodet_jax.config import Config
+from nanodet_jax.data.faults import Fault, Kind
+from nanodet_jax.data.folder import Folder
+from nanodet_jax.data.sources import open_source
+from nanodet_jax.errors import UserError
+
+
+@pytest.fixture
+def root(tmp_path):
+    """A folder of images beside a store that is no part of it."""
+    root, store = tmp_path / "images", tmp_path / "store"
+    (root / "deep" / "er").mkdir(parents=True)
+    (store / "more").mkdir(parents=True)
+    for file in (root / "a.png", root / "deep" / "er" / "b.png", store / "c.png",
+                 store / "more" / "d.png"):  # fmt: skip
+        Image.fromarray(np.zeros((8, 9, 3), np.uint8)).save(file)
+    (root / "inner.png").symlink_to("a.png")
+    (root / "around.png").symlink_to(root / "deep" / ".." / "a.png")
+    (root / "out.png").symlink_to(store / "c.png")
+    (root / "up").symlink_to("..")
+    (root / "more").symlink_to(store / "more")
+    (root / "one.png").symlink_to("two.png")
+    (root / "two.png").symlink_to("one.png")
+    (root / "broken.png").symlink_to("gone")
+    return root
+
+
+@pytest.mark.parametrize("name", ["a.png", "deep/er/b.png", "./a.png", "inner.png", "around.png"])
+def test_files_below_the_folder_are_found(root, name):
+    assert Folder(root).find(name, "x") == root / name
+
+
+@pytest.mark.parametrize("name", ["c.png", "deep/a.png", "a.png/b", "", "a\0b", "x" * 5000,
+                                  "a/" * 9999, "deep\\er\\b.png", "\ud800"])  # fmt: skip
+def test_what_is_not_there_is_not_found(root, name):
+    found = Folder(root).find(name, "x")
+    assert found is None or (name == "" and found == root)
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("/etc/passwd", "is a path out of the folder"),
+        ("../store/c.png", "is a path out of the folder"),
+        ("deep/../../store/c.png", "is a path out of the folder"),
+        ("..", "is a path out of the folder"),
+        ("C:\\x.png", "is a path out of the folder"),
+        ("\\\\host\\share\\x.png", "is a path out of the folder"),
+        ("out.png", r"link .*out\.png leads out of .*follow_links=True"),
+        ("more/d.png", r"link .*more leads out of"),
+        ("up/store/c.png", r"link .*up leads out of"),
+        ("one.png", "goes in a circle"),
+        ("broken.png", "leads nowhere"),
+    ],
+)
+def test_what_leads_out_is_refused(root, name, reason):
+    with pytest.raises(Fault, match=rf"^labels\.json: image 7: .*{reason}") as caught:
+        Folder(root).find(name, "labels.json: image 7")
+    assert caught.value.kind is Kind.PATH
+
+
+def test_links_may_be_trusted_but_not_names(root):
+    trusting = Folder(root, follow_links=True)
+    for name in ("out.png", "more/d.png", "up/store/c.png"):
+        assert trusting.find(name, "x") == root / name
+    for name in ("one.png", "broken.png", "../store/c.png", "/etc/passwd"):
+        with pytest.raises(Fault):
+            trusting.find(name, "x")
+
+
+def test_the_folder_itself_may_be_a_link(root, tmp_path):
+    (tmp_path / "alias").symlink_to(root)
+    alias = Folder(tmp_path / "alias")
+    for name in ("a.png", "inner.png", "around.png"):
+        assert alias.find(name, "x") == tmp_path / "alias" / name
+    with pytest.raises(Fault, match="leads out of"):
+        alias.find("out.png", "x")
+
+
+def test_a_folder_that_is_none(tmp_path):
+    (tmp_path / "circle").symlink_to("circle")
+    for name in ("gone", "circle"):
+        with pytest.raises(UserError, match=f"{name}: folder is missing"):
+            Folder(tmp_path / name)
+
+
+@pytest.mark.parametrize("follow", [False, True])
+def test_coco(root, tmp_path, follow):
+    content = {
+        "images": [{"id": 7, "file_name": "out.png"}],
+        "annotations": [],
+        "categories": [{"id": 1, "name": "a"}],
+    }
+    (tmp_path / "labels.json").write_text(json.dumps(content))
+    config = Config()
+    config.data.train_images = str(root)
+    config.data.train_annotations = str(tmp_path / "labels.json")
+    config.data.follow_links = follow
+    if follow:
+        assert open_source(config, "train")[0].image == root / "out.png"
+        return
+    with pytest.raises(UserError, match=r"labels\.json: image 7: the symbolic link .* leads out"):
+        open_source(config, "train")
+
+
+@pytest.mark.parametrize("what", ["images/a.png", "annotations/a.xml"])
+def test_voc(root, tmp_path, what):
+    split = tmp_path / "data" / "train"
+    for name in ("images", "annotations"):
+        (split / name).mkdir(parents=True)
+    store = tmp_path / "store"
+    xml = "<annotation><object><name>a</name><bndbox><xmin>1</xmin><ymin>1</ymin><xmax>5</xmax>"
+    (store / "a.xml").write_text(f"{xml}<ymax>5</ymax></bndbox></object></annotation>")
+    for name, target in (("images/a.png", "c.png"), ("annotations/a.xml", "a.xml")):
+        if name == what:
+            (split / name).symlink_to(store / target)
+        else:
+            os.link(store / target, split / name)
+    config = Config()
+    config.data.format, config.data.root = "voc", str(tmp_path / "data")
+    with pytest.raises(UserError, match=rf"a\.xml: the symbolic link .*{what} leads out of"):
+        open_source(config, "train")
+    config.data.follow_links = True
+    assert len(open_source(config, "train")[0].boxes) == 1
+
+
+def test_lists_of_voc2007_name_files_of_their_folder(tmp_path):
+    base = tmp_path / "VOC2007"
+    for folder in ("JPEGImages", "Annotations", "ImageSets/Main"):
+        (base / folder).mkdir(parents=True)
+    (tmp_path / "x.xml").write_text("<annotation/>")
+    (base / "ImageSets" / "Main" / "train.txt").write_text("../../x\n")
+    config = Config()
+    config.data.format, config.data.root = "voc", str(tmp_path)
+    with pytest.raises(UserError, match=r"x\.xml: missing, but listed in .*train\.txt"):
+        open_source(config, "train")
