@@ -42,9 +42,10 @@ class Launch:
     def __init__(self, workdir: Path, flags: Sequence[str]):
         self.workdir, self.started = workdir, time.monotonic()
         self._log = (workdir.parent / f"{workdir.name}.log").open("ab")
+        environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}  # one device
         self.process = subprocess.Popen(
             [sys.executable, "train.py", *flags, f"--workdir={workdir}"],
-            cwd=REPO, env=os.environ | {"JAX_PLATFORMS": "cpu"},
+            cwd=REPO, env=environment,
             stdout=self._log, stderr=subprocess.STDOUT,
         )  # fmt: skip
 
