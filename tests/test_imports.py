@@ -8,7 +8,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "nanodet_jax"
 # From the ground up. A room knows those of lower layers, and of its own those named below.
 LAYERS = (
-    {"errors", "config", "structures", "precision", "boxes", "backend", "coco_classes"},
+    {"errors", "config", "structures", "precision", "boxes", "backend", "hosts", "coco_classes"},
     {"models", "losses", "assigners", "data", "render", "pytorch_pickle", "pytorch_file"},
     {"objective", "postprocess", "evaluation", "visualize", "convert", "state", "checkpoint"},
     {"weights", "inference", "summary"},
@@ -18,6 +18,7 @@ LAYERS = (
 )
 ALLOWED_WITHIN = {
     "config": {"errors"},
+    "hosts": {"config", "errors"},
     "pytorch_file": {"pytorch_pickle"},
     "assigners": {"losses"},  # what a prior's classes would cost it
     "postprocess": {"objective"},

@@ -45,7 +45,7 @@ class Tiny(nn.Module):
     """All that a step sees of a network, in two layers: parameters, batch norm, predictions."""
 
     @nn.compact
-    def branches(self, images, detach=False, train=True):
+    def branches(self, images, detach=False, train=True, axis_name=None):
         cells = SIDE // STRIDE
         x = images.reshape(-1, cells, STRIDE, cells, STRIDE, 3).transpose(0, 1, 3, 2, 4, 5)
         x = nn.Dense(16, use_bias=False)(x.reshape(-1, cells, cells, STRIDE * STRIDE * 3))
