@@ -122,9 +122,9 @@ def train_and_evaluate(config: Config, workdir: str | Path) -> dict[str, Any]:
         # Of whole batches, and on the host: the same in every process.
         on_host = copy.deepcopy(config)
         on_host.data.augment, on_host.data.cache = "host", "none"
-        measured = training_batches(train, on_host, slots)
+        measured, as_batch = training_batches(train, on_host, slots), make_render(on_host)
         inputs = (
-            next(measured).images
+            as_batch(next(measured)).images
             for _ in tqdm(range(UNFOLD_BATCHES), "measuring batch norms", leave=False)
         )
         state = create_state(unfold(model, variables, inputs), optimizer, averaged)
