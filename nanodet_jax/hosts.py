@@ -23,7 +23,7 @@ from nanodet_jax.config import Training
 from nanodet_jax.errors import UserError
 
 AUTO = "auto"
-START_S = 300  # that processes may start one after the other
+START_S = 300  # within which all have to have started
 # After so long without a sign of life a process counts as lost, and all others end. It also bounds
 # how long one that is done waits for the rest.
 LOST_S = 30
@@ -52,6 +52,8 @@ def join(training: Training) -> None:
             "process_id": training.process,
             "cluster_detection_method": "deactivate",
         }
+    # To be said before: where some do not come, jax ends the process with a message of its own.
+    print(f"waiting for the other processes of this run, at most {START_S} s", flush=True)
     try:
         jax.distributed.initialize(
             **given,
