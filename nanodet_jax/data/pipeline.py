@@ -95,10 +95,12 @@ def training_batches(
     images = source if isinstance(source, TrainingImages) else TrainingImages(source, config)
     augmented = ForDevice if config.data.augment == "device" else OnHost
     examples = augmented(config, slots, images)
+    # Sliced twice to no effect: the seed that grain gives to `draw` follows from its place in this
+    # chain, and the numbers that a seed of the config stands for are to stay what they were.
     dataset = (
         grain.MapDataset.source(_Numbered(images))
         .seed(config.training.seed)
-        .shuffle()[:used]
+        .shuffle()[:used][:]
         .repeat()
         .random_map(examples.draw)
         .batch(size, drop_remainder=True, batch_fn=examples.batch)[index::count][start_step:]

@@ -5,18 +5,21 @@ where an activation changes sides. In float64 nothing is left of it, whatever th
 `python tests/many_devices.py` has the figures of both.
 """
 
-import re
-from pathlib import Path
+import functools
+from functools import partial
 
 import jax
 import numpy as np
 import pytest
 
 from configs import shapes
+from nanodet_jax import backend
 from nanodet_jax.models import shufflenet_v2
+from nanodet_jax.models.detector import build_model
+from nanodet_jax.state import SMALLEST, abstract_variables
 from tests.many_devices import COUNTS, after_a_step, differences, make_task, results_of, worst
+from tests.training.test_parallel import step_of_the_document
 
-DOC = Path(__file__).parents[2] / "docs" / "many_devices.md"
 VARIANTS = ("nanodet-m-tiny", "nanodet-plus-m-tiny")
 
 
@@ -43,40 +46,65 @@ def small_task(variant, dtype):
     return make_task(settings, dtype)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_any_number_of_devices_takes_the_step_of_one(variant):
-    with jax.enable_x64(True):
+@pytest.fixture
+def plainly_compiled(monkeypatch):
+    """Programs in less than half the time; in float64 their numbers do not depend on it."""
+    quickly = {"xla_backend_optimization_level": 0}
+
+    def jit(function, **options):
+        chosen = (backend.compiler_options() or {}) | quickly
+        return jax.jit(function, compiler_options=chosen, **options)
+
+    monkeypatch.setattr(backend, "jit", jit)
+
+
+@pytest.fixture(scope="module")
+def on_one():
+    """By variant, the step on one device: what there is to do, and what comes of it."""
+
+    @functools.cache
+    def step(variant):
         task = small_task(variant, "float64")
-        one = after_a_step(task, 1)
-        assert {leaf.dtype for leaf in jax.tree.leaves(one["gradients"])} == {np.dtype(np.float64)}
-        assert one["loss"]["positives"] > 0
-        for count in COUNTS[1:]:
-            found = after_a_step(task, count)
-            for what in one:
-                largest, name = worst(differences(found[what], one[what]))
-                assert largest < 1e-9, (count, what, name)
+        return task, after_a_step(task, 1)
+
+    return step
 
 
-def test_without_it_statistics_are_those_of_a_device():
+@pytest.mark.parametrize(
+    "count", [8, pytest.param(2, marks=pytest.mark.slow), pytest.param(4, marks=pytest.mark.slow)]
+)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_any_number_of_devices_takes_the_step_of_one(variant, count, on_one, plainly_compiled):
     with jax.enable_x64(True):
-        task = small_task(VARIANTS[0], "float64")
-        model = task.parts["model"]
-        apart = model.clone(
-            model=model.model.__class__(**(vars(model.model) | {"sync_batch_norm": False}))
-        )
-        found = [
-            after_a_step(task._replace(parts=task.parts | {"model": m}), 2) for m in (model, apart)
-        ]
-    assert worst(differences(found[1]["gradients"], found[0]["gradients"]))[0] > 1e-3
+        task, one = on_one(variant)
+        found = after_a_step(task, count)
+    assert {leaf.dtype for leaf in jax.tree.leaves(one["gradients"])} == {np.dtype(np.float64)}
+    assert one["loss"]["positives"] > 0
+    for what in one:
+        largest, name = worst(differences(found[what], one[what]))
+        assert largest < 1e-6, (what, name)
 
 
+@pytest.mark.parametrize("asked", [False, True])
+def test_statistics_are_reduced_where_asked_only(asked):
+    settings = shapes.get_config()
+    settings.model.num_classes, settings.model.sync_batch_norm = 4, asked
+    model = build_model(settings.model)
+    variables = abstract_variables(model)
+
+    def forward(variables, images):
+        apply = partial(model.apply, method="branches", axis_name="data", mutable="batch_stats")
+        return apply(variables, images)
+
+    program = str(jax.make_jaxpr(forward, axis_env=[("data", 2)])(variables, SMALLEST))
+    norms = len(jax.tree.leaves(variables["batch_stats"])) // 2
+    assert program.count("psum") == (2 * norms if asked else 0)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_pmap_as_documented_is_equal_to_the_last_bit(variant):
+    """Here for whole networks; `test_parallel.py` has the same for a tiny one."""
     task = small_task(variant, "float32")
-    code = re.search(r"```python\n(.*?)```", DOC.read_text(), re.DOTALL)[1]
-    names = {"parts": task.parts, "state": task.state, "batch": task.batch}
-    exec(code, names)
-    ours = results_of(names["state"], {k: v[0] for k, v in names["metrics"].items()})
-    jax.tree.map(np.testing.assert_array_equal, ours, after_a_step(task, 8))
-    for leaf in jax.tree.leaves(names["states"]):
-        assert np.all(np.asarray(leaf) == np.asarray(leaf[:1]))  # all devices have the same
+    found = results_of(*step_of_the_document(task.parts, task.state, task.batch))
+    jax.tree.map(np.testing.assert_array_equal, found, after_a_step(task, 8))
