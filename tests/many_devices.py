@@ -114,14 +114,17 @@ def results_of(state: TrainState, metrics: dict[str, jax.Array]) -> dict[str, An
     return {"loss": metrics, "gradients": gradients, "state": state}
 
 
-def differences(ours: Any, theirs: Any) -> dict[str, float]:
-    """Of each array the largest difference, as a share of its largest magnitude."""
+def differences(ours: Any, theirs: Any, smallest: float = SMALLEST) -> dict[str, float]:
+    """Of each array the largest difference, as a share of its largest magnitude.
+
+    Which counts as `smallest` times the largest of all arrays, if it is less.
+    """
     assert jax.tree.structure(ours) == jax.tree.structure(theirs)
     found = {}
     largest = max(float(np.abs(leaf).max()) for leaf in jax.tree.leaves(theirs))
     for (path, one), other in zip(jax.tree.leaves_with_path(theirs), jax.tree.leaves(ours)):
         one, other = np.asarray(one, np.float64), np.asarray(other, np.float64)
-        scale = max(np.abs(one).max(), SMALLEST * largest)
+        scale = max(np.abs(one).max(), smallest * largest)
         found[jax.tree_util.keystr(path)] = float(np.abs(one - other).max() / scale)
     return found
 

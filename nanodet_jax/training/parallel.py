@@ -100,10 +100,15 @@ def make_place(num_devices: int = 1) -> Callable[[Any], Any]:
 
 
 def replicate(state: Any, num_devices: int = 1) -> Any:
-    """A state that all processes have the same of, as the step takes it: whole on each device."""
-    if jax.process_count() == 1:
-        return state  # jit brings it where it belongs
+    """A state that all processes have the same of, as the step returns it: whole on each device.
+
+    From a single one jit would bring it there too, but compile another step for that.
+    """
+    if not _are_many(num_devices):
+        return state
     whole = NamedSharding(_mesh(num_devices), WHOLE)
+    if jax.process_count() == 1:
+        return jax.device_put(state, whole)
 
     def place(leaf: Any) -> jax.Array:
         value = np.asarray(leaf)
