@@ -17,7 +17,7 @@ from absl import logging
 from orbax.checkpoint import checkpoint_managers
 from tqdm import tqdm
 
-from nanodet_jax import digests
+from nanodet_jax import digests, hosts
 from nanodet_jax.errors import UserError
 from nanodet_jax.json_file import write_json
 from nanodet_jax.state import TrainState
@@ -112,7 +112,8 @@ class Checkpoints:
           UserError: if the one or the other cannot be written.
         """
         self.wait()
-        write_json(self.folder / str(step) / METRICS, digests.signed(metrics))
+        if hosts.is_writer():
+            write_json(self.folder / str(step) / METRICS, digests.signed(metrics))
         self._metrics[step] = metrics
 
     def restore(self, step: int, like: TrainState) -> TrainState:
@@ -253,7 +254,9 @@ class Checkpoints:
             number += 1
             place = self.folder / f"damaged_{step}_{number}"
         with self._told(f"checkpoint {step} is damaged and cannot be moved aside"):
-            (self.folder / str(step)).rename(place)
+            if hosts.is_writer():
+                (self.folder / str(step)).rename(place)
+            hosts.gather(None)  # all have seen the damage, and now see it gone
             self._manager.reload()
         return place
 

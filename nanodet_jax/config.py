@@ -107,6 +107,9 @@ class Model:
     prior_offset: float = 0.5  # a prior's place in its cell, in strides; NanoDet-Plus has 0
     guidance_channels: int = 0  # assign guidance module: width of its head; 0 = none
     guidance_convs: int = 4  # depth of its head
+    # In training, normalise by the statistics of the whole batch instead of each device's own, at
+    # two small reductions per norm. It cannot reach over the micro-batches of training.accumulate.
+    sync_batch_norm: bool = False
 
     @property
     def strides(self) -> tuple[int, ...]:
@@ -169,6 +172,8 @@ class Training:
     accumulate: int = 1
     optimizer: str = "sgd"  # sgd | adamw
     learning_rate: float = 0.01
+    # The batch that learning_rate is meant for: it is multiplied by data.batch_size / rate_batch.
+    rate_batch: int = 0  # 0: learning_rate is taken as it is, whatever the batch
     momentum: float = 0.9  # sgd
     weight_decay: float = 1e-4  # sgd: added to the gradient; adamw: decoupled; on every parameter
     no_norm_decay: bool = False  # no decay on scale and bias of normalisation layers
@@ -190,6 +195,12 @@ class Training:
     checkpoint_every: int = 1  # epochs between saves of the newest state
     keep_every: int = 0  # epochs between checkpoints that are never deleted; 0 = none
     log_every: int = 10  # steps
+    devices: int = 0  # how many of each machine train; 0 = all
+    # Several processes, on one machine or many, train together: HOST:PORT of the one with index 0,
+    # or auto for what Slurm, Open MPI, Kubernetes or a TPU pod tell; "" = this process alone.
+    coordinator: str = ""
+    processes: int = 1  # how many there are ...
+    process: int = 0  # ... and which of them this is; with coordinator=auto neither is looked at
 
 
 @dataclass
@@ -213,6 +224,10 @@ class Config:
 
 def check(config: Config, num_devices: int = 1) -> None:
     """Refuse values with which no run is possible.
+
+    Args:
+      config: not changed.
+      num_devices: that share a batch, of all processes.
 
     Raises:
       UserError: naming the first field at fault, as it is written on the command line.
@@ -269,6 +284,11 @@ def check(config: Config, num_devices: int = 1) -> None:
     require(0 <= data.max_unreadable <= 1, "data.max_unreadable", "is a share: 0 to 1")
     require(data.workers > 0, "data.workers", "needs at least one thread")
     require(data.cache in CACHES, "data.cache", f"must be one of {CACHES}")
+    require(
+        not training.coordinator or data.cache != "device",
+        "data.cache",
+        "is for a process alone; data.cache=ram keeps images in each of several",
+    )
     require(data.cache_gb > 0, "data.cache_gb", "must be positive; data.cache=none keeps nothing")
     require(data.augment in PIXEL_PLACES, "data.augment", f"must be one of {PIXEL_PLACES}")
     on_device = data.augment == "device"
@@ -281,6 +301,24 @@ def check(config: Config, num_devices: int = 1) -> None:
     require(training.steps >= 0, "training.steps", "must be positive, or 0 to count epochs")
     require(training.steps > 0 or training.epochs > 0, "training.epochs", "must be positive")
     require(training.learning_rate > 0, "training.learning_rate", "must be positive")
+    require(training.rate_batch >= 0, "training.rate_batch", "must be positive, or 0 for no scale")
+    require(training.devices >= 0, "training.devices", "must be positive, or 0 for all")
+    require(
+        training.coordinator in ("", "auto") or _is_address(training.coordinator),
+        "training.coordinator",
+        "must be HOST:PORT, or auto",
+    )
+    require(training.processes > 0, "training.processes", "must be positive")
+    require(
+        training.processes == 1 or bool(training.coordinator),
+        "training.processes",
+        "needs config.training.coordinator, for the processes to find each other",
+    )
+    require(
+        0 <= training.process < training.processes,
+        "training.process",
+        f"counts from 0, and config.training.processes={training.processes}",
+    )
     for name in ("eval_every", "checkpoint_every", "log_every", "max_skipped"):
         require(getattr(training, name) > 0, f"training.{name}", "must be positive")
     for name in ("weight_decay", "clip_norm", "warmup_steps", "keep_every", "detach_epoch"):
@@ -300,6 +338,11 @@ def check(config: Config, num_devices: int = 1) -> None:
     for name in ("perspective", "rotation", "shear", "translate", "brightness"):
         require(getattr(config.augment, name) >= 0, f"augment.{name}", "must not be negative")
     require(0 <= config.augment.flip <= 1, "augment.flip", "is a probability")
+
+
+def _is_address(text: str) -> bool:
+    host, _, port = text.rpartition(":")
+    return bool(host) and port.isdigit() and 0 < int(port) < 2**16
 
 
 def to_json(config: Config) -> str:

@@ -20,6 +20,11 @@ def of_arrays(tree: Any) -> dict[str, dict[str, Any]]:
     return {name: {**_form(leaf), DIGEST: _digest(leaf)} for name, leaf in _named(tree)}
 
 
+def of_tree(tree: Any) -> str:
+    """One digest of all arrays of a tree, names and shapes included."""
+    return _digest_of_json(of_arrays(tree))
+
+
 def difference_in_shape(described: Mapping[str, Any], tree: Any) -> str:
     """The first array that a tree and a description do not share, in words; "" if all agree.
 

@@ -14,12 +14,14 @@ from nanodet_jax.structures import Array, Detections, Predictions
 Detect = Callable[[Any, Array, Array, Array], Detections]
 
 
-def make_detect(model: NanoDet) -> Detect:
+def make_detect(
+    model: NanoDet, split: Callable[[Callable], Callable] = lambda detect: detect
+) -> Detect:
     """A compiled function from a batch to its detections, once per shape of images.
 
     It takes variables, images [B, H, W, 3] as the network wants them, the matrices [B, 3, 3]
     from input to image pixels and the images' sizes [B, 2], height and width. Boxes are in the
-    pixels of each image.
+    pixels of each image. `split` may map it over parts of the batch before it is compiled.
     """
 
     def detect(variables, images, inverse_warps, sizes) -> Detections:
@@ -31,7 +33,7 @@ def make_detect(model: NanoDet) -> Detect:
         found = jax.vmap(postprocess.non_maximum_suppression)(boxes, scores)
         return jax.vmap(postprocess.to_image)(found, inverse_warps, sizes)
 
-    return backend.jit(detect)
+    return backend.jit(split(detect))
 
 
 def detect_batch(

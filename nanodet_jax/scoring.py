@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from nanodet_jax import backend, evaluation, visualize
+from nanodet_jax import backend, evaluation, hosts, visualize
 from nanodet_jax.config import Config, check
 from nanodet_jax.data.pipeline import evaluation_batches
 from nanodet_jax.data.records import Source, decode
@@ -23,6 +23,7 @@ from nanodet_jax.structures import Detections
 from nanodet_jax.weights import Weights, load_weights
 
 PICTURES = 12
+ASKED_EVERY = 8  # images, after which processes ask each other whether to stop
 
 
 class Evaluation(NamedTuple):
@@ -49,16 +50,30 @@ def run_evaluation(
     The order of the results is that of the source, whatever the grouping into batches. An image
     that cannot be read is one without detections. `judge` is who computes the score, as
     `evaluation.choose_judge` takes it.
+
+    Of several processes each looks at its share of the images, and stops where one of them is
+    asked to. All get all detections and score them: for none to wait while another does, and
+    since equal detections have equal scores.
     """
     found: dict[int, Detections] = {}
-    with tqdm(total=len(source), desc="evaluate", unit="img", leave=False, disable=not progress,
-              mininterval=0.5) as bar:  # fmt: skip
-        batches = evaluation_batches(source, config)
+    share = hosts.share()
+    processes = share[1]
+    every = 1 if processes == 1 else ASKED_EVERY
+    asks = len(source) // processes // every  # of all alike, whatever images they can read
+    with tqdm(total=len(source) // processes, desc="evaluate", unit="img", leave=False,
+              disable=not (progress and hosts.is_writer()), mininterval=0.5) as bar:  # fmt: skip
+        batches = evaluation_batches(source, config, share)
         for index, detections in detect_batches(detect, variables, batches):
             found[index] = detections
             bar.update()
-            if should_stop():
-                return None
+            if len(found) % every == 0 and asks:
+                asks -= 1
+                if hosts.any_of(should_stop()):
+                    return None
+    for _ in range(asks):
+        if hosts.any_of(should_stop()):
+            return None
+    found = {index: one for part in hosts.gather(found) for index, one in part.items()}
     results = []
     for index in sorted(found):
         one = found[index]
@@ -66,7 +81,7 @@ def run_evaluation(
             source[index].image_id, one.boxes, one.scores, one.labels, source.categories
         )
     truncated = [source[i].name for i in sorted(found) if found[i].truncated]
-    if truncated:
+    if truncated and hosts.is_writer():
         tqdm.write(
             f"note: {len(truncated)} images had more candidates than suppression looks at, "
             f"{truncated[0]} first; their weakest detections may be missing"

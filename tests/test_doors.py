@@ -207,6 +207,29 @@ BAD_FLAGS = {
     "more than all": (["--config.data.max_unreadable=1.5"], "config.data.max_unreadable"),
     "unknown cache": (["--config.data.cache=disk"], "config.data.cache='disk'"),
     "a cache of nothing": (["--config.data.cache_gb=0"], "config.data.cache_gb"),
+    "more devices than there are": (["--config.training.devices=64"], "config.training.devices=64"),
+    "no address": (["--config.training.coordinator=here"], "config.training.coordinator='here'"),
+    "a port that is none": (
+        ["--config.training.coordinator=localhost:99999"],
+        "config.training.coordinator='localhost:99999'",
+    ),
+    "processes that cannot meet": (
+        ["--config.training.processes=2"],
+        "config.training.processes=2: needs config.training.coordinator",
+    ),
+    "one process too many": (
+        ["--config.training.coordinator=a:1", "--config.training.process=1"],
+        "config.training.process=1",
+    ),
+    "a rate for no batch": (["--config.training.rate_batch=-1"], "config.training.rate_batch=-1"),
+    "kept on the devices of many processes": (
+        [
+            "--config.data.augment=device",
+            "--config.data.cache=device",
+            "--config.training.coordinator=a:1",
+        ],
+        "config.data.cache='device': is for a process alone",
+    ),
     "made nowhere": (["--config.data.augment=gpu"], "config.data.augment='gpu'"),
     "kept on the device and made elsewhere": (
         ["--config.data.cache=device"],

@@ -8,7 +8,8 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "nanodet_jax"
 # From the ground up. A room knows those of lower layers, and of its own those named below.
 LAYERS = (
-    {"errors", "config", "structures", "precision", "boxes", "backend", "digests", "coco_classes"},
+    {"errors", "config", "structures", "precision", "boxes", "backend", "digests", "hosts"}
+    | {"coco_classes"},
     {"models", "losses", "assigners", "data", "render"}
     | {"json_file", "npz_file", "pytorch_pickle", "pytorch_file"},
     {"objective", "postprocess", "evaluation", "visualize", "convert", "state", "checkpoint"},
@@ -19,6 +20,7 @@ LAYERS = (
 )
 ALLOWED_WITHIN = {
     "config": {"errors"},
+    "hosts": {"config", "errors"},
     "pytorch_file": {"pytorch_pickle"},
     "assigners": {"losses"},  # what a prior's classes would cost it
     "postprocess": {"objective"},

@@ -89,12 +89,14 @@ def training_batches(
 ) -> Iterator[Batch] | Iterator[RawBatch]:
     """Endless batches; the one of a step depends on seed and step alone, not on the workers.
 
+    The parts of all processes, put together in their order, are the batch of a single one.
+
     Args:
       source: training images; as `TrainingImages` to share what they keep, and for cache=device.
       config: batch size, seed, workers, input size and augmentation.
       slots: G.
       start_step: steps already done: the position in the data follows from it.
-      process: index and number of the processes that share an epoch between them.
+      process: index and number of the processes that share a batch between them.
 
     Yields:
       Batches of the process's share of `config.data.batch_size` images, numpy: `RawBatch` if they
@@ -102,15 +104,17 @@ def training_batches(
     """
     index, count = process
     size = config.data.batch_size // count
-    used = steps_per_epoch(source, config.data.batch_size) * size
+    used = steps_per_epoch(source, config.data.batch_size) * config.data.batch_size
     images = source if isinstance(source, TrainingImages) else TrainingImages(source, config)
     augmented = ForDevice if config.data.augment == "device" else OnHost
     examples = augmented(config, slots, images)
+    # Sliced twice to no effect: the seed that grain gives to `draw` follows from its place in this
+    # chain, and the numbers that a seed of the config stands for are to stay what they were.
     dataset = (
-        _epochs(_Numbered(images), config)[index::count][:used]
+        _epochs(_Numbered(images), config)[:used][:]
         .repeat()
         .random_map(examples.draw)
-        .batch(size, drop_remainder=True, batch_fn=examples.batch)[start_step:]
+        .batch(size, drop_remainder=True, batch_fn=examples.batch)[index::count][start_step:]
     )
     # A thread makes a whole batch: with fewer asked for at once, some threads would have none.
     ahead = config.data.workers + PREFETCHED_BATCHES
@@ -151,12 +155,22 @@ def prepare_for_inference(pixels: np.ndarray, config: Config) -> Prepared:
     return Prepared(padded, np.linalg.inv(matrix), np.array(pixels.shape[:2], np.int32))
 
 
-def evaluation_batches(source: Source, config: Config) -> Iterator[EvaluationBatch]:
+def evaluation_batches(
+    source: Source, config: Config, process: tuple[int, int] = (0, 1)
+) -> Iterator[EvaluationBatch]:
     """Every image once, in batches of one shape each; those that cannot be read are left out.
+
+    Args:
+      source: images.
+      config: batch size, input size and resizing.
+      process: index and number of the processes that share the images between them, and the size
+        of a batch too.
 
     Raises:
       UserError: if that is more than config.data.max_unreadable of them.
     """
+    share, count = process
+    size = max(1, config.data.batch_size // count)
     unreadable = Unreadable(len(source), config.data.max_unreadable)
 
     def prepare(numbered: tuple[int, Record]) -> tuple[int, Prepared | UserError]:
@@ -167,7 +181,7 @@ def evaluation_batches(source: Source, config: Config) -> Iterator[EvaluationBat
             return index, error.with_traceback(None)  # which holds on to pixels
         return index, prepare_for_inference(pixels, config)
 
-    images = grain.MapDataset.source(_Numbered(source)).map(prepare)
+    images = grain.MapDataset.source(_Numbered(source))[share::count].map(prepare)
     prepared = images.to_iter_dataset(_reading(config, PREFETCHED_IMAGES))
     waiting: dict[tuple[int, ...], list[tuple[int, Prepared]]] = {}
     for index, item in prepared:
@@ -176,10 +190,10 @@ def evaluation_batches(source: Source, config: Config) -> Iterator[EvaluationBat
             continue
         group = waiting.setdefault(item.image.shape, [])
         group.append((index, item))
-        if len(group) == config.data.batch_size:
-            yield stack(waiting.pop(item.image.shape), config.data.batch_size)
+        if len(group) == size:
+            yield stack(waiting.pop(item.image.shape), size)
     for group in waiting.values():
-        yield stack(group, config.data.batch_size)
+        yield stack(group, size)
 
 
 def stack(group: list[tuple[int, Prepared]], batch_size: int) -> EvaluationBatch:

@@ -43,6 +43,7 @@ class NanoDet(nn.Module):
         *,
         train: bool = True,
         guided: bool = True,
+        axis_name: str | None = None,
     ) -> tuple[Predictions, ...]:
         """What a training step scores: predictions of the head, then those of the guidance.
 
@@ -51,18 +52,28 @@ class NanoDet(nn.Module):
           detach: whether the guidance's gradients stop short of backbone and neck; may be traced.
           train: as for a call.
           guided: whether to run the guidance, where the config has one.
+          axis_name: mapped axis over which a batch is split, for `sync_batch_norm`.
         """
         if self.precision == "bf16":  # every layer computes in what it is given
             images = images.astype(jnp.bfloat16)
         with multiplying(self.precision):
-            branches = self._branches(images, detach, train, guided)
+            branches = self._branches(images, detach, train, guided, axis_name)
         return jax.tree.map(at_least_float32, branches)
 
     def _branches(
-        self, images: jax.Array, detach: jax.Array | bool, train: bool, guided: bool
+        self,
+        images: jax.Array,
+        detach: jax.Array | bool,
+        train: bool,
+        guided: bool,
+        axis_name: str | None,
     ) -> tuple[Predictions, ...]:
         model = self.model
-        norm = partial(BatchNorm, use_running_average=not train)
+        norm = partial(
+            BatchNorm,
+            use_running_average=not train,
+            axis_name=axis_name if model.sync_batch_norm else None,
+        )
         backbone_norm = partial(norm, bias_init=nn.initializers.constant(1e-4))
         neck = _neck(model, norm)
         features = ShuffleNetV2(model.width, backbone_norm, name="backbone")(images)

@@ -39,12 +39,16 @@ class BatchNorm(nn.Module):
       momentum: share of the old running value that is kept at each step.
       epsilon: added to the variance.
       bias_init: initial bias; the initial scale is 1.
+      axis_name: mapped axis over which the batch is split in equal parts, to normalise by the
+        statistics of the whole; None: each part by its own. Micro-batches are no axis: where
+        gradients are accumulated, each normalises by its own statistics.
     """
 
     use_running_average: bool
     momentum: float = 0.9
     epsilon: float = 1e-5
     bias_init: Initializer = nn.initializers.zeros
+    axis_name: str | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -56,11 +60,15 @@ class BatchNorm(nn.Module):
         if self.use_running_average:
             mean, var = running_mean.value, running_var.value
         else:
+            # Initialisation looks at no statistics, and is traced under no axis.
+            axis_name = None if self.is_initializing() else self.axis_name
             values = at_least_float32(x)
-            mean = jnp.mean(values, axis=(0, 1, 2))
-            var = jnp.mean(jnp.square(values - mean[None, None, None]), axis=(0, 1, 2))
+            mean = _mean_over(axis_name, values)
+            var = _mean_over(axis_name, jnp.square(values - mean[None, None, None]))
             if not self.is_initializing():
                 count = x.size // x.shape[-1]
+                if axis_name is not None:
+                    count *= jax.lax.axis_size(axis_name)
                 unbiased = var * (count / max(count - 1, 1))
                 keep = self.momentum
                 running_mean.value = keep * running_mean.value + (1 - keep) * mean
@@ -68,6 +76,12 @@ class BatchNorm(nn.Module):
         factor = scale * jax.lax.rsqrt(var + self.epsilon)
         shift = bias - mean * factor
         return (x * factor[None, None, None] + shift[None, None, None]).astype(x.dtype)
+
+
+def _mean_over(axis_name: str | None, values: jax.Array) -> jax.Array:
+    """Mean [C] of values [B, H, W, C], and of those of all parts if there is an axis."""
+    mean = jnp.mean(values, axis=(0, 1, 2))
+    return mean if axis_name is None else jax.lax.pmean(mean, axis_name)
 
 
 class ConvNormAct(nn.Module):

@@ -103,3 +103,25 @@ class Journal:
         self._bar.close()
         self._file.close()
         self._board.close()
+
+
+class Silence:
+    """In place of a `Journal` where another process writes it."""
+
+    def advance(self) -> None:
+        """Nothing."""
+
+    def train(self, step: int, epoch: int, metrics: dict[str, float], waiting: float) -> None:
+        """Nothing."""
+
+    def evaluated(self, step: int, epoch: int, metrics: dict[str, Any]) -> None:
+        """Nothing."""
+
+    def picture(self, name: str, step: int, image: np.ndarray) -> None:
+        """Nothing."""
+
+    def say(self, line: str) -> None:
+        """Nothing."""
+
+    def close(self) -> None:
+        """Nothing."""

@@ -1,7 +1,8 @@
 """The training loop: read it from top to bottom."""
 
+import copy
 import time
-from contextlib import closing
+from contextlib import closing, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import jax
 from tqdm import tqdm
 
-from nanodet_jax import backend, scoring
+from nanodet_jax import backend, hosts, scoring
 from nanodet_jax.checkpoint import Checkpoints
 from nanodet_jax.config import Config, check
 from nanodet_jax.data.cache import TrainingImages
@@ -19,6 +20,7 @@ from nanodet_jax.data.pipeline import (
     steps_per_epoch,
     training_batches,
 )
+from nanodet_jax.data.records import Source
 from nanodet_jax.data.sources import open_source
 from nanodet_jax.doctor.report import brief
 from nanodet_jax.errors import UserError
@@ -27,11 +29,22 @@ from nanodet_jax.models.detector import build_model, priors_of
 from nanodet_jax.state import abstract_variables, create_state
 from nanodet_jax.training.feed import Feed
 from nanodet_jax.training.interrupt import Interrupt
-from nanodet_jax.training.journal import Journal
+from nanodet_jax.training.journal import Journal, Silence
 from nanodet_jax.training.lock import lock
-from nanodet_jax.training.optimizer import learning_rate, make_optimizer
-from nanodet_jax.training.parallel import make_place, make_render, make_train_step, store
+from nanodet_jax.training.optimizer import learning_rate, make_optimizer, scale_rate
+from nanodet_jax.training.parallel import (
+    count_devices,
+    make_place,
+    make_render,
+    make_train_step,
+    own_copy,
+    own_part,
+    replicate,
+    split_detection,
+    store,
+)
 from nanodet_jax.training.setup import (
+    agree,
     draw_batch,
     has_checkpoint,
     initial_variables,
@@ -45,13 +58,14 @@ VAL_PICTURES = 8
 UNFOLD_BATCHES = 8
 
 
+@hosts.ends_with_the_others
 def train_and_evaluate(config: Config, workdir: str | Path) -> dict[str, Any]:
     """Train as `config` says, or go on with the run in `workdir`; evaluate; keep the best.
 
     Args:
       config: not changed; what is left to the data is filled in and kept in the workdir.
       workdir: made if need be. Holds `config.json`, `about.json`, `metrics.jsonl`,
-        `checkpoints/`, `pictures/`, `tensorboard/`.
+        `checkpoints/`, `pictures/`, `tensorboard/`. Several processes have to see the same one.
 
     Returns:
       Metrics of the last evaluation, as `evaluation.coco_metrics` gives them.
@@ -60,32 +74,37 @@ def train_and_evaluate(config: Config, workdir: str | Path) -> dict[str, Any]:
       UserError: for data, weights or values that cannot be used, before anything is compiled.
       KeyboardInterrupt, SystemExit: after SIGINT or SIGTERM, once the state is saved.
     """
+    check(config)
     backend.prepare()
+    hosts.join(config.training)
     workdir = Path(workdir).expanduser()
-    check(config, jax.local_device_count())
-    with lock(workdir):
-        return _train_and_evaluate(config, workdir)
-
-
-def _train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any]:
-    num_devices = jax.local_device_count()
-    print(f"{config.name}: reading the data", flush=True)
+    check(config, count_devices(config.training) * hosts.share()[1])
+    hosts.say(f"{config.name}: reading the data")
     train, val = open_source(config, "train"), open_source(config, "val")
     config = resolve(config, train, val)
+    with lock(workdir) if hosts.is_writer() else nullcontext():
+        return _train_and_evaluate(config, workdir, train, val)
+
+
+def _train_and_evaluate(config: Config, workdir: Path, train: Source, val: Source) -> Any:
+    process = hosts.share()
+    num_devices = count_devices(config.training)
+    all_devices = num_devices * process[1]
     steps_each = steps_per_epoch(train, config.data.batch_size)
     total_steps = config.training.steps or config.training.epochs * steps_each
     epochs = -(-total_steps // steps_each)
     for line in brief(config, train, val):
-        print(line, flush=True)
+        hosts.say(line)
     slots, over = count_slots(train, config.data.max_boxes)
     images = TrainingImages(train, config)
 
-    print(f"{config.name}: building the network", flush=True)
+    hosts.say(f"{config.name}: building the network")
     model = build_model(config.model, config.precision)
     resuming = has_checkpoint(workdir)
     variables, origin = (None, "") if resuming else initial_variables(config, model)
-    schedule = learning_rate(config.training, steps_each, epochs)
-    optimizer = make_optimizer(config.training, schedule)
+    training = scale_rate(config.training, config.data.batch_size)
+    schedule = learning_rate(training, steps_each, epochs)
+    optimizer = make_optimizer(training, schedule)
     train_step = make_train_step(
         optimizer,
         schedule,
@@ -99,7 +118,7 @@ def _train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any]:
         accumulate=config.training.accumulate,
         detach_step=config.training.detach_epoch * steps_each,
     )
-    detect = make_detect(model)
+    detect = make_detect(model, split_detection(num_devices))
     begin_with = partial(create_state, optimizer=optimizer, ema=config.training.ema_decay > 0)
 
     prepare_workdir(workdir, config, train)
@@ -113,14 +132,19 @@ def _train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any]:
     else:
         state = begin_with(variables)
     start_step = int(state.step)
-    journal = Journal(workdir, start_step, total_steps, rated=metrics is not None)
+    journal: Journal | Silence = Silence()
+    if hosts.is_writer():
+        journal = Journal(workdir, start_step, total_steps, rated=metrics is not None)
     journal.say(images.describe())
     stored = store(images, num_devices) if config.data.cache == "device" else None
     render = make_render(config, num_devices, stored)
     if not resuming and is_folded(variables):
-        measured = training_batches(images, config, slots)
+        # Of whole batches, and on the host: the same in every process.
+        on_host = copy.deepcopy(config)
+        on_host.data.augment, on_host.data.cache = "host", "none"
+        measured, as_batch = training_batches(train, on_host, slots), make_render(on_host)
         inputs = (
-            jax.device_get(render(next(measured)).images)
+            as_batch(next(measured)).images
             for _ in tqdm(range(UNFOLD_BATCHES), "measuring batch norms", leave=False)
         )
         state = begin_with(unfold(model, variables, inputs))
@@ -128,15 +152,25 @@ def _train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any]:
     journal.say(
         f"{config.name}: {len(train)} training and {len(val)} validation images, "
         f"{len(train.categories)} classes, {slots} box slots; {total_steps} steps "
-        f"({steps_each} an epoch) of {config.data.batch_size} images on {num_devices} "
-        f"{jax.default_backend()} device(s); {origin}"
+        f"({steps_each} an epoch) of {config.data.batch_size} images, "
+        f"{config.data.batch_size // all_devices} on each of {all_devices} "
+        f"{jax.default_backend()} device(s)"
+        + (f" of {process[1]} processes" if process[1] > 1 else "")
+        + f"; {origin}"
     )
+    if config.training.rate_batch:
+        journal.say(
+            f"learning rate {training.learning_rate:g}: {config.training.learning_rate:g}, meant "
+            f"for {config.training.rate_batch} images, for {config.data.batch_size}"
+        )
     if over:
         journal.say(
             f"note: config.data.max_boxes={slots} leaves out {sum(n for _, n in over)} boxes of "
             f"{len(over)} images, of {over[0][0]} first; 0 keeps all"
         )
 
+    agree(config, train, val, state)
+    state = replicate(state, num_devices)
     if start_step < total_steps:
         journal.say("compiling the first step: a minute or two, once; later runs take it from disk")
 
@@ -144,13 +178,14 @@ def _train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any]:
         return step == total_steps or (step % steps_each == 0 and step // steps_each % every == 0)
 
     skips = Skips(config.training.max_skipped, lambda step: images_of_step(train, config, step))
-    feed = Feed(training_batches(images, config, slots, start_step), make_place(num_devices))
+    batches = training_batches(images, config, slots, start_step, process)
+    feed = Feed(batches, make_place(num_devices))
     with closing(checkpoints), closing(journal), closing(feed), Interrupt() as interrupt:
 
         def evaluate_now(step: int) -> dict[str, Any] | None:
             result = scoring.run_evaluation(
                 detect,
-                state.inference_variables,
+                own_copy(state.inference_variables, num_devices),
                 val,
                 config,
                 pictures=VAL_PICTURES,
@@ -160,23 +195,28 @@ def _train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any]:
             if result is None:
                 return None
             journal.evaluated(step, -(-step // steps_each), result.metrics)
-            journal.picture("val", step, scoring.picture(val, result.pictured))
+            if hosts.is_writer():
+                journal.picture("val", step, scoring.picture(val, result.pictured))
             checkpoints.rate(step, result.metrics)
             return result.metrics
 
+        ballot, stopping = hosts.Ballot(), False
         if resuming and metrics is None and due(config.training.eval_every, start_step):
             # The run was stopped between this step and its evaluation.
             metrics = evaluate_now(start_step)
+            stopping = metrics is None
         device_metrics = None
         stepped = feed.waited = 0.0
         clock = time.perf_counter()
         for step in range(start_step + 1, total_steps + 1):
-            if interrupt.received is not None:
+            stopping = stopping or ballot.any_of(interrupt.received is not None)
+            if stopping:
                 break
             batch = render(feed.next(device_metrics))
             state, device_metrics = train_step(state, batch)
-            if step == 1:  # drawn and written while the device is busy
-                journal.picture("train", 0, draw_batch(jax.device_get(batch), config, train))
+            if step == 1 and hosts.is_writer():  # drawn and written while the device is busy
+                shown = jax.device_get(own_part(batch, num_devices))
+                journal.picture("train", 0, draw_batch(shown, config, train))
             if step == start_step + 1:
                 backend.close_holes()  # that compiling the step has left
                 interrupt.catch()
@@ -200,8 +240,9 @@ def _train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any]:
             if due(config.training.eval_every, step):
                 paused = time.perf_counter()
                 metrics = evaluate_now(step)
+                stopping = metrics is None
                 clock += time.perf_counter() - paused
-        if interrupt.received is not None:
+        if stopping or hosts.any_of(interrupt.received is not None):
             checkpoints.save(state)
             checkpoints.wait()
             journal.say(f"stopped and saved at step {int(state.step)}; the same command goes on")

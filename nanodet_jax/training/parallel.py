@@ -1,4 +1,7 @@
-"""The training step on one device or all of this machine's, and what it eats brought there."""
+"""The training step on one device or many, of one process or many, and what it eats brought there.
+
+`num_devices` is always the number of devices of each process.
+"""
 
 from collections.abc import Callable
 from functools import partial
@@ -6,14 +9,17 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import lax
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from tqdm import tqdm
 
 from nanodet_jax import backend
-from nanodet_jax.config import Config
+from nanodet_jax.config import Config, Training
 from nanodet_jax.data.cache import TrainingImages
+from nanodet_jax.errors import UserError
 from nanodet_jax.render import color_batch, warp_batch
 from nanodet_jax.structures import Batch, RawBatch
 from nanodet_jax.training.step import train_step
@@ -23,12 +29,32 @@ SPLIT, WHOLE = PartitionSpec(AXIS), PartitionSpec()
 
 
 def _mesh(num_devices: int) -> Mesh:
-    return jax.make_mesh(
-        (num_devices,),
-        (AXIS,),
-        axis_types=(AxisType.Auto,),
-        devices=jax.local_devices()[:num_devices],
-    )
+    """The first devices of all processes, those of a process side by side."""
+    devices = [
+        device
+        for process in range(jax.process_count())
+        for device in jax.local_devices(process_index=process)[:num_devices]
+    ]
+    return Mesh(np.array(devices), (AXIS,), axis_types=(AxisType.Auto,))
+
+
+def _are_many(num_devices: int) -> bool:
+    return num_devices * jax.process_count() > 1
+
+
+def count_devices(training: Training) -> int:
+    """How many devices of this process train.
+
+    Raises:
+      UserError: if there are fewer than `config.training.devices`.
+    """
+    there = jax.local_device_count()
+    if training.devices > there:
+        raise UserError(
+            f"config.training.devices={training.devices}: there are {there} "
+            f"{jax.default_backend()} devices; 0 takes all"
+        )
+    return training.devices or there
 
 
 def make_train_step(
@@ -40,7 +66,8 @@ def make_train_step(
     """`train_step`, compiled; the state that is passed in is used up.
 
     Over several devices the batch is split and the state replicated. The loss and its gradients
-    are those of the whole batch; batch statistics normalise within a device.
+    are those of the whole batch; batch statistics normalise within a device, or over all of them
+    with `config.Model.sync_batch_norm`.
 
     Args:
       optimizer, schedule: of `training.optimizer`.
@@ -48,7 +75,7 @@ def make_train_step(
       **parts: all that `train_step` takes besides: model, priors, assigner, ...
     """
     step = partial(train_step, optimizer=optimizer, schedule=schedule, **parts)
-    if num_devices > 1:
+    if _are_many(num_devices):
         step = jax.shard_map(
             partial(step, axis_name=AXIS),
             mesh=_mesh(num_devices),
@@ -60,10 +87,66 @@ def make_train_step(
 
 
 def make_place(num_devices: int = 1) -> Callable[[Any], Any]:
-    """A function that starts to move a batch, numpy, to where the step takes it: split if many."""
-    if num_devices == 1:
+    """A function that starts to move a batch, numpy, to where the step takes it: split if many.
+
+    Of several processes each brings its part: what `training_batches` makes for it.
+    """
+    if not _are_many(num_devices):
         return jax.device_put
-    return partial(jax.device_put, device=NamedSharding(_mesh(num_devices), SPLIT))
+    split = NamedSharding(_mesh(num_devices), SPLIT)
+    if jax.process_count() == 1:
+        return partial(jax.device_put, device=split)
+    return partial(jax.tree.map, partial(jax.make_array_from_process_local_data, split))
+
+
+def replicate(state: Any, num_devices: int = 1) -> Any:
+    """A state that all processes have the same of, as the step returns it: whole on each device.
+
+    From a single one jit would bring it there too, but compile another step for that.
+    """
+    if not _are_many(num_devices):
+        return state
+    whole = NamedSharding(_mesh(num_devices), WHOLE)
+    if jax.process_count() == 1:
+        return jax.device_put(state, whole)
+
+    def place(leaf: Any) -> jax.Array:
+        value = np.asarray(leaf)
+        return jax.make_array_from_process_local_data(whole, value, value.shape)
+
+    return jax.tree.map(place, state)
+
+
+def own_part(batch: Any, num_devices: int = 1) -> Any:
+    """What of a placed batch lies on devices of this process, as arrays that it can read."""
+    return _of_this_process(batch, num_devices, SPLIT)
+
+
+def own_copy(state: Any, num_devices: int = 1) -> Any:
+    """A replicated state or a part of it, on the devices of this process alone."""
+    return _of_this_process(state, num_devices, WHOLE)
+
+
+def _of_this_process(tree: Any, num_devices: int, spec: PartitionSpec) -> Any:
+    if jax.process_count() == 1:
+        return tree
+    return multihost_utils.global_array_to_host_local_array(tree, _mesh(num_devices), spec)
+
+
+def split_detection(num_devices: int = 1) -> Callable[[Callable], Callable]:
+    """What makes of a detector, as `make_detect` has it, one over the devices of this process.
+
+    Each process detects in images of its own, without the others.
+    """
+    if num_devices == 1:
+        return lambda detect: detect
+    return partial(
+        jax.shard_map,
+        mesh=_mesh(num_devices).local_mesh,
+        in_specs=(WHOLE, SPLIT, SPLIT, SPLIT),
+        out_specs=SPLIT,
+        check_vma=False,
+    )
 
 
 def make_render(
@@ -87,7 +170,7 @@ def make_render(
         warp_batch, input_size=config.input_size, shrinks=shrinks
     )
     color: Callable[..., jax.Array] = partial(color_batch, mean=data.mean, std=data.std)
-    if num_devices > 1:
+    if _are_many(num_devices):
         over = partial(jax.shard_map, mesh=_mesh(num_devices), out_specs=SPLIT, check_vma=False)
         warp = over(warp, in_specs=(SPLIT, WHOLE))
         color = over(color, in_specs=SPLIT)
@@ -102,7 +185,7 @@ def make_render(
 def store(images: TrainingImages, num_devices: int = 1) -> jax.Array:
     """The canvases of all images, [N, Hc, Wc, 3] uint8, on each device; N x Hc x Wc as theirs."""
     shape = (len(images), *images.canvas, 3)
-    where = NamedSharding(_mesh(num_devices), WHOLE) if num_devices > 1 else None
+    where = NamedSharding(_mesh(num_devices), WHOLE) if _are_many(num_devices) else None
     stored = jax.jit(partial(jnp.zeros, shape, jnp.uint8), out_shardings=where)()
     # Donated, so that there is never more than one of it.
     write = jax.jit(lax.dynamic_update_slice, donate_argnums=0)

@@ -1,25 +1,36 @@
 """What happens once, before the first step of a run."""
 
 import copy
+import dataclasses
 import importlib.metadata
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from nanodet_jax import config as configs
-from nanodet_jax import convert, visualize
+from nanodet_jax import convert, digests, hosts, visualize
 from nanodet_jax.config import Config
 from nanodet_jax.data.records import Source
 from nanodet_jax.errors import UserError
 from nanodet_jax.json_file import write_json
 from nanodet_jax.models.detector import NanoDet
 from nanodet_jax.models.guidance import copy_neck
-from nanodet_jax.state import init_variables
+from nanodet_jax.state import TrainState, init_variables
 from nanodet_jax.structures import Batch
 from nanodet_jax.weights import ABOUT, describe, load_entries, read_description
 
+# What may differ between the processes of a run: their own place in it, and where files lie.
+OWN_FIELDS = {
+    "config.training.process",
+    "config.training.init_weights",
+    *(f"config.data.{name}" for name in (
+        "train_images", "train_annotations", "val_images", "val_annotations", "root",
+        "workers", "cache", "cache_gb",
+    )),
+}  # fmt: skip
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
@@ -70,6 +81,8 @@ def initial_variables(config: Config, model: NanoDet) -> tuple[Any, str]:
 def prepare_workdir(workdir: Path, config: Config, source: Source) -> None:
     """Write `config.json` and `about.json`, or check that those there describe this run.
 
+    Of several processes the first writes; all see the same folder.
+
     Raises:
       UserError: if the folder cannot be made, or holds the run of another model or other classes.
     """
@@ -89,9 +102,38 @@ def prepare_workdir(workdir: Path, config: Config, source: Source) -> None:
                     f"{workdir} holds a run with {what} {old}, not {new}; "
                     "give another --workdir, or the same config to go on"
                 )
+    if not hosts.is_writer():
+        return
     versions = {name: importlib.metadata.version(name) for name in PACKAGES}
     write_json(workdir / "config.json", json.loads(configs.to_json(config)), indent=2)
     write_json(about, json.loads(describe(config, names)) | {"versions": versions}, indent=2)
+
+
+def agree(config: Config, train: Source, val: Source, state: TrainState) -> None:
+    """Refuse to train together what is not the same in all processes.
+
+    Raises:
+      UserError: naming the field, the data or the state, in every process.
+    """
+    if hosts.share()[1] == 1:
+        return
+    facts = {name: value for name, value in _fields("config", config) if name not in OWN_FIELDS} | {
+        "number of training images": len(train),
+        "number of validation images": len(val),
+        "list of classes": [category.name for category in train.categories],
+        "step to start from": int(state.step),
+        "set of weights to start from": digests.of_tree(state),
+    }
+    hosts.must_agree(facts)
+
+
+def _fields(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """The fields of a config by their full names."""
+    if dataclasses.is_dataclass(value):
+        for field in dataclasses.fields(value):
+            yield from _fields(f"{name}.{field.name}", getattr(value, field.name))
+    else:
+        yield name, value
 
 
 def draw_batch(batch: Batch, config: Config, source: Source, most: int = 16) -> np.ndarray:

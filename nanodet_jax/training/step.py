@@ -32,14 +32,15 @@ def loss_and_gradients(
 
     With `detach` the guidance's gradients stop short of backbone and neck; it may be traced.
     With `axis_name` the batch is this device's part of a larger one: losses and gradients are
-    summed over the axis (their divisors are the whole batch's), and the running statistics,
-    each device's own, are averaged.
+    summed over the axis (their divisors are the whole batch's), and the running statistics are
+    averaged: each device's own, or with `config.Model.sync_batch_norm` the whole batch's in each.
 
     With `accumulate` the batch is worked off in that many micro-batches, one after the other, in
     the memory of one. As over devices, losses and gradients are sums whose divisors are the whole
-    batch's, and only batch norm, which normalises within a micro-batch, tells the difference; the
-    running statistics take one micro-batch after the other. Some divisors depend on the
-    predictions, so that a forward pass over all micro-batches comes first: its time is the price.
+    batch's, and only batch norm tells the difference: it normalises within a micro-batch, with
+    `sync_batch_norm` within all devices' parts of one; the running statistics take one micro-batch
+    after the other. Some divisors depend on the predictions, so that a forward pass over all
+    micro-batches comes first: its time is the price.
     """
     assigned: dict[str, Any] = {"priors": priors, "assigner": assigner, "compat": compat}
     params, batch_stats = variables["params"], variables["batch_stats"]
@@ -49,6 +50,7 @@ def loss_and_gradients(
             {"params": params, "batch_stats": batch_stats},
             images,
             detach,
+            axis_name=axis_name,
             method="branches",
             mutable=["batch_stats"],
         )

@@ -73,6 +73,42 @@ def test_batch_norm_is_initialised_without_looking():
     assert {leaf.dtype for leaf in jax.tree.leaves(first)} == {np.dtype(np.float32)}
 
 
+def test_batch_norm_over_an_axis_is_that_of_the_whole_batch():
+    """Outputs, running statistics and gradients, of parts whose own statistics differ widely."""
+    parts = normal(4, 2, 3, 5, C) + np.arange(4, dtype=np.float32)[:, None, None, None, None]
+    given, weight = variables(), normal(8, 3, 5, C, seed=3)
+
+    def scored(params, x, axis_name):
+        norm = BatchNorm(use_running_average=False, axis_name=axis_name)
+        apply = partial(norm.apply, given | {"params": params}, mutable=["batch_stats"])
+        if axis_name is None:
+            output, updated = apply(x.reshape(8, 3, 5, C))
+        else:
+            output, updated = jax.vmap(apply, axis_name=axis_name)(x)
+            output = output.reshape(8, 3, 5, C)
+        return jnp.sum(jnp.square(output) * weight), (output, updated["batch_stats"])
+
+    gradients = jax.grad(scored, argnums=(0, 1), has_aux=True)
+    whole, (expected, statistics) = gradients(given["params"], jnp.asarray(parts), None)
+    split, (output, each) = gradients(given["params"], jnp.asarray(parts), "parts")
+    np.testing.assert_allclose(output, expected, atol=2e-6)
+    for name in ("mean", "var"):
+        assert each[name].shape == (4, C)
+        np.testing.assert_allclose(each[name], np.tile(statistics[name], (4, 1)), rtol=2e-6)
+    for one, other in zip(jax.tree.leaves(split), jax.tree.leaves(whole)):
+        np.testing.assert_allclose(one, other, atol=2e-6 * np.abs(other).max())
+
+
+def test_batch_norm_is_initialised_and_infers_without_the_axis():
+    norm = BatchNorm(use_running_average=False, axis_name="parts")
+    assert set(norm.init(jax.random.key(0), normal(2, 3, 5, C))) == {"params", "batch_stats"}
+    x, given = normal(2, 3, 5, C), variables()
+    running = BatchNorm(use_running_average=True)
+    np.testing.assert_array_equal(
+        running.clone(axis_name="parts").apply(given, x), running.apply(given, x)
+    )
+
+
 def test_batch_norm_of_a_single_pixel_is_its_bias():
     given = variables()
     output, updated = BatchNorm(use_running_average=False).apply(

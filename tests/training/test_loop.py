@@ -346,6 +346,15 @@ def test_two_processes_share_an_epoch(train_size):
         assert not mine & others
 
 
+@pytest.mark.parametrize("count", [2, 4])
+def test_the_parts_of_all_processes_are_the_batch_of_one(ten_batches, count):
+    """Augmentation and order too, from any step on."""
+    parts = [first_batches(7, tiny_config(), 3, process=(i, count)) for i in range(count)]
+    for step, whole in enumerate(ten_batches[3:]):
+        together = jax.tree.map(lambda *leaves: np.concatenate(leaves), *(p[step] for p in parts))
+        assert_equal_batches(together, whole)
+
+
 def test_boxes_beyond_the_slots_are_counted():
     source = open_source(tiny_config(), "train")
     counts = [source.num_boxes(i) for i in range(len(source))]

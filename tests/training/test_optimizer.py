@@ -9,7 +9,12 @@ import numpy as np
 import pytest
 
 from nanodet_jax.config import Rates, Training
-from nanodet_jax.training.optimizer import epoch_rates, learning_rate, make_optimizer
+from nanodet_jax.training.optimizer import (
+    epoch_rates,
+    learning_rate,
+    make_optimizer,
+    scale_rate,
+)
 
 
 def simulate(training, steps_per_epoch, epochs):
@@ -236,3 +241,13 @@ def test_the_bound_divides_the_cases():
         for gradient in gradients
     ]
     assert min(norms) < 9 < max(norms)
+
+
+def test_the_rate_follows_the_batch_only_where_asked():
+    training = Training(learning_rate=0.14, rate_batch=64, milestones=(1,), epochs=2)
+    larger, smaller = scale_rate(training, 128), scale_rate(training, 16)
+    np.testing.assert_allclose(epoch_rates(larger, 10, 2), [0.28, 0.028])
+    np.testing.assert_allclose(epoch_rates(smaller, 10, 2), [0.035, 0.0035])
+    assert training.learning_rate == 0.14
+    plain = Training(learning_rate=0.14)
+    assert scale_rate(plain, 128) is plain

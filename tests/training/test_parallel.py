@@ -5,7 +5,9 @@ of the whole batch, so that all must agree with one device, whatever the boxes: 
 are divided by, gradients, the optimizer's state.
 """
 
+import re
 from functools import partial
+from pathlib import Path
 
 import flax.linen as nn
 import jax
@@ -24,9 +26,9 @@ from nanodet_jax.models.layers import BatchNorm
 from nanodet_jax.models.nanodet_head import split_logits
 from nanodet_jax.state import abstract_variables, create_state
 from nanodet_jax.structures import Batch, GroundTruth
-from nanodet_jax.training.parallel import AXIS, make_place, make_render, make_train_step, store
-from nanodet_jax.training.step import train_step
+from nanodet_jax.training.parallel import make_place, make_render, make_train_step, store
 
+DOC = Path(__file__).parents[2] / "docs" / "many_devices.md"
 DEVICES, EACH, SIDE, STRIDE, SLOTS, CLASSES, BINS = 2, 2, 64, 8, 3, 2, 8
 STEPS = 2  # the second takes the state as the first one left it, on the devices
 IMAGES = np.random.default_rng(0).normal(0.3, size=(EACH, SIDE, SIDE, 3)).astype(np.float32)
@@ -45,7 +47,7 @@ class Tiny(nn.Module):
     """All that a step sees of a network, in two layers: parameters, batch norm, predictions."""
 
     @nn.compact
-    def branches(self, images, detach=False, train=True):
+    def branches(self, images, detach=False, train=True, axis_name=None):
         cells = SIDE // STRIDE
         x = images.reshape(-1, cells, STRIDE, cells, STRIDE, 3).transpose(0, 1, 3, 2, 4, 5)
         x = nn.Dense(16, use_bias=False)(x.reshape(-1, cells, cells, STRIDE * STRIDE * 3))
@@ -143,23 +145,22 @@ def test_devices_with_the_same_boxes_agree_with_one_of_them(steps):
     assert_close(two, one)  # the running variance as well
 
 
-def test_pmap_gives_the_same(steps):
-    """The step under a named axis, whoever names it: what runs over many machines, later."""
-    batch = make_batch((MANY, FEW))
-    state, metrics = train(steps[1], batch)
-    step = jax.pmap(
-        partial(train_step, axis_name=AXIS, **PARTS),
-        axis_name=AXIS,
-        devices=jax.local_devices()[:DEVICES],
-    )
-    mapped = jax.tree.map(lambda leaf: jnp.stack([leaf] * DEVICES), make_state())
-    split = jax.tree.map(lambda leaf: leaf.reshape(DEVICES, EACH, *leaf.shape[1:]), batch)
-    for _ in range(STEPS):
-        mapped, mapped_metrics = step(mapped, split)
-    for device in range(DEVICES):
-        here = jax.tree.map(lambda leaf, device=device: np.asarray(leaf[device]), mapped)
-        assert_close(here, state)
-        assert_close({k: np.asarray(v[device]) for k, v in mapped_metrics.items()}, metrics)
+def step_of_the_document(parts, state, batch):
+    """State and metrics that the example in docs/many_devices.md comes to."""
+    code = re.search(r"```python\n(.*?)```", DOC.read_text(), re.DOTALL)[1]
+    names = {"parts": parts, "state": state, "batch": batch}
+    exec(code, names)
+    return jax.device_get((names["state"], names["metrics"]))
+
+
+def test_pmap_as_documented_is_equal_to_the_last_bit():
+    """The step under a named axis, whoever names it."""
+    count = jax.local_device_count()
+    batch = make_batch((MANY, FEW, NONE, MANY) * (count // 4))
+    found = step_of_the_document(PARTS, make_state(), batch)
+    expected = jax.device_get(make_train_step(num_devices=count, **PARTS)(make_state(), batch))
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+    assert expected[1]["positives"] > 0
 
 
 @pytest.mark.parametrize("plus", [False, True])

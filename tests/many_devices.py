@@ -1,0 +1,179 @@
+"""One step on 1, 2, 4 and 8 devices, all with the same batch: how far the results are apart.
+
+    python tests/many_devices.py [--config FILE:VARIANT] [--weights FILE] [--dtype float64]
+
+The batch has eight images with 0 to 5 boxes each, on eight devices one each, and batch norm sees
+all of them. A row per number of devices: the largest difference to one device of the loss and its
+parts, of any gradient and of any array of the new state, as shares of the largest magnitude of
+each array. (Some gradients are 0 but for rounding, as that of a bias which a later batch norm takes
+off again. So no array counts as smaller than 1e-8 of the largest.) Sums in another order round
+otherwise, and a deep network amplifies that: with --resolution N the last rows tell how far the
+results of one device move where the weights change by their last bit. In float64 nothing is left of
+either, and 1e-6 is to be reached by far.
+"""
+
+import argparse
+import os
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import jax
+import numpy as np
+import optax
+
+from nanodet_jax import backend, config, doors
+from nanodet_jax.models.detector import build_model, priors_of
+from nanodet_jax.state import TrainState, create_state
+from nanodet_jax.structures import Batch, GroundTruth
+from nanodet_jax.training.optimizer import make_optimizer
+from nanodet_jax.training.parallel import make_train_step
+from nanodet_jax.training.setup import initial_variables
+from tests.parity_checks.comparison import jitter
+
+COUNTS = (1, 2, 4, 8)
+BATCH, SLOTS = 8, 5
+BOXES = (2, 0, 5, 1, 0, 0, 3, 1)  # of each image
+SMALLEST = 1e-8  # magnitude of an array, as a share of the largest's of all
+
+
+class Task(NamedTuple):
+    """A step, all but the number of devices, and what it starts from."""
+
+    parts: dict[str, Any]  # of `make_train_step`
+    state: TrainState  # its optimizer keeps the gradients of the last step
+    batch: Batch
+
+
+def make_task(settings: config.Config, dtype: str = "float32") -> Task:
+    """The step that a config describes, with batch norm over all devices, from its first weights.
+
+    In float64 jax's 64 bits have to be on.
+    """
+    settings.model.num_classes = settings.model.num_classes or 4
+    settings.model.sync_batch_norm = True
+    model = build_model(settings.model, settings.precision)
+    schedule = optax.constant_schedule(1e-3)
+    kept = optax.trace(decay=0.0)  # the gradients as they come
+    optimizer = optax.chain(kept, make_optimizer(settings.training, schedule))
+    parts = {
+        "optimizer": optimizer,
+        "schedule": schedule,
+        "model": model,
+        "priors": priors_of(settings.model, settings.input_size),
+        "assigner": settings.assigner,
+        "compat": settings.compat,
+        "weights": settings.loss,
+        "ema_decay": settings.training.ema_decay,
+        "detach_step": 100,
+    }
+    variables, _ = initial_variables(settings, model, resuming=False)
+    variables = jax.tree.map(lambda leaf: leaf.astype(dtype), variables)
+    make_state = partial(create_state, optimizer=optimizer, ema=settings.training.ema_decay > 0)
+    state = jax.device_get(backend.jit_once(make_state)(variables))
+    return Task(parts, state, make_batch(settings, dtype))
+
+
+def make_batch(settings: config.Config, dtype: str) -> Batch:
+    """Noise, coarse and fine, with boxes of all sizes; image k has BOXES[k] of them."""
+    random = np.random.default_rng(0)
+    height, width = settings.input_size
+    coarse = random.normal(size=(BATCH, height // 16, width // 16, 3))
+    images = np.kron(coarse, np.ones((1, 16, 16, 1))) + random.normal(
+        0, 0.3, (BATCH, height, width, 3)
+    )
+    size = np.array([width, height])
+    corner = random.uniform(0, 0.6, (BATCH, SLOTS, 2))
+    other = corner + random.uniform(0.1, 0.4, (BATCH, SLOTS, 2))
+    boxes = np.concatenate([corner * size, other * size], axis=-1)
+    valid = np.arange(SLOTS) < np.array(BOXES)[:, None]
+    labels = random.integers(0, settings.model.num_classes, (BATCH, SLOTS)).astype(np.int32)
+    truth = GroundTruth(
+        np.where(valid[..., None], boxes, 0).astype(dtype),
+        np.where(valid, labels, 0),
+        valid,
+        np.zeros_like(valid),
+    )
+    return Batch(images.astype(dtype), truth)
+
+
+def after_a_step(task: Task, num_devices: int) -> dict[str, Any]:
+    """`loss`, `gradients` and `state`, numpy."""
+    step = make_train_step(num_devices=num_devices, **task.parts)
+    return results_of(*step(task.state, task.batch))
+
+
+def results_of(state: TrainState, metrics: dict[str, jax.Array]) -> dict[str, Any]:
+    """What is compared of a step's output."""
+    state, metrics = jax.device_get((state, metrics))
+    gradients = state.opt_state[0].trace
+    return {"loss": metrics, "gradients": gradients, "state": state}
+
+
+def differences(ours: Any, theirs: Any, smallest: float = SMALLEST) -> dict[str, float]:
+    """Of each array the largest difference, as a share of its largest magnitude.
+
+    Which counts as `smallest` times the largest of all arrays, if it is less.
+    """
+    assert jax.tree.structure(ours) == jax.tree.structure(theirs)
+    found = {}
+    largest = max(float(np.abs(leaf).max()) for leaf in jax.tree.leaves(theirs))
+    for (path, one), other in zip(jax.tree.leaves_with_path(theirs), jax.tree.leaves(ours)):
+        one, other = np.asarray(one, np.float64), np.asarray(other, np.float64)
+        scale = max(np.abs(one).max(), smallest * largest)
+        found[jax.tree_util.keystr(path)] = float(np.abs(one - other).max() / scale)
+    return found
+
+
+def worst(found: dict[str, float]) -> tuple[float, str]:
+    """The largest difference, and of what."""
+    return max((difference, name) for name, difference in found.items())
+
+
+def show(head: str, ours: dict[str, Any], theirs: dict[str, Any]) -> None:
+    for what in theirs:
+        found = differences(ours[what], theirs[what])
+        largest, name = worst(found)
+        over = sum(difference > 1e-6 for difference in found.values())
+        print(
+            f"{head:22s} {what:10s} {largest:8.1e}  {over:3d} of {len(found):3d} over 1e-6  {name}"
+        )
+        head = ""
+    sys.stdout.flush()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--config", default="configs/coco.py:nanodet-m_320")
+    parser.add_argument("--weights", default="", help="to start from; default: random ones")
+    parser.add_argument("--dtype", default="float32", choices=["float32", "float64"])
+    parser.add_argument("--resolution", type=int, default=0)
+    parser.add_argument("--input-size", type=int, default=320)
+    args = parser.parse_args()
+    backend.prepare()
+    jax.config.update("jax_enable_x64", args.dtype == "float64")
+    settings = doors.load_config(args.config)
+    settings.input_size = (args.input_size, args.input_size)
+    settings.model.num_classes = 80
+    settings.training.init_weights = args.weights
+    task = make_task(settings, args.dtype)
+    print(f"{args.config}, {args.dtype}, {args.input_size} x {args.input_size}", flush=True)
+    step = make_train_step(**task.parts)
+
+    def run(state: TrainState) -> dict[str, Any]:
+        return results_of(*step(state, task.batch))
+
+    one = run(task.state)
+    for count in COUNTS[1:]:
+        show(f"{count} devices", after_a_step(task, count), one)
+    for seed in range(args.resolution):
+        params = jitter(task.state.params, seed)
+        show(f"last bits of weights {seed}", run(task.state.replace(params=params)), one)
+
+
+if __name__ == "__main__":
+    main()

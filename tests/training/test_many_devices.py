@@ -1,0 +1,110 @@
+"""The step of whole networks over 1, 2, 4 and 8 devices, batch norm over all of them.
+
+In float32 rounding hides what is to be seen: a deep network amplifies it beyond 1e-6, with jumps
+where an activation changes sides. In float64 nothing is left of it, whatever the order of sums.
+`python tests/many_devices.py` has the figures of both.
+"""
+
+import functools
+from functools import partial
+
+import jax
+import numpy as np
+import pytest
+
+from configs import shapes
+from nanodet_jax import backend
+from nanodet_jax.models import shufflenet_v2
+from nanodet_jax.models.detector import build_model
+from nanodet_jax.state import SMALLEST, abstract_variables
+from tests.many_devices import COUNTS, after_a_step, differences, make_task, results_of, worst
+from tests.training.test_parallel import step_of_the_document
+
+VARIANTS = ("nanodet-m-tiny", "nanodet-plus-m-tiny")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def devices():
+    if jax.local_device_count() < max(COUNTS):
+        pytest.skip(f"needs {max(COUNTS)} devices, and XLA_FLAGS was set otherwise")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def shallow():
+    """A block per stage of the backbone: a third of the compilation."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shufflenet_v2, "STAGE_BLOCKS", (1, 1, 1))
+        yield
+
+
+def small_task(variant, dtype):
+    settings = shapes.get_config(variant)
+    settings.input_size = (64, 64)
+    settings.model.channels = 32
+    settings.model.stacked_convs = settings.model.guidance_convs = 1
+    settings.model.guidance_channels = 32 if settings.model.guidance_channels else 0
+    return make_task(settings, dtype)
+
+
+@pytest.fixture
+def plainly_compiled(monkeypatch):
+    """Programs in less than half the time; in float64 their numbers do not depend on it."""
+    quickly = {"xla_backend_optimization_level": 0}
+
+    def jit(function, **options):
+        chosen = (backend.compiler_options() or {}) | quickly
+        return jax.jit(function, compiler_options=chosen, **options)
+
+    monkeypatch.setattr(backend, "jit", jit)
+
+
+@pytest.fixture(scope="module")
+def on_one():
+    """By variant, the step on one device: what there is to do, and what comes of it."""
+
+    @functools.cache
+    def step(variant):
+        task = small_task(variant, "float64")
+        return task, after_a_step(task, 1)
+
+    return step
+
+
+@pytest.mark.parametrize(
+    "count", [8, pytest.param(2, marks=pytest.mark.slow), pytest.param(4, marks=pytest.mark.slow)]
+)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_any_number_of_devices_takes_the_step_of_one(variant, count, on_one, plainly_compiled):
+    with jax.enable_x64(True):
+        task, one = on_one(variant)
+        found = after_a_step(task, count)
+    assert {leaf.dtype for leaf in jax.tree.leaves(one["gradients"])} == {np.dtype(np.float64)}
+    assert one["loss"]["positives"] > 0
+    for what in one:
+        largest, name = worst(differences(found[what], one[what]))
+        assert largest < 1e-6, (what, name)
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_statistics_are_reduced_where_asked_only(asked):
+    settings = shapes.get_config()
+    settings.model.num_classes, settings.model.sync_batch_norm = 4, asked
+    model = build_model(settings.model)
+    variables = abstract_variables(model)
+
+    def forward(variables, images):
+        apply = partial(model.apply, method="branches", axis_name="data", mutable="batch_stats")
+        return apply(variables, images)
+
+    program = str(jax.make_jaxpr(forward, axis_env=[("data", 2)])(variables, SMALLEST))
+    norms = len(jax.tree.leaves(variables["batch_stats"])) // 2
+    assert program.count("psum") == (2 * norms if asked else 0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_pmap_as_documented_is_equal_to_the_last_bit(variant):
+    """Here for whole networks; `test_parallel.py` has the same for a tiny one."""
+    task = small_task(variant, "float32")
+    found = results_of(*step_of_the_document(task.parts, task.state, task.batch))
+    jax.tree.map(np.testing.assert_array_equal, found, after_a_step(task, 8))

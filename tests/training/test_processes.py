@@ -1,0 +1,173 @@
+"""`train.py` in several processes: the run that one process makes, and how they end together."""
+
+import functools
+import signal
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from configs import shapes
+from nanodet_jax import train_and_evaluate
+from nanodet_jax.convert import flatten
+from tests.many_devices import differences, worst
+from tests.test_hosts import finish, free_port, start
+from tests.training.test_loop import final_state, journal
+
+pytestmark = pytest.mark.slow
+EACH, STEPS, BATCH = 4, 8, 8
+NETWORK = {"input_size": (64, 64), "model.channels": 32, "model.stacked_convs": 1}
+
+
+def settings_of(trained):
+    """Two epochs from weights that find something; neither two nor four share nine images evenly.
+
+    SGD, since AdamW makes steps of full size out of what is only rounding.
+    """
+    return NETWORK | {
+        "model.sync_batch_norm": True,
+        "data.train_size": EACH * BATCH,
+        "data.val_size": 49,
+        "data.batch_size": BATCH,
+        "training.init_weights": str(trained),
+        "training.optimizer": "sgd",
+        "training.learning_rate": 1e-3,
+        "training.steps": STEPS,
+        "training.log_every": 1,
+    }
+
+
+def config_with(settings):
+    config = shapes.get_config()
+    for name, value in settings.items():
+        *parts, last = name.split(".")
+        setattr(functools.reduce(getattr, parts, config), last, value)
+    return config
+
+
+def doors(workdir, settings, count):
+    """`train.py` once per process."""
+    given = settings | {
+        "training.coordinator": f"127.0.0.1:{free_port()}",
+        "training.processes": count,
+    }
+    plain = {name: str(value).strip("()") for name, value in given.items()}
+    flags = [f"--config.{name}={value}" for name, value in plain.items()]
+    return [
+        start(["train.py", f"--workdir={workdir}", f"--config.training.process={i}", *flags])
+        for i in range(count)
+    ]
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory):
+    """Of the runs that are compared; the weights that they start from are made here."""
+    workdir = tmp_path_factory.mktemp("trained")
+    longer = {
+        "data.train_size": 256,
+        "data.val_size": 8,
+        "training.steps": 320,
+        "training.eval_every": 20,
+    }
+    metrics = train_and_evaluate(config_with(NETWORK | longer | {"training.devices": 1}), workdir)
+    assert metrics["AP50"] > 0.02
+    return settings_of(workdir)
+
+
+@pytest.fixture(scope="module")
+def alone(settings, tmp_path_factory):
+    """Workdir and metrics of a single process with a single device."""
+    workdir = tmp_path_factory.mktemp("alone")
+    return workdir, train_and_evaluate(config_with(settings | {"training.devices": 1}), workdir)
+
+
+@pytest.fixture(scope="module")
+def together(settings, tmp_path_factory):
+    """The workdir of so many processes, and what they said."""
+
+    @functools.cache
+    def run(count):
+        workdir = tmp_path_factory.mktemp("together")
+        ended = finish(doors(workdir, settings, count), 280)
+        assert [code for code, _, _ in ended] == [0] * count, ended
+        return workdir, ended
+
+    return run
+
+
+def assert_same_state(ours, theirs):
+    """To 1e-6 of scale, which is of a mean the spread about it, of momentum that of all gradients.
+
+    Some means and gradients are nearly nothing: of what a batch norm before has centred, or a batch
+    norm behind takes off again.
+    """
+    largest, name = worst(differences(ours.params, theirs.params))
+    assert largest < 1e-6, name
+    largest, name = worst(differences(ours.opt_state, theirs.opt_state, smallest=1.0))
+    assert largest < 1e-6, name
+    ours, theirs = flatten(ours.batch_stats), flatten(theirs.batch_stats)
+    for name, expected in theirs.items():
+        spread = theirs[name.removesuffix("mean").removesuffix("var") + "var"].max()
+        scale = np.sqrt(spread) if name.endswith("mean") else spread
+        assert np.abs(ours[name] - expected).max() < 1e-6 * scale, name
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_processes_make_the_run_of_one(count, alone, together):
+    expected, metrics = alone
+    workdir, ended = together(count)
+    lines = journal(workdir)
+    for line, other in zip(lines, journal(expected), strict=True):
+        if line["kind"] == "eval":
+            assert line == other  # AP and all else to the last digit
+            continue
+        assert line["positives"] == other["positives"]
+        for name, value in line.items():
+            assert value == pytest.approx(other[name], rel=1e-5), name
+    assert {k: v for k, v in lines[-1].items() if k not in ("kind", "step", "epoch")} == metrics
+    assert metrics["AP50"] > 0.02
+    ours, theirs = (final_state(folder, STEPS) for folder in (workdir, expected))
+    assert_same_state(ours, theirs)
+    said = ended[0][1]
+    each = f"{BATCH} images, {BATCH // count} on each of {count} cpu device(s) of {count} processes"
+    assert each in said
+    assert not any("step" in out for _, out, _ in ended[1:])  # one tells
+    kept = [path.relative_to(expected) for path in expected.rglob("*.jpg")]
+    assert sorted(kept) == sorted(path.relative_to(workdir) for path in workdir.rglob("*.jpg"))
+
+
+def when_at_step(workdir, step, seconds=120):
+    """Wait until a run has told of this step."""
+    path, end = workdir / "metrics.jsonl", time.monotonic() + seconds
+    while time.monotonic() < end:
+        if path.exists() and f'"step": {step},' in path.read_text():
+            return
+        time.sleep(0.01)
+    raise AssertionError(f"no step {step} in {seconds} s")
+
+
+def test_stopped_killed_and_resumed(settings, together, tmp_path):
+    """SIGTERM to the second process stops both after one step; SIGKILL is noticed by the first."""
+    processes = doors(tmp_path, settings, 2)
+    when_at_step(tmp_path, 1)
+    processes[1].send_signal(signal.SIGTERM)
+    ended = finish(processes)
+    assert [code for code, _, _ in ended] == [128 + signal.SIGTERM] * 2, ended
+    assert "stopped and saved at step" in ended[0][1]
+
+    processes = doors(tmp_path, settings, 2)
+    when_at_step(tmp_path, 6)
+    processes[1].kill()
+    began = time.monotonic()
+    (code, _, error), _ = finish(processes)
+    assert time.monotonic() - began < 10
+    assert code == 2
+    assert "error: process 0: a process of this run ended or cannot be reached" in error
+
+    ended = finish(doors(tmp_path, settings, 2), 200)
+    assert [code for code, _, _ in ended] == [0, 0], ended
+    workdir, _ = together(2)
+    ours, theirs = (final_state(folder, STEPS) for folder in (tmp_path, workdir))
+    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+    assert journal(tmp_path) == journal(workdir)
