@@ -10,6 +10,9 @@ from PIL import Image
 from nanodet_jax.cli import main
 from nanodet_jax.data.faults import Kind
 from nanodet_jax.data.shapes import ShapesSource
+from nanodet_jax.data.sources import open_source
+from nanodet_jax.doctor.report import brief
+from nanodet_jax.doors import load_config
 
 COUNTS = {"train": 24, "val": 8}
 SHARED = Path(__file__).parents[3] / "shared" / "data"
@@ -218,6 +221,30 @@ def test_images_without_boxes(drawn, doctor):
     code, said = doctor()
     assert code == 1
     assert "24 of 24 images in train have no box" in said
+
+
+def test_in_brief_before_a_run(drawn):
+    """From annotations alone: the images hold nothing."""
+    train = drawn.content["train"]
+    train["annotations"] = [item for item in train["annotations"] if item["category_id"] != 3]
+    drawn.write()
+    for record in train["images"]:
+        (drawn.folder / "train" / record["file_name"]).write_bytes(b"")
+
+    def lines(*flags):
+        config = load_config(str(drawn.config), flags)
+        return brief(config, *(open_source(config, split) for split in COUNTS))
+
+    absent, rare = lines()
+    assert absent.startswith("note: 1 of 4 classes have no training box: square; evaluation asks")
+    assert rare.startswith("note: classes of under 50 training boxes: circle (")
+    longer = lines("--config.training.warmup_steps=60", "--config.input_size=64,64")
+    assert longer[0] == (
+        "note: the warm-up takes 60 of the run's 60 steps: the learning rate is never reached "
+        "-> --config.training.warmup_steps=3, or more epochs"
+    )
+    assert longer[1:3] == [absent, rare] and "is small at the input of 64 x 64" in longer[-1]
+    assert lines("--config.data.format=shapes") == []
 
 
 def test_voc(tmp_path, capsys):
