@@ -10,7 +10,7 @@ from pathlib import Path
 
 from absl import flags
 
-from nanodet_jax import doors, train_and_evaluate
+from nanodet_jax import doors, hosts, train_and_evaluate
 from nanodet_jax.evaluation import format_table
 
 CONFIG = doors.define_config("configs/shapes.py")
@@ -20,8 +20,9 @@ WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run; default: runs
 def main() -> None:
     workdir = Path(WORKDIR.value or f"runs/{CONFIG.value.name}")
     metrics = train_and_evaluate(CONFIG.value, workdir)
-    print(format_table(metrics))
-    print(f"checkpoints, metrics.jsonl and pictures of detections are in {workdir}")
+    if hosts.is_writer():
+        print(format_table(metrics))
+        print(f"checkpoints, metrics.jsonl and pictures of detections are in {workdir}")
 
 
 if __name__ == "__main__":

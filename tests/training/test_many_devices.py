@@ -21,6 +21,7 @@ from tests.many_devices import COUNTS, after_a_step, differences, make_task, res
 from tests.training.test_parallel import step_of_the_document
 
 VARIANTS = ("nanodet-m-tiny", "nanodet-plus-m-tiny")
+FAST = "nanodet-m-tiny", 8  # a compilation takes seconds, of NanoDet-Plus many
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -71,9 +72,13 @@ def on_one():
 
 
 @pytest.mark.parametrize(
-    "count", [8, pytest.param(2, marks=pytest.mark.slow), pytest.param(4, marks=pytest.mark.slow)]
+    "variant, count",
+    [
+        pytest.param(variant, count, marks=[pytest.mark.slow] * ((variant, count) != FAST))
+        for variant in VARIANTS
+        for count in COUNTS[1:]
+    ],
 )
-@pytest.mark.parametrize("variant", VARIANTS)
 def test_any_number_of_devices_takes_the_step_of_one(variant, count, on_one, plainly_compiled):
     with jax.enable_x64(True):
         task, one = on_one(variant)
