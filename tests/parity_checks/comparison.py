@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-JITTERED_RUNS = 24  # of 1,500 numbers hundreds need it, and one of those is always unlucky
+JITTERED_RUNS = 24  # at most: of 1,500 numbers hundreds need it, and one of those is always unlucky
 
 
 class Worst(NamedTuple):
@@ -101,16 +101,22 @@ def judge(
     actual = compute(None)
     rows = [Worst(what, e.error(actual[what]), e.tolerance) for what, e in expected.items()]
     if not all(row.passed for row in rows):
-        runs = [compute(seed) for seed in range(JITTERED_RUNS)]
-        resolved = {}
-        for what, e in expected.items():
-            around = e._replace(value=np.asarray(actual[what]))
-            largest = 2 * max(around.error(run[what]) for run in runs)
-            resolved[e.kind or what] = max(largest, resolved.get(e.kind or what, 0.0))
-        rows = [
-            row if row.passed else row._replace(resolution=resolved[e.kind or row.what])
-            for row, e in zip(rows, expected.values())
-        ]
+        strict, resolved = (
+            rows,
+            dict.fromkeys((e.kind or what for what, e in expected.items()), 0.0),
+        )
+        for seed in range(JITTERED_RUNS):
+            run = compute(seed)
+            for what, e in expected.items():
+                around = e._replace(value=np.asarray(actual[what]))
+                change = 2 * around.error(run[what])
+                resolved[e.kind or what] = max(change, resolved[e.kind or what])
+            rows = [
+                row if row.passed else row._replace(resolution=resolved[e.kind or row.what])
+                for row, e in zip(strict, expected.values())
+            ]
+            if all(row.passed for row in rows):  # more runs only find larger changes
+                break
         if all(row.passed for row in rows):
             # Show what needed this, not what came nearest to failing without it.
             return max(

@@ -74,7 +74,7 @@ def on_one():
 @pytest.mark.parametrize(
     "variant, count",
     [
-        pytest.param(variant, count, marks=[pytest.mark.slow] * ((variant, count) != FAST))
+        pytest.param(variant, count, marks=[pytest.mark.long] * ((variant, count) != FAST))
         for variant in VARIANTS
         for count in COUNTS[1:]
     ],
@@ -106,7 +106,7 @@ def test_statistics_are_reduced_where_asked_only(asked):
     assert program.count("psum") == (2 * norms if asked else 0)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_pmap_as_documented_is_equal_to_the_last_bit(variant):
     """Here for whole networks; `test_parallel.py` has the same for a tiny one."""
