@@ -101,6 +101,7 @@ def looping_step(parts, accumulate):
         metrics |= {
             "gradient_norm": optax.tree.norm(gradients),
             "learning_rate": parts["schedule"](state.step),
+            "skipped": jnp.zeros(()),
         }
         state = replace(
             state,
