@@ -71,7 +71,7 @@ def make_task(settings: config.Config, dtype: str = "float32") -> Task:
         "ema_decay": settings.training.ema_decay,
         "detach_step": 100,
     }
-    variables, _ = initial_variables(settings, model, resuming=False)
+    variables, _ = initial_variables(settings, model)
     variables = jax.tree.map(lambda leaf: leaf.astype(dtype), variables)
     make_state = partial(create_state, optimizer=optimizer, ema=settings.training.ema_decay > 0)
     state = jax.device_get(backend.jit_once(make_state)(variables))

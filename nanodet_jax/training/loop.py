@@ -2,7 +2,7 @@
 
 import copy
 import time
-from contextlib import closing, nullcontext
+from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,6 @@ from nanodet_jax.data.pipeline import (
     steps_per_epoch,
     training_batches,
 )
-from nanodet_jax.data.records import Source
 from nanodet_jax.data.sources import open_source
 from nanodet_jax.doctor.report import brief
 from nanodet_jax.errors import UserError
@@ -79,17 +78,17 @@ def train_and_evaluate(config: Config, workdir: str | Path) -> dict[str, Any]:
     hosts.join(config.training)
     workdir = Path(workdir).expanduser()
     check(config, count_devices(config.training) * hosts.share()[1])
-    hosts.say(f"{config.name}: reading the data")
-    train, val = open_source(config, "train"), open_source(config, "val")
-    config = resolve(config, train, val)
-    with lock(workdir) if hosts.is_writer() else nullcontext():
-        return _train_and_evaluate(config, workdir, train, val)
+    with ExitStack() as held:
+        return _train_and_evaluate(config, workdir, held)
 
 
-def _train_and_evaluate(config: Config, workdir: Path, train: Source, val: Source) -> Any:
+def _train_and_evaluate(config: Config, workdir: Path, held: ExitStack) -> dict[str, Any]:
     process = hosts.share()
     num_devices = count_devices(config.training)
     all_devices = num_devices * process[1]
+    hosts.say(f"{config.name}: reading the data")
+    train, val = open_source(config, "train"), open_source(config, "val")
+    config = resolve(config, train, val)
     steps_each = steps_per_epoch(train, config.data.batch_size)
     total_steps = config.training.steps or config.training.epochs * steps_each
     epochs = -(-total_steps // steps_each)
@@ -121,6 +120,8 @@ def _train_and_evaluate(config: Config, workdir: Path, train: Source, val: Sourc
     detect = make_detect(model, split_detection(num_devices))
     begin_with = partial(create_state, optimizer=optimizer, ema=config.training.ema_decay > 0)
 
+    if hosts.is_writer():
+        held.enter_context(lock(workdir))
     prepare_workdir(workdir, config, train)
     checkpoints = Checkpoints(workdir, config.training.keep_every * steps_each)
     metrics = None

@@ -15,7 +15,7 @@ from tests.many_devices import differences, worst
 from tests.test_hosts import finish, free_port, start
 from tests.training.test_loop import final_state, journal
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 EACH, STEPS, BATCH = 4, 8, 8
 NETWORK = {"input_size": (64, 64), "model.channels": 32, "model.stacked_convs": 1}
 
@@ -113,7 +113,7 @@ def assert_same_state(ours, theirs):
         assert np.abs(ours[name] - expected).max() < 1e-6 * scale, name
 
 
-@pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.long)])
+@pytest.mark.parametrize("count", [2, 4])
 def test_processes_make_the_run_of_one(count, alone, together):
     expected, metrics = alone
     workdir, ended = together(count)
@@ -147,7 +147,6 @@ def when_at_step(workdir, step, seconds=120):
     raise AssertionError(f"no step {step} in {seconds} s")
 
 
-@pytest.mark.long
 def test_stopped_killed_and_resumed(settings, together, tmp_path):
     """SIGTERM to the second process stops both after one step; SIGKILL is noticed by the first."""
     processes = doors(tmp_path, settings, 2)
