@@ -106,3 +106,20 @@ def make_optimizer(training: Training, schedule: optax.Schedule) -> optax.Gradie
     if training.clip_norm > 0:
         return optax.chain(optax.clip_by_global_norm(training.clip_norm), update)
     return update
+
+
+def skip_update(opt_state: Any) -> Any:
+    """The optimizer's state after a step without an update: only its place in the schedule moves.
+
+    The learning rate belongs to the number of the step; Adam's own count, which corrects the bias
+    of its averages, to the updates that were made.
+    """
+
+    def skip(part: Any) -> Any:
+        if isinstance(part, optax.ScaleByScheduleState):
+            return optax.ScaleByScheduleState(optax.safe_increment(part.count))
+        return part
+
+    return jax.tree.map(
+        skip, opt_state, is_leaf=lambda part: isinstance(part, optax.ScaleByScheduleState)
+    )

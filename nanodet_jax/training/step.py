@@ -13,6 +13,7 @@ from nanodet_jax.models.detector import NanoDet
 from nanodet_jax.objective import Divisors, batch_terms, objective
 from nanodet_jax.state import TrainState
 from nanodet_jax.structures import Batch
+from nanodet_jax.training.optimizer import skip_update
 
 
 def loss_and_gradients(
@@ -120,7 +121,8 @@ def train_step(
     """The next state, and the metrics of this step.
 
     Where loss, gradient or batch statistics are not finite, the update is skipped: everything but
-    the number of the step stays as it was, and the metric `skipped` is 1, which is 0 otherwise.
+    the number of the step, and with it the learning rate, stays as it was, and the metric `skipped`
+    is 1, which is 0 otherwise.
 
     Args:
       state: donated by the caller.
@@ -158,8 +160,9 @@ def train_step(
         average = moved_average(state.average, new_state.variables, state.step + 1, ema_decay)
         return replace(new_state, average=average)
 
+    def skipped(state: TrainState, *_: Any) -> TrainState:
+        return replace(state, opt_state=skip_update(state.opt_state))
+
     # A branch: with a choice per array instead, XLA makes three times the code.
-    new_state = jax.lax.cond(
-        finite, updated, lambda state, *_: state, state, gradients, batch_stats
-    )
+    new_state = jax.lax.cond(finite, updated, skipped, state, gradients, batch_stats)
     return replace(new_state, step=state.step + 1), metrics

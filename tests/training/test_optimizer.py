@@ -6,6 +6,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from nanodet_jax.config import Rates, Training
@@ -14,6 +15,7 @@ from nanodet_jax.training.optimizer import (
     learning_rate,
     make_optimizer,
     scale_rate,
+    skip_update,
 )
 
 
@@ -161,25 +163,26 @@ def clipped(gradient, bound):
     return jax.tree.map(lambda leaf: leaf * min(1, bound / math.sqrt(sum(squares))), gradient)
 
 
-def sgd(parameter, gradients, momentum=0.8, decay=0.03):
+def sgd(parameter, gradients, momentum=0.8, decay=0.03, rate=rate_at):
     """torch.optim.SGD: the decay is part of the gradient that the momentum gathers."""
     buffer = 0.0
     for step, gradient in enumerate(gradients):
         buffer = momentum * buffer + gradient + decay * parameter
-        parameter = parameter - rate_at(step) * buffer
+        parameter = parameter - rate(step) * buffer
     return parameter
 
 
-def adamw(parameter, gradients, decay=0.3, beta1=0.9, beta2=0.999, epsilon=1e-8):
+def adamw(parameter, gradients, decay=0.3, rate=rate_at):
     """torch.optim.AdamW: the decay shrinks the parameter, outside of the moments."""
+    beta1, beta2, epsilon = 0.9, 0.999, 1e-8
     first = second = 0.0
     for step, gradient in enumerate(gradients):
-        parameter = parameter * (1 - rate_at(step) * decay)
+        parameter = parameter * (1 - rate(step) * decay)
         first = beta1 * first + (1 - beta1) * gradient
         second = beta2 * second + (1 - beta2) * gradient**2
         mean = first / (1 - beta1 ** (step + 1))
         deviation = np.sqrt(second / (1 - beta2 ** (step + 1)))
-        parameter = parameter - rate_at(step) * mean / (deviation + epsilon)
+        parameter = parameter - rate(step) * mean / (deviation + epsilon)
     return parameter
 
 
@@ -231,6 +234,25 @@ def test_normalisation_may_go_without_decay(optimizer, rule):
             ours, start = ours[name], start[name]
         np.testing.assert_allclose(ours, decayed(np.float64(start)), rtol=1e-5, err_msg=str(path))
         assert not np.allclose(ours, start, rtol=0.01)
+
+
+@pytest.mark.parametrize(("optimizer", "rule"), [("sgd", sgd), ("adamw", adamw)])
+def test_a_skipped_update_moves_the_schedule_alone(optimizer, rule):
+    """The rate is that of the step; momentum and Adam's correction know of updates only."""
+    settings = Training(optimizer=optimizer, weight_decay=0.3, momentum=0.8)
+    start, gradients = parameters_and_gradients()
+    chain = make_optimizer(settings, rate_at)
+    ours, state = start, chain.init(start)
+    for gradient in gradients:
+        state = skip_update(skip_update(state))
+        updates, state = chain.update(gradient, state, ours)
+        ours = optax.apply_updates(ours, updates)
+
+    def expected(parameter, *each):
+        return rule(np.float64(parameter), each, decay=0.3, rate=lambda k: rate_at(3 * k + 2))
+
+    expected = jax.tree.map(expected, start, *gradients)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), ours, expected)
 
 
 def test_the_bound_divides_the_cases():
