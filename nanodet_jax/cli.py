@@ -24,7 +24,8 @@ IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; what the user can mend is one line on stderr and exit code 2.
 
-    The code is else 0, but for `doctor`, whose 1 says that it found something serious.
+    The code is else 0, but for 1 of `doctor` that found something serious, and of `predict` that
+    could not read some of the images.
     """
     parser = argparse.ArgumentParser(prog="nanodet-jax", description="NanoDet in JAX")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -57,17 +58,30 @@ def _add_predict(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--threshold", type=float, default=0.35, help="least score that is drawn (%(default)s)"
     )
+    parser.add_argument(
+        "--max-megapixels", type=float, help="larger images are not read (default: as in training)"
+    )
     parser.set_defaults(run=predict)
 
 
-def predict(args: argparse.Namespace) -> None:
-    """Write a picture with boxes per image, and `detections.json` with all above 0.05."""
+def predict(args: argparse.Namespace) -> int:
+    """Write a picture with boxes per image, and `detections.json` with all above 0.05.
+
+    Of several images those that cannot be read are told and left out; the answer is then 1.
+    """
     files = [file for path in args.images for file in _image_files(path)]
     names = _picture_names(files)
     detector = Detector.load(args.weights or args.workdir)
+    most = args.max_megapixels or detector.config.data.max_megapixels
     found = {}
     for file, name in tqdm(list(zip(files, names)), unit="img", disable=len(files) == 1):
-        pixels = read_image(file)
+        try:
+            pixels = read_image(file, most)
+        except UserError as error:
+            if len(files) == 1:
+                raise
+            tqdm.write(f"left out: {error}")
+            continue
         one = detector(pixels)
         assert isinstance(one, Found)
         found[str(file)] = _as_json(one)
@@ -79,7 +93,10 @@ def predict(args: argparse.Namespace) -> None:
         counts = ", ".join(f"{shown.count(n)} {n}" for n in dict.fromkeys(shown))
         tqdm.write(f"{file}: {counts or 'nothing'}")
     write_json(args.out / "detections.json", found, indent=2)
-    print(f"{len(files)} pictures and detections.json are in {args.out}")
+    left_out = len(files) - len(found)
+    more = f"; {left_out} of {len(files)} images could not be read" if left_out else ""
+    print(f"{len(found)} pictures and detections.json are in {args.out}{more}")
+    return int(left_out > 0)
 
 
 def _image_files(path: Path) -> list[Path]:

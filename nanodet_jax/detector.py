@@ -10,7 +10,7 @@ import numpy as np
 from nanodet_jax import backend
 from nanodet_jax.config import Config
 from nanodet_jax.data.pipeline import prepare_for_inference, stack
-from nanodet_jax.data.records import decode, make_record
+from nanodet_jax.data.records import MAX_MEGAPIXELS, decode, make_record
 from nanodet_jax.errors import UserError
 from nanodet_jax.inference import detect_batch, make_detect
 from nanodet_jax.models.detector import build_model
@@ -32,7 +32,8 @@ class Detector:
     """A network with its weights, its way of resizing, and its class names.
 
     Attributes:
-      config: of the training; `input_size` and `data.keep_ratio` decide how images are resized.
+      config: of the training; `input_size` and `data.keep_ratio` decide how images are resized,
+        `data.max_megapixels` which are too large to be read.
       class_names: by label.
     """
 
@@ -70,18 +71,19 @@ class Detector:
 
     def detect_one(self, image: Image) -> Found:
         """Objects in one image; a program is compiled for each new shape of input."""
-        prepared = prepare_for_inference(read_image(image), self.config)
+        pixels = read_image(image, self.config.data.max_megapixels)
+        prepared = prepare_for_inference(pixels, self.config)
         batch = stack([(0, prepared)], batch_size=1)
         [(_, found)] = detect_batch(self._detect, self._variables, batch)
         names = [self.class_names[label] for label in found.labels]
         return Found(found.boxes, found.scores, names, found.labels)
 
 
-def read_image(image: Image) -> np.ndarray:
+def read_image(image: Image, max_megapixels: float = MAX_MEGAPIXELS) -> np.ndarray:
     """Pixels uint8 BGR [height, width, 3] of a path, or of an array that is checked.
 
     Raises:
-      UserError: if the file cannot be read, or the array is not such pixels.
+      UserError: if the file cannot be read or is larger, or the array is not such pixels.
     """
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim not in (2, 3) or 0 in image.shape:
@@ -94,4 +96,4 @@ def read_image(image: Image) -> np.ndarray:
             raise UserError(f"an image must have 3 channels (BGR), not {image.shape[2]}")
         return image
     path = Path(image).expanduser()
-    return decode(make_record(0, path.name, path, (0, 0), [], [], [], []))
+    return decode(make_record(0, path.name, path, (0, 0), [], [], [], []), max_megapixels)

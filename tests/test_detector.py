@@ -249,6 +249,28 @@ def test_predict(detector, images, folder, file, tmp_path, capsys):
         assert_same([row["box_xyxy"] for row in rows], boxes)
 
 
+def test_predict_leaves_out_what_cannot_be_read(folder, file, tmp_path, capsys):
+    mixed, out = tmp_path / "mixed", tmp_path / "out"
+    mixed.mkdir()
+    for name in ("0.png", "1.png"):
+        shutil.copy(folder / name, mixed)
+    (mixed / "broken.jpg").write_bytes(b"no image")
+    height, width = cv2.imread(str(folder / "0.png")).shape[:2]
+    assert height * width < cv2.imread(str(folder / "1.png"))[..., 0].size
+    predict = ["predict", str(mixed), "--weights", str(file), "--out", str(out)]
+
+    assert cli.main(predict) == 1
+    said = capsys.readouterr().out
+    assert f"left out: {mixed / 'broken.jpg'}" in said
+    assert f"2 pictures and detections.json are in {out}; 1 of 3 images could not be read" in said
+    found = json.loads((out / "detections.json").read_text())
+    assert list(found) == [str(mixed / "0.png"), str(mixed / "1.png")]
+
+    assert cli.main([*predict, f"--max-megapixels={height * width / 1e6}"]) == 1
+    assert f"left out: {mixed / '1.png'}" in capsys.readouterr().out
+    assert list(json.loads((out / "detections.json").read_text())) == [str(mixed / "0.png")]
+
+
 def arrays_of(path):
     with np.load(path) as archive:
         return {name: archive[name].tobytes() for name in archive.files}

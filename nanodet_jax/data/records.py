@@ -107,7 +107,8 @@ def decode(record: Record, max_megapixels: float = MAX_MEGAPIXELS) -> np.ndarray
         raise _unreadable(
             where,
             f"is {size[1]}x{size[0]}, {size[0] * size[1] / 1e6:.1f} megapixels; reduce it, or "
-            f"allow more than --config.data.max_megapixels={max_megapixels:g}",
+            f"allow more than --config.data.max_megapixels={max_megapixels:g} (predict: "
+            "--max-megapixels)",
         )
     pixels = imdecode(data, cv2.IMREAD_COLOR) if size is not None else None
     if pixels is None:
