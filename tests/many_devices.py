@@ -1,6 +1,7 @@
 """One step on 1, 2, 4 and 8 devices, all with the same batch: how far the results are apart.
 
     python tests/many_devices.py [--config FILE:VARIANT] [--weights FILE] [--dtype float64]
+        [--processes 2 4]
 
 The batch has eight images with 0 to 5 boxes each, on eight devices one each, and batch norm sees
 all of them. A row per number of devices: the largest difference to one device of the loss and its
@@ -10,11 +11,16 @@ off again. So no array counts as smaller than 1e-8 of the largest.) Sums in anot
 otherwise, and a deep network amplifies that: with --resolution N the last rows tell how far the
 results of one device move where the weights change by their last bit. In float64 nothing is left of
 either, and 1e-6 is to be reached by far.
+
+With --processes the step is then taken by that many processes too, a device and a part of the batch
+in each, which reduce over loopback.
 """
 
 import argparse
 import os
+import pickle
 import sys
+import tempfile
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,14 +32,15 @@ import jax
 import numpy as np
 import optax
 
-from nanodet_jax import backend, config, doors
+from nanodet_jax import backend, config, doors, hosts
 from nanodet_jax.models.detector import build_model, priors_of
 from nanodet_jax.state import TrainState, create_state
 from nanodet_jax.structures import Batch, GroundTruth
 from nanodet_jax.training.optimizer import make_optimizer
-from nanodet_jax.training.parallel import make_train_step
+from nanodet_jax.training.parallel import make_place, make_train_step, own_copy, replicate
 from nanodet_jax.training.setup import initial_variables
 from tests.parity_checks.comparison import jitter
+from tests.test_hosts import finish, free_port, start
 
 COUNTS = (1, 2, 4, 8)
 BATCH, SLOTS = 8, 5
@@ -107,6 +114,29 @@ def after_a_step(task: Task, num_devices: int) -> dict[str, Any]:
     return results_of(*step(task.state, task.batch))
 
 
+def in_processes(count: int, settings: list[str]) -> dict[str, Any]:
+    """What `after_a_step` gives, but of processes with a device each."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "results")
+        given = [__file__, *settings, f"--coordinator=127.0.0.1:{free_port()}", f"--count={count}"]
+        ended = finish(
+            [start([*given, f"--part={i}", f"--out={file}"]) for i in range(count)], 1800
+        )
+        assert all(code == 0 for code, _, _ in ended), ended
+        return pickle.loads(file.read_bytes())
+
+
+def take_part(task: Task, args: argparse.Namespace) -> None:
+    """Be one of the processes."""
+    size = BATCH // args.count
+    own = slice(args.part * size, (args.part + 1) * size)
+    batch = make_place()(jax.tree.map(lambda leaf: leaf[own], task.batch))
+    step = make_train_step(**task.parts)
+    found = results_of(*own_copy(step(replicate(task.state), batch)))
+    if hosts.is_writer():
+        Path(args.out).write_bytes(pickle.dumps(found))
+
+
 def results_of(state: TrainState, metrics: dict[str, jax.Array]) -> dict[str, Any]:
     """What is compared of a step's output."""
     state, metrics = jax.device_get((state, metrics))
@@ -153,14 +183,24 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32", choices=["float32", "float64"])
     parser.add_argument("--resolution", type=int, default=0)
     parser.add_argument("--input-size", type=int, default=320)
+    parser.add_argument("--processes", type=int, nargs="*", default=[])
+    for name, kind in (("coordinator", str), ("count", int), ("part", int), ("out", str)):
+        parser.add_argument(f"--{name}", type=kind, help=argparse.SUPPRESS)  # of `in_processes`
     args = parser.parse_args()
     backend.prepare()
     jax.config.update("jax_enable_x64", args.dtype == "float64")
+    if args.coordinator:
+        hosts.join(
+            config.Training(coordinator=args.coordinator, processes=args.count, process=args.part)
+        )
     settings = doors.load_config(args.config)
     settings.input_size = (args.input_size, args.input_size)
     settings.model.num_classes = 80
     settings.training.init_weights = args.weights
     task = make_task(settings, args.dtype)
+    if args.coordinator:
+        take_part(task, args)
+        return
     print(f"{args.config}, {args.dtype}, {args.input_size} x {args.input_size}", flush=True)
     step = make_train_step(**task.parts)
 
@@ -170,6 +210,10 @@ def main() -> None:
     one = run(task.state)
     for count in COUNTS[1:]:
         show(f"{count} devices", after_a_step(task, count), one)
+    for count in args.processes:
+        same = ("config", "weights", "dtype", "input_size")
+        given = [f"--{name.replace('_', '-')}={getattr(args, name)}" for name in same]
+        show(f"{count} processes", in_processes(count, given), one)
     for seed in range(args.resolution):
         params = jitter(task.state.params, seed)
         show(f"last bits of weights {seed}", run(task.state.replace(params=params)), one)

@@ -1,5 +1,6 @@
 """`train.py` in several processes: the run that one process makes, and how they end together."""
 
+import contextlib
 import functools
 import signal
 import time
@@ -11,9 +12,11 @@ import pytest
 from configs import shapes
 from nanodet_jax import train_and_evaluate
 from nanodet_jax.convert import flatten
+from nanodet_jax.training.journal import Journal
 from tests.many_devices import differences, worst
+from tests.runs import final_state, journal
 from tests.test_hosts import finish, free_port, start
-from tests.training.test_loop import final_state, journal
+from tests.training.test_loop import signal_at
 
 pytestmark = pytest.mark.long
 EACH, STEPS, BATCH = 4, 8, 8
@@ -135,6 +138,21 @@ def test_processes_make_the_run_of_one(count, alone, together):
     assert not any("step" in out for _, out, _ in ended[1:])  # one tells
     kept = [path.relative_to(expected) for path in expected.rglob("*.jpg")]
     assert sorted(kept) == sorted(path.relative_to(workdir) for path in workdir.rglob("*.jpg"))
+
+
+def test_a_run_goes_on_with_another_number_of_devices(settings, alone, tmp_path):
+    """Four devices until the third step, two until the sixth, eight to the end."""
+    for devices, steps_here in ((4, 3), (2, 3), (8, STEPS)):
+        config = config_with(settings | {"training.devices": devices})
+        with pytest.MonkeyPatch.context() as patch:
+            signal_at(patch, Journal, "advance", steps_here, signal.SIGTERM)
+            with contextlib.suppress(SystemExit):
+                train_and_evaluate(config, tmp_path)
+    expected, metrics = alone
+    assert_same_state(final_state(tmp_path, STEPS), final_state(expected, STEPS))
+    lines = journal(tmp_path)
+    assert [line["step"] for line in lines] == [line["step"] for line in journal(expected)]
+    assert {k: v for k, v in lines[-1].items() if k not in ("kind", "step", "epoch")} == metrics
 
 
 def when_at_step(workdir, step, seconds=120):
