@@ -1,16 +1,17 @@
 """One step on 1, 2, 4 and 8 devices, all with the same batch: how far the results are apart.
 
     python tests/many_devices.py [--config FILE:VARIANT] [--weights FILE] [--dtype float64]
-        [--processes 2 4]
+        [--devices 2 4 8] [--processes 2 4]
 
 The batch has eight images with 0 to 5 boxes each, on eight devices one each, and batch norm sees
-all of them. A row per number of devices: the largest difference to one device of the loss and its
-parts, of any gradient and of any array of the new state, as shares of the largest magnitude of
-each array. (Some gradients are 0 but for rounding, as that of a bias which a later batch norm takes
-off again. So no array counts as smaller than 1e-8 of the largest.) Sums in another order round
+all of them. Rows per number of devices: the largest difference to one device of the loss and its
+parts, of any gradient and of any array of the new state, as shares of the largest magnitude of each
+array. (Some gradients are 0 but for rounding, as that of a bias which a later batch norm takes off
+again. So no array counts as smaller than 1e-8 of the largest, and no parameter as smaller than the
+learning rate, by which AdamW moves whatever has any gradient.) Sums in another order round
 otherwise, and a deep network amplifies that: with --resolution N the last rows tell how far the
-results of one device move where the weights change by their last bit. In float64 nothing is left of
-either, and 1e-6 is to be reached by far.
+results of one device move where weights change by the last bit of their float32. In float64 1e-6 is
+to be reached by far.
 
 With --processes the step is then taken by that many processes too, a device and a part of the batch
 in each, which reduce over loopback.
@@ -46,6 +47,7 @@ COUNTS = (1, 2, 4, 8)
 BATCH, SLOTS = 8, 5
 BOXES = (2, 0, 5, 1, 0, 0, 3, 1)  # of each image
 SMALLEST = 1e-8  # magnitude of an array, as a share of the largest's of all
+LEARNING_RATE = 1e-3
 
 
 class Task(NamedTuple):
@@ -64,7 +66,7 @@ def make_task(settings: config.Config, dtype: str = "float32") -> Task:
     settings.model.num_classes = settings.model.num_classes or 4
     settings.model.sync_batch_norm = True
     model = build_model(settings.model, settings.precision)
-    schedule = optax.constant_schedule(1e-3)
+    schedule = optax.constant_schedule(LEARNING_RATE)
     kept = optax.trace(decay=0.0)  # the gradients as they come
     optimizer = optax.chain(kept, make_optimizer(settings.training, schedule))
     parts = {
@@ -109,7 +111,7 @@ def make_batch(settings: config.Config, dtype: str) -> Batch:
 
 
 def after_a_step(task: Task, num_devices: int) -> dict[str, Any]:
-    """`loss`, `gradients` and `state`, numpy."""
+    """`loss`, `gradients`, `parameters` and `other state`, numpy."""
     step = make_train_step(num_devices=num_devices, **task.parts)
     return results_of(*step(task.state, task.batch))
 
@@ -141,22 +143,38 @@ def results_of(state: TrainState, metrics: dict[str, jax.Array]) -> dict[str, An
     """What is compared of a step's output."""
     state, metrics = jax.device_get((state, metrics))
     gradients = state.opt_state[0].trace
-    return {"loss": metrics, "gradients": gradients, "state": state}
+    average = state.average or {"params": None, "batch_stats": None}
+    return {
+        "loss": metrics,
+        "gradients": gradients,
+        "parameters": (state.params, average["params"]),
+        "other state": (state.step, state.batch_stats, average["batch_stats"], state.opt_state),
+    }
 
 
-def differences(ours: Any, theirs: Any, smallest: float = SMALLEST) -> dict[str, float]:
+def differences(
+    ours: Any, theirs: Any, smallest: float = SMALLEST, least: float = 0.0
+) -> dict[str, float]:
     """Of each array the largest difference, as a share of its largest magnitude.
 
-    Which counts as `smallest` times the largest of all arrays, if it is less.
+    Which counts as `smallest` times the largest of all arrays, or as `least`, if it is less.
     """
     assert jax.tree.structure(ours) == jax.tree.structure(theirs)
     found = {}
     largest = max(float(np.abs(leaf).max()) for leaf in jax.tree.leaves(theirs))
     for (path, one), other in zip(jax.tree.leaves_with_path(theirs), jax.tree.leaves(ours)):
         one, other = np.asarray(one, np.float64), np.asarray(other, np.float64)
-        scale = max(np.abs(one).max(), smallest * largest)
+        scale = max(np.abs(one).max(), smallest * largest, least)
         found[jax.tree_util.keystr(path)] = float(np.abs(one - other).max() / scale)
     return found
+
+
+def compare(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """`differences` of each part of `after_a_step`."""
+    least = {"parameters": LEARNING_RATE}
+    return {
+        what: differences(ours[what], theirs[what], least=least.get(what, 0.0)) for what in theirs
+    }
 
 
 def worst(found: dict[str, float]) -> tuple[float, str]:
@@ -165,12 +183,11 @@ def worst(found: dict[str, float]) -> tuple[float, str]:
 
 
 def show(head: str, ours: dict[str, Any], theirs: dict[str, Any]) -> None:
-    for what in theirs:
-        found = differences(ours[what], theirs[what])
+    for what, found in compare(ours, theirs).items():
         largest, name = worst(found)
         over = sum(difference > 1e-6 for difference in found.values())
         print(
-            f"{head:22s} {what:10s} {largest:8.1e}  {over:3d} of {len(found):3d} over 1e-6  {name}"
+            f"{head:22s} {what:11s} {largest:8.1e}  {over:3d} of {len(found):3d} over 1e-6  {name}"
         )
         head = ""
     sys.stdout.flush()
@@ -183,6 +200,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32", choices=["float32", "float64"])
     parser.add_argument("--resolution", type=int, default=0)
     parser.add_argument("--input-size", type=int, default=320)
+    parser.add_argument("--devices", type=int, nargs="*", default=COUNTS[1:])
     parser.add_argument("--processes", type=int, nargs="*", default=[])
     for name, kind in (("coordinator", str), ("count", int), ("part", int), ("out", str)):
         parser.add_argument(f"--{name}", type=kind, help=argparse.SUPPRESS)  # of `in_processes`
@@ -208,7 +226,7 @@ def main() -> None:
         return results_of(*step(state, task.batch))
 
     one = run(task.state)
-    for count in COUNTS[1:]:
+    for count in args.devices:
         show(f"{count} devices", after_a_step(task, count), one)
     for count in args.processes:
         same = ("config", "weights", "dtype", "input_size")

@@ -17,7 +17,7 @@ from nanodet_jax import backend
 from nanodet_jax.models import shufflenet_v2
 from nanodet_jax.models.detector import build_model
 from nanodet_jax.state import SMALLEST, abstract_variables
-from tests.many_devices import COUNTS, after_a_step, differences, make_task, results_of, worst
+from tests.many_devices import COUNTS, after_a_step, compare, make_task, results_of, worst
 from tests.training.test_parallel import step_of_the_document
 
 VARIANTS = ("nanodet-m-tiny", "nanodet-plus-m-tiny")
@@ -85,8 +85,8 @@ def test_any_number_of_devices_takes_the_step_of_one(variant, count, on_one, pla
         found = after_a_step(task, count)
     assert {leaf.dtype for leaf in jax.tree.leaves(one["gradients"])} == {np.dtype(np.float64)}
     assert one["loss"]["positives"] > 0
-    for what in one:
-        largest, name = worst(differences(found[what], one[what]))
+    for what, differences in compare(found, one).items():
+        largest, name = worst(differences)
         assert largest < 1e-6, (what, name)
 
 
