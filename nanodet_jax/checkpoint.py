@@ -27,9 +27,20 @@ METRIC = "AP"
 NEWEST = 2  # of which the older one is there in case the newest is damaged
 RECORD, METRICS = "record", "metrics.json"
 VERSION = 1  # of what a checkpoint holds
+LONGEST_LINE = 120  # of a library's message within ours
 
-# That a folder is only looked at is no warning to a user, but one to Orbax.
-logging.get_absl_logger().addFilter(lambda record: "read only" not in str(record.msg))
+
+def _is_news(record: Any) -> bool:
+    """Whether a line of absl's log is to be seen.
+
+    To Orbax it is a warning that a folder is only looked at; and what its threads raise is logged
+    by each that passes it on, before it is raised here.
+    """
+    of_orbax = "orbax" in record.pathname
+    return not (of_orbax and (record.exc_info or "read only" in str(record.msg)))
+
+
+logging.get_absl_logger().addFilter(_is_news)
 
 
 class Damaged(UserError):
@@ -303,4 +314,6 @@ def _host(tree: Any) -> Any:
 
 
 def _line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    line = (str(error).strip() or type(error).__name__).splitlines()[0]
+    # TensorStore begins with what it was about to do, and ends with what the system said to that.
+    return line if len(line) <= LONGEST_LINE else f"... {line[-LONGEST_LINE:]}"

@@ -106,6 +106,7 @@ def run(main: Callable[[], None]) -> None:
     def guarded(_: list[str]) -> None:
         if not flags.FLAGS["verbosity"].present:
             logging.set_verbosity(logging.WARNING)  # the libraries' chatter; --verbosity=0 shows it
+        sys.unraisablehook = _told_unless_known
         gc.freeze()  # what was imported stays: while tracing, each collection would look through it
         before = signal.signal(signal.SIGINT, signal.SIG_DFL)  # at once, also where XLA compiles
         try:
@@ -120,6 +121,16 @@ def run(main: Callable[[], None]) -> None:
             signal.signal(signal.SIGINT, before)
 
     app.run(guarded, flags_parser=parse)
+
+
+def _told_unless_known(unraisable: Any) -> None:
+    """Print what was raised where nobody could catch it, as Python does.
+
+    Where a checkpoint cannot be written, TensorStore's threads come here hundreds of times, as
+    Orbax no longer waits for them; why it cannot be written is told in a line of ours.
+    """
+    if str(unraisable.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(unraisable)
 
 
 @contextmanager

@@ -1,5 +1,9 @@
 """The one error a user is meant to read."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
 
 class UserError(Exception):
     """Input that cannot be used: the message names the file, field or key, and the way out.
@@ -7,3 +11,12 @@ class UserError(Exception):
     The doors (`train.py`, `eval.py`, `nanodet-jax`) print the message on one line and exit with
     code 2; a traceback is kept for faults of the program.
     """
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Raise a UserError that names `path`, where the disk is full or may not be written to."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror or error}") from error

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from nanodet_jax.errors import UserError
+from nanodet_jax.errors import writing
 
 
 def write_json(path: Path, value: Any, indent: int | None = None) -> None:
@@ -19,11 +19,11 @@ def write_json(path: Path, value: Any, indent: int | None = None) -> None:
     path = Path(path)
     text = json.dumps(value, indent=indent, allow_nan=False) + "\n"
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # same folder: replace is atomic
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise UserError(f"{path}: cannot be written: {error.strerror}") from error
+    with writing(path):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary.write_text(text, encoding="utf-8")
+            os.replace(temporary, path)
+        finally:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from nanodet_jax import visualize
+from nanodet_jax.errors import writing
+from nanodet_jax.training.board import Board
 
 
 class Journal:
@@ -23,14 +24,19 @@ class Journal:
 
     Attributes:
       workdir: holds `metrics.jsonl`, `tensorboard/` and `pictures/`.
+
+    Raises:
+      UserError: from all that writes, naming the file or folder that cannot be written.
     """
 
     def __init__(self, workdir: Path, start_step: int, total_steps: int, rated: bool = True):
         self.workdir = workdir
-        self._path = workdir / "metrics.jsonl"
-        self._forget_after(start_step, rated)
-        self._file = self._path.open("a", buffering=1)
-        self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=start_step + 1)
+        self._path, self._folder = workdir / "metrics.jsonl", workdir / "tensorboard"
+        with writing(self._path):
+            self._forget_after(start_step, rated)
+            self._file = self._path.open("a", buffering=1)
+        with writing(self._folder):
+            self._board = Board(self._folder, start_step + 1)
         self._bar = tqdm(
             total=total_steps,
             initial=start_step,
@@ -83,7 +89,8 @@ class Journal:
     def picture(self, name: str, step: int, image: np.ndarray) -> None:
         """Keep an image uint8 BGR in `pictures/` and on the board."""
         visualize.save_image(self.workdir / "pictures" / f"{name}_{step:07d}.jpg", image)
-        self._board.add_image(name, image[..., ::-1], step, dataformats="HWC")
+        with writing(self._folder):
+            self._board.image(name, image[..., ::-1], step)
 
     def say(self, line: str) -> None:
         """Print a line without tearing the bar."""
@@ -93,16 +100,19 @@ class Journal:
     def _write(self, kind: str, step: int, epoch: int, numbers: dict[str, float], **more: Any):
         known = {name: x if math.isfinite(x) else None for name, x in numbers.items()}  # to json
         line = {"kind": kind, "step": step, "epoch": epoch, **known, **more}
-        self._file.write(json.dumps(line) + "\n")
-        for name, value in known.items():
-            if value is not None:
-                self._board.add_scalar(f"{kind}/{name}", value, step)
+        with writing(self._path):
+            self._file.write(json.dumps(line) + "\n")
+        curves = {f"{kind}/{name}": value for name, value in known.items() if value is not None}
+        with writing(self._folder):
+            self._board.scalars(curves, step)
 
     def close(self) -> None:
         """Flush everything."""
         self._bar.close()
-        self._file.close()
-        self._board.close()
+        with writing(self._path):
+            self._file.close()
+        with writing(self._folder):
+            self._board.close()
 
 
 class Silence:

@@ -1,0 +1,36 @@
+"""A disk that takes no more: a line says so, and what was there stays."""
+
+import resource
+
+from nanodet_jax.checkpoint import Checkpoints
+from tests.runs import TINY, Launch, journal
+
+STEPS_EACH = 4
+FLAGS = (
+    *TINY,
+    "--config.data.train_size=16",
+    "--config.data.batch_size=4",
+    "--config.training.steps=1000",
+    "--config.training.eval_every=1000",
+)
+ROOM = 200_000  # bytes that a file may have; too few for the parameters alone
+LONGEST = 1000  # characters of the line
+
+
+def test_a_checkpoint_that_cannot_be_written_ends_the_run_with_a_line(tmp_path):
+    workdir = tmp_path / "run"
+    run = Launch(workdir, FLAGS)
+    checkpoints = workdir / "checkpoints"
+    assert run.wait_for(lambda: (checkpoints / str(STEPS_EACH)).is_dir())
+    resource.prlimit(run.process.pid, resource.RLIMIT_FSIZE, (ROOM, ROOM))
+    code, _ = run.end()
+    said = (tmp_path / "run.log").read_text()
+    assert code == 2, said
+    assert "Traceback" not in said
+    (line,) = (line for line in said.splitlines() if line.startswith("error: "))
+    assert f"{checkpoints}: " in line and "cannot be written: " in line
+    assert "File too large" in line and len(line) < LONGEST
+    whole = Checkpoints(workdir, writing=False)
+    assert whole.latest_step() >= STEPS_EACH
+    whole.close()
+    assert journal(workdir)[-1]["step"] >= whole.latest_step()
