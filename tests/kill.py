@@ -2,8 +2,8 @@
 
     python tests/kill.py [--runs 50] [--signal KILL|TERM] [--seed 0]
 
-Each run is `train.py` on drawn shapes, killed a few times and started again until it is complete.
-Its last state must be that of a run without interruption, bit for bit, and so must its log. A row
+Each run is `train.py` on drawn shapes, killed a few times and started again until it is complete,
+with one to three threads that load, as drawn. Its last state must be that of a run without interruption, bit for bit, and so must its log. A row
 for every run says when it was killed: so many seconds after its start; after a step, by its line of
 log; or while a checkpoint was being written. With TERM the time until it has left is told, too.
 The exit status is 1 if any run ended otherwise.
@@ -121,12 +121,16 @@ def run(folder: Path, name: str, expected: Path, draw: random.Random, seconds: f
         number: int) -> tuple[str, list[str]]:  # fmt: skip
     """Kill a new run up to KILLS times, let it end: what then differs, and when it was killed."""
     workdir, kills = folder / name, []
+
+    def launch() -> Launch:
+        return Launch(workdir, [*FLAGS, f"--config.data.workers={draw.randint(1, 3)}"])
+
     for _ in range(KILLS):
-        when = strike(Launch(workdir, FLAGS), draw, seconds, number)
+        when = strike(launch(), draw, seconds, number)
         if not when:
             break
         kills.append(when)
-    status, _ = Launch(workdir, FLAGS).end()
+    status, _ = launch().end()
     return f"exit status {status}" if status else difference(workdir, expected), kills
 
 
