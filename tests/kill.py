@@ -3,10 +3,10 @@
     python tests/kill.py [--runs 50] [--signal KILL|TERM] [--seed 0]
 
 Each run is `train.py` on drawn shapes, killed a few times and started again until it is complete,
-with one to three threads that load, as drawn. Its last state must be that of a run without interruption, bit for bit, and so must its log. A row
-for every run says when it was killed: so many seconds after its start; after a step, by its line of
-log; or while a checkpoint was being written. With TERM the time until it has left is told, too.
-The exit status is 1 if any run ended otherwise.
+with one to three threads that load, as drawn. Its last state must be that of a run without
+interruption, bit for bit, and so must its log. A row for every run says when it was killed: so many
+seconds after its start; after a step, by its line of log; or while a checkpoint was being written.
+With TERM the time until it has left is told, too. The exit status is 1 if any run ended otherwise.
 """
 
 import argparse
