@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -43,13 +44,15 @@ def run_evaluation(
     pictures: int = 0,
     progress: bool = True,
     should_stop: Callable[[], bool] = lambda: False,
+    judging: Callable[[], AbstractContextManager] = nullcontext,
     judge: evaluation.Judge | None = None,
 ) -> Evaluation | None:
     """Detections in every image of `source`, and their score; None if asked to stop on the way.
 
     The order of the results is that of the source, whatever the grouping into batches. An image
     that cannot be read is one without detections. `judge` is who computes the score, as
-    `evaluation.choose_judge` takes it.
+    `evaluation.choose_judge` takes it; within the context `judging`, as pycocotools may take a
+    minute and asks nobody.
 
     Of several processes each looks at its share of the images, and stops where one of them is
     asked to. All get all detections and score them: for none to wait while another does, and
@@ -86,9 +89,10 @@ def run_evaluation(
             f"note: {len(truncated)} images had more candidates than suppression looks at, "
             f"{truncated[0]} first; their weakest detections may be missing"
         )
-    metrics = evaluation.coco_metrics(
-        source.ground_truth(), results, source.categories, judge=judge
-    )
+    with judging():
+        metrics = evaluation.coco_metrics(
+            source.ground_truth(), results, source.categories, judge=judge
+        )
     return Evaluation(metrics, results, {i: found[i] for i in sorted(found)[:pictures]})
 
 

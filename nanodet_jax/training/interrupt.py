@@ -2,7 +2,13 @@
 
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
+
+
+class Stopped(Exception):
+    """A signal came within `Interrupt.at_once`."""
 
 
 class Interrupt:
@@ -15,6 +21,7 @@ class Interrupt:
 
     def __init__(self) -> None:
         self.received: int | None = None
+        self._at_once = False
         self._previous: dict[int, object] = {}
 
     def __enter__(self) -> "Interrupt":
@@ -26,12 +33,25 @@ class Interrupt:
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._previous[number] = signal.signal(number, self._receive)
 
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """For long work that may be dropped anywhere: a signal raises `Stopped` where it comes."""
+        self._at_once = True
+        try:
+            if self.received is not None:
+                raise Stopped
+            yield
+        finally:
+            self._at_once = False
+
     def __exit__(self, *_: object) -> None:
         self._restore()
 
     def _receive(self, number: int, _: FrameType | None) -> None:
         self.received = number
         self._restore()
+        if self._at_once:
+            raise Stopped
 
     def _restore(self) -> None:
         for number, handler in self._previous.items():

@@ -2,7 +2,7 @@
 
 import copy
 import time
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from nanodet_jax.inference import make_detect
 from nanodet_jax.models.detector import build_model, priors_of
 from nanodet_jax.state import abstract_variables, create_state
 from nanodet_jax.training.feed import Feed
-from nanodet_jax.training.interrupt import Interrupt
+from nanodet_jax.training.interrupt import Interrupt, Stopped
 from nanodet_jax.training.journal import Journal, Silence
 from nanodet_jax.training.lock import lock
 from nanodet_jax.training.optimizer import learning_rate, make_optimizer, scale_rate
@@ -184,14 +184,19 @@ def _train_and_evaluate(config: Config, workdir: Path, held: ExitStack) -> dict[
     with closing(checkpoints), closing(journal), closing(feed), Interrupt() as interrupt:
 
         def evaluate_now(step: int) -> dict[str, Any] | None:
-            result = scoring.run_evaluation(
-                detect,
-                own_copy(state.inference_variables, num_devices),
-                val,
-                config,
-                pictures=VAL_PICTURES,
-                should_stop=lambda: interrupt.received is not None,
-            )
+            result = None
+            # Of several processes one that drops its work would leave the others waiting.
+            judging = interrupt.at_once if process[1] == 1 else nullcontext
+            with suppress(Stopped):
+                result = scoring.run_evaluation(
+                    detect,
+                    own_copy(state.inference_variables, num_devices),
+                    val,
+                    config,
+                    pictures=VAL_PICTURES,
+                    should_stop=lambda: interrupt.received is not None,
+                    judging=judging,
+                )
             backend.close_holes()
             if result is None:
                 return None

@@ -5,6 +5,7 @@ import itertools
 import json
 import os
 import signal
+import time
 from itertools import islice
 
 import cv2
@@ -211,6 +212,25 @@ def test_the_best_is_kept_though_its_evaluation_was_stopped(tmp_path, monkeypatc
     assert (checkpoints.best_step(), checkpoints.latest_step()) == (4, 8)
     assert checkpoints.metrics(4)["AP"] == 0.9
     checkpoints.close()
+
+
+def test_a_judge_that_takes_long_is_not_waited_for(tmp_path, monkeypatch, capsys):
+    began = []
+
+    def judge(*_, **__):
+        began.append(time.monotonic())
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+
+    monkeypatch.setattr(loop, "make_train_step", fake_step(1.0))
+    monkeypatch.setattr(scoring.evaluation, "coco_metrics", judge)
+    with pytest.raises(SystemExit) as stopped:
+        train_and_evaluate(tiny_config(), tmp_path)
+    assert stopped.value.code == 128 + signal.SIGTERM
+    assert len(began) == 1 and time.monotonic() - began[0] < 10
+    assert "stopped and saved at step 4" in capsys.readouterr().out
+    assert [line["kind"] for line in journal(tmp_path)] == ["train"] * 4
+    assert int(final_state(tmp_path, 4).step) == 4
 
 
 def test_losses_that_are_no_numbers_end_the_run_with_what_was_before(tmp_path, monkeypatch, capsys):
