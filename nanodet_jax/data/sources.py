@@ -36,8 +36,8 @@ def open_source(config: Config, split: str, on_fault: OnFault = refuse) -> Sourc
             root = _path(config, "root", "the TFDS data_dir, or the data set's own folder")
             judge = Path(data.val_annotations).expanduser() if data.val_annotations else None
             if split == "train":
-                return TfdsSource(data.name, root, "train", None, data.max_megapixels)
-            return TfdsSource(data.name, root, "validation", judge, data.max_megapixels)
+                return TfdsSource(data.name, root, "train", None)
+            return TfdsSource(data.name, root, "validation", judge)
         case "shapes":
             count = data.train_size if split == "train" else data.val_size
             return ShapesSource(split, size=max(config.input_size), count=count)
