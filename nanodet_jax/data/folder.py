@@ -35,9 +35,9 @@ class Folder:
         """Whether something of this name lies in the folder itself."""
         return name in self._listings[PurePath()]
 
-    def names(self, name: str = "") -> list[str]:
-        """All that lies in the folder itself, or in that called `name`, in no particular order."""
-        return list(self._listing(PurePath(name)))
+    def names(self) -> list[str]:
+        """All that lies in the folder itself, in no particular order."""
+        return list(self._listings[PurePath()])
 
     def find(self, name: str, where: str) -> Path | None:
         """The file called `name`, with / between folders; None if there is none.

@@ -191,6 +191,7 @@ def test_open_source_of_shapes():
         ("coco", "train", "train_images"),
         ("coco", "val", "val_images"),
         ("voc", "train", "root"),
+        ("yolo", "train", "root"),
         ("tfds", "val", "root"),
     ],
 )
@@ -203,6 +204,6 @@ def test_a_path_that_is_not_set_is_named(format, split, field):
 
 def test_an_unknown_format_is_named():
     config = Config()
-    config.data.format = "yolo"
-    with pytest.raises(UserError, match=r"config\.data\.format='yolo'"):
+    config.data.format = "kitti"
+    with pytest.raises(UserError, match=r"config\.data\.format='kitti'"):
         open_source(config, "train")
