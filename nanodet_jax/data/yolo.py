@@ -99,25 +99,27 @@ class YoloSource:
 
 
 def _read_image(image: Labelled, num_classes: int, on_fault: OnFault) -> _Image:
-    labels, boxes = [], []
+    labels, boxes, file = [], [], str(image.labels)
     for number, line in enumerate(_read_lines(image.labels), start=1):
         if not line or line.isspace():
             continue
-        where = f"{image.labels}: line {number}"
+        where = f"{file}: line {number}"
         try:
             label, box = _read_line(line, num_classes, where)
         except Fault as fault:
             on_fault(fault)
             continue
         x1, y1, x2, y2 = box
-        w, h, x, y = min(x2 - x1, 1.0), min(y2 - y1, 1.0), max(x1, 0.0), max(y1, 0.0)
-        inner = x, y, x + w, y + h
-        if max(abs(a - b) for a, b in zip(inner, box)) > ROUNDING:
-            found = f"box {_text(box)} leaves the image, and becomes {_text(inner)}"
-            on_fault(Fault(Kind.OUTSIDE, f"{where}: {found}", tolerated=True))
+        w, h = x2 - x1, y2 - y1
+        if x1 < 0 or y1 < 0 or w > 1 or h > 1:
+            x, y, w, h = max(x1, 0.0), max(y1, 0.0), min(w, 1.0), min(h, 1.0)
+            box = x, y, x + w, y + h
+            if max(x - x1, y - y1, x2 - x1 - w, y2 - y1 - h) > ROUNDING:
+                found = f"box {_text((x1, y1, x2, y2))} leaves the image, and becomes {_text(box)}"
+                on_fault(Fault(Kind.OUTSIDE, f"{where}: {found}", tolerated=True))
         labels.append(label)
-        boxes.append(inner)
-    return _Image(image, np.asarray(labels, np.int32), np.asarray(boxes, np.float64).reshape(-1, 4))
+        boxes.append(box)
+    return _Image(image, np.array(labels, np.int32), np.array(boxes, np.float64).reshape(-1, 4))
 
 
 def _read_lines(file: Path | None) -> list[bytes]:
