@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from nanodet_jax.config import Augment, Config
+from configs import voc, yolo
+from nanodet_jax.config import Augment, Config, check
 from nanodet_jax.data.coco import CocoSource
 from nanodet_jax.data.faults import Fault, Kind
 from nanodet_jax.data.pipeline import count_slots, training_batches
@@ -473,6 +474,16 @@ def test_references_are_refused_before_they_grow(root):
 def test_names_as_numbered_entries(root):
     (root / "data.yaml").write_text("train: images\nnames:\n  1: dog\n  0: cat\n  2: 'no'\nnc: 3\n")
     assert [c.name for c in YoloSource(root, "train").categories] == ["cat", "dog", "no"]
+
+
+def test_the_config_opens_it_with_the_recipe_of_voc(root):
+    config = yolo.get_config("nanodet-plus-m")
+    assert (config.name, config.data.format) == ("yolo-plus", "yolo")
+    config.data.root = str(root)
+    check(config)
+    assert len(open_source(config, "val")) == 1
+    config.data.format, config.data.root, config.name = "voc", "", "voc-plus"
+    assert config == voc.get_config("nanodet-plus-m")
 
 
 def test_missing_yaml_and_what_a_config_says(root):
