@@ -15,7 +15,7 @@ from typing import Any
 
 from nanodet_jax.errors import UserError
 
-FORMATS = ("coco", "voc", "tfds", "shapes")
+FORMATS = ("coco", "voc", "yolo", "tfds", "shapes")
 WIDTHS = (0.5, 1.0, 1.5, 2.0)
 OPTIMIZERS = ("sgd", "adamw")
 SCHEDULES = ("multistep", "cosine")
@@ -43,14 +43,16 @@ GUIDANCE_GROUPS = 32  # of the group norms in the guidance head
 class Data:
     """Where images and boxes come from, and how they reach the device."""
 
-    format: str = "coco"  # coco | voc | tfds | shapes
+    format: str = "coco"  # coco | voc | yolo | tfds | shapes
     train_images: str = ""  # coco: folder of the training images
     train_annotations: str = ""  # coco: json file
     val_images: str = ""
     val_annotations: str = ""  # coco; with tfds: optional, the json that evaluation is judged by
-    root: str = ""  # voc: folder with train/ and val/, or VOC2007 layout; tfds: data_dir or dataset
+    # voc: folder with train/ and val/, or VOC2007 layout; yolo: data.yaml or the folder that holds
+    # it; tfds: data_dir or dataset
+    root: str = ""
     name: str = "coco/2017:1.1.0"  # tfds: dataset, version included ("" if root is its folder)
-    classes: tuple[str, ...] = ()  # voc: names in label order; () = all that occur, sorted
+    classes: tuple[str, ...] = ()  # voc alone: names in label order; () = all that occur, sorted
     train_size: int = 4000  # shapes: how many images are drawn for training ...
     val_size: int = 200  # ... and for validation
     follow_links: bool = False  # symbolic links in a folder of data may lead out of it

@@ -318,7 +318,7 @@ def peak() -> float:
 
 def main(folder: Path) -> int:
     """The exit code: 1 if anything is not as it should be."""
-    import nanodet_jax.doctor.scan  # noqa: F401  its memory is not that of the images
+    from tests import hostile_labels  # and the doctor, whose memory is not that of the images
 
     images = folder / "images"
     images.mkdir(parents=True)
@@ -326,16 +326,19 @@ def main(folder: Path) -> int:
     content, named = entries(images)
     before = peak()
     said = load(folder, made)
-    wrong = judge(made, said) + diagnose(folder, content, named)
+    labels, mistaken = hostile_labels.diagnose(folder / "yolo")
+    wrong = judge(made, said) + diagnose(folder, content, named) + mistaken
     taken = peak() - before
     unreadable = Counter(one.kind for one in made if any(f"/{one.name} " in line for line in said))
     for kind, count in Counter(one.kind for one in made).items():
         print(f"{kind:38} {count:4}  unreadable and told of: {unreadable[kind]:4}")
-    for kind, count in Counter(entry.kind for entry in named).items():
+    refused = Counter(entry.kind for entry in named) + labels
+    for kind, count in refused.items():
         print(f"{kind:38} {count:4}  refused by name: {count:4}")
     if taken > MEMORY_BOUND:
         wrong.append(f"{taken / 1e6:.0f} MB, the bound is {MEMORY_BOUND / 1e6:.0f}")
-    print(f"{len(made) + len(named)} cases, {taken / 1e6:.0f} MB at most; {len(wrong)} wrong")
+    cases = len(made) + refused.total()
+    print(f"{cases} cases, {taken / 1e6:.0f} MB at most; {len(wrong)} wrong")
     print("\n".join(wrong))
     return int(bool(wrong))
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from nanodet_jax.data.faults import Fault, Kind, OnFault, refuse
 from nanodet_jax.data.folder import Folder
-from nanodet_jax.data.records import Category, Record, make_record
+from nanodet_jax.data.records import Category, Record, is_name, make_record
 from nanodet_jax.errors import UserError
 
 LARGEST = 1e18  # below the limit of int64; refuses inf and, as it compares with nothing, nan
@@ -145,7 +145,7 @@ def read_categories(content: dict[str, Any], path: Path) -> tuple[Category, ...]
     categories: dict[int, Category] = {}
     for position, item in enumerate(content["categories"]):
         id, name = item.get("id"), item.get("name")
-        if not _is_id(id) or not _is_name(name):
+        if not _is_id(id) or not is_name(name):
             raise UserError(f"{path}: category {position} needs an integer 'id' and a 'name'")
         if id in categories:
             raise UserError(f"{path}: category id {id} occurs twice; give each its own")
@@ -179,7 +179,7 @@ def _read_image(item: dict[str, Any], position: int, path: Path) -> int:
     if not _is_id(id):
         message = f"{path}: image {position} of the list needs an integer 'id'"
         raise Fault(Kind.IDS, message)
-    if not _is_name(name):
+    if not is_name(name):
         raise Fault(Kind.MISSING, f"{path}: image {id} needs a 'file_name'")
     for side in ("width", "height"):
         value = item.get(side) or 0
@@ -261,11 +261,6 @@ def _check_area(item: dict[str, Any], annotation: _Annotation, path: Path) -> No
 
 def _is_id(value: Any) -> TypeGuard[int]:
     return type(value) is int and -LARGEST < value < LARGEST
-
-
-def _is_name(value: Any) -> TypeGuard[str]:
-    """Whether it is text that is not empty and can be printed; json may hold half a character."""
-    return isinstance(value, str) and 0 < len(value) == len(value.encode(errors="ignore").decode())
 
 
 def _is_number(value: Any) -> bool:

@@ -2,9 +2,11 @@
 
 import errno
 import os
+import stat
+from collections.abc import Iterator
 from pathlib import Path, PurePath, PureWindowsPath
 
-from nanodet_jax.data.faults import Fault, Kind
+from nanodet_jax.data.faults import Fault, Kind, OnFault
 from nanodet_jax.errors import UserError
 
 
@@ -25,7 +27,9 @@ class Folder:
             raise UserError(f"{path}: folder is missing")
         self.path, self._follow = path, follow_links
         self._real = os.path.realpath(path)
-        self._listings: dict[PurePath, dict[str, bool]] = {PurePath(): _links_by_name(path)}
+        self._listings: dict[PurePath, dict[str, os.DirEntry]] = {PurePath(): _listed(path)}
+        # What names begin with, up to the last /, and what lies where that was found to lead.
+        self._followed = {"": self._listings[PurePath()]}
 
     def __contains__(self, name: str) -> bool:
         """Whether something of this name lies in the folder itself."""
@@ -43,7 +47,10 @@ class Folder:
         Raises:
           Fault: if the name leads, or could lead, out of the folder, or in a circle.
         """
-        if self._listings[PurePath()].get(name) is False:  # no link: nearly all names are such
+        start = name[: name.rfind("/") + 1]
+        last = name[len(start) :]
+        entry = self._followed.get(start, {}).get(last)
+        if entry is not None and not entry.is_symlink():  # nearly all names are such
             return self.path / name
         pure = PurePath(name)
         if pure.is_absolute() or PureWindowsPath(name).drive or ".." in pure.parts:
@@ -53,15 +60,52 @@ class Folder:
             )
         parent = PurePath()
         for part in pure.parts:
-            if parent not in self._listings:
-                inner = self.path / parent
-                self._listings[parent] = _links_by_name(inner) if inner.is_dir() else {}
-            if part not in self._listings[parent]:
+            listing = self._listing(parent)
+            if part not in listing:
                 return None
-            if self._listings[parent][part]:
+            if listing[part].is_symlink():
                 self._check_link(parent / part, where)
             parent /= part
+        if last == pure.name:
+            self._followed[start] = self._listing(pure.parent)
         return self.path / pure
+
+    def names_below(self, start: str, where: str, on_fault: OnFault) -> Iterator[str]:
+        """All that lies below the folder called `start`, folders apart, with / between folders.
+
+        Links to folders are followed where `find` would, but none twice; `on_fault` is told of the
+        others.
+
+        Raises:
+          UserError: if a folder cannot be listed.
+        """
+        waiting, seen = [PurePath(start)], set()
+        while waiting:
+            folder = waiting.pop()
+            real = os.path.realpath(self.path / folder)
+            if real in seen:  # a link that leads up again
+                continue
+            seen.add(real)
+            prefix = "" if folder == PurePath() else f"{folder.as_posix()}/"
+            for name, entry in self._listing(folder).items():
+                # Only links ask the file system, and not by the entry: it raises for circles.
+                if not (os.path.isdir(entry) if entry.is_symlink() else entry.is_dir()):
+                    yield prefix + name
+                    continue
+                inner = folder / name
+                try:
+                    if entry.is_symlink():
+                        self._check_link(inner, where)
+                    waiting.append(inner)
+                except Fault as fault:
+                    on_fault(fault)
+
+    def _listing(self, name: PurePath) -> dict[str, os.DirEntry]:
+        """What lies in a folder of this one, by name; nothing if it is none."""
+        if name not in self._listings:
+            path = self.path / name
+            self._listings[name] = _listed(path) if path.is_dir() else {}
+        return self._listings[name]
 
     def _check_link(self, name: PurePath, where: str) -> None:
         link = self.path / name
@@ -78,10 +122,39 @@ class Folder:
             )
 
 
-def _links_by_name(path: Path) -> dict[str, bool]:
-    """Names in a folder, and whether each is a symbolic link."""
+def _listed(path: Path) -> dict[str, os.DirEntry]:
+    """What lies in a folder, by name, as one reading of it tells."""
     try:
         with os.scandir(path) as entries:
-            return {entry.name: entry.is_symlink() for entry in entries}
+            return {entry.name: entry for entry in entries}
     except OSError as error:
         raise UserError(f"{path}: cannot be listed: {error.strerror}") from error
+
+
+def read_file(path: Path, most: float, what: str) -> bytes:
+    """Content of a file of at most `most` bytes; `what` it is, for the message.
+
+    Raises:
+      OSError: if it cannot be read.
+      ValueError: if it is no regular file, so that reading might never end, or larger.
+    """
+    about = path.stat()
+    if not stat.S_ISREG(about.st_mode):
+        raise ValueError("is no regular file")
+    if about.st_size > most:
+        raise ValueError(f"{about.st_size / 1e6:.0f} MB are more than {what} may take")
+    return path.read_bytes()
+
+
+def read_annotation(path: Path, most: float, what: str) -> bytes:
+    """Content of a file of annotations, as `read_file`.
+
+    Raises:
+      Fault: naming the file, if it cannot be read.
+    """
+    try:
+        return read_file(path, most, what)
+    except OSError as error:
+        raise Fault(Kind.FILE, f"{path}: cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise Fault(Kind.FILE, f"{path}: cannot be read: {error}") from error

@@ -3,18 +3,23 @@
 import io
 import stat
 from pathlib import Path
+from typing import BinaryIO
 
 import cv2
 import numpy as np
 from PIL import Image
+
+from nanodet_jax.data.folder import read_file
 
 JPEG_START, JPEG_END, JPEG_SCAN = b"\xff\xd8", b"\xff\xd9", 0xDA
 PNG_START, PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
 GIF_STARTS = (b"GIF87a", b"GIF89a")
 # Those of OpenCV whose header Pillow reads too. Others cannot be measured, so they are refused.
 FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")  # where folders are searched
 EXIF_ORIENTATION = 0x0112
 SIDEWAYS = (5, 6, 7, 8)  # orientations that swap width and height
+TURNED = ("JPEG", "MPO", "PNG", "WEBP")  # formats in which OpenCV heeds it; Pillow turns a TIFF
 BYTES_PER_PIXEL = 8  # of an image that is not compressed: four channels of 16 bits
 HEADER_ROOM = 1 << 24  # bytes for metadata, color profiles, thumbnails
 
@@ -23,16 +28,9 @@ def read_bytes(path: Path, max_pixels: float) -> bytes:
     """Content of an image file.
 
     Raises:
-      OSError: if it cannot be read.
-      ValueError: if it is no regular file, so that reading might never end, or is larger than
-        `max_pixels` could take.
+      OSError, ValueError: as `read_file`, if it is larger than `max_pixels` could take.
     """
-    about = path.stat()
-    if not stat.S_ISREG(about.st_mode):
-        raise ValueError("is no regular file")
-    if about.st_size > BYTES_PER_PIXEL * max_pixels + HEADER_ROOM:
-        raise ValueError(f"{about.st_size / 1e6:.0f} MB are more than an image may take")
-    return path.read_bytes()
+    return read_file(path, BYTES_PER_PIXEL * max_pixels + HEADER_ROOM, "an image")
 
 
 def use_threads_of_ours() -> None:
@@ -44,29 +42,23 @@ def use_threads_of_ours() -> None:
 
 def stored_size(data: bytes) -> tuple[int, int] | None:
     """Height and width as the header has them, None for no image. No pixel is decoded."""
-    if data.startswith(GIF_STARTS):  # Pillow would make room for the first picture
-        return int.from_bytes(data[8:10], "little"), int.from_bytes(data[6:8], "little")
-    try:
-        with _opened(data) as image:
-            return image.height, image.width
-    except Exception:  # Pillow raises whatever its parsers meet in a file that is no image
-        return None
+    return _size(io.BytesIO(data), turned=False)
 
 
-def shown_size(data: bytes, max_pixels: float) -> tuple[int, int] | None:
-    """Height and width as decoded, turned as EXIF says; None for no image.
+def shown_size(image: bytes | Path) -> tuple[int, int] | None:
+    """Height and width as OpenCV decodes it, turned as EXIF says; None for no image.
 
-    An image over `max_pixels` is not turned: of a PNG, Pillow would decode all pixels for that.
+    No pixel is decoded, and of a file no more is read than its header.
     """
-    size = stored_size(data)
-    if size is None or size[0] * size[1] > max_pixels or data.startswith(GIF_STARTS):
-        return size
+    if isinstance(image, bytes):
+        return _size(io.BytesIO(image), turned=True)
     try:
-        with _opened(data) as image:
-            sideways = image.getexif().get(EXIF_ORIENTATION) in SIDEWAYS
-    except Exception:  # as above
+        if not stat.S_ISREG(image.stat().st_mode):
+            return None
+        with image.open("rb") as stream:
+            return _size(stream, turned=True)
+    except OSError:
         return None
-    return size[::-1] if sideways else size
 
 
 def imdecode(data: bytes, flags: int) -> np.ndarray | None:
@@ -93,11 +85,28 @@ def is_truncated(data: bytes) -> bool:
     return data.rfind(JPEG_END, start) < 0
 
 
-def _opened(data: bytes) -> Image.Image:
+def _size(stream: BinaryIO, turned: bool) -> tuple[int, int] | None:
+    start = stream.read(16)
+    if start.startswith(GIF_STARTS):  # Pillow would make room for the first picture
+        return int.from_bytes(start[8:10], "little"), int.from_bytes(start[6:8], "little")
+    stream.seek(0)
+    try:
+        with _opened(stream, start) as image:
+            exif = Image.Exif()
+            # Not image.getexif(): it also looks into XMP, which OpenCV does not, and for that it
+            # decodes all pixels of a PNG.
+            exif.load(image.info.get("exif", b"") if turned and image.format in TURNED else b"")
+            size = image.height, image.width
+            return size[::-1] if exif.get(EXIF_ORIENTATION) in SIDEWAYS else size
+    except Exception:  # Pillow raises whatever its parsers meet in a file that is no image
+        return None
+
+
+def _opened(stream: BinaryIO, start: bytes) -> Image.Image:
     """The image with its header read. `Image.open` would also warn of, or refuse, large ones."""
     Image.init()
     for name in FORMATS:
         factory, accept = Image.OPEN.get(name, (None, None))  # AVIF: from Pillow 11.3 on
-        if factory and accept and accept(data[:16]) is True:
-            return factory(io.BytesIO(data), "")
+        if factory and accept and accept(start) is True:
+            return factory(stream, "")
     raise ValueError("no image of a known format")

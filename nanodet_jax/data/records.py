@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeGuard
 
 import cv2
 import numpy as np
@@ -61,6 +61,11 @@ class Source(Protocol):
     def ground_truth(self) -> dict[str, Any]:
         """Images, annotations and categories as a COCO file has them: evaluation's judge."""
         ...
+
+
+def is_name(value: Any) -> TypeGuard[str]:
+    """Whether it is text that is not empty and can be printed: files may hold half a character."""
+    return isinstance(value, str) and 0 < len(value) == len(value.encode(errors="ignore").decode())
 
 
 def make_record(

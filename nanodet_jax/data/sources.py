@@ -10,6 +10,7 @@ from nanodet_jax.data.records import Source
 from nanodet_jax.data.shapes import ShapesSource
 from nanodet_jax.data.tfds import TfdsSource
 from nanodet_jax.data.voc import VocSource, voc_classes
+from nanodet_jax.data.yolo import YoloSource
 from nanodet_jax.errors import UserError
 
 
@@ -32,12 +33,19 @@ def open_source(config: Config, split: str, on_fault: OnFault = refuse) -> Sourc
         case "voc":
             root = _path(config, "root", "the folder with train/ and val/, or of VOC2007")
             return VocSource(root, split, data.classes or voc_classes(root, **reading), **reading)
+        case "yolo":
+            root = _path(config, "root", "data.yaml, or the folder that holds it")
+            if data.classes:
+                raise UserError(
+                    "config.data.classes: with data.format=yolo data.yaml has the names"
+                )
+            return YoloSource(root, split, **reading)
         case "tfds":
             root = _path(config, "root", "the TFDS data_dir, or the data set's own folder")
             judge = Path(data.val_annotations).expanduser() if data.val_annotations else None
             if split == "train":
-                return TfdsSource(data.name, root, "train", None, data.max_megapixels)
-            return TfdsSource(data.name, root, "validation", judge, data.max_megapixels)
+                return TfdsSource(data.name, root, "train", None)
+            return TfdsSource(data.name, root, "validation", judge)
         case "shapes":
             count = data.train_size if split == "train" else data.val_size
             return ShapesSource(split, size=max(config.input_size), count=count)

@@ -13,13 +13,7 @@ import numpy as np
 
 from nanodet_jax.data.coco import read_categories, read_coco, read_ground_truth
 from nanodet_jax.data.image_files import shown_size
-from nanodet_jax.data.records import (
-    MAX_MEGAPIXELS,
-    Category,
-    Record,
-    coco_ground_truth,
-    make_record,
-)
+from nanodet_jax.data.records import Category, Record, coco_ground_truth, make_record
 from nanodet_jax.errors import UserError
 
 FEATURES = ("image", "image/filename", "image/id", "objects")
@@ -40,14 +34,7 @@ class TfdsSource:
         another format or with other features, or `judged_by` has other categories.
     """
 
-    def __init__(
-        self,
-        name: str,
-        root: Path,
-        split: str,
-        judged_by: Path | None,
-        max_megapixels: float = MAX_MEGAPIXELS,
-    ) -> None:
+    def __init__(self, name: str, root: Path, split: str, judged_by: Path | None) -> None:
         tfds = import_tfds()
         folder = root / name.replace(":", "/") if name else root
         if not (folder / "features.json").is_file():
@@ -75,7 +62,7 @@ class TfdsSource:
         except ValueError as error:
             raise UserError(f"{folder}: no split {split!r}; write a part as train[:10%]") from error
         names = features["objects"]["label"].names
-        self._judge, self._max_pixels = judged_by, max_megapixels * 1e6
+        self._judge = judged_by
         self.categories = tuple(Category(i, name) for i, name in enumerate(names, start=1))
         if judged_by is not None:
             self.categories = _judged_categories(self.categories, judged_by, folder)
@@ -90,7 +77,7 @@ class TfdsSource:
         name = item["image/filename"].decode(errors="backslashreplace")
         data, objects = item["image"], item["objects"]
         # Of an image that is none no share of a side can be told; decoding it says so.
-        height, width = shown_size(data, self._max_pixels) or (0, 0)
+        height, width = shown_size(data) or (0, 0)
         shares = np.asarray(objects["bbox"], np.float32).reshape(-1, 4).astype(np.float64)
         boxes = shares[:, [1, 0, 3, 2]] * (width, height, width, height)  # from y x y x
         # As in a COCO file; area is not asked for, as TFDS rounds that of tiny objects to 0.

@@ -10,12 +10,12 @@ from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
 from nanodet_jax.data.faults import Fault, Kind, OnFault, refuse
-from nanodet_jax.data.folder import Folder
+from nanodet_jax.data.folder import Folder, read_annotation
+from nanodet_jax.data.image_files import SUFFIXES
 from nanodet_jax.data.records import Category, Record, coco_ground_truth, make_record
 from nanodet_jax.errors import UserError
 
 XML_LIMIT = 16 << 20  # bytes; a thousand objects take 300 thousand
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
 
 class VocSource:
@@ -145,16 +145,12 @@ class _NoDoctype(ElementTree.TreeBuilder):
 def _read_xml(name: str, annotations: Folder, on_fault: OnFault) -> _Xml:
     file = annotations.path / name
     annotations.find(name, str(file))  # refuses links out of the folder
+    content = read_annotation(file, XML_LIMIT, "the boxes of an image")
     try:
-        if file.stat().st_size > XML_LIMIT:
-            raise ValueError(f"has over {XML_LIMIT >> 20} MB, more than boxes of an image take")
-        parser = ElementTree.XMLParser(target=_NoDoctype())
-        root = ElementTree.fromstring(file.read_bytes(), parser)
+        root = ElementTree.fromstring(content, ElementTree.XMLParser(target=_NoDoctype()))
         sides = [_number(root, f"size/{side}", "0") for side in ("height", "width")]
         if min(sides) < 0 or any(side != int(side) for side in sides):
             raise ValueError(f"size (height, width) {sides} is no number of pixels")
-    except OSError as error:
-        raise Fault(Kind.FILE, f"{file}: cannot be read: {error.strerror}") from error
     except ElementTree.ParseError as error:
         raise Fault(Kind.FILE, f"{file}: broken xml: {error}") from error
     except (ValueError, LookupError) as error:  # LookupError: an encoding nobody knows

@@ -42,7 +42,8 @@ WAYS_OUT = {
     Kind.UNREADABLE: "replace them, or take them out of the annotations",
     Kind.SIZE: "correct width and height, or save the images upright; boxes lie beside objects",
     Kind.IDS: "give every image and annotation an integer id of its own that the others use",
-    Kind.CLASSES: "list the class (categories of COCO, config.data.classes), or correct its name",
+    Kind.CLASSES: "list the class (categories of COCO, names of YOLO, config.data.classes), or "
+    "correct its name",
     Kind.NUMBERS: "correct or delete the annotation",
     Kind.INVERTED: "swap the corners, or delete the box",
     Kind.OUTSIDE: "clip the boxes to their image; often they are of another size of it",

@@ -46,6 +46,39 @@ def test_what_is_not_there_is_not_found(root, name):
     assert found is None or (name == "" and found == root)
 
 
+def test_what_was_found_before_opens_no_way_out(root):
+    """A folder that names were followed to is not looked for again."""
+    (root / "deep" / "a.png").symlink_to(root.parent / "store" / "c.png")
+    (root / "deep" / "c.png").symlink_to("er/b.png")
+    folder = Folder(root)
+    for name in ("deep/er/b.png", "deep/.", "deep/c.png", "./a.png", ".", "deep/er"):
+        assert folder.find(name, "x") is not None
+    for name in ("deep/a.png", "/a.png", "deep/../../store/c.png", "/deep/er/b.png", "more/d.png"):
+        for _ in range(2):
+            with pytest.raises(Fault):
+                folder.find(name, "x")
+    assert folder.find("deep/b.png", "x") is None
+
+
+def test_names_below_a_folder(root):
+    (root / "deep" / "up").symlink_to("..")
+    (root / "deep" / "self").symlink_to("self")
+    told = []
+    found = sorted(Folder(root).names_below("deep", "data.yaml", told.append))
+    assert found == sorted(
+        ["deep/er/b.png", "deep/self"]
+        + [f"deep/up/{name}" for name in ("a.png", "inner.png", "around.png", "out.png", "one.png",
+                                          "two.png", "broken.png")]
+    )  # fmt: skip
+    assert sorted(str(fault).split(" leads out")[0] for fault in told) == [
+        f"data.yaml: the symbolic link {root}/deep/up/{name}" for name in ("more", "up")
+    ]
+    trusting = Folder(root, follow_links=True)
+    assert sorted(trusting.names_below("more", "x", told.append)) == ["more/d.png"]
+    assert len(told) == 2
+    assert sorted(Folder(root / "deep" / "er").names_below("", "x", told.append)) == ["b.png"]
+
+
 @pytest.mark.parametrize(
     ("name", "reason"),
     [

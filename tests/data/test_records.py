@@ -1,11 +1,14 @@
 """Decoding, its refusals, and the COCO dictionary; and that a config opens its source."""
 
+import io
+import os
 import struct
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
 from nanodet_jax.config import Config
 from nanodet_jax.data.image_files import shown_size, stored_size
@@ -121,7 +124,41 @@ def test_files_longer_than_any_image_are_not_read(tmp_path):
 def test_size_as_shown_is_that_of_the_pixels(orientation):
     data = with_exif(encode(".jpg"), orientation)
     assert stored_size(data) == (60, 80)
-    assert shown_size(data, 1e6) == decode(record(data, (0, 0))).shape[:2]
+    assert shown_size(data) == decode(record(data, (0, 0))).shape[:2]
+
+
+XMP = (
+    b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/'
+    b'22-rdf-syntax-ns#"><rdf:Description tiff:Orientation="6"/></rdf:RDF></x:xmpmeta>'
+)
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "TIFF", "XMP in a JPEG", "GIF", "BMP"])
+def test_size_as_shown_is_that_of_the_pixels_in_every_format(format, orientation, tmp_path):
+    """And is read from the header: the file may end behind it."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options = {"XMP in a JPEG": {"xmp": XMP}, "TIFF": {"tiffinfo": exif}}.get(format)
+    image = Image.fromarray(PIXELS)
+    buffer = io.BytesIO()
+    image.save(buffer, format.split()[-1], **(options or {"exif": exif}))
+    data = buffer.getvalue()
+    (tmp_path / "whole").write_bytes(data)
+    shown = decode(record(data, (0, 0))).shape[:2]
+    turned = orientation > 4 and format in ("JPEG", "PNG", "WEBP", "TIFF")
+    assert shown == ((80, 60) if turned else (60, 80))
+    assert shown_size(data) == shown_size(tmp_path / "whole") == shown
+    if format in ("JPEG", "PNG", "BMP"):
+        (tmp_path / "cut").write_bytes(data[: len(data) // 2])
+        assert shown_size(tmp_path / "cut") == shown
+
+
+def test_no_size_is_read_from_what_is_no_file(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "text.png").write_text("text")
+    for name in ("pipe.png", "text.png", "gone.png", "."):
+        assert shown_size(tmp_path / name) is None
 
 
 def test_coco_ground_truth():
@@ -154,6 +191,7 @@ def test_open_source_of_shapes():
         ("coco", "train", "train_images"),
         ("coco", "val", "val_images"),
         ("voc", "train", "root"),
+        ("yolo", "train", "root"),
         ("tfds", "val", "root"),
     ],
 )
@@ -166,6 +204,6 @@ def test_a_path_that_is_not_set_is_named(format, split, field):
 
 def test_an_unknown_format_is_named():
     config = Config()
-    config.data.format = "yolo"
-    with pytest.raises(UserError, match=r"config\.data\.format='yolo'"):
+    config.data.format = "kitti"
+    with pytest.raises(UserError, match=r"config\.data\.format='kitti'"):
         open_source(config, "train")

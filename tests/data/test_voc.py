@@ -1,5 +1,6 @@
 """Pascal VOC folders: both layouts, the original's boxes, and faults by the name of the xml."""
 
+import os
 from pathlib import Path
 
 import cv2
@@ -150,6 +151,13 @@ def test_doctype_is_found_in_other_encodings(tmp_path):
     (tmp_path / "train" / "annotations" / "bad.xml").write_bytes(text.encode("utf-16"))
     with pytest.raises(UserError, match=r"bad\.xml: declares a DOCTYPE"):
         voc_classes(tmp_path)
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    write_split(tmp_path, "train", {"a": xml()})
+    os.mkfifo(tmp_path / "train" / "annotations" / "b.xml")
+    with pytest.raises(UserError, match=r"b\.xml: cannot be read: is no regular file"):
+        VocSource(tmp_path, "train", CLASSES)
 
 
 def test_missing_folders_and_images(tmp_path):

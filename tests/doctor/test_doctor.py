@@ -292,6 +292,49 @@ def test_voc(tmp_path, capsys):
     assert " in val: " not in said
 
 
+def test_yolo(tmp_path, capsys):
+    """Every kind of fault that its files can have; sizes cannot disagree, and there are no ids."""
+    for split in ("train", "val"):
+        for name in ("images", "labels"):
+            (tmp_path / "data" / name / split).mkdir(parents=True)
+        for index in range(4):
+            Image.new("RGB", (100, 80)).save(tmp_path / "data" / "images" / split / f"{index}.png")
+            labels = tmp_path / "data" / "labels" / split / f"{index}.txt"
+            labels.write_text("0 .4 .5 .4 .5\n")
+    spoiled = tmp_path / "data" / "labels" / "train"
+    (spoiled / "0.txt").write_text(
+        "0 .4 .5 .4 .5\n0 .4 .5 -.01 .5\n0 nan .5 .4 .5\n0 .1 .5 .4 .5\n0 .4 .5 .005 .5\n"
+        "1 .4 .5 .4 .5\n0 .8 .5 .2 .5\n0 .8 .5 .2 .5\n"
+    )
+    (spoiled / "1.txt").write_text("0 ...")
+    (spoiled / "4.txt").write_text("")
+    (spoiled / "2.txt").unlink()
+    (spoiled / "2.txt").symlink_to("/etc/passwd")
+    (tmp_path / "data" / "images" / "train" / "3.png").write_bytes(b"")
+    (tmp_path / "data" / "data.yaml").write_text(
+        "{train: images/train, val: images/val, names: [cat]}"
+    )
+    config = tmp_path / "config.py"
+    config.write_text(CONFIG.format(format="yolo", paths=f"root={str(tmp_path / 'data')!r}"))
+    assert main(["doctor", str(config)]) == 1
+    said = capsys.readouterr().out
+    for kind, count, named in (
+        (Kind.INVERTED, 1, "0.txt: line 2: '0 .4 .5 -.01 .5' has negative width"),
+        (Kind.NUMBERS, 2, "0.txt: line 3: '0 nan .5 .4 .5' has a number that is not finite"),
+        (Kind.NUMBERS, 2, "1.txt: line 1: '0 ...' is no line of numbers"),
+        (Kind.OUTSIDE, 1, "0.txt: line 4: box [-0.1, 0.25, 0.3, 0.75] leaves the image, and"),
+        (Kind.EMPTY, 1, "0.txt: box [39.75, 20.0, 40.25, 60.0] (cat): below a pixel"),
+        (Kind.CLASSES, 1, "0.txt: line 6: '1 .4 .5 .4 .5' is of class 1; names"),
+        (Kind.DUPLICATES, 1, "0.png (image 1): box [70, 20, 90, 60] of one class occurs 2 times"),
+        (Kind.MISSING, 1, "4.txt: labels of no image in"),
+        (Kind.PATH, 1, "2.png: the symbolic link"),
+        (Kind.UNREADABLE, 1, "3.png (image 4): no image"),
+    ):
+        assert f"  * {kind} in train: {count}\n" in said
+        assert named in said
+    assert " in val: " not in said
+
+
 @pytest.mark.skipif(not (SHARED / "bccd").is_dir(), reason="shared/data/bccd is absent")
 def test_bccd_is_limited_by_its_small_class(capsys):
     root = Path(__file__).parents[2]

@@ -1,0 +1,56 @@
+"""Whatever is given as a config: one that survives a round trip, or a UserError."""
+
+import copy
+import json
+
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from nanodet_jax import config as configs
+from nanodet_jax.weights import read_description
+from tests.fuzz.inputs import JSON, SCALARS, accepts, fuzz
+
+SOUND_CONFIG = json.loads(configs.to_json(configs.Config()))
+
+
+@st.composite
+def config_values(draw):
+    """A config of which a few fields, at any depth, are anything."""
+    values = copy.deepcopy(SOUND_CONFIG)
+    for _ in range(draw(st.integers(0, 3))):
+        inner = values
+        while True:
+            key = draw(st.sampled_from(sorted(inner) or ["name"]))
+            if not isinstance(inner.get(key), dict) or not draw(st.integers(0, 6)):
+                break
+            inner = inner[key]
+        inner[key] = draw(JSON | st.lists(SCALARS, min_size=2, max_size=3))
+    return values
+
+
+def checked(text):
+    config = configs.from_json(text)
+    configs.check(config)
+    return config
+
+
+@fuzz
+@given(config_values() | JSON)
+@example(SOUND_CONFIG | {"input_size": [10**400, 32]})
+@example(SOUND_CONFIG | {"name": "\ud800"})
+def test_configs(values):
+    text = json.dumps(values)
+    config = accepts(checked, text)
+    if config is not None:
+        assert configs.from_json(configs.to_json(config)) == config
+    for about in ({"config": values, "class_names": ["a"]}, values):
+        accepts(read_description, json.dumps(about), "about.json")
+
+
+@fuzz
+@given(st.text(max_size=50))
+@example("[" * 100_000)
+@example("9" * 5000)
+def test_configs_of_any_text(text):
+    assert accepts(checked, text) is None
+    assert accepts(read_description, text, "about.json") is None
