@@ -5,7 +5,6 @@ saved: digests of all arrays and of the metrics are part of it.
 """
 
 import contextlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,13 +18,12 @@ from tqdm import tqdm
 
 from nanodet_jax import digests, hosts
 from nanodet_jax.errors import UserError
-from nanodet_jax.json_file import write_json
+from nanodet_jax.ratings import Ratings
 from nanodet_jax.state import TrainState
 
 CHECKPOINTS = "checkpoints"  # folder in a workdir
-METRIC = "AP"
 NEWEST = 2  # of which the older one is there in case the newest is damaged
-RECORD, METRICS = "record", "metrics.json"
+RECORD = "record"
 VERSION = 1  # of what a checkpoint holds
 LONGEST_LINE = 120  # of a library's message within ours
 
@@ -64,8 +62,8 @@ class Checkpoints:
     def __init__(self, workdir: Path, keep_every_steps: int = 0, writing: bool = True):
         self.folder = workdir.absolute() / CHECKPOINTS
         self._writing = writing
-        self._metrics: dict[int, dict[str, Any] | None] = {}  # of steps, saved or read
-        kept: list[Any] = [checkpoint_managers.LatestN(NEWEST), _Best(self)]
+        self._ratings = Ratings(self.folder)
+        kept: list[Any] = [checkpoint_managers.LatestN(NEWEST), _Best(self._ratings)]
         if keep_every_steps:
             kept.append(checkpoint_managers.EveryNSteps(keep_every_steps))
         options = ocp.CheckpointManagerOptions(
@@ -86,13 +84,11 @@ class Checkpoints:
 
     def best_step(self) -> int | None:
         """Step of the checkpoint with the highest AP, None where none was evaluated."""
-        return _best(self._manager.all_steps(), self)
+        return self._ratings.best(self._manager.all_steps())
 
     def metrics(self, step: int) -> dict[str, Any] | None:
         """What `rate` noted of a step; None if nothing was, or if that is damaged."""
-        if step not in self._metrics:
-            self._metrics[step] = self._read_metrics(step)
-        return self._metrics[step]
+        return self._ratings.of(step)
 
     def save(self, state: TrainState) -> None:
         """Begin to save; a step that is saved already is left as it is.
@@ -107,7 +103,7 @@ class Checkpoints:
         parts = _split(jax.tree.map(lambda leaf: np.array(leaf), state))
         record = {"version": VERSION, "arrays": digests.of_arrays(parts)}
         items = {name: ocp.args.StandardSave(part) for name, part in parts.items()}
-        self._metrics[step] = None
+        self._ratings.begin(step)
         with self._told(f"checkpoint {step} cannot be written"):
             self._manager.save(
                 step,
@@ -123,9 +119,7 @@ class Checkpoints:
           UserError: if the one or the other cannot be written.
         """
         self.wait()
-        if hosts.is_writer():
-            write_json(self.folder / str(step) / METRICS, digests.signed(metrics))
-        self._metrics[step] = metrics
+        self._ratings.note(step, metrics, writing=hosts.is_writer())
 
     def restore(self, step: int, like: TrainState) -> TrainState:
         """The state saved at `step`; `like` has its structure, shapes and dtypes.
@@ -183,7 +177,7 @@ class Checkpoints:
         steps = set(self._manager.all_steps())
         named = bool(steps)
         while steps:
-            step = _best(steps, self)
+            step = self._ratings.best(steps)
             step = max(steps) if step is None else step
             try:
                 return self.restore_variables(step, like)
@@ -207,17 +201,6 @@ class Checkpoints:
         """Wait as `wait` does, and let go of everything."""
         with self._told("the last checkpoint cannot be written"):
             self._manager.close()
-
-    def _read_metrics(self, step: int) -> dict[str, Any] | None:
-        path = self.folder / str(step) / METRICS
-        try:
-            metrics = digests.verified(json.loads(path.read_bytes()))
-            return metrics if metrics[METRIC] is not None else None
-        except FileNotFoundError:
-            return None
-        except (OSError, ValueError, KeyError, RecursionError) as error:
-            tqdm.write(f"note: {path}: is damaged ({_line(error)}); this step is taken as unrated")
-            return None
 
     def _record(self, step: int) -> dict[str, Any]:
         args = ocp.args.Composite(**{RECORD: ocp.args.JsonRestore()})
@@ -288,18 +271,12 @@ class Checkpoints:
 class _Best(checkpoint_managers.PreservationPolicy):
     """Keeps the checkpoint with the highest AP."""
 
-    def __init__(self, checkpoints: Checkpoints):
-        self._checkpoints = checkpoints
+    def __init__(self, ratings: Ratings):
+        self._ratings = ratings
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
-        best = _best([info.step for info in checkpoints], self._checkpoints)
+        best = self._ratings.best(info.step for info in checkpoints)
         return [info.step == best for info in checkpoints]
-
-
-def _best(steps: Any, checkpoints: Checkpoints) -> int | None:
-    scores = {step: checkpoints.metrics(step) for step in steps}
-    evaluated = {step: metrics[METRIC] for step, metrics in scores.items() if metrics}
-    return max(evaluated, key=lambda step: (evaluated[step], step)) if evaluated else None
 
 
 def _split(state: TrainState) -> dict[str, Any]:

@@ -12,7 +12,8 @@ LAYERS = (
     | {"coco_classes"},
     {"models", "losses", "assigners", "data", "render"}
     | {"json_file", "npz_file", "pytorch_pickle", "pytorch_file"},
-    {"objective", "postprocess", "evaluation", "visualize", "convert", "state", "checkpoint"},
+    {"objective", "postprocess", "evaluation", "visualize", "convert", "state", "ratings"}
+    | {"checkpoint"},
     {"weights", "inference", "summary", "doctor"},
     {"scoring", "detector"},
     {"training"},
@@ -24,7 +25,7 @@ ALLOWED_WITHIN = {
     "pytorch_file": {"pytorch_pickle"},
     "assigners": {"losses"},  # what a prior's classes would cost it
     "postprocess": {"objective"},
-    "checkpoint": {"state"},
+    "checkpoint": {"ratings", "state"},
     "cli": {"doors"},
 }
 
