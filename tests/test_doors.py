@@ -130,6 +130,7 @@ def assert_evaluated(folder):
     return metrics
 
 
+@pytest.mark.slow
 def test_train_then_evaluate(tmp_path, eager_weights):
     workdir, out = tmp_path / "run", tmp_path / "out"
     start = f"--config.training.init_weights={eager_weights}"

@@ -77,6 +77,7 @@ def test_bf16_is_for_features_only():
     assert {leaf.dtype.name for leaf in inner} == {"bfloat16"}
 
 
+@pytest.mark.slow
 def test_bf16_is_near_float32_and_highest_the_same_on_a_cpu():
     for exact, same, narrow in zip(
         *(jax.tree.leaves(features(p)) for p in ("float32", "highest", "bf16"))

@@ -129,6 +129,7 @@ def signal_at(patch, where, name, call, number):
     patch.setattr(where, name, wrapped)
 
 
+@pytest.mark.slow
 def test_stopped_and_resumed_is_as_unbroken(unbroken, tmp_path, capsys):
     """`kill` in the third step, then Ctrl-C in the evaluation that follows the fourth."""
     handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]

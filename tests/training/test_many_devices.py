@@ -74,7 +74,9 @@ def on_one():
 @pytest.mark.parametrize(
     "variant, count",
     [
-        pytest.param(variant, count, marks=[pytest.mark.long] * ((variant, count) != FAST))
+        pytest.param(
+            variant, count, marks=pytest.mark.slow if (variant, count) == FAST else pytest.mark.long
+        )
         for variant in VARIANTS
         for count in COUNTS[1:]
     ],

@@ -19,6 +19,8 @@ from nanodet_jax.weights import load_entries, load_weights
 from tests.runs import final_state, journal
 from tests.training.test_loop import one_device, signal_at  # noqa: F401
 
+pytestmark = pytest.mark.slow
+
 STEPS, BATCH = 4, 4
 
 
