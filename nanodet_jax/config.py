@@ -387,6 +387,8 @@ def _from_value(hint: Any, value: Any, where: str) -> Any:
         if len(kinds) != len(value):
             raise UserError(f"{where}={value!r}: expected {len(kinds)} values")
         return tuple(_from_value(k, v, where) for k, v in zip(kinds, value))
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:  # no float either, from 2**1024
+        raise UserError(f"{where}: expected a number of at most 64 bits")
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if isinstance(value, float) and not math.isfinite(value):

@@ -1,8 +1,10 @@
 """Whatever is given as a config: one that survives a round trip, or a UserError."""
 
 import copy
+import functools
 import json
 
+import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -10,6 +12,8 @@ from nanodet_jax import config as configs
 from nanodet_jax.weights import read_description
 from tests.fuzz.inputs import JSON, SCALARS, accepts, fuzz
 
+ODD = (None, True, -1, 0, 2**63, 10**18, 10**400, -(10**400), 1e308, 5e-324, float("nan"),
+       float("inf"), "", "\ud800", "a\0", {}, [[]])  # fmt: skip
 SOUND_CONFIG = json.loads(configs.to_json(configs.Config()))
 
 
@@ -38,6 +42,7 @@ def checked(text):
 @given(config_values() | JSON)
 @example(SOUND_CONFIG | {"input_size": [10**400, 32]})
 @example(SOUND_CONFIG | {"name": "\ud800"})
+@example(SOUND_CONFIG | {"assigner": SOUND_CONFIG["assigner"] | {"cell_scale": 10**400}})
 def test_configs(values):
     text = json.dumps(values)
     config = accepts(checked, text)
@@ -45,6 +50,24 @@ def test_configs(values):
         assert configs.from_json(configs.to_json(config)) == config
     for about in ({"config": values, "class_names": ["a"]}, values):
         accepts(read_description, json.dumps(about), "about.json")
+
+
+def paths(values, above=()):
+    for key, value in values.items():
+        yield from paths(value, (*above, key)) if isinstance(value, dict) else [(*above, key)]
+
+
+@pytest.mark.parametrize("odd", ODD, ids=lambda odd: repr(odd)[:9])
+def test_every_field_with_an_odd_value(odd):
+    """Fields are too many for chance to find the one that minds a value."""
+    for *above, key in paths(SOUND_CONFIG):
+        values = copy.deepcopy(SOUND_CONFIG)
+        inner = functools.reduce(dict.get, above, values)
+        for inner[key] in (odd, [odd], [odd, odd]):
+            config = accepts(checked, json.dumps(values))
+            if config is not None:
+                assert configs.from_json(configs.to_json(config)) == config
+            accepts(read_description, json.dumps({"config": values, "class_names": ["a"]}), "-")
 
 
 @fuzz
