@@ -36,12 +36,12 @@ def jit(function: Callable, **options: Any) -> Callable:
     return jax.jit(function, compiler_options=compiler_options(), **options)
 
 
-def jit_once(function: Callable) -> Callable:
+def jit_once(function: Callable, **options: Any) -> Callable:
     """`jit` for a program that runs once: compiled in less than half the time, slow to run."""
-    options = compiler_options()
-    if options is not None:
-        options = options | {"xla_backend_optimization_level": 0}
-    return jax.jit(function, compiler_options=options)
+    quickly = compiler_options()
+    if quickly is not None:
+        quickly = quickly | {"xla_backend_optimization_level": 0}
+    return jax.jit(function, compiler_options=quickly, **options)
 
 
 def choose(*, cpu: Any, default: Any) -> Any:

@@ -17,7 +17,7 @@ from orbax.checkpoint import checkpoint_managers
 from tqdm import tqdm
 
 from nanodet_jax import digests, hosts
-from nanodet_jax.errors import UserError
+from nanodet_jax.errors import UserError, first_line
 from nanodet_jax.ratings import Ratings
 from nanodet_jax.state import TrainState
 
@@ -291,6 +291,6 @@ def _host(tree: Any) -> Any:
 
 
 def _line(error: BaseException) -> str:
-    line = (str(error).strip() or type(error).__name__).splitlines()[0]
+    line = first_line(error)
     # TensorStore begins with what it was about to do, and ends with what the system said to that.
     return line if len(line) <= LONGEST_LINE else f"... {line[-LONGEST_LINE:]}"

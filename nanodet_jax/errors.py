@@ -1,4 +1,4 @@
-"""The one error a user is meant to read."""
+"""The one error a user is meant to read, and what becomes of others in its message."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +11,11 @@ class UserError(Exception):
     The doors (`train.py`, `eval.py`, `nanodet-jax`) print the message on one line and exit with
     code 2; a traceback is kept for faults of the program.
     """
+
+
+def first_line(error: BaseException) -> str:
+    """Of a message of many lines, as libraries write, what fits into ours; its type if empty."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from nanodet_jax.config import Training
-from nanodet_jax.errors import UserError
+from nanodet_jax.errors import UserError, first_line
 
 AUTO = "auto"
 START_S = 300  # within which all have to have started
@@ -62,7 +62,7 @@ def join(training: Training) -> None:
             shutdown_timeout_seconds=LOST_S,
         )
     except (ValueError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
         raise UserError(
             f"config.training.coordinator={training.coordinator!r}: the processes of this run do "
             f"not find each other ({reason}); give HOST:PORT of process 0, with processes and "
@@ -174,7 +174,7 @@ def ends_with_the_others(function: Callable) -> Callable:
                 raise
             where = f"process {jax.process_index()}"
             if BROKEN_OFF.search(str(error)):
-                reason = str(error).strip().splitlines()[0]
+                reason = first_line(error)
                 line = (
                     f"a process of this run ended or cannot be reached ({reason}); its own "
                     "messages say why; the same commands, for all, go on from the newest checkpoint"

@@ -8,6 +8,7 @@ from typing import Any
 from tqdm import tqdm
 
 from nanodet_jax import digests
+from nanodet_jax.errors import first_line
 from nanodet_jax.json_file import write_json
 
 METRIC = "AP"  # the more, the better
@@ -54,6 +55,6 @@ class Ratings:
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, RecursionError) as error:
-            reason = str(error).partition("\n")[0]
+            reason = first_line(error)
             tqdm.write(f"note: {path}: is damaged ({reason}); this step is taken as unrated")
             return None

@@ -50,13 +50,7 @@ def small_task(variant, dtype):
 @pytest.fixture
 def plainly_compiled(monkeypatch):
     """Programs in less than half the time; in float64 their numbers do not depend on it."""
-    quickly = {"xla_backend_optimization_level": 0}
-
-    def jit(function, **options):
-        chosen = (backend.compiler_options() or {}) | quickly
-        return jax.jit(function, compiler_options=chosen, **options)
-
-    monkeypatch.setattr(backend, "jit", jit)
+    monkeypatch.setattr(backend, "jit", backend.jit_once)
 
 
 @pytest.fixture(scope="module")
