@@ -13,6 +13,7 @@ from absl import flags
 from nanodet_jax import doors, evaluate
 from nanodet_jax.errors import UserError
 from nanodet_jax.evaluation import format_table
+from nanodet_jax.terminal import say, say_lines
 
 CONFIG = doors.define_config("configs/shapes.py")
 WORKDIR = flags.DEFINE_string("workdir", None, "a run, whose best checkpoint is taken")
@@ -29,8 +30,8 @@ def main() -> None:
         raise UserError("give --workdir of a run or --weights of a file, and not both")
     default = Path(WORKDIR.value) / "eval" if WORKDIR.value else Path("runs/eval")
     out = Path(OUT.value or default)
-    print(format_table(evaluate(CONFIG.value, source, out, JUDGE.value)))
-    print(f"metrics.json, detections.json and pictures are in {out}")
+    say_lines(format_table(evaluate(CONFIG.value, source, out, JUDGE.value)))
+    say(f"metrics.json, detections.json and pictures are in {out}")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from absl import flags
 
 from nanodet_jax import doors, hosts, train_and_evaluate
 from nanodet_jax.evaluation import format_table
+from nanodet_jax.terminal import say, say_lines
 
 CONFIG = doors.define_config("configs/shapes.py")
 WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run; default: runs/<config.name>")
@@ -21,8 +22,8 @@ def main() -> None:
     workdir = Path(WORKDIR.value or f"runs/{CONFIG.value.name}")
     metrics = train_and_evaluate(CONFIG.value, workdir)
     if hosts.is_writer():
-        print(format_table(metrics))
-        print(f"checkpoints, metrics.jsonl and pictures of detections are in {workdir}")
+        say_lines(format_table(metrics))
+        say(f"checkpoints, metrics.jsonl and pictures of detections are in {workdir}")
 
 
 if __name__ == "__main__":

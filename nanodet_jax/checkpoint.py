@@ -14,12 +14,12 @@ import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 from orbax.checkpoint import checkpoint_managers
-from tqdm import tqdm
 
 from nanodet_jax import digests, hosts
 from nanodet_jax.errors import UserError, first_line
 from nanodet_jax.ratings import Ratings
 from nanodet_jax.state import TrainState
+from nanodet_jax.terminal import say
 
 CHECKPOINTS = "checkpoints"  # folder in a workdir
 NEWEST = 2  # of which the older one is there in case the newest is damaged
@@ -151,7 +151,7 @@ class Checkpoints:
             try:
                 return self.restore(step, like)
             except Damaged as error:
-                tqdm.write(f"note: {error}")
+                say(f"note: {error}")
                 damaged.append(str(self._set_aside(step)))
         raise UserError(
             f"{self.folder}: no checkpoint is whole ({', '.join(damaged)}); copy one there "
@@ -182,7 +182,7 @@ class Checkpoints:
             try:
                 return self.restore_variables(step, like)
             except Damaged as error:
-                tqdm.write(f"note: {error}")
+                say(f"note: {error}")
                 steps.remove(step)
         if named:
             raise UserError(f"{self.folder}: no checkpoint is whole")

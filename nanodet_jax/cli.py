@@ -14,8 +14,9 @@ from nanodet_jax.detector import Detector, Found, read_image
 from nanodet_jax.doctor import report
 from nanodet_jax.doors import load_config
 from nanodet_jax.errors import UserError
-from nanodet_jax.json_file import write_json
+from nanodet_jax.files import write_json
 from nanodet_jax.summary import format_summary, summarize
+from nanodet_jax.terminal import say, say_lines, tolerate_closed_output
 from nanodet_jax.weights import load_weights, save_weights
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
@@ -34,13 +35,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     _add_prepare(commands.add_parser("prepare", help="COCO json data as a TFDS data set"))
     _add_info(commands.add_parser("info", help="what the network of a config costs"))
     _add_doctor(commands.add_parser("doctor", help="what is wrong with the data of a config"))
+    tolerate_closed_output()
     args, flags = parser.parse_known_args(argv)
     if flags and args.run is not doctor:
         parser.error(f"unrecognized arguments: {' '.join(flags)}")
     try:
         code = args.run(args, flags) if args.run is doctor else args.run(args)
     except UserError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        say(f"error: {' '.join(str(error).split())}", sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
@@ -80,7 +82,7 @@ def predict(args: argparse.Namespace) -> int:
         except UserError as error:
             if len(files) == 1:
                 raise
-            tqdm.write(f"left out: {error}")
+            say(f"left out: {error}")
             continue
         one = detector(pixels)
         assert isinstance(one, Found)
@@ -91,11 +93,11 @@ def predict(args: argparse.Namespace) -> int:
         visualize.save_image(args.out / name, drawn)
         shown = [n for n, score in zip(one.class_names, one.scores) if score >= args.threshold]
         counts = ", ".join(f"{shown.count(n)} {n}" for n in dict.fromkeys(shown))
-        tqdm.write(f"{file}: {counts or 'nothing'}")
+        say(f"{file}: {counts or 'nothing'}")
     write_json(args.out / "detections.json", found, indent=2)
     left_out = len(files) - len(found)
     more = f"; {left_out} of {len(files)} images could not be read" if left_out else ""
-    print(f"{len(found)} pictures and detections.json are in {args.out}{more}")
+    say(f"{len(found)} pictures and detections.json are in {args.out}{more}")
     return int(left_out > 0)
 
 
@@ -141,7 +143,7 @@ def convert(args: argparse.Namespace) -> None:
     save_weights(args.out, weights)
     model = weights.config.model
     kind = "nanodet-plus-m" if model.neck == "ghost_pan" else "nanodet-m"
-    print(
+    say(
         f"{args.out}: {kind} of width {model.width}, {model.num_classes} classes, "
         f"{args.out.stat().st_size / 1e6:.1f} MB"
     )
@@ -168,7 +170,7 @@ def prepare(args: argparse.Namespace) -> None:
         args.out,
         args.name,
     )
-    print(
+    say(
         f"{folder} is ready: --config.data.format=tfds --config.data.root={args.out} "
         f"--config.data.name={args.name}:1.0.0"
     )
@@ -188,10 +190,10 @@ def info(args: argparse.Namespace) -> None:
     classes = args.classes or config.model.num_classes or len(COCO_CLASSES)
     model = dataclasses.replace(config.model, num_classes=classes)
     height, width = config.input_size
-    print(f"{config.name}: one image of {height} x {width} pixels, {classes} classes")
+    say(f"{config.name}: one image of {height} x {width} pixels, {classes} classes")
     if not (args.classes or config.model.num_classes):
-        print("(The data has the say on classes; those of COCO are assumed. --classes N: others)")
-    print(f"\n{format_summary(summarize(model, config.input_size))}")
+        say("(The data has the say on classes; those of COCO are assumed. --classes N: others)")
+    say_lines(f"\n{format_summary(summarize(model, config.input_size))}")
 
 
 def _add_doctor(parser: argparse.ArgumentParser) -> None:
@@ -205,7 +207,7 @@ def doctor(args: argparse.Namespace, flags: Sequence[str]) -> int:
     config = load_config(args.config, flags)
     backend.prepare()
     found = report.examine(config, progress=sys.stderr.isatty())
-    print(report.format_report(found))
+    say_lines(report.format_report(found))
     return int(found.serious)
 
 

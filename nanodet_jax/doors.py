@@ -18,6 +18,7 @@ from ml_collections import config_flags
 
 from nanodet_jax import config as configs
 from nanodet_jax.errors import UserError
+from nanodet_jax.terminal import say, tolerate_closed_output
 
 
 def define_config(default: str) -> Any:
@@ -107,6 +108,7 @@ def run(main: Callable[[], None]) -> None:
         if not flags.FLAGS["verbosity"].present:
             logging.set_verbosity(logging.WARNING)  # the libraries' chatter; --verbosity=0 shows it
         sys.unraisablehook = _told_unless_known
+        tolerate_closed_output()
         gc.freeze()  # what was imported stays: while tracing, each collection would look through it
         before = signal.signal(signal.SIGINT, signal.SIG_DFL)  # at once, also where XLA compiles
         try:
@@ -148,5 +150,5 @@ def _told_in_a_line() -> Iterator[None]:
 def fail(message: object) -> NoReturn:
     """Print `error: ...` on one line and leave with exit code 2."""
     line = " ".join(str(message).split())
-    print(f"error: {line}", file=sys.stderr)
+    say(f"error: {line}", sys.stderr)
     sys.exit(2)

@@ -19,6 +19,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from nanodet_jax import terminal
 from nanodet_jax.config import Training
 from nanodet_jax.errors import UserError, first_line
 
@@ -53,7 +54,7 @@ def join(training: Training) -> None:
             "cluster_detection_method": "deactivate",
         }
     # To be said before: where some do not come, jax ends the process with a message of its own.
-    print(f"waiting for the other processes of this run, at most {START_S} s", flush=True)
+    terminal.say(f"waiting for the other processes of this run, at most {START_S} s")
     try:
         jax.distributed.initialize(
             **given,
@@ -83,7 +84,7 @@ def is_writer() -> bool:
 def say(line: str) -> None:
     """Print a line, once for all processes."""
     if is_writer():
-        print(line, flush=True)
+        terminal.say(line)
 
 
 def gather(value: Any) -> list[Any]:
@@ -184,9 +185,8 @@ def ends_with_the_others(function: Callable) -> Callable:
             else:
                 traceback.print_exc()
                 line = "the traceback above"
-            print(f"error: {where}: {' '.join(line.split())}", file=sys.stderr)
+            terminal.say(f"error: {where}: {' '.join(line.split())}", sys.stderr)
             sys.stdout.flush()
-            sys.stderr.flush()
             os._exit(2)
 
     return wrapped

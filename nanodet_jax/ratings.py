@@ -5,11 +5,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from nanodet_jax import digests
 from nanodet_jax.errors import first_line
-from nanodet_jax.json_file import write_json
+from nanodet_jax.files import write_json
+from nanodet_jax.terminal import say
 
 METRIC = "AP"  # the more, the better
 FILE = "metrics.json"
@@ -56,5 +55,5 @@ class Ratings:
             return None
         except (OSError, ValueError, KeyError, RecursionError) as error:
             reason = first_line(error)
-            tqdm.write(f"note: {path}: is damaged ({reason}); this step is taken as unrated")
+            say(f"note: {path}: is damaged ({reason}); this step is taken as unrated")
             return None

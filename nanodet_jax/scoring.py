@@ -17,10 +17,11 @@ from nanodet_jax.data.pipeline import evaluation_batches
 from nanodet_jax.data.records import Source, decode
 from nanodet_jax.data.sources import open_source
 from nanodet_jax.errors import UserError
+from nanodet_jax.files import write_json
 from nanodet_jax.inference import Detect, detect_batches, make_detect
-from nanodet_jax.json_file import write_json
 from nanodet_jax.models.detector import build_model
 from nanodet_jax.structures import Detections
+from nanodet_jax.terminal import say
 from nanodet_jax.weights import Weights, load_weights
 
 PICTURES = 12
@@ -85,7 +86,7 @@ def run_evaluation(
         )
     truncated = [source[i].name for i in sorted(found) if found[i].truncated]
     if truncated and hosts.is_writer():
-        tqdm.write(
+        say(
             f"note: {len(truncated)} images had more candidates than suppression looks at, "
             f"{truncated[0]} first; their weakest detections may be missing"
         )
@@ -165,7 +166,7 @@ def evaluate(
     for name in ("input_size", "data.keep_ratio", "compat.pixel_index_warp"):
         mine, trained = (_field(c, name) for c in (config, loaded.config))
         if mine != trained:
-            print(f"note: config.{name}={mine}, the weights' own is {trained}")
+            say(f"note: config.{name}={mine}, the weights' own is {trained}")
     detect = make_detect(build_model(loaded.config.model, config.precision))
     result = run_evaluation(
         detect, loaded.variables, source, config, pictures=PICTURES, judge=judge

@@ -14,7 +14,8 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from nanodet_jax.errors import UserError, writing
+from nanodet_jax.errors import UserError
+from nanodet_jax.files import replacing
 
 FONT = cv2.FONT_HERSHEY_SIMPLEX
 BLACK, WHITE, GREY = (0, 0, 0), (255, 255, 255), (114, 114, 114)
@@ -171,9 +172,8 @@ def save_image(path: Path, image: np.ndarray) -> None:
         done = False
     if not done:
         raise UserError(f"{path}: cannot be saved as {path.suffix!r}; end the name in .jpg or .png")
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data.tobytes())
+    with replacing(path) as file:
+        file.write(data.tobytes())
 
 
 def class_color(label: int) -> Color:

@@ -1,8 +1,6 @@
 """Weights from wherever they lie: the original's files, this project's, or a run's workdir."""
 
 import json
-import os
-import tempfile
 from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +12,8 @@ from nanodet_jax import convert
 from nanodet_jax.checkpoint import CHECKPOINTS, Checkpoints
 from nanodet_jax.coco_classes import COCO_CLASSES
 from nanodet_jax.config import Config
-from nanodet_jax.errors import UserError, writing
+from nanodet_jax.errors import UserError
+from nanodet_jax.files import replacing
 from nanodet_jax.models.detector import build_model
 from nanodet_jax.models.guidance import deployed
 from nanodet_jax.npz_file import read_npz
@@ -96,12 +95,8 @@ def save_weights(path: str | Path, weights: Weights) -> None:
         raise UserError(f"{path}: this project's weights are .npz files")
     about = np.frombuffer(describe(weights.config, weights.class_names).encode(), np.uint8)
     arrays = {name: np.asarray(leaf) for name, leaf in convert.flatten(weights.variables).items()}
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # Same folder: replacing a file by another is atomic there.
-        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-            np.savez(Path(folder, path.name), **{ABOUT: about}, **arrays)  # type: ignore[arg-type]
-            os.replace(Path(folder, path.name), path)
+    with replacing(path) as file:
+        np.savez(file, **{ABOUT: about}, **arrays)  # type: ignore[arg-type]
 
 
 def describe(config: Config, class_names: tuple[str, ...]) -> str:

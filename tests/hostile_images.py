@@ -257,7 +257,7 @@ def load(folder: Path, made: list[Picture]) -> list[str]:
     config.data.max_unreadable, config.data.cache, config.data.batch_size = 1.0, "none", 1
     source = open_source(config, "train")
     said: list[str] = []
-    with mock.patch("tqdm.tqdm.write", said.append):
+    with mock.patch("nanodet_jax.data.unreadable.say", said.append):
         batches = training_batches(source, config, slots=1)
         for batch in islice(batches, len(made)):
             assert np.isfinite(batch.images).all()

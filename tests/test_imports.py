@@ -9,9 +9,9 @@ PACKAGE = Path(__file__).parents[1] / "nanodet_jax"
 # From the ground up. A room knows those of lower layers, and of its own those named below.
 LAYERS = (
     {"errors", "config", "structures", "precision", "boxes", "backend", "digests", "hosts"}
-    | {"coco_classes"},
+    | {"coco_classes", "files", "terminal"},
     {"models", "losses", "assigners", "data", "render"}
-    | {"json_file", "npz_file", "pytorch_pickle", "pytorch_file"},
+    | {"npz_file", "pytorch_pickle", "pytorch_file"},
     {"objective", "postprocess", "evaluation", "visualize", "convert", "state", "ratings"}
     | {"checkpoint"},
     {"weights", "inference", "summary", "doctor"},
@@ -21,7 +21,8 @@ LAYERS = (
 )
 ALLOWED_WITHIN = {
     "config": {"errors"},
-    "hosts": {"config", "errors"},
+    "files": {"errors"},
+    "hosts": {"config", "errors", "terminal"},
     "pytorch_file": {"pytorch_pickle"},
     "assigners": {"losses"},  # what a prior's classes would cost it
     "postprocess": {"objective"},

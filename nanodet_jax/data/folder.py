@@ -2,12 +2,12 @@
 
 import errno
 import os
-import stat
 from collections.abc import Iterator
 from pathlib import Path, PurePath, PureWindowsPath
 
 from nanodet_jax.data.faults import Fault, Kind, OnFault
 from nanodet_jax.errors import UserError
+from nanodet_jax.files import read_regular
 
 
 class Folder:
@@ -131,29 +131,14 @@ def _listed(path: Path) -> dict[str, os.DirEntry]:
         raise UserError(f"{path}: cannot be listed: {error.strerror}") from error
 
 
-def read_file(path: Path, most: float, what: str) -> bytes:
-    """Content of a file of at most `most` bytes; `what` it is, for the message.
-
-    Raises:
-      OSError: if it cannot be read.
-      ValueError: if it is no regular file, so that reading might never end, or larger.
-    """
-    about = path.stat()
-    if not stat.S_ISREG(about.st_mode):
-        raise ValueError("is no regular file")
-    if about.st_size > most:
-        raise ValueError(f"{about.st_size / 1e6:.0f} MB are more than {what} may take")
-    return path.read_bytes()
-
-
 def read_annotation(path: Path, most: float, what: str) -> bytes:
-    """Content of a file of annotations, as `read_file`.
+    """Content of a file of annotations, as `read_regular`.
 
     Raises:
       Fault: naming the file, if it cannot be read.
     """
     try:
-        return read_file(path, most, what)
+        return read_regular(path, most, what)
     except OSError as error:
         raise Fault(Kind.FILE, f"{path}: cannot be read: {error.strerror}") from error
     except ValueError as error:

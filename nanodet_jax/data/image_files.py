@@ -1,7 +1,6 @@
 """Image files that anyone may have made: read within bounds, and measured before decoded."""
 
 import io
-import stat
 from pathlib import Path
 from typing import BinaryIO
 
@@ -9,7 +8,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from nanodet_jax.data.folder import read_file
+from nanodet_jax.files import open_regular, read_regular
 
 JPEG_START, JPEG_END, JPEG_SCAN = b"\xff\xd8", b"\xff\xd9", 0xDA
 PNG_START, PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
@@ -28,9 +27,9 @@ def read_bytes(path: Path, max_pixels: float) -> bytes:
     """Content of an image file.
 
     Raises:
-      OSError, ValueError: as `read_file`, if it is larger than `max_pixels` could take.
+      OSError, ValueError: as `read_regular`, if it is larger than `max_pixels` could take.
     """
-    return read_file(path, BYTES_PER_PIXEL * max_pixels + HEADER_ROOM, "an image")
+    return read_regular(path, BYTES_PER_PIXEL * max_pixels + HEADER_ROOM, "an image")
 
 
 def use_threads_of_ours() -> None:
@@ -53,11 +52,9 @@ def shown_size(image: bytes | Path) -> tuple[int, int] | None:
     if isinstance(image, bytes):
         return _size(io.BytesIO(image), turned=True)
     try:
-        if not stat.S_ISREG(image.stat().st_mode):
-            return None
-        with image.open("rb") as stream:
+        with open_regular(image) as stream:
             return _size(stream, turned=True)
-    except OSError:
+    except (OSError, ValueError):
         return None
 
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from nanodet_jax.data.faults import Fault, Kind
 from nanodet_jax.data.image_files import imdecode, is_truncated, read_bytes, stored_size
+from nanodet_jax.terminal import printable
 
 MAX_MEGAPIXELS = 50.0  # unless config.data.max_megapixels says otherwise
 
@@ -64,8 +65,8 @@ class Source(Protocol):
 
 
 def is_name(value: Any) -> TypeGuard[str]:
-    """Whether it is text that is not empty and can be printed: files may hold half a character."""
-    return isinstance(value, str) and 0 < len(value) == len(value.encode(errors="ignore").decode())
+    """Whether a value is a text of 1 to 200 characters, all of which can be printed."""
+    return isinstance(value, str) and value != "" and printable(value) == value
 
 
 def make_record(

@@ -2,9 +2,8 @@
 
 import threading
 
-from tqdm import tqdm
-
 from nanodet_jax.errors import UserError
+from nanodet_jax.terminal import say
 
 LISTED = 3  # in the message of a run that stops
 
@@ -40,6 +39,4 @@ class Unreadable:
                 "doctor` lists them all"
             )
         if not known:
-            tqdm.write(
-                f"note: {error}; {instead} ({count} such, at most {allowed} of {self._total})"
-            )
+            say(f"note: {error}; {instead} ({count} such, at most {allowed} of {self._total})")

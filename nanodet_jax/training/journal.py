@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from nanodet_jax import visualize
+from nanodet_jax import terminal, visualize
 from nanodet_jax.errors import writing
 from nanodet_jax.training.board import Board
 
@@ -94,8 +94,7 @@ class Journal:
 
     def say(self, line: str) -> None:
         """Print a line without tearing the bar."""
-        tqdm.write(line, file=sys.stdout)
-        sys.stdout.flush()
+        terminal.say(line)
 
     def _write(self, kind: str, step: int, epoch: int, numbers: dict[str, float], **more: Any):
         known = {name: x if math.isfinite(x) else None for name, x in numbers.items()}  # to json

@@ -15,7 +15,7 @@ from nanodet_jax import convert, digests, hosts, visualize
 from nanodet_jax.config import Config
 from nanodet_jax.data.records import Source
 from nanodet_jax.errors import UserError
-from nanodet_jax.json_file import write_json
+from nanodet_jax.files import write_json
 from nanodet_jax.models.detector import NanoDet
 from nanodet_jax.models.guidance import copy_neck
 from nanodet_jax.state import TrainState, init_variables

@@ -52,7 +52,7 @@ def make_config(share=1.0, **data):
 @pytest.fixture
 def said(monkeypatch):
     lines = []
-    monkeypatch.setattr(unreadable.tqdm, "write", lines.append)
+    monkeypatch.setattr(unreadable, "say", lines.append)
     return lines
 
 

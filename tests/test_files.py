@@ -5,7 +5,7 @@ import json
 import pytest
 
 from nanodet_jax.errors import UserError
-from nanodet_jax.json_file import write_json
+from nanodet_jax.files import write_json
 
 
 def test_json_is_written_wholly_or_not_at_all(tmp_path):

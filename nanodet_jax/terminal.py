@@ -1,0 +1,75 @@
+"""Text for a terminal: escaped, of bounded length, and never the reason why a run ends."""
+
+import contextlib
+import io
+import re
+import sys
+from typing import TextIO
+
+from tqdm import tqdm
+
+NAME_LIMIT = 200  # characters of a name that comes from a file
+LINE_LIMIT = 4000  # characters of a whole line
+# C0 and C1 controls, delete, line separators, bidirectional controls, lone surrogates.
+UNPRINTABLE = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+
+
+def printable(text: str, limit: int = NAME_LIMIT) -> str:
+    r"""Escape what could control a terminal, and cut long text.
+
+    Control characters, bidirectional controls and lone surrogates become `\x1b`, `\u202e` and so
+    on; text of more than `limit` characters ends in "...". Other text is returned as it is.
+    """
+    if len(text) > limit:
+        text = text[:limit] + "..."
+    return UNPRINTABLE.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+
+
+def say(line: str, stream: TextIO | None = None) -> None:
+    """Print one line, made printable, to stdout or `stream`, above any progress bar."""
+    stream = stream or sys.stdout
+    tqdm.write(printable(line, LINE_LIMIT), file=stream)
+    stream.flush()
+
+
+def say_lines(text: str) -> None:
+    """Print text of several lines, such as a table, each as `say` does."""
+    for line in text.split("\n"):
+        say(line)
+
+
+def tolerate_closed_output() -> None:
+    """Let the process go on where its output can no longer be written.
+
+    After `| head -1`, or once the terminal is closed, a write to stdout or stderr fails with an
+    OSError, which would end a training run before it has saved. From now on such output is
+    dropped, and characters that the encoding lacks are escaped. Streams that someone has replaced
+    (pytest, a notebook) are left alone.
+    """
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None or stream is not getattr(sys, f"__{name}__"):
+            continue
+        with contextlib.suppress(OSError, ValueError):  # closed before the program started
+            stream.flush()
+            raw = _Lossy(stream.fileno(), "wb", closefd=False)
+            replacement = io.TextIOWrapper(
+                io.BufferedWriter(raw),
+                encoding=stream.encoding,
+                errors="backslashreplace",
+                line_buffering=stream.line_buffering or name == "stderr",
+            )
+            setattr(sys, name, replacement)
+
+
+class _Lossy(io.FileIO):
+    """A file whose errors of writing are ignored."""
+
+    def write(self, data) -> int:  # type: ignore[no-untyped-def]
+        with contextlib.suppress(OSError):
+            written = super().write(data)
+            if written is not None:  # None: a non-blocking pipe that is full
+                return written
+        return memoryview(data).nbytes
