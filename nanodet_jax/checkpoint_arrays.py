@@ -85,16 +85,17 @@ def _run(request: dict[str, Any], folder: Path) -> bytes:
         ) from error
     except (OSError, ValueError) as error:  # ValueError: sys.executable is unknown
         raise UserError(f"{folder}: cannot start {command[0]} to read it: {error}") from error
-    reason = ended.stderr.decode(errors="replace").strip().rpartition("\n")[2]
+    reason = ended.stderr.decode(errors="replace").strip().rpartition("\n")[2].strip()
+    reason = reason or "no message"
     ready = ended.stdout.startswith(array_reader.READY)
     if ready and ended.returncode in CRASHES:
         limit = f"{request['memory'] / 1e6:.0f} MB"
-        raise ValueError(f"to decode it takes over {limit}, or crashes ({reason or 'no message'})")
+        raise ValueError(f"decoding it takes over {limit}, or crashes ({reason})")
     if ready and ended.returncode == array_reader.DAMAGED:
         raise ValueError(reason)
     if not ready or ended.returncode:
         raise UserError(
             f"{folder}: the process that reads it ended with status {ended.returncode} "
-            f"({reason or 'no message'}); try again, with more memory free"
+            f"({reason}); try again, with more memory free"
         )
     return ended.stdout[len(array_reader.READY) :]
