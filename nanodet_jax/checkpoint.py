@@ -21,8 +21,13 @@ from orbax.checkpoint import checkpoint_managers
 
 from nanodet_jax import digests, hosts
 from nanodet_jax.checkpoint_arrays import read_arrays
-from nanodet_jax.checkpoint_files import check_arrays, check_folder, read_record, refuse_links
-from nanodet_jax.checkpoint_files import saved_steps as saved_steps
+from nanodet_jax.checkpoint_files import (
+    check_arrays,
+    check_folder,
+    read_record,
+    refuse_links,
+    saved_steps,
+)
 from nanodet_jax.errors import UserError, first_line
 from nanodet_jax.files import make_folder
 from nanodet_jax.ratings import Ratings
