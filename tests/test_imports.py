@@ -11,7 +11,7 @@ LAYERS = (
     {"errors", "config", "structures", "precision", "boxes", "backend", "digests", "hosts"}
     | {"coco_classes", "files", "terminal", "array_reader"},
     {"models", "losses", "assigners", "data", "render"}
-    | {"npz_file", "pytorch_pickle", "pytorch_file"},
+    | {"npz_file", "pytorch_pickle", "pytorch_file", "zip_file"},
     {"objective", "postprocess", "evaluation", "visualize", "convert", "state", "ratings"}
     | {"checkpoint", "checkpoint_arrays", "checkpoint_files"},
     {"weights", "inference", "summary", "doctor"},
@@ -23,7 +23,8 @@ ALLOWED_WITHIN = {
     "config": {"errors"},
     "files": {"errors"},
     "hosts": {"config", "errors", "terminal"},
-    "pytorch_file": {"pytorch_pickle"},
+    "npz_file": {"zip_file"},
+    "pytorch_file": {"pytorch_pickle", "zip_file"},
     "assigners": {"losses"},  # what a prior's classes would cost it
     "postprocess": {"objective"},
     "checkpoint": {"checkpoint_arrays", "checkpoint_files", "ratings", "state"},
