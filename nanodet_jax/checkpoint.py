@@ -294,3 +294,9 @@ def _line(error: BaseException) -> str:
     line = first_line(error)
     # TensorStore begins with what it was about to do, and ends with what the system said to that.
     return line if len(line) <= LONGEST_LINE else f"... {line[-LONGEST_LINE:]}"
+
+
+def saved_steps(folder: Path) -> list[int]:
+    if not folder.is_dir():
+        return []
+    return [int(p.name) for p in folder.iterdir() if p.name.isascii() and p.name.isdecimal()]

@@ -161,3 +161,10 @@ def _load_workdir(path: Path) -> Weights:
 
 def _abstract(config: Config, guided: bool = False) -> Any:
     return abstract_variables(build_model(config.model), guided)
+
+
+def load_description(path: Path) -> tuple[Config, tuple[str, ...]]:
+    try:
+        return read_description(path.read_text(), str(path))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: {error}") from error

@@ -1,21 +1,23 @@
 """Kill training runs at random instants, go on with them, and compare how they end.
 
-    python tests/kill.py [--runs 50] [--signal KILL|TERM] [--seed 0]
+    python tests/kill.py [--runs 50] [--signal KILL|TERM|HUP ...] [--overlap] [--seed 0]
 
 Each run is `train.py` on drawn shapes, killed a few times and started again until it is complete,
 with one to three threads that load, as drawn. Its last state must be that of a run without
 interruption, bit for bit, and so must its log. A row for every run says when it was killed: so many
 seconds after its start; after a step, by its line of log; or while a checkpoint was being written.
-With TERM the time until it has left is told, too. The exit status is 1 if any run ended otherwise.
+With TERM and HUP the row also says how long the process took to leave. With `--overlap` the next
+process starts before the last one is killed. The exit status is 1 if any run ended otherwise.
 """
 
 import argparse
 import random
 import signal
+import subprocess
 import sys
 import tempfile
 import time
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -61,8 +63,8 @@ def newest(workdir: Path) -> int:
     return max(steps, default=0)
 
 
-def strike(launch: Launch, draw: random.Random, seconds: float, number: int) -> str:
-    """Send the signal at a random moment; when that was, in words. "" if the run was quicker."""
+def await_moment(launch: Launch, draw: random.Random, seconds: float) -> str:
+    """Wait for a random moment of a run; describe it, or return "" if the run ended before."""
     moment, delay = draw.choice(MOMENTS), draw.uniform(0, 0.03)
     if moment == "start":
         at = draw.uniform(0, seconds)
@@ -82,15 +84,20 @@ def strike(launch: Launch, draw: random.Random, seconds: float, number: int) -> 
         )
         when = f"saving after step {later} + {1e3 * delay:.0f} ms"
     if not reached:
-        launch.end()
         return ""
     if moment != "start":
         time.sleep(delay)
-    inside = saving(launch.workdir)
+    return when
+
+
+def strike(launch: Launch, number: signal.Signals) -> str:
+    """Send the signal; describe where the run was and how it ended."""
+    inside = ", inside a save" if saving(launch.workdir) else ""
+    if launch.process.poll() is not None:
+        return ", after its end"
     _, took = launch.end(number)
-    inside = ", inside a save" if inside else ""
-    left = f", left after {took:.1f} s" if number == signal.SIGTERM else ""
-    return f"{when}{inside}{left}: at step {newest(launch.workdir)}"
+    left = f", left after {took:.1f} s" if number != signal.SIGKILL else ""
+    return f"{inside}{left}: at step {newest(launch.workdir)}"
 
 
 def difference(workdir: Path, expected: Path) -> str:
@@ -118,29 +125,48 @@ def difference(workdir: Path, expected: Path) -> str:
 
 
 def run(folder: Path, name: str, expected: Path, draw: random.Random, seconds: float,
-        number: int) -> tuple[str, list[str]]:  # fmt: skip
-    """Kill a new run up to KILLS times, let it end: what then differs, and when it was killed."""
+        number: signal.Signals, overlap: bool) -> tuple[str, list[str]]:  # fmt: skip
+    """Kill a new run up to KILLS times, let it end: what then differs, and when it was killed.
+
+    With `overlap` the next process starts before the last one is killed.
+    """
     workdir, kills = folder / name, []
 
     def launch() -> Launch:
         return Launch(workdir, [*FLAGS, f"--config.data.workers={draw.randint(1, 3)}"])
 
+    current = launch()
     for _ in range(KILLS):
-        when = strike(launch(), draw, seconds, number)
+        when = await_moment(current, draw, seconds)
         if not when:
             break
-        kills.append(when)
-    status, _ = launch().end()
+        following = None
+        if overlap:
+            following = launch()
+            lead = draw.uniform(0, seconds)
+            with suppress(subprocess.TimeoutExpired):
+                current.process.wait(lead)
+            when += f", next one {lead:.1f} s before"
+        kills.append(when + strike(current, number))
+        current.end()
+        current = following or launch()
+    status, _ = current.end()
     return f"exit status {status}" if status else difference(workdir, expected), kills
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--runs", type=int, default=50)
-    parser.add_argument("--signal", choices=("KILL", "TERM"), default="KILL")
+    parser.add_argument(
+        "--signal", choices=("KILL", "TERM", "HUP"), nargs="+", default=["KILL"],
+        help="several take turns, run by run",
+    )  # fmt: skip
+    parser.add_argument(
+        "--overlap", action="store_true", help="start the next process before the last has ended"
+    )
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
-    number = signal.Signals[f"SIG{args.signal}"]
+    numbers = [signal.Signals[f"SIG{name}"] for name in args.signal]
     draw, failed, kills = random.Random(args.seed), 0, 0
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
@@ -153,10 +179,14 @@ def main(argv: list[str] | None = None) -> int:
                 return 1
         print(f"unbroken: {STEPS} steps in {seconds:.1f} s", flush=True)
         for index in range(args.runs):
-            reason, when = run(folder, f"run{index}", expected, draw, seconds, number)
+            number = numbers[index % len(numbers)]
+            reason, when = run(folder, f"run{index}", expected, draw, seconds, number, args.overlap)
             failed, kills = failed + bool(reason), kills + len(when)
             verdict = f"FAILED: {reason}" if reason else "same"
-            print(f"{index:3d}  {verdict:8s} {'; '.join(when) or 'was quicker'}", flush=True)
+            print(
+                f"{index:3d}  {number.name[3:]:4s} {verdict:8s} {'; '.join(when) or 'was quicker'}",
+                flush=True,
+            )
             if reason:
                 print((folder / f"run{index}.log").read_text()[-3000:], file=sys.stderr)
     print(f"{args.runs - failed} of {args.runs} runs, killed {kills} times, ended the same")

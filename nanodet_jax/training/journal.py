@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,12 @@ import numpy as np
 from tqdm import tqdm
 
 from nanodet_jax import terminal, visualize
-from nanodet_jax.errors import writing
+from nanodet_jax.errors import UserError, writing
+from nanodet_jax.files import NO_FOLLOW, make_folder, open_regular, replacing
 from nanodet_jax.training.board import Board
+
+LINE_LIMIT = 1 << 24  # bytes of a line; 10,000 classes take a million
+APPEND = os.O_WRONLY | os.O_APPEND | os.O_CREAT | NO_FOLLOW
 
 
 class Journal:
@@ -32,11 +37,16 @@ class Journal:
     def __init__(self, workdir: Path, start_step: int, total_steps: int, rated: bool = True):
         self.workdir = workdir
         self._path, self._folder = workdir / "metrics.jsonl", workdir / "tensorboard"
-        with writing(self._path):
-            self._forget_after(start_step, rated)
-            self._file = self._path.open("a", buffering=1)
+        make_folder(self._folder)
+        self._forget_after(start_step, rated)
         with writing(self._folder):
             self._board = Board(self._folder, start_step + 1)
+        try:
+            with writing(self._path):
+                self._file = os.fdopen(os.open(self._path, APPEND, 0o666), "a", buffering=1)
+        except UserError:
+            self._board.close()
+            raise
         self._bar = tqdm(
             total=total_steps,
             initial=start_step,
@@ -46,21 +56,24 @@ class Journal:
         )
 
     def _forget_after(self, step: int, rated: bool) -> None:
-        """Drop the lines of what is going to be done again."""
-        if not self._path.exists():
+        """Drop the lines of steps that are going to be done again, and lines that are damaged."""
+        damaged = 0
+        try:
+            with open_regular(self._path) as log, replacing(self._path) as kept:
+                while line := log.readline(LINE_LIMIT):
+                    entry = _entry(line)
+                    if entry is None:
+                        damaged += 1  # a crash may have cut it short
+                        continue
+                    again = entry["kind"] == "eval" and entry["step"] == step and not rated
+                    if entry["step"] <= step and not again:
+                        kept.write(line)
+        except FileNotFoundError:
             return
-        kept = []
-        for line in self._path.read_text().splitlines():
-            try:
-                entry = json.loads(line)
-                again = entry["kind"] == "eval" and entry["step"] == step and not rated
-                if entry["step"] <= step and not again:
-                    kept.append(line + "\n")
-            except (json.JSONDecodeError, KeyError, TypeError):
-                continue  # a line that a crash cut short
-        scratch = self._path.with_suffix(".tmp")
-        scratch.write_text("".join(kept))
-        scratch.replace(self._path)
+        except (OSError, ValueError) as error:
+            raise UserError(f"{self._path}: {error}; move it elsewhere") from error
+        if damaged:
+            terminal.say(f"note: {self._path}: {damaged} damaged line(s) are left out")
 
     def advance(self) -> None:
         """One more step is done."""
@@ -88,7 +101,8 @@ class Journal:
 
     def picture(self, name: str, step: int, image: np.ndarray) -> None:
         """Keep an image uint8 BGR in `pictures/` and on the board."""
-        visualize.save_image(self.workdir / "pictures" / f"{name}_{step:07d}.jpg", image)
+        folder = make_folder(self.workdir / "pictures")
+        visualize.save_image(folder / f"{name}_{step:07d}.jpg", image)
         with writing(self._folder):
             self._board.image(name, image[..., ::-1], step)
 
@@ -112,6 +126,16 @@ class Journal:
             self._file.close()
         with writing(self._folder):
             self._board.close()
+
+
+def _entry(line: bytes) -> dict[str, Any] | None:
+    """A line of the log; None if it is damaged."""
+    try:
+        entry = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    sound = isinstance(entry, dict) and isinstance(entry.get("kind"), str)
+    return entry if sound and type(entry.get("step")) is int and line.endswith(b"\n") else None
 
 
 class Silence:

@@ -29,7 +29,7 @@ from nanodet_jax.state import abstract_variables, create_state
 from nanodet_jax.training.feed import Feed
 from nanodet_jax.training.interrupt import Interrupt, Stopped
 from nanodet_jax.training.journal import Journal, Silence
-from nanodet_jax.training.lock import lock
+from nanodet_jax.training.lock import lock_for_all
 from nanodet_jax.training.optimizer import learning_rate, make_optimizer, scale_rate
 from nanodet_jax.training.parallel import (
     count_devices,
@@ -97,9 +97,14 @@ def _train_and_evaluate(config: Config, workdir: Path, held: ExitStack) -> dict[
     slots, over = count_slots(train, config.data.max_boxes)
     images = TrainingImages(train, config)
 
+    # Everything that looks into the workdir comes after the lock. Another run may have saved just
+    # before it ended.
+    workdir_lock = lock_for_all(workdir)
+    if workdir_lock is not None:
+        held.callback(workdir_lock.release)
+    resuming = hosts.gather(has_checkpoint(workdir))[0]
     hosts.say(f"{config.name}: building the network")
     model = build_model(config.model, config.precision)
-    resuming = has_checkpoint(workdir)
     variables, origin = (None, "") if resuming else initial_variables(config, model)
     training = scale_rate(config.training, config.data.batch_size)
     schedule = learning_rate(training, steps_each, epochs)
@@ -120,8 +125,6 @@ def _train_and_evaluate(config: Config, workdir: Path, held: ExitStack) -> dict[
     detect = make_detect(model, split_detection(num_devices))
     begin_with = partial(create_state, optimizer=optimizer, ema=config.training.ema_decay > 0)
 
-    if hosts.is_writer():
-        held.enter_context(lock(workdir))
     prepare_workdir(workdir, config, train)
     checkpoints = Checkpoints(workdir, config.training.keep_every * steps_each)
     metrics = None

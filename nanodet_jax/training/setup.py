@@ -12,6 +12,7 @@ import numpy as np
 
 from nanodet_jax import config as configs
 from nanodet_jax import convert, digests, hosts, visualize
+from nanodet_jax.checkpoint import CHECKPOINTS, saved_steps
 from nanodet_jax.config import Config
 from nanodet_jax.data.records import Source
 from nanodet_jax.errors import UserError
@@ -20,7 +21,7 @@ from nanodet_jax.models.detector import NanoDet
 from nanodet_jax.models.guidance import copy_neck
 from nanodet_jax.state import TrainState, init_variables
 from nanodet_jax.structures import Batch
-from nanodet_jax.weights import ABOUT, describe, load_entries, read_description
+from nanodet_jax.weights import ABOUT, describe, load_description, load_entries
 
 # What may differ between the processes of a run: their own place in it, and where files lie.
 OWN_FIELDS = {
@@ -55,8 +56,7 @@ def resolve(config: Config, train: Source, val: Source) -> Config:
 
 def has_checkpoint(workdir: Path) -> bool:
     """Whether there is a run to go on with; its first weights then matter no more."""
-    folder = workdir / "checkpoints"
-    return folder.is_dir() and any(path.name.isdigit() for path in folder.iterdir())
+    return bool(saved_steps(workdir / CHECKPOINTS))
 
 
 def initial_variables(config: Config, model: NanoDet) -> tuple[Any, str]:
@@ -88,8 +88,9 @@ def prepare_workdir(workdir: Path, config: Config, source: Source) -> None:
     """
     names = tuple(category.name for category in source.categories)
     about = workdir / ABOUT
-    if about.is_file():
-        before, names_before = read_description(about.read_text(), str(about))
+    described = _description(about)
+    if described is not None:
+        before, names_before = described
         for what, old, new in (
             ("classes", names_before, names),
             ("config.model", before.model, config.model),
@@ -107,6 +108,21 @@ def prepare_workdir(workdir: Path, config: Config, source: Source) -> None:
     versions = {name: importlib.metadata.version(name) for name in PACKAGES}
     write_json(workdir / "config.json", json.loads(configs.to_json(config)), indent=2)
     write_json(about, json.loads(describe(config, names)) | {"versions": versions}, indent=2)
+
+
+def _description(about: Path) -> tuple[Config, tuple[str, ...]] | None:
+    """The config and classes of the run in a workdir; None if it has none, or it is damaged.
+
+    Damage does not stop a run: its checkpoints are whole or not, whatever this file says, and their
+    arrays must fit the network.
+    """
+    if not about.exists():
+        return None
+    try:
+        return load_description(about)
+    except UserError as error:
+        hosts.say(f"note: {error}; the file is written anew")
+        return None
 
 
 def agree(config: Config, train: Source, val: Source, state: TrainState) -> None:

@@ -22,6 +22,7 @@ from nanodet_jax.data.sources import open_source
 from nanodet_jax.errors import UserError
 from nanodet_jax.evaluation import MEANINGS
 from nanodet_jax.structures import Detections
+from nanodet_jax.training import lock as locks
 from nanodet_jax.training import loop
 from nanodet_jax.training.journal import Journal
 from nanodet_jax.training.lock import lock
@@ -248,11 +249,14 @@ def test_losses_that_are_no_numbers_end_the_run_with_what_was_before(tmp_path, m
     assert int(final_state(tmp_path, 3).step) == 3
 
 
-def test_two_runs_in_one_workdir_are_refused(tmp_path):
-    with lock(tmp_path):
-        with pytest.raises(UserError, match="another run is going on"):
-            train_and_evaluate(tiny_config(), tmp_path)
-        assert {path.name for path in tmp_path.iterdir()} == {"lock"}
+def test_two_runs_in_one_workdir_are_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(locks, "WAIT_S", 0.1)
+    held = lock(tmp_path)
+    with pytest.raises(UserError, match="another run is going on"):
+        train_and_evaluate(tiny_config(), tmp_path)
+    assert capsys.readouterr().out.count("waiting up to 0 s") == 1
+    assert {path.name for path in tmp_path.iterdir()} == {"lock"}
+    held.release()
     lock(tmp_path).release()  # the file is there, but nobody holds it
     with pytest.raises(UserError, match=f"{tmp_path}/lock/deeper: cannot be written to"):
         train_and_evaluate(tiny_config(), tmp_path / "lock" / "deeper")

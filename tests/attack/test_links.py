@@ -1,0 +1,129 @@
+"""Symbolic links, pipes and devices in a workdir: nothing outside it is written or waited for."""
+
+import json
+import os
+import warnings
+
+import numpy as np
+import pytest
+
+from nanodet_jax.errors import UserError
+from nanodet_jax.files import make_folder, open_regular, read_json, replacing, write_json
+from nanodet_jax.training.journal import Journal
+from nanodet_jax.training.lock import lock
+from nanodet_jax.visualize import save_image
+
+PRECIOUS = b"precious"
+PICTURE = np.zeros((8, 8, 3), np.uint8)
+
+
+@pytest.fixture
+def victim(tmp_path):
+    """A file of the user's; afterwards it must be as it was."""
+    path = tmp_path / "victim"
+    path.write_bytes(PRECIOUS)
+    yield path
+    assert path.read_bytes() == PRECIOUS
+
+
+@pytest.fixture
+def elsewhere(tmp_path):
+    """A folder of the user's; afterwards it must hold what it held."""
+    folder = tmp_path / "elsewhere"
+    folder.mkdir()
+    (folder / "file").write_bytes(PRECIOUS)
+    yield folder
+    assert [path.name for path in folder.iterdir()] == ["file"]
+
+
+@pytest.fixture
+def workdir(tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    return folder
+
+
+def test_a_linked_file_is_replaced_and_its_target_unchanged(workdir, victim):
+    for name in ("x.json", "x.jpg", "x.bin"):
+        (workdir / name).symlink_to(victim)
+    write_json(workdir / "x.json", {"AP": 0.5})
+    save_image(workdir / "x.jpg", PICTURE)
+    with replacing(workdir / "x.bin") as file:
+        file.write(b"new")
+    assert not any(path.is_symlink() for path in workdir.iterdir())
+    assert json.loads((workdir / "x.json").read_text()) == {"AP": 0.5}
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(workdir):
+    path = workdir / "x"
+    path.write_bytes(PRECIOUS)
+    with pytest.raises(ZeroDivisionError), replacing(path) as file:
+        file.write(b"half")
+        raise ZeroDivisionError
+    assert path.read_bytes() == PRECIOUS and list(workdir.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "metrics.tmp", ".metrics.jsonl.tmp"])
+def test_the_log_is_never_written_through_a_link(workdir, victim, name):
+    (workdir / name).symlink_to(victim)
+    log = Journal(workdir, start_step=0, total_steps=1)
+    log.train(1, 1, dict.fromkeys(
+        ("loss", "loss_qfl", "loss_bbox", "loss_dfl", "learning_rate", "images_per_second"), 1.0
+    ), 0.5)  # fmt: skip
+    log.close()
+    assert json.loads((workdir / "metrics.jsonl").read_text())["step"] == 1
+
+
+def test_a_dangling_link_in_place_of_the_log_is_refused_or_replaced(workdir, tmp_path):
+    (workdir / "metrics.jsonl").symlink_to(tmp_path / "absent")
+    with warnings.catch_warnings(), pytest.raises(UserError, match=r"metrics\.jsonl"):
+        Journal(workdir, start_step=0, total_steps=1)
+    assert not (tmp_path / "absent").exists()
+
+
+@pytest.mark.parametrize("name", ["pictures", "tensorboard"])
+def test_a_linked_folder_is_refused_by_name(workdir, elsewhere, name):
+    (workdir / name).symlink_to(elsewhere)
+    with pytest.raises(UserError, match=rf"run/{name}: is a symbolic link"):
+        log = Journal(workdir, start_step=0, total_steps=1)
+        try:
+            log.picture("val", 1, PICTURE)
+        finally:
+            log.close()
+
+
+def test_a_linked_workdir_is_the_users_own_choice(workdir, tmp_path):
+    link = tmp_path / "link"
+    link.symlink_to(workdir)
+    assert make_folder(link / "pictures").is_dir()
+
+
+def test_a_linked_lock_is_refused(workdir, victim):
+    (workdir / "lock").symlink_to(victim)
+    with pytest.raises(UserError, match="cannot be written to"):
+        lock(workdir)
+
+
+@pytest.mark.parametrize("kind", ["fifo", "device", "folder", "linked fifo", "linked device"])
+def test_only_regular_files_are_read(workdir, kind):
+    path = workdir / "metrics.json"
+    if kind.endswith("fifo"):
+        os.mkfifo(workdir / "fifo")
+        path.symlink_to(workdir / "fifo") if "linked" in kind else os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        path.symlink_to("/dev/zero")
+    for read in (open_regular, read_json):
+        with pytest.raises(ValueError, match="is no regular file"):
+            read(path)
+
+
+def test_json_beyond_its_limit_or_too_deep_is_refused(workdir):
+    path = workdir / "metrics.json"
+    path.write_bytes(b"[" + b"0," * (1 << 19) + b"0]")
+    with pytest.raises(ValueError, match="1 MB are more than such a file may take"):
+        read_json(path)
+    path.write_bytes(b"[" * 100_000)
+    with pytest.raises(ValueError, match="nested too deeply"):
+        read_json(path)

@@ -1,0 +1,101 @@
+"""A terminal that is closed, a reader that leaves: the run saves or goes on."""
+
+import os
+import pty
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from nanodet_jax import train_and_evaluate
+from nanodet_jax.training.interrupt import Interrupt
+from nanodet_jax.training.journal import Journal
+from tests import kill
+from tests.runs import REPO, TINY, final_state, journal
+from tests.training.test_loop import (  # noqa: F401
+    STEPS,
+    one_device,
+    signal_at,
+    tiny_config,
+    unbroken,
+)
+
+HANGUP = signal.SIGHUP
+SHORT = (
+    *TINY,
+    "--config.data.batch_size=4",
+    "--config.data.train_size=16",
+    "--config.training.steps=8",
+)
+
+
+def test_a_hangup_saves_and_the_same_command_goes_on(unbroken, tmp_path):  # noqa: F811
+    handler = signal.getsignal(HANGUP)
+    with pytest.MonkeyPatch.context() as patch:
+        signal_at(patch, Journal, "advance", 3, HANGUP)
+        with pytest.raises(SystemExit) as stopped:
+            train_and_evaluate(tiny_config(), tmp_path)
+    assert stopped.value.code == 128 + HANGUP
+    assert signal.getsignal(HANGUP) == handler
+    assert int(final_state(tmp_path, 3).step) == 3
+    train_and_evaluate(tiny_config(), tmp_path)
+    assert journal(tmp_path) == journal(unbroken[0])
+
+
+def test_a_second_hangup_is_ignored_but_a_second_interrupt_is_not():
+    with Interrupt() as interrupt:
+        interrupt.catch()
+        os.kill(os.getpid(), HANGUP)
+        assert interrupt.received == HANGUP
+        os.kill(os.getpid(), HANGUP)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_hangup_that_is_ignored_stays_ignored():
+    before = signal.signal(HANGUP, signal.SIG_IGN)
+    try:
+        with Interrupt() as interrupt:
+            interrupt.catch()
+            os.kill(os.getpid(), HANGUP)
+            assert interrupt.received is None
+        assert signal.getsignal(HANGUP) == signal.SIG_IGN
+    finally:
+        signal.signal(HANGUP, before)
+
+
+@pytest.mark.slow
+def test_a_reader_that_leaves_does_not_end_the_run(tmp_path):
+    command = [sys.executable, "train.py", *SHORT, f"--workdir={tmp_path / 'run'}"]
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+    with subprocess.Popen(
+        command, cwd=REPO, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    ) as process:
+        assert process.stdout is not None
+        assert b"reading the data" in process.stdout.readline()
+        process.stdout.close()
+    assert process.returncode == 0
+    assert int(final_state(tmp_path / "run", 8).step) == 8
+
+
+@pytest.mark.slow
+def test_a_closed_terminal_saves_the_run(tmp_path):
+    flags = [*SHORT[:-1], "--config.training.steps=100000"]
+    ours, theirs = pty.openpty()
+    # A session of its own, whose controlling terminal is ours.
+    script = "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0);"
+    script += "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
+    workdir = tmp_path / "run"
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, "train.py", *flags, f"--workdir={workdir}"],
+        cwd=REPO, env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""},
+        stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True,
+    )  # fmt: skip
+    os.close(theirs)
+    while kill.lines(workdir) <= 5:
+        assert process.poll() is None and os.read(ours, 1 << 16)  # else the terminal would be full
+    os.close(ours)
+    assert process.wait(60) == 128 + HANGUP
+    assert kill.newest(workdir) > 5
+    assert int(final_state(workdir, kill.newest(workdir)).step) == kill.newest(workdir)
