@@ -113,11 +113,10 @@ def check_cache(folder: Path) -> None:
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         found = folder.stat()
-        open_to_all = found.st_mode & 0o011  # files may then be reached by others
-        suspect = _is_foreign(found) or any(
-            _is_foreign(entry.stat(follow_symlinks=False), bool(open_to_all))
-            for entry in os.scandir(folder)
-        )
+        reachable = bool(found.st_mode & 0o011)  # by others
+        with os.scandir(folder) as entries:
+            inside = [entry.stat(follow_symlinks=False) for entry in entries]
+        suspect = _is_foreign(found) or any(_is_foreign(one, reachable) for one in inside)
     except OSError as error:
         raise UserError(
             f"{folder}: cannot hold compiled programs: {error.strerror}; set "

@@ -7,6 +7,7 @@ gigabytes.
 from typing import BinaryIO, NamedTuple
 
 HAS_EXIF = 0x08  # flag in VP8X
+JPEG_PREFIX = b"Exif\0\0"
 MOST_CHUNKS = 1 << 16  # that are skipped in search of EXIF: an animation has one or two per frame
 
 
@@ -61,7 +62,9 @@ def _exif(stream: BinaryIO, most: int) -> bytes:
         if name == b"EXIF":
             if size > most:
                 raise ValueError("too much EXIF data")
-            return stream.read(size)
+            data = stream.read(size)
+            # OpenCV ignores EXIF data with the prefix that they have in a JPEG.
+            return b"" if data.startswith(JPEG_PREFIX) else data
         stream.seek(size + size % 2, 1)
     raise ValueError("too many chunks")
 

@@ -12,8 +12,13 @@ from nanodet_jax.training.board import Board
 
 
 def events(folder):
-    """What lies in the folder's only file: length, its checksum, data, their checksum."""
+    """What lies in the folder's only file."""
     (path,) = folder.iterdir()
+    return read_events(path)
+
+
+def read_events(path):
+    """Records of a file: length, its checksum, data, their checksum."""
     data, place, found = path.read_bytes(), 0, []
     while place < len(data):
         (length,) = struct.unpack_from("<Q", data, place)
