@@ -13,6 +13,7 @@ from absl import flags
 from nanodet_jax import doors, evaluate
 from nanodet_jax.errors import UserError
 from nanodet_jax.evaluation import format_table
+from nanodet_jax.files import make_folder
 from nanodet_jax.terminal import say, say_lines
 
 CONFIG = doors.define_config("configs/shapes.py")
@@ -28,8 +29,10 @@ def main() -> None:
     source = WEIGHTS.value or WORKDIR.value
     if not source or (WEIGHTS.value and WORKDIR.value):
         raise UserError("give --workdir of a run or --weights of a file, and not both")
-    default = Path(WORKDIR.value) / "eval" if WORKDIR.value else Path("runs/eval")
-    out = Path(OUT.value or default)
+    if OUT.value:
+        out = Path(OUT.value)
+    else:  # a workdir may come from a stranger: no folder of it leads elsewhere
+        out = make_folder(Path(WORKDIR.value) / "eval" if WORKDIR.value else Path("runs/eval"))
     say_lines(format_table(evaluate(CONFIG.value, source, out, JUDGE.value)))
     say(f"metrics.json, detections.json and pictures are in {out}")
 

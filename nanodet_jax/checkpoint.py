@@ -1,11 +1,14 @@
 """What a run leaves in `checkpoints/`: the newest states, the best, and every N epochs one.
 
 Nothing that is read from a checkpoint is believed before it is the same, to the bit, as what was
-saved: digests of all arrays and of the metrics are part of it.
+saved: digests of all arrays and of the metrics are part of it. Orbax writes and deletes
+checkpoints. What is in them is read by `checkpoint_files` and `checkpoint_arrays`.
 """
 
 import contextlib
-from collections.abc import Sequence
+import math
+import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +16,23 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
+from etils import epath
 from orbax.checkpoint import checkpoint_managers
 
 from nanodet_jax import digests, hosts
+from nanodet_jax.checkpoint_arrays import read_arrays
+from nanodet_jax.checkpoint_files import (
+    check_arrays,
+    check_folder,
+    read_record,
+    refuse_links,
+    saved_steps,
+)
 from nanodet_jax.errors import UserError, first_line
+from nanodet_jax.files import make_folder
 from nanodet_jax.ratings import Ratings
 from nanodet_jax.state import TrainState
-from nanodet_jax.terminal import say
+from nanodet_jax.terminal import printable, say
 
 CHECKPOINTS = "checkpoints"  # folder in a workdir
 NEWEST = 2  # of which the older one is there in case the newest is damaged
@@ -57,60 +70,62 @@ class Checkpoints:
       workdir: of the run.
       keep_every_steps: checkpoints of these steps are never deleted; 0: none.
       writing: False to look at a run that may be going on: nothing in the folder is changed.
+
+    Raises:
+      UserError: if the folder cannot be made or read, or holds a symbolic link.
     """
 
     def __init__(self, workdir: Path, keep_every_steps: int = 0, writing: bool = True):
         self.folder = workdir.absolute() / CHECKPOINTS
-        self._writing = writing
         self._ratings = Ratings(self.folder)
-        kept: list[Any] = [checkpoint_managers.LatestN(NEWEST), _Best(self._ratings)]
-        if keep_every_steps:
-            kept.append(checkpoint_managers.EveryNSteps(keep_every_steps))
-        options = ocp.CheckpointManagerOptions(
-            preservation_policy=checkpoint_managers.AnyPreservationPolicy(kept),
-            cleanup_tmp_directories=writing,  # what a crash left half-written
-            create=False,
-            read_only=not writing,
-            save_interval_steps=1 if writing else 0,  # what Orbax itself would set, with a warning
-        )
-        with self._told("cannot be opened"):
-            if writing:
-                self.folder.mkdir(parents=True, exist_ok=True)
-            self._manager = ocp.CheckpointManager(self.folder, options=options)
+        self._keep_every_steps = keep_every_steps
+        self._own: set[int] = set()  # steps that were saved or restored here
+        self._manager: ocp.CheckpointManager | None = None  # made for the first save
+        if writing:
+            make_folder(self.folder)
+        refuse_links(self.folder)
 
     def latest_step(self) -> int | None:
         """Step of the newest checkpoint, None before the first."""
-        return self._manager.latest_step()
+        return max(self._steps(), default=None)
 
     def best_step(self) -> int | None:
         """Step of the checkpoint with the highest AP, None where none was evaluated."""
-        return self._ratings.best(self._manager.all_steps())
+        return self._ratings.best(self._steps())
 
     def metrics(self, step: int) -> dict[str, Any] | None:
         """What `rate` noted of a step; None if nothing was, or if that is damaged."""
         return self._ratings.of(step)
 
     def save(self, state: TrainState) -> None:
-        """Begin to save; a step that is saved already is left as it is.
+        """Begin to save; a step that was saved or restored by this process is left as it is.
 
         Raises:
-          UserError: if this checkpoint, or the one before it, could not be written.
+          UserError: if this checkpoint, or the one before it, could not be written, or another
+            process has saved this step.
         """
         step = int(state.step)
-        if step in self._manager.all_steps():
+        if step in self._own:
             return
+        path = self.folder / str(step)
+        if os.path.lexists(path):
+            raise UserError(
+                f"{path}: exists, but was not saved by this run; another run may be writing to "
+                "this workdir: stop one of them, or give another --workdir"
+            )
         # Copies: the next step is going to overwrite the donated buffers.
         parts = _split(jax.tree.map(lambda leaf: np.array(leaf), state))
         record = {"version": VERSION, "arrays": digests.of_arrays(parts)}
         items = {name: ocp.args.StandardSave(part) for name, part in parts.items()}
         self._ratings.begin(step)
         with self._told(f"checkpoint {step} cannot be written"):
-            self._manager.save(
+            self._open_manager().save(
                 step,
                 args=ocp.args.Composite(
                     **items, **{RECORD: ocp.args.JsonSave(digests.signed(record))}
                 ),
             )
+        self._own.add(step)
 
     def rate(self, step: int, metrics: dict[str, Any]) -> None:
         """Note what was measured of a step that was saved, once that is on disk.
@@ -174,7 +189,7 @@ class Checkpoints:
         Raises:
           UserError: if all are damaged, or of another model.
         """
-        steps = set(self._manager.all_steps())
+        steps = set(self._steps())
         named = bool(steps)
         while steps:
             step = self._ratings.best(steps)
@@ -195,63 +210,98 @@ class Checkpoints:
           UserError: if it cannot be written.
         """
         with self._told("the last checkpoint cannot be written"):
-            self._manager.wait_until_finished()
+            if self._manager:
+                self._manager.wait_until_finished()
 
     def close(self) -> None:
         """Wait as `wait` does, and let go of everything."""
         with self._told("the last checkpoint cannot be written"):
-            self._manager.close()
+            if self._manager:
+                self._manager.close()
+                self._manager = None
+
+    def _steps(self) -> Sequence[int]:
+        # Orbax also knows the one that is being written.
+        return self._manager.all_steps() if self._manager else saved_steps(self.folder)
+
+    def _open_manager(self) -> ocp.CheckpointManager:
+        if not self._manager:
+            kept: list[Any] = [checkpoint_managers.LatestN(NEWEST), _Best(self._ratings)]
+            if self._keep_every_steps:
+                kept.append(checkpoint_managers.EveryNSteps(self._keep_every_steps))
+            options = ocp.CheckpointManagerOptions(
+                preservation_policy=checkpoint_managers.AnyPreservationPolicy(kept),
+                cleanup_tmp_directories=True,  # what a crash left half-written
+                create=False,
+                step_name_format=_Steps(),
+                lightweight_initialize=True,  # nothing in the folders of steps is read
+            )
+            self._manager = ocp.CheckpointManager(self.folder, options=options)
+        return self._manager
 
     def _record(self, step: int) -> dict[str, Any]:
-        args = ocp.args.Composite(**{RECORD: ocp.args.JsonRestore()})
+        """Descriptions of all arrays that were saved at a step."""
+        where = f"{self.folder}/{step}"
         try:
-            record = digests.verified(self._manager.restore(step, args=args)[RECORD])
-        except Exception as error:  # whatever a damaged file provokes
+            record = read_record(self.folder / str(step) / RECORD / "metadata")
+            if record["version"] == VERSION:
+                return check_arrays(record)
+        except (OSError, ValueError) as error:
             reason = f"its {RECORD} cannot be read: {_line(error)}"
-            raise Damaged(f"{self.folder}/{step}: is damaged ({reason})") from error
-        if record["version"] != VERSION:
-            raise UserError(
-                f"{self.folder}/{step}: has version {record['version']} of the format, this "
-                f"program reads {VERSION}; use the nanodet_jax that wrote it"
-            )
-        return record
+            raise Damaged(f"{where}: is damaged ({reason})") from error
+        raise UserError(
+            f"{where}: has version {printable(str(record['version']), 20)} of the format, this "
+            f"program reads {VERSION}; use the nanodet_jax that wrote it"
+        )
 
     def _restore(self, step: int, parts: dict[str, Any]) -> Any:
-        where = f"{self.folder}/{step}"
+        """Parts of a checkpoint, like `parts`.
+
+        The arrays are those of `parts`: what the files say only decides whether they are accepted.
+        """
+        folder = self.folder / str(step)
+        wanted = digests.named(parts)
+        size = sum(
+            math.prod(like.shape) * np.dtype(like.dtype).itemsize for like in wanted.values()
+        )
+        try:
+            check_folder(folder, len(wanted), size)
+        except (OSError, ValueError) as error:
+            raise Damaged(f"{folder}: is damaged ({_line(error)})") from error
         saved = {
             name: about
-            for name, about in self._record(step)["arrays"].items()
+            for name, about in self._record(step).items()
             if name.partition("/")[0] in parts
         }
         difference = digests.difference_in_shape(saved, parts)
         if difference:
             raise UserError(
-                f"{where}: does not fit this config's model or optimizer ({difference}); use the "
+                f"{folder}: does not fit this config's model or optimizer ({difference}); use the "
                 "workdir's own config, or another workdir"
             )
-        args = {name: ocp.args.StandardRestore(_host(part)) for name, part in parts.items()}
         try:
-            restored = self._manager.restore(step, args=ocp.args.Composite(**args))
-            restored = {name: restored[name] for name in parts}
-            difference = digests.difference(saved, restored)
-        except Exception as error:  # whatever a damaged file provokes
-            raise Damaged(f"{where}: is damaged ({_line(error)})") from error
+            arrays = read_arrays(folder, wanted)
+        except ValueError as error:
+            raise Damaged(f"{folder}: is damaged ({_line(error)})") from error
+        restored = jax.tree.unflatten(jax.tree.structure(parts), arrays.values())
+        difference = digests.difference(saved, restored)
         if difference:
-            raise Damaged(f"{where}: is damaged ({difference})")
+            raise Damaged(f"{folder}: is damaged ({difference})")
+        self._own.add(step)
         return restored
 
     def _set_aside(self, step: int) -> Path:
         """Rename a damaged checkpoint, so that the step can be saved again."""
         place = self.folder / f"damaged_{step}"
         number = 1
-        while place.exists():
+        while os.path.lexists(place):
             number += 1
             place = self.folder / f"damaged_{step}_{number}"
+        self.close()  # Orbax lists the folder when it is opened again
         with self._told(f"checkpoint {step} is damaged and cannot be moved aside"):
             if hosts.is_writer():
                 (self.folder / str(step)).rename(place)
             hosts.gather(None)  # all have seen the damage, and now see it gone
-            self._manager.reload()
         return place
 
     @contextlib.contextmanager
@@ -279,6 +329,24 @@ class _Best(checkpoint_managers.PreservationPolicy):
         return [info.step == best for info in checkpoints]
 
 
+class _Steps(ocp.path.step.NameFormat):
+    """Folders of steps as `saved_steps` lists them, so that Orbax agrees with us on every name."""
+
+    def build_name(self, step: int) -> str:
+        return str(step)
+
+    def find_all(self, base_path: Any) -> Iterator[ocp.path.step.Metadata]:
+        return (self._metadata(base_path, step) for step in saved_steps(Path(base_path)))
+
+    def find_step(self, base_path: Any, step: int) -> ocp.path.step.Metadata:
+        if step not in saved_steps(Path(base_path)):
+            raise ValueError(f"{base_path}/{step} does not exist")
+        return self._metadata(base_path, step)
+
+    def _metadata(self, base_path: Any, step: int) -> ocp.path.step.Metadata:
+        return ocp.path.step.Metadata(step=step, path=epath.Path(base_path) / str(step))
+
+
 def _split(state: TrainState) -> dict[str, Any]:
     training = {"opt_state": state.opt_state, "step": state.step}
     if state.average is not None:
@@ -286,17 +354,7 @@ def _split(state: TrainState) -> dict[str, Any]:
     return {"variables": state.inference_variables, "training": training}
 
 
-def _host(tree: Any) -> Any:
-    return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), tree)
-
-
 def _line(error: BaseException) -> str:
     line = first_line(error)
     # TensorStore begins with what it was about to do, and ends with what the system said to that.
     return line if len(line) <= LONGEST_LINE else f"... {line[-LONGEST_LINE:]}"
-
-
-def saved_steps(folder: Path) -> list[int]:
-    if not folder.is_dir():
-        return []
-    return [int(p.name) for p in folder.iterdir() if p.name.isascii() and p.name.isdecimal()]

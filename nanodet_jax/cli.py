@@ -2,10 +2,12 @@
 
 import argparse
 import dataclasses
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 from tqdm import tqdm
 
 from nanodet_jax import backend, visualize
@@ -17,8 +19,10 @@ from nanodet_jax.errors import UserError
 from nanodet_jax.files import write_json
 from nanodet_jax.summary import format_summary, summarize
 from nanodet_jax.terminal import say, say_lines, tolerate_closed_output
-from nanodet_jax.weights import load_weights, save_weights
+from nanodet_jax.weights import MAX_INPUT_SIDE, load_weights, save_weights
 
+DETECTIONS = "detections.json"
+LONGEST_STEM = 240  # bytes of a file name; most file systems allow 255 with its ending
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 
 
@@ -63,63 +67,88 @@ def _add_predict(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-megapixels", type=float, help="larger images are not read (default: as in training)"
     )
+    parser.add_argument(
+        "--max-input-side",
+        type=float,
+        default=MAX_INPUT_SIDE,
+        help="weights that ask for a larger input are refused (%(default)s pixels)",
+    )
     parser.set_defaults(run=predict)
 
 
 def predict(args: argparse.Namespace) -> int:
     """Write a picture with boxes per image, and `detections.json` with all above 0.05.
 
-    Of several images those that cannot be read are told and left out; the answer is then 1.
+    Of several images those that cannot be read are reported and left out; the answer is then 1.
+    Where an error or Ctrl-C ends the command, `detections.json` holds the images done by then.
     """
     files = [file for path in args.images for file in _image_files(path)]
     names = _picture_names(files)
-    detector = Detector.load(args.weights or args.workdir)
-    most = args.max_megapixels or detector.config.data.max_megapixels
-    found = {}
-    for file, name in tqdm(list(zip(files, names)), unit="img", disable=len(files) == 1):
-        try:
-            pixels = read_image(file, most)
-        except UserError as error:
-            if len(files) == 1:
-                raise
-            say(f"left out: {error}")
-            continue
-        one = detector(pixels)
-        assert isinstance(one, Found)
-        found[str(file)] = _as_json(one)
-        drawn = visualize.draw_detections(
-            pixels, one.boxes, one.scores, one.labels, detector.class_names, args.threshold
-        )
-        visualize.save_image(args.out / name, drawn)
-        shown = [n for n, score in zip(one.class_names, one.scores) if score >= args.threshold]
-        counts = ", ".join(f"{shown.count(n)} {n}" for n in dict.fromkeys(shown))
-        say(f"{file}: {counts or 'nothing'}")
-    write_json(args.out / "detections.json", found, indent=2)
-    left_out = len(files) - len(found)
+    detector = Detector.load(args.weights or args.workdir, args.max_input_side, args.max_megapixels)
+    found: dict[str, list[dict]] = {}
+    left_out = 0
+    try:
+        for file, name in tqdm(list(zip(files, names)), unit="img", disable=len(files) == 1):
+            try:
+                pixels = read_image(file, detector.max_megapixels)
+            except UserError as error:
+                if len(files) == 1:
+                    raise
+                left_out += 1
+                say(f"left out: {error}")
+                continue
+            found[str(file)] = _predict_one(detector, file, pixels, args.out / name, args.threshold)
+    except BaseException:
+        if found:
+            write_json(args.out / DETECTIONS, found, indent=2)
+            say(f"stopped; {DETECTIONS} in {args.out} holds {len(found)} of {len(files)} images")
+        raise
+    write_json(args.out / DETECTIONS, found, indent=2)
     more = f"; {left_out} of {len(files)} images could not be read" if left_out else ""
-    say(f"{len(found)} pictures and detections.json are in {args.out}{more}")
+    say(f"{len(files) - left_out} pictures and {DETECTIONS} are in {args.out}{more}")
     return int(left_out > 0)
 
 
+def _predict_one(
+    detector: Detector, file: Path, pixels: np.ndarray, picture: Path, threshold: float
+) -> list[dict]:
+    """Detections of one image as json has them; they are drawn and counted too."""
+    one = detector.detect_one(pixels)
+    drawn = visualize.draw_detections(
+        pixels, one.boxes, one.scores, one.labels, detector.class_names, threshold
+    )
+    visualize.save_image(picture, drawn)
+    shown = [n for n, score in zip(one.class_names, one.scores) if score >= threshold]
+    counts = ", ".join(f"{shown.count(n)} {n}" for n in dict.fromkeys(shown))
+    say(f"{file}: {counts or 'nothing'}")
+    return _as_json(one)
+
+
 def _image_files(path: Path) -> list[Path]:
-    if path.is_file():
-        return [path]
-    if not path.is_dir():
-        raise UserError(f"{path}: no such image or folder")
-    files = sorted(file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
+    try:
+        if path.is_file():
+            return [path]
+        if not path.is_dir():
+            raise UserError(f"{path}: no such image or folder")
+        files = sorted(file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
     if not files:
         raise UserError(f"{path}: holds no image ({', '.join(sorted(IMAGE_SUFFIXES))})")
     return files
 
 
 def _picture_names(files: list[Path]) -> list[str]:
-    """One name per file, numbered where two folders hold files of the same name."""
+    """One name per file, numbered where two would be the same, in small letters too."""
     names, used = [], set()
     for file in files:
-        name, number = f"{file.stem}.jpg", 2
-        while name in used:
-            name, number = f"{file.stem}_{number}.jpg", number + 1
-        used.add(name)
+        stem = file.stem
+        if len(os.fsencode(stem)) > LONGEST_STEM:
+            stem = os.fsencode(stem)[:LONGEST_STEM].decode(errors="ignore")
+        name, number = f"{stem}.jpg", 2
+        while name.lower() in used:
+            name, number = f"{stem}_{number}.jpg", number + 1
+        used.add(name.lower())
         names.append(name)
     return names
 
@@ -139,7 +168,7 @@ def _add_convert(parser: argparse.ArgumentParser) -> None:
 
 def convert(args: argparse.Namespace) -> None:
     """Write weights as a `.npz` that holds its config and class names too."""
-    weights = load_weights(args.source)
+    weights = load_weights(args.source, max_input_side=None)  # nothing is computed
     save_weights(args.out, weights)
     model = weights.config.model
     kind = "nanodet-plus-m" if model.neck == "ghost_pan" else "nanodet-m"

@@ -25,17 +25,20 @@ PIXEL_PLACES = ("host", "device")
 NECKS = ("pan", "ghost_pan")
 ASSIGNERS = ("atss", "dynamic_soft_label")
 BACKBONE_STRIDES = (8, 16, 32)
-# Bounds on what a file of weights may ask for: far above any use, and soon built.
+# Bounds on what a file of weights may ask for: far above any use, and built within 10 seconds.
 MOST = {
     "num_classes": 100_000,
     "channels": 4096,
     "kernel_size": 31,
-    "stacked_convs": 32,
-    "neck_blocks": 32,
+    "stacked_convs": 16,
+    "neck_blocks": 16,
     "reg_max": 255,
     "guidance_channels": 8192,
-    "guidance_convs": 32,
+    "guidance_convs": 16,
 }
+MAX_TAPS = 600  # kernel_size**2 * (stacked_convs + neck_blocks): each is traced on its own
+MAX_SIDE = 8192  # of the input, pixels
+MAX_SCORES = 2**31  # of an image: priors times classes, numbered by int32
 GUIDANCE_GROUPS = 32  # of the group norms in the guidance head
 
 
@@ -250,6 +253,7 @@ def check(config: Config, num_devices: int = 1) -> None:
         "input_size",
         f"height and width must be multiples of the backbone's largest stride, {largest}",
     )
+    require(max(config.input_size) <= MAX_SIDE, "input_size", f"sides must be at most {MAX_SIDE}")
     require(config.precision in PRECISIONS, "precision", f"must be one of {PRECISIONS}")
     require(model.width in WIDTHS, "model.width", f"must be one of {WIDTHS}")
     require(model.num_classes >= 0, "model.num_classes", "must be positive, or 0 for the data's")
@@ -265,6 +269,11 @@ def check(config: Config, num_devices: int = 1) -> None:
     require(
         model.kernel_size > 0 and model.kernel_size % 2 == 1, "model.kernel_size", "must be odd"
     )
+    taps = model.kernel_size**2 * (model.stacked_convs + model.neck_blocks)
+    way_out = f"its square times (stacked_convs + neck_blocks) is {taps}, over {MAX_TAPS}"
+    require(taps <= MAX_TAPS, "model.kernel_size", way_out)
+    scores = num_priors(config) * model.num_classes
+    require(scores < MAX_SCORES, "input_size", f"too large for {model.num_classes} classes")
     require(0 <= model.prior_offset < 1, "model.prior_offset", "is a place in a cell: 0 to 1")
     require(
         model.guidance_channels >= 0 and model.guidance_channels % GUIDANCE_GROUPS == 0,
@@ -340,6 +349,12 @@ def check(config: Config, num_devices: int = 1) -> None:
     for name in ("perspective", "rotation", "shear", "translate", "brightness"):
         require(getattr(config.augment, name) >= 0, f"augment.{name}", "must not be negative")
     require(0 <= config.augment.flip <= 1, "augment.flip", "is a probability")
+
+
+def num_priors(config: Config) -> int:
+    """How many priors the network has on an input of full size."""
+    height, width = config.input_size
+    return sum(-(-height // s) * -(-width // s) for s in config.model.strides)
 
 
 def _is_address(text: str) -> bool:

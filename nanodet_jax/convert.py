@@ -14,6 +14,7 @@ import numpy as np
 from nanodet_jax import config
 from nanodet_jax.errors import UserError
 from nanodet_jax.models.shufflenet_v2 import STAGE_CHANNELS
+from nanodet_jax.terminal import printable
 
 Entries = Mapping[str, np.ndarray]
 
@@ -151,14 +152,20 @@ def convert(entries: Entries, like: Any, where: str = "weights") -> Any:
     """
     targets = {pytorch_name(path): (path, leaf) for path, leaf in flatten(like).items()}
     missing = [name for name in targets if name not in entries]
-    left_over = [name for name in entries if name not in targets and not _is_unused(name, targets)]
+    unused = _unused(targets)
+    left_over = [
+        printable(name)
+        for name in entries
+        if name not in targets and not re.fullmatch(unused, name)
+    ]
     leaves, misfits = {}, []
     for name, (path, leaf) in targets.items():
         if name in entries:
-            array = from_pytorch(np.asarray(entries[name], np.float32))
+            array = from_pytorch(np.asarray(entries[name]))
             if array.shape != tuple(leaf.shape):
                 misfits.append(f"{name} {array.shape} instead of {tuple(leaf.shape)}")
-            leaves[path] = np.array(array, order="C")
+                continue  # before it is copied: many could share the numbers of one
+            leaves[path] = np.array(array, np.float32, order="C")
     faults = [
         f"{title}: {', '.join(group[:5])}" + (f" and {len(group) - 5} more" if group[5:] else "")
         for title, group in (
@@ -173,13 +180,14 @@ def convert(entries: Entries, like: Any, where: str = "weights") -> Any:
     return unflatten(leaves)
 
 
-def _is_unused(name: str, targets: Mapping[str, Any]) -> bool:
+def _unused(targets: Mapping[str, Any]) -> str:
+    """A pattern of the entries that no variable needs."""
     patterns = [UNUSED]
     if not any(target.startswith("head.gfl_reg.") for target in targets):
         patterns.append(UNUSED_IF_SHARED)
     if not any(target.startswith("aux_") for target in targets):
         patterns.append(UNUSED_IF_DEPLOYED)
-    return re.fullmatch("|".join(patterns), name) is not None
+    return "|".join(patterns)
 
 
 def take_over(entries: Entries, variables: Any, num_bins: int) -> tuple[Any, Report]:

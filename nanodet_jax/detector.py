@@ -1,5 +1,6 @@
 """A detector to call: images or their paths in, boxes with names out."""
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -14,7 +15,7 @@ from nanodet_jax.data.records import MAX_MEGAPIXELS, decode, make_record
 from nanodet_jax.errors import UserError
 from nanodet_jax.inference import detect_batch, make_detect
 from nanodet_jax.models.detector import build_model
-from nanodet_jax.weights import Weights, class_names_of, load_weights
+from nanodet_jax.weights import MAX_INPUT_SIDE, Weights, class_names_of, load_weights
 
 Image = str | Path | np.ndarray
 
@@ -33,25 +34,42 @@ class Detector:
 
     Attributes:
       config: of the training; `input_size` and `data.keep_ratio` decide how images are resized,
-        `data.max_megapixels` which are too large to be read.
+        `max_megapixels` which are too large to be read.
+      max_megapixels: the weights' `data.max_megapixels`, but at most `records.MAX_MEGAPIXELS`,
+        unless the caller has given a value.
       class_names: by label.
     """
 
-    def __init__(self, weights: Weights):
+    def __init__(self, weights: Weights, max_megapixels: float | None = None):
         backend.prepare()
         self.config: Config = weights.config
+        if max_megapixels is None:
+            max_megapixels = min(weights.config.data.max_megapixels, MAX_MEGAPIXELS)
+        if not max_megapixels > 0:
+            raise UserError(f"max_megapixels={max_megapixels}: must be positive")
+        self.max_megapixels = max_megapixels
         self.class_names = class_names_of(weights)
         self._variables = weights.variables
         self._detect = make_detect(build_model(weights.config.model, weights.config.precision))
 
     @classmethod
-    def load(cls, weights_or_workdir: str | Path) -> "Detector":
+    def load(
+        cls,
+        weights_or_workdir: str | Path,
+        max_input_side: float = MAX_INPUT_SIDE,
+        max_megapixels: float | None = None,
+    ) -> "Detector":
         """A detector from a `.pth`, `.ckpt` or `.npz` file, or from a run's workdir.
+
+        Args:
+          weights_or_workdir: the file or workdir.
+          max_input_side: the largest height or width of input that the weights may ask for.
+          max_megapixels: larger images are not read; default: as the weights say, within bounds.
 
         Raises:
           UserError: if there is nothing there, or not what it should be.
         """
-        return cls(load_weights(weights_or_workdir))
+        return cls(load_weights(weights_or_workdir, max_input_side), max_megapixels)
 
     def __call__(self, images: Image | Sequence[Image]) -> Found | list[Found]:
         """Objects in an image, or in each of several.
@@ -63,7 +81,8 @@ class Detector:
           One `Found` for one image, a list for a list.
 
         Raises:
-          UserError: naming the image that cannot be read.
+          UserError: naming the image that cannot be read, or because of weights that yield boxes
+            without finite coordinates.
         """
         if isinstance(images, str | Path | np.ndarray):
             return self.detect_one(images)
@@ -71,10 +90,12 @@ class Detector:
 
     def detect_one(self, image: Image) -> Found:
         """Objects in one image; a program is compiled for each new shape of input."""
-        pixels = read_image(image, self.config.data.max_megapixels)
+        pixels = read_image(image, self.max_megapixels)
         prepared = prepare_for_inference(pixels, self.config)
         batch = stack([(0, prepared)], batch_size=1)
         [(_, found)] = detect_batch(self._detect, self._variables, batch)
+        if not np.isfinite(found.boxes).all():
+            raise UserError("the network yields boxes that are not finite; its weights are damaged")
         names = [self.class_names[label] for label in found.labels]
         return Found(found.boxes, found.scores, names, found.labels)
 
@@ -95,5 +116,7 @@ def read_image(image: Image, max_megapixels: float = MAX_MEGAPIXELS) -> np.ndarr
         if image.shape[2] != 3:
             raise UserError(f"an image must have 3 channels (BGR), not {image.shape[2]}")
         return image
-    path = Path(image).expanduser()
+    path = Path(image)
+    with contextlib.suppress(RuntimeError):  # a file called ~name, without such a user
+        path = path.expanduser()
     return decode(make_record(0, path.name, path, (0, 0), [], [], [], []), max_megapixels)

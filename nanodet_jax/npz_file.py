@@ -10,6 +10,9 @@ import numpy as np
 from numpy.lib import format as npy
 
 from nanodet_jax.errors import UserError
+from nanodet_jax.zip_file import open_zip
+
+NO_ZIP = "is damaged or no .npz archive"
 
 
 def read_npz(path: Path) -> dict[str, np.ndarray]:
@@ -20,9 +23,9 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
         plain numbers, not compressed, as `numpy.savez` writes them.
     """
     try:
-        with path.open("rb") as stream, zipfile.ZipFile(stream) as archive:
+        with open_zip(path, NO_ZIP) as archive:
             members = archive.infolist()
-            _check(members, path.stat().st_size)
+            _check_names([info.filename for info in members])
             return {info.filename.removesuffix(".npy"): _read(archive, info) for info in members}
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
@@ -33,12 +36,7 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
         raise UserError(f"{path}: is damaged or no .npz archive ({ascii(error)[:200]})") from error
 
 
-def _check(members: list[zipfile.ZipInfo], archive_size: int) -> None:
-    if any(info.compress_type or info.flag_bits & 1 for info in members):
-        raise UserError("has compressed or encrypted members, which this project never writes")
-    if sum(info.file_size for info in members) > archive_size:
-        raise UserError("damaged archive: its members claim more bytes than the file has")
-    names = [info.filename for info in members]
+def _check_names(names: list[str]) -> None:
     if len(set(names)) < len(names) or not all(name.endswith(".npy") for name in names):
         raise UserError("is no .npz archive: its members are not arrays with a name each")
 

@@ -16,8 +16,16 @@ import numpy as np
 from nanodet_jax import pytorch_pickle
 from nanodet_jax.errors import UserError
 from nanodet_jax.pytorch_pickle import STORAGES, Storage, Tensor, quoted
+from nanodet_jax.terminal import printable
+from nanodet_jax.zip_file import open_zip
 
-PICKLE_LIMIT = 4 << 20  # bytes; 645 tensors take 80 thousand, and a byte may cost 70 of memory
+PICKLE_LIMIT = 4 << 20  # bytes; 645 tensors take 80 thousand
+MAX_TENSORS = 20_000  # the deepest network that config.check allows has fewer
+MAX_SHARING = 4  # elements of all tensors, for each element stored
+NO_ZIP = (
+    "is no archive of torch.save (zip). If it is of PyTorch before 1.6, load it there and re-save "
+    "with torch>=1.6"
+)
 
 
 def read_state_dict(path: Path) -> dict[str, np.ndarray]:
@@ -36,14 +44,8 @@ def read_state_dict(path: Path) -> dict[str, np.ndarray]:
         anything but tensors and plain values, or holds no tensors.
     """
     try:
-        with open(path, "rb") as file:
-            if file.read(4) != b"PK\x03\x04":
-                raise UserError(
-                    "is no archive of torch.save (zip). If it is of PyTorch before 1.6, load it "
-                    "there and re-save with torch>=1.6"
-                )
-            with zipfile.ZipFile(file) as archive:
-                return _read(archive, path.stat().st_size)
+        with open_zip(path, NO_ZIP) as archive:
+            return _read(archive)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     # What zipfile raises on a file that was cut or altered: it has no one error for that, and
@@ -56,22 +58,22 @@ def read_state_dict(path: Path) -> dict[str, np.ndarray]:
         RuntimeError,
         OverflowError,
     ) as error:
-        raise UserError(f"{path}: damaged archive ({error}); fetch it again") from error
+        raise UserError(
+            f"{path}: damaged archive ({printable(str(error))}); fetch it again"
+        ) from error
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
-def _read(archive: zipfile.ZipFile, archive_size: int) -> dict[str, np.ndarray]:
+def _read(archive: zipfile.ZipFile) -> dict[str, np.ndarray]:
     members = {info.filename: info for info in archive.infolist()}
     pickles = [name for name in members if re.fullmatch(r"[^/]+/data\.pkl", name)]
-    if len(pickles) != 1:
+    if not pickles:
         raise UserError("is a zip, but none of torch.save: no NAME/data.pkl")
+    if len(pickles) > 1:
+        several = f"{quoted(pickles[0])} and {quoted(pickles[1])}"
+        raise UserError(f"damaged archive: several NAME/data.pkl, such as {several}")
     root = pickles[0].removesuffix("data.pkl")
-    # torch.save neither compresses nor encrypts, so no honest file grows when it is read.
-    if any(info.compress_type or info.flag_bits & 1 for info in members.values()):
-        raise UserError("has compressed or encrypted members, which torch.save never writes")
-    if sum(info.file_size for info in members.values()) > archive_size:
-        raise UserError("damaged archive: its members claim more bytes than the file has")
     if members[pickles[0]].file_size > PICKLE_LIMIT:
         raise UserError(f"data.pkl has over {PICKLE_LIMIT} bytes: no file of weights")
     order = "little"  # of files before PyTorch 2.1, which do not say
@@ -80,16 +82,33 @@ def _read(archive: zipfile.ZipFile, archive_size: int) -> dict[str, np.ndarray]:
     if order not in ("little", "big"):
         raise UserError(f"unknown byteorder {quoted(order)}")
 
-    storages: dict[Storage, np.ndarray] = {}
     tensors = _unwrap(pytorch_pickle.interpret(archive.read(pickles[0])))
-    for storage in {tensor.storage for tensor in tensors.values()}:
-        name = f"{root}data/{storage.key}"
+    if len(tensors) > MAX_TENSORS:
+        raise UserError(f"has {len(tensors)} tensors; {MAX_TENSORS} are the most")
+    arrays: dict[str, np.ndarray] = {}
+    for key, storage in _storages(tensors).items():
+        name = f"{root}data/{key}"
         if name not in members:
             raise UserError(f"damaged archive: no member {quoted(name)}")
         if members[name].file_size != storage.length * np.dtype(STORAGES[storage.kind]).itemsize:
             raise UserError(f"damaged archive: {quoted(name)} is not as long as its tensor says")
-        storages[storage] = _numbers(archive.read(name), storage.kind, order)
-    return {name: _view(name, tensor, storages[tensor.storage]) for name, tensor in tensors.items()}
+        arrays[key] = _numbers(archive.read(name), storage.kind, order)
+    views = {name: _view(name, each, arrays[each.storage.key]) for name, each in tensors.items()}
+    # Whoever copies tensors would make a network of any size out of a small file.
+    stored = sum(array.size for array in arrays.values())
+    if sum(view.size for view in views.values()) > MAX_SHARING * stored:
+        raise UserError("its tensors share their numbers; re-save contiguous copies")
+    return views
+
+
+def _storages(tensors: dict[str, Tensor]) -> dict[str, Storage]:
+    """Storages by key."""
+    storages: dict[str, Storage] = {}
+    for tensor in tensors.values():
+        storage = storages.setdefault(tensor.storage.key, tensor.storage)
+        if storage != tensor.storage:
+            raise UserError(f"damaged archive: storage {quoted(storage.key)} is of two kinds")
+    return storages
 
 
 def _numbers(raw: bytes, kind: str, order: str) -> np.ndarray:

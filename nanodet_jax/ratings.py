@@ -1,17 +1,20 @@
 """What was measured of a run's checkpoints: a file in each, from which the best one follows."""
 
-import json
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from nanodet_jax import digests
 from nanodet_jax.errors import first_line
-from nanodet_jax.files import write_json
-from nanodet_jax.terminal import say
+from nanodet_jax.evaluation import MEANINGS
+from nanodet_jax.files import read_json, write_json
+from nanodet_jax.terminal import printable, say
 
 METRIC = "AP"  # the more, the better
 FILE = "metrics.json"
+PER_CLASS = "per_class"
+CLASS_METRICS = {"AP", "AP50"}
 
 
 class Ratings:
@@ -49,11 +52,42 @@ class Ratings:
     def _read(self, step: int) -> dict[str, Any] | None:
         path = self._folder / str(step) / FILE
         try:
-            metrics = digests.verified(json.loads(path.read_bytes()))
-            return metrics if metrics[METRIC] is not None else None
+            return check_metrics(digests.verified(read_json(path)))
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, KeyError, RecursionError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             reason = first_line(error)
-            say(f"note: {path}: is damaged ({reason}); this step is taken as unrated")
+            say(f"note: {path}: is damaged ({reason}); this step counts as not evaluated")
             return None
+
+
+def check_metrics(metrics: Any) -> dict[str, Any]:
+    """Metrics as `evaluation.coco_metrics` gives them: numbers by name, and those of each class.
+
+    Raises:
+      ValueError: if they are anything else.
+    """
+    if not isinstance(metrics, dict):
+        raise ValueError("it holds no metrics")
+    per_class = metrics.get(PER_CLASS)
+    if not isinstance(per_class, dict):
+        raise ValueError(f"{PER_CLASS} is no object")
+    overall = {name: value for name, value in metrics.items() if name != PER_CLASS}
+    for place, numbers, required in (
+        ("it", overall, MEANINGS.keys()),
+        *(
+            (f"class {printable(name)}", numbers, CLASS_METRICS)
+            for name, numbers in per_class.items()
+        ),
+    ):
+        if not isinstance(numbers, dict) or not numbers.keys() >= required:
+            raise ValueError(f"{place} does not have all metrics")
+        for name, value in numbers.items():
+            if not _is_number(value):
+                raise ValueError(f"{place} has {printable(name)} that is no finite number")
+    return metrics
+
+
+def _is_number(value: Any) -> bool:
+    largest = sys.float_info.max  # NaN and infinity are not within it, nor is 10**400
+    return type(value) in (int, float) and -largest <= value <= largest

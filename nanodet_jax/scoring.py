@@ -17,7 +17,7 @@ from nanodet_jax.data.pipeline import evaluation_batches
 from nanodet_jax.data.records import Source, decode
 from nanodet_jax.data.sources import open_source
 from nanodet_jax.errors import UserError
-from nanodet_jax.files import write_json
+from nanodet_jax.files import make_folder, write_json
 from nanodet_jax.inference import Detect, detect_batches, make_detect
 from nanodet_jax.models.detector import build_model
 from nanodet_jax.structures import Detections
@@ -177,7 +177,8 @@ def evaluate(
     write_json(out / "metrics.json", metrics, indent=2)
     write_json(out / "detections.json", result.results)
     if result.pictured:
-        visualize.save_image(out / "pictures" / "detections.jpg", picture(source, result.pictured))
+        folder = make_folder(out / "pictures")
+        visualize.save_image(folder / "detections.jpg", picture(source, result.pictured))
     return metrics
 
 

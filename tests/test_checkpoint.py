@@ -52,7 +52,7 @@ def save_all(folder, scores, keep_every_steps=0):
     for step, score in enumerate(scores, start=1):
         checkpoints.save(make_state(step))
         if score is not None:
-            checkpoints.rate(step, {"AP": score, "AP50": 1.0})
+            checkpoints.rate(step, corrupt.metrics_of(score))
     checkpoints.wait()
     return checkpoints
 
@@ -101,7 +101,7 @@ def test_newest_and_best_stay(tmp_path, case):
         assert again.latest_step() == newest
         assert again.best_step() == best
         if best is not None:
-            assert again.metrics(best) == {"AP": scores[best - 1], "AP50": 1.0}
+            assert again.metrics(best) == corrupt.metrics_of(scores[best - 1])
         again.close()
     assert steps_on_disk(tmp_path) == kept
 
@@ -155,10 +155,10 @@ def test_a_saved_step_is_left_as_it_is_and_rated_later(tmp_path):
     checkpoints = save_all(tmp_path, [None])
     checkpoints.save(make_state(7).replace(step=np.int32(1)))
     assert checkpoints.metrics(1) is None
-    checkpoints.rate(1, {"AP": 0.5})
+    checkpoints.rate(1, corrupt.metrics_of(0.5))
     checkpoints.close()
     again = Checkpoints(tmp_path)
-    assert again.metrics(1) == {"AP": 0.5}
+    assert again.metrics(1) == corrupt.metrics_of(0.5)
     assert_same(again.restore(1, make_state(7)), make_state(1))
     again.close()
 
@@ -177,7 +177,7 @@ def test_a_damaged_checkpoint_is_set_aside(tmp_path, capsys):
         assert (tmp_path / "checkpoints" / again).is_dir()
         assert checkpoints.latest_step() == checkpoints.best_step() == 1
         checkpoints.save(make_state(2))
-        checkpoints.rate(2, {"AP": 0.5})
+        checkpoints.rate(2, corrupt.metrics_of(0.5))
         checkpoints.close()
 
 
@@ -205,7 +205,7 @@ def test_no_damage_goes_unnoticed():
 
 def test_a_disk_that_cannot_be_written_to_is_told(tmp_path):
     (tmp_path / "checkpoints").write_text("a file in its place")
-    with pytest.raises(UserError, match=f"{tmp_path}/checkpoints: cannot be opened"):
+    with pytest.raises(UserError, match=f"{tmp_path}/checkpoints: cannot be written"):
         Checkpoints(tmp_path)
 
 

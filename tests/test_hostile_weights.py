@@ -135,6 +135,13 @@ def stored(size, shape, strides, **options):
     return make
 
 
+def with_twin(path, name):
+    """The same archive with a member a second time."""
+    with zipfile.ZipFile(path, "a") as file, pytest.warns(UserWarning, match="Duplicate name"):
+        file.writestr(name, npy(np.zeros(2)))
+    return path
+
+
 def bomb(path, _):
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
         file.writestr("archive/data.pkl", b"}.")
@@ -184,10 +191,10 @@ PTH = {
     "a memo slot that nothing was put in": (lambda p, c: archive(p, b"h\x09)R."), "damaged"),
     "a memo of four billion": (
         lambda p, c: archive(p, b"}r\xff\xff\xff\xff."),
-        "holds no tensors",
+        "damaged pickle .*memo index 4294967295 after 0 entries",
     ),
     "a value inside itself, doubled 60 times": (
-        lambda p, c: archive(p, b"}q\x01" + text("b") + b")" + b"q\x00h\x00\x86" * 60 + b"s."),
+        lambda p, c: archive(p, b"}q\x00" + text("b") + b")" + b"q\x01h\x01\x86" * 60 + b"s."),
         "holds no tensors",
     ),
     "a shape of 2**80": (stored(2, (2**40, 2**40), (0, 0)), "repeats elements"),
@@ -212,7 +219,7 @@ PTH = {
     ),
     "two descriptions": (
         lambda p, c: with_members(p, ["other/data.pkl"]),
-        "no NAME/data.pkl",
+        "several NAME/data.pkl, such as 'archive/data.pkl' and 'other/data.pkl'",
     ),
     "a description of 5 MB": (
         lambda p, c: archive(p, b"}" + b"0}" * (5 << 19) + b"."),
@@ -285,6 +292,10 @@ NPZ = {
     "an absolute member": (
         lambda p, c: weights(p, lambda a: a.update({str(c): npy(np.zeros(2))})),
         "is missing, left over",
+    ),
+    "an array twice": (
+        lambda p, c: with_twin(weights(p), f"{SOME}.npy"),
+        "not arrays with a name each",
     ),
     "a million channels": (set_model(channels=10**6), "config.model.channels=1000000: must be at"),
     "a billion layers": (set_model(stacked_convs=10**9), "config.model.stacked_convs"),

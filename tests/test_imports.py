@@ -9,11 +9,11 @@ PACKAGE = Path(__file__).parents[1] / "nanodet_jax"
 # From the ground up. A room knows those of lower layers, and of its own those named below.
 LAYERS = (
     {"errors", "config", "structures", "precision", "boxes", "backend", "digests", "hosts"}
-    | {"coco_classes", "files", "terminal"},
+    | {"coco_classes", "files", "terminal", "array_reader"},
     {"models", "losses", "assigners", "data", "render"}
-    | {"npz_file", "pytorch_pickle", "pytorch_file"},
+    | {"npz_file", "pytorch_pickle", "pytorch_file", "zip_file"},
     {"objective", "postprocess", "evaluation", "visualize", "convert", "state", "ratings"}
-    | {"checkpoint"},
+    | {"checkpoint", "checkpoint_arrays", "checkpoint_files"},
     {"weights", "inference", "summary", "doctor"},
     {"scoring", "detector"},
     {"training"},
@@ -23,10 +23,13 @@ ALLOWED_WITHIN = {
     "config": {"errors"},
     "files": {"errors"},
     "hosts": {"config", "errors", "terminal"},
-    "pytorch_file": {"pytorch_pickle"},
+    "npz_file": {"zip_file"},
+    "pytorch_file": {"pytorch_pickle", "zip_file"},
     "assigners": {"losses"},  # what a prior's classes would cost it
     "postprocess": {"objective"},
-    "checkpoint": {"ratings", "state"},
+    "checkpoint": {"checkpoint_arrays", "checkpoint_files", "ratings", "state"},
+    "digests": {"terminal"},
+    "ratings": {"evaluation"},  # the names of its metrics
     "cli": {"doors"},
 }
 

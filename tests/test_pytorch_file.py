@@ -218,6 +218,10 @@ S = StorageStub
         (lambda: TensorStub(S("0", [1, 2]), (2**70,), (0,)), "impossible"),
         (lambda: TensorStub(S("0", [1, 2]), (1.0,), (1,)), "impossible"),
         (lambda: TensorStub(S("0", []), (0, 2**40), (0, 0)), "impossible"),
+        (lambda: TensorStub(S("0", [1, 2]), (True,), (1,)), "impossible"),
+        (lambda: TensorStub(S("0", [1, 2]), (2,), (True,)), "impossible"),
+        (lambda: TensorStub(S("0", [1, 2]), (1,), (1,), offset=True), "impossible"),
+        (lambda: TensorStub(S("0", [1], length=True), (1,), (1,)), "impossible"),
         (lambda: TensorStub(S("0", [1, 2]), (2,), (1, 1)), "unknown way"),
         (lambda: TensorStub(S("0", [1, 2]), (1,) * 40, (1,) * 40), "unknown way"),
         (lambda: TensorStub(S("0", [1, 2], length=3), (2,), (1,)), "not as long"),
@@ -268,6 +272,9 @@ DAMAGED = {
     "nothing on the stack": b".",
     "no mark": b"}u.",
     "no memo": b"h\x07.",
+    "memo with a gap": b"}r\xff\xff\xff\xff.",
+    "memo of text": b"}p0\n.",
+    "long key": b"}" + text("a" * 1001) + b"Ns.",
     "broken opcode": b"\xff.",
     "attributes of a class": MAPPING + b"}b.",
     "new object": MAPPING + b")\x81.",
@@ -296,10 +303,9 @@ def test_damaged_pickles_are_refused(tmp_path, case):
 
 
 def test_values_without_end_are_harmless(torch, tmp_path):
-    # A memo index of 2**32 - 1, a dict inside itself, and 60 doublings: as values, all are small.
-    memo = b"}r\xff\xff\xff\xff"
-    doublings = text("b") + b")" + b"q\x00h\x00\x86" * 60 + b"s"
-    path = archive(tmp_path / "m.pth", memo + text("a") + b"j\xff\xff\xff\xffs" + doublings + b".")
+    # A dict inside itself, and 60 doublings: as values, all are small.
+    doublings = text("b") + b")" + b"q\x01h\x01\x86" * 60 + b"s"
+    path = archive(tmp_path / "m.pth", b"}q\x00" + text("a") + b"h\x00s" + doublings + b".")
     with pytest.raises(UserError, match="holds no tensors"):
         read_state_dict(path)
 
@@ -331,7 +337,7 @@ def test_archives_are_checked_before_they_are_read(torch, tmp_path, monkeypatch)
         refused("no archive of torch.save")
     with zipfile.ZipFile(path, "w") as file:
         file.writestr("readme", "x")
-    refused("no NAME/data.pkl")
+    refused("none of torch.save: no NAME/data.pkl")
     archive(path, b"}.", order="middle")
     refused("byteorder 'middle'")
     monkeypatch.setattr(pytorch_file, "PICKLE_LIMIT", 10)
@@ -340,7 +346,7 @@ def test_archives_are_checked_before_they_are_read(torch, tmp_path, monkeypatch)
     path.unlink()
     refused("No such file")
     path.mkdir()
-    refused("directory")
+    refused("is no regular file")
 
 
 def test_old_archives_do_not_tell_their_order(torch, tmp_path):

@@ -6,7 +6,7 @@ in its third hour; every error names the file and the annotation or image, and t
 
 import json
 import reprlib
-from collections.abc import Container
+from collections.abc import Callable, Container
 from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard
 
@@ -14,8 +14,10 @@ import numpy as np
 
 from nanodet_jax.data.faults import Fault, Kind, OnFault, refuse
 from nanodet_jax.data.folder import Folder
+from nanodet_jax.data.json_text import loads_unique
 from nanodet_jax.data.records import Category, Record, is_name, make_record
 from nanodet_jax.errors import UserError
+from nanodet_jax.files import open_regular
 
 LARGEST = 1e18  # below the limit of int64; refuses inf and, as it compares with nothing, nan
 
@@ -102,28 +104,29 @@ class CocoSource:
 def read_ground_truth(path: Path) -> dict[str, Any]:
     """Content of a COCO file as it is, but for `area` and `iscrowd` where they are left out.
 
+    Keys that occur twice are not looked for again: the file was checked when it was opened.
+
     Raises:
       UserError: as `read_coco`.
     """
-    content = read_coco(path)
+    content = read_coco(path, loads=json.loads)
     for item in content["annotations"]:
         item.setdefault("area", item["bbox"][2] * item["bbox"][3])
         item.setdefault("iscrowd", 0)
     return content
 
 
-def read_coco(path: Path) -> dict[str, Any]:
+def read_coco(path: Path, loads: Callable[[str], Any] = loads_unique) -> dict[str, Any]:
     """Content of a COCO file, its three lists present and lists of objects.
 
     Raises:
-      UserError: if the file is missing, broken json (with line and column), or another layout.
+      UserError: if the file is missing, no regular file, broken json (with line and column), has a
+        key twice in an object, or is of another layout.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: annotation file is missing") from error
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+        content = loads(_read_text(path))
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
     except json.JSONDecodeError as error:
         at = f"line {error.lineno}, column {error.colno}"
         raise UserError(f"{path}: broken json at {at}: {error.msg}") from error
@@ -134,6 +137,19 @@ def read_coco(path: Path) -> dict[str, Any]:
         if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
             raise UserError(f"{path}: no COCO layout: needs a list of objects named {key!r}")
     return content
+
+
+def _read_text(path: Path) -> str:
+    try:
+        file = open_regular(path)
+    except FileNotFoundError as error:
+        raise UserError("annotation file is missing") from error
+    except OSError as error:
+        raise UserError(f"cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    with file:
+        return file.read().decode("utf-8-sig")
 
 
 def read_categories(content: dict[str, Any], path: Path) -> tuple[Category, ...]:

@@ -12,7 +12,8 @@ import numpy as np
 
 from nanodet_jax import config as configs
 from nanodet_jax import convert, digests, hosts, visualize
-from nanodet_jax.checkpoint import CHECKPOINTS, saved_steps
+from nanodet_jax.checkpoint import CHECKPOINTS
+from nanodet_jax.checkpoint_files import saved_steps
 from nanodet_jax.config import Config
 from nanodet_jax.data.records import Source
 from nanodet_jax.errors import UserError

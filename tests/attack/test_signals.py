@@ -8,18 +8,9 @@ import sys
 
 import pytest
 
-from nanodet_jax import train_and_evaluate
 from nanodet_jax.training.interrupt import Interrupt
-from nanodet_jax.training.journal import Journal
 from tests import kill
-from tests.runs import REPO, TINY, final_state, journal
-from tests.training.test_loop import (  # noqa: F401
-    STEPS,
-    one_device,
-    signal_at,
-    tiny_config,
-    unbroken,
-)
+from tests.runs import REPO, TINY, final_state
 
 HANGUP = signal.SIGHUP
 SHORT = (
@@ -28,19 +19,6 @@ SHORT = (
     "--config.data.train_size=16",
     "--config.training.steps=8",
 )
-
-
-def test_a_hangup_saves_and_the_same_command_goes_on(unbroken, tmp_path):  # noqa: F811
-    handler = signal.getsignal(HANGUP)
-    with pytest.MonkeyPatch.context() as patch:
-        signal_at(patch, Journal, "advance", 3, HANGUP)
-        with pytest.raises(SystemExit) as stopped:
-            train_and_evaluate(tiny_config(), tmp_path)
-    assert stopped.value.code == 128 + HANGUP
-    assert signal.getsignal(HANGUP) == handler
-    assert int(final_state(tmp_path, 3).step) == 3
-    train_and_evaluate(tiny_config(), tmp_path)
-    assert journal(tmp_path) == journal(unbroken[0])
 
 
 def test_a_second_hangup_is_ignored_but_a_second_interrupt_is_not():

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from nanodet_jax.config import Config
+from nanodet_jax.data import json_text
 from nanodet_jax.data.coco import CocoSource
 from nanodet_jax.data.records import decode
 from nanodet_jax.data.sources import open_source
@@ -151,6 +153,13 @@ def test_faults_are_named(fault, content, tmp_path):
         ("", "labels.json: broken json at line 1, column 1"),
         ("[1]", "labels.json: no COCO layout"),
         ("[" * 100_000, "labels.json: no json text"),
+        ("9" * 5000, "labels.json: no json text"),
+        ('{"images": [], "images": [1]}', "labels.json: .*key 'images' occurs twice in an object"),
+        (
+            '{"annotations": [{"id": 7, "bbox": [1, 2, 3, 4], "bbox": [1]}]}',
+            r"labels.json: .*key 'bbox' occurs twice in an object .*'id': 7",
+        ),
+        (r'{"\u001b[2J": 1, "\u001b[2J": 1}', r"key '\\x1b\[2J' occurs twice"),
     ],
 )
 def test_files_that_are_no_coco_files(text, message, tmp_path):
@@ -167,6 +176,28 @@ def test_missing_file_and_folder(content, tmp_path):
     file.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UserError, match=r"labels\.json: no json text"):
         CocoSource(images, file)
+
+
+def test_long_key_that_occurs_twice_is_cut(tmp_path):
+    key = '"' + "k" * 100_000 + '"'
+    with pytest.raises(UserError, match="occurs twice") as error:
+        CocoSource(*write(tmp_path, f"{{{key}: 1, {key}: 2}}"))
+    assert len(str(error.value)) < len(str(tmp_path)) + 600
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero")])
+def test_annotations_that_are_no_regular_file_are_refused(content, tmp_path, make):
+    images, file = write(tmp_path, content)
+    file.unlink()
+    make(file)
+    with pytest.raises(UserError, match=r"labels\.json: is no regular file"):
+        CocoSource(images, file)
+
+
+def test_ground_truth_is_not_searched_for_keys_again(content, tmp_path, monkeypatch):
+    source = CocoSource(*write(tmp_path, content))
+    monkeypatch.setattr(json_text, "_unique", None)  # a call would fail
+    assert len(source.ground_truth()["annotations"]) == 5
 
 
 @pytest.mark.skipif(not COCO_MINI.is_dir(), reason="shared/data/coco_mini is absent")

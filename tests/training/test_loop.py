@@ -4,6 +4,7 @@ import copy
 import itertools
 import json
 import os
+import shutil
 import signal
 import time
 from itertools import islice
@@ -260,6 +261,37 @@ def test_two_runs_in_one_workdir_are_refused(tmp_path, monkeypatch, capsys):
     lock(tmp_path).release()  # the file is there, but nobody holds it
     with pytest.raises(UserError, match=f"{tmp_path}/lock/deeper: cannot be written to"):
         train_and_evaluate(tiny_config(), tmp_path / "lock" / "deeper")
+
+
+def test_a_hangup_saves_and_leaves(tmp_path):
+    handler = signal.getsignal(signal.SIGHUP)
+    with pytest.MonkeyPatch.context() as patch:
+        signal_at(patch, Journal, "advance", 3, signal.SIGHUP)
+        with pytest.raises(SystemExit) as stopped:
+            train_and_evaluate(tiny_config(), tmp_path)
+    assert stopped.value.code == 128 + signal.SIGHUP
+    assert signal.getsignal(signal.SIGHUP) == handler
+    assert int(final_state(tmp_path, 3).step) == 3
+
+
+def test_a_save_that_ends_while_the_next_run_starts_is_resumed(
+    unbroken, tmp_path, monkeypatch, capsys
+):
+    first, metrics = unbroken
+    workdir = tmp_path / "run"
+    lock_for_all = loop.lock_for_all
+
+    def lock_after_the_first_has_saved(path):
+        assert path == workdir and not workdir.exists()
+        shutil.copytree(first, workdir)
+        return lock_for_all(path)
+
+    monkeypatch.setattr(loop, "lock_for_all", lock_after_the_first_has_saved)
+    log = (first / "metrics.jsonl").read_bytes()
+    assert train_and_evaluate(tiny_config(), workdir) == metrics
+    assert f"resuming at step {STEPS}" in capsys.readouterr().out
+    assert (workdir / "metrics.jsonl").read_bytes() == log
+    assert int(final_state(workdir, STEPS).step) == STEPS
 
 
 OTHERS = {

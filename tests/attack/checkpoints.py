@@ -1,0 +1,135 @@
+"""Checkpoints made to harm whoever restores them: consistent, signed, but not what was saved.
+
+OCDBT, the format of their databases, is written by hand here, as its own library writes no such
+file: a manifest names the root of a tree, whose nodes hold keys and values.
+"""
+
+import json
+import struct
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import tensorstore
+
+from nanodet_jax import digests
+from nanodet_jax.checkpoint import Checkpoints
+from tests import corrupt
+
+STEP = 1
+MANIFEST, NODE = 0x0CDB3A2A, 0x0CDB20DE
+BLOCK = 128 << 10  # bytes that one block of zstd can become
+
+
+def save(workdir: Path) -> Path:
+    """Save one good checkpoint; gives its folder."""
+    with closing(Checkpoints(workdir)) as checkpoints:
+        checkpoints.save(corrupt.state_of(STEP))
+    return workdir / "checkpoints" / str(STEP)
+
+
+def sign(path: Path, value: Any) -> None:
+    """Write a json file with a digest that fits; infinity and NaN are written as Python does."""
+    path.write_text(json.dumps({"value": value, digests.DIGEST: digests._digest_of_json(value)}))
+
+
+def change_record(step: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    """Change what the record says; `change` gives the new value, or None if it changed it."""
+    path = step / "record" / "metadata"
+    value = json.loads(path.read_text())["value"]
+    changed = change(value)
+    sign(path, value if changed is None else changed)
+
+
+def write_keys(part: Path, values: dict[str, bytes]) -> None:
+    """Write values into the database of a part, as its own library does."""
+    base = {"driver": "file", "path": f"{part}/"}
+    store = tensorstore.KvStore.open({"driver": "ocdbt", "base": base}).result()
+    for key, value in values.items():
+        store.write(key, value).result()
+
+
+def repeated(byte: int, blocks: int, first: bytes = b"") -> bytes:
+    """A zstd frame of `first` and so many blocks of one byte, 4 bytes each, as no encoder writes.
+
+    A window of 1 MiB, no size of the content, no checksum.
+    """
+    frame = b"\x28\xb5\x2f\xfd\x00\x50" + _block(0, len(first)) + first
+    run = _block(1, BLOCK) + bytes([byte])
+    return frame + run * blocks + _block(0, 0, last=1)
+
+
+def _block(kind: int, size: int, last: int = 0) -> bytes:
+    return (size << 3 | kind << 1 | last).to_bytes(3, "little")
+
+
+def varint(number: int) -> bytes:
+    """An integer as OCDBT and protocol buffers write it."""
+    out = b""
+    while number > 127:
+        out += bytes([number & 127 | 128])
+        number >>= 7
+    return out + bytes([number])
+
+
+def framed(magic: int, body: bytes, compressed: bool = False) -> bytes:
+    """A manifest or node around its body."""
+    head = struct.pack(">I", magic) + struct.pack("<Q", len(body) + 18) + bytes([0, compressed])
+    return head + body + struct.pack("<I", crc32c(head + body))
+
+
+def crc32c(data: bytes) -> int:
+    table = []
+    for value in range(256):
+        for _ in range(8):
+            value = value >> 1 ^ (0x82F63B78 if value & 1 else 0)
+        table.append(value)
+    crc = 0xFFFFFFFF
+    for byte in data:
+        crc = table[(crc ^ byte) & 255] ^ crc >> 8
+    return crc ^ 0xFFFFFFFF
+
+
+def files_table(base: str, name: str) -> bytes:
+    """The table of one data file: `name` below `base`, which is below the database's folder."""
+    path = (base + name).encode()
+    return varint(1) + varint(len(path)) + varint(len(base)) + path
+
+
+CONFIG = bytes(16) + varint(0) + varint(100) + varint(8 << 20) + bytes([4]) + varint(0)
+
+
+def manifest(base: str, name: str, length: int) -> bytes:
+    """A manifest whose root is a node of `length` bytes, the start of a data file."""
+    version = varint(1)  # one version, generation 1, height 0
+    entry = varint(1) + bytes([0]) + varint(0) + varint(0) + varint(length)
+    statistics = varint(1) + varint(length) + varint(0)
+    body = CONFIG + files_table(base, name) + version + entry + statistics + bytes(8) + varint(0)
+    return framed(MANIFEST, body)
+
+
+def leaf(
+    keys: list[tuple[int, bytes]], values: list[bytes | tuple[int, int]], files: bytes
+) -> bytes:
+    """A node of keys, each as what it shares with the one before and the rest.
+
+    A value is given as bytes, or as offset and length in the one data file.
+    """
+    inline = [value for value in values if isinstance(value, bytes)]
+    placed = [value for value in values if not isinstance(value, bytes)]
+    body = bytes([0]) + files + varint(len(keys))
+    body += b"".join(varint(shared) for shared, _ in keys[1:])
+    body += b"".join(varint(len(rest)) for _, rest in keys)
+    body += b"".join(rest for _, rest in keys)
+    lengths = (len(value) if isinstance(value, bytes) else value[1] for value in values)
+    body += b"".join(map(varint, lengths))
+    body += bytes(not isinstance(value, bytes) for value in values)
+    body += bytes(len(placed)) + b"".join(varint(offset) for offset, _ in placed)
+    return framed(NODE, body + b"".join(inline))
+
+
+def replace_tree(part: Path, node: bytes) -> None:
+    """Let the database of a part consist of one node."""
+    (part / "d" / "node").write_bytes(node)
+    (part / "manifest.ocdbt").write_bytes(manifest("", "d/node", len(node)))

@@ -1,0 +1,98 @@
+"""Small files that take gigabytes to decode: the peak memory of a process that restores them."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from nanodet_jax import digests
+from tests.attack import checkpoints as made
+
+MEAN = "batch_stats.norm.mean"  # an array of 50 numbers
+MEMORY = 700_000_000  # bytes; importing jax alone takes half of it
+RESTORE = """
+import resource, sys
+from contextlib import closing
+from pathlib import Path
+import jax
+from nanodet_jax.checkpoint import Checkpoints
+from nanodet_jax.errors import UserError
+from tests import corrupt
+
+with closing(Checkpoints(Path(sys.argv[1]), writing=False)) as checkpoints:
+    like = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), corrupt.state_of(1))
+    try:
+        checkpoints.restore_variables(1, like.inference_variables)
+        print("restored")
+    except UserError as error:
+        print(error)
+for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN):
+    print(resource.getrusage(who).ru_maxrss * 1024)
+"""
+
+
+def restore(workdir: Path) -> tuple[str, int]:
+    """What a process of its own says that restores the variables, and its peak memory."""
+    root = Path(__file__).parents[2]
+    ended = subprocess.run(
+        [sys.executable, "-c", RESTORE, str(workdir)], cwd=root, capture_output=True, text=True
+    )
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    *said, own, children = ended.stdout.splitlines()
+    return " ".join(said), max(int(own), int(children))
+
+
+def declared_chunk(step: Path) -> None:
+    """A chunk of 1 GiB that is declared, of which the array is the first 200 bytes."""
+    zeros = repeat_mean(step)
+    stored = {"chunks": [1 << 28], "compressor": {"id": "zstd", "level": 1}, "dtype": "<f4"}
+    stored |= {"dimension_separator": ".", "fill_value": None, "filters": None, "order": "C"}
+    metadata = json.dumps(stored | {"shape": [50], "zarr_format": 2}).encode()
+    made.write_keys(step / "variables", {f"{MEAN}/.zarray": metadata, f"{MEAN}/0": zeros})
+
+
+def longer_chunk(step: Path) -> None:
+    """A chunk that is declared as it should be, and decodes to 1 GiB."""
+    made.write_keys(step / "variables", {f"{MEAN}/0": repeat_mean(step)})
+
+
+def repeat_mean(step: Path) -> bytes:
+    """1 GiB of zeros, compressed; the record is changed to have zeros for the mean."""
+
+    def change(record):
+        name = "variables/" + MEAN.replace(".", "/")
+        zeros = digests.of_arrays({"mean": np.zeros(50, np.float32)})["mean"]
+        record["arrays"][name] = zeros
+
+    made.change_record(step, change)
+    return made.repeated(0, (1 << 30) // made.BLOCK)
+
+
+def shared_prefixes(step: Path) -> None:
+    """A node of 0.25 MB whose keys have 1.3 GB, as each repeats 65000 bytes of the one before."""
+    keys = [(0, b"a"), (0, b"b" + bytes(65_000))]
+    keys += [(65_001, number.to_bytes(3, "big")) for number in range(1, 20_000)]
+    made.replace_tree(step / "variables", made.leaf(keys, [b""] * len(keys), made.varint(0)))
+
+
+def endless_table(step: Path) -> None:
+    """A manifest of 20 KB whose table of files has 2**40, of which 650 MB follow."""
+    frame = made.repeated(0, 5_000, first=made.CONFIG + made.varint(1 << 40))
+    framed = made.framed(made.MANIFEST, frame, compressed=True)
+    (step / "variables" / "manifest.ocdbt").write_bytes(framed)
+
+
+ATTACKS = [declared_chunk, longer_chunk, shared_prefixes, endless_table]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is bounded on Linux alone")
+@pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.__name__)
+def test_restoring_takes_bounded_memory(tmp_path, attack):
+    step = made.save(tmp_path)
+    attack(step)
+    said, peak = restore(tmp_path)
+    assert f"{step}: is damaged" in said
+    assert peak < MEMORY, f"{peak / 1e6:.0f} MB"
