@@ -67,7 +67,7 @@ def same_end(workdir, expected):
         np.testing.assert_array_equal(one, other)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_under_a_clock_that_jumps_between_steps_ends_the_same(
     one_device, tmp_path, monkeypatch
 ):
@@ -93,7 +93,7 @@ def test_a_clock_set_forward_during_a_save_ends_a_run_with_a_line_and_it_goes_on
     real, jumps = time.time, itertools.cycle((0, -5 * HOUR, 7 * HOUR))
     with monkeypatch.context() as patch:
         patch.setattr(time, "time", lambda: real() + next(jumps))
-        with pytest.raises(UserError, match="checkpoint cannot be written: .* timed out"):
+        with pytest.raises(UserError, match=r"checkpoint cannot be written: .* timed out"):
             train_and_evaluate(tiny_config(), tmp_path / "jumping")
     train_and_evaluate(tiny_config(), tmp_path / "jumping")
     same_end(tmp_path / "jumping", tmp_path / "calm")

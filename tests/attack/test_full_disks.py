@@ -33,8 +33,11 @@ WRITES = {
     "a later checkpoint": (Checkpoints, "save", 2, "cannot be written"),
     "metrics of a checkpoint": (Ratings, "note", 1, "cannot be written"),
 }
-QUICK = ("metrics.jsonl", "a later checkpoint")  # the rest takes minutes
-CASES = [pytest.param(name, marks=() if name in QUICK else pytest.mark.long) for name in WRITES]
+# All of them take minutes.
+CASES = [
+    pytest.param(name, marks=pytest.mark.slow if name == "a later checkpoint" else pytest.mark.long)
+    for name in WRITES
+]
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -103,7 +106,7 @@ def test_a_disk_that_is_full_at_a_write_ends_a_run_with_a_line_and_later_it_goes
     "what",
     [
         pytest.param("metrics.jsonl", marks=pytest.mark.long),
-        "a later checkpoint",
+        pytest.param("a later checkpoint", marks=pytest.mark.slow),
         pytest.param("a picture", marks=pytest.mark.long),
     ],
 )

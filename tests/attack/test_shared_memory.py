@@ -19,7 +19,7 @@ FLAGS = (
 WITHOUT = 'mount -t tmpfs -o ro,size=4k tmpfs /dev/shm && ! touch /dev/shm/x 2>/dev/null && "$@"'
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_training_and_evaluation_need_no_shared_memory(tmp_path):
     if sys.platform != "linux":
         pytest.skip("/dev/shm is Linux's")
