@@ -4,11 +4,15 @@ import ctypes
 import functools
 import mmap
 import os
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
+
+from nanodet_jax.errors import UserError
+from nanodet_jax.terminal import say
 
 # XLA's CPU backend hands convolutions to YNNPACK by default: slower here, and so coarse that
 # gradients differ from float32's by 3e-3 where 6e-6 is possible. Dots and reductions may stay.
@@ -59,17 +63,84 @@ def choose(*, cpu: Any, default: Any) -> Any:
 def prepare(cache_dir: str | Path | None = None) -> None:
     """Set the process up: call before the first compilation. Calling it again is harmless.
 
+    JAX loads what it finds in its cache as machine code, without any check. So a folder that others
+    may write to is not used.
+
     Args:
       cache_dir: where compiled programs are kept between runs; by default
-        `$JAX_COMPILATION_CACHE_DIR`, or `nanodet_jax` in the user's cache folder.
+        `$JAX_COMPILATION_CACHE_DIR`, or `nanodet_jax` in the user's cache folder. It is made if it
+        is missing, for this user alone.
+
+    Raises:
+      UserError: if a folder was named, by argument or environment, that cannot be made or that
+        others may write to. With the default folder a note says so, and nothing is kept.
     """
     _keep_freed_memory()  # first: it reaches only threads that come after it
-    chosen = cache_dir or os.environ.get("JAX_COMPILATION_CACHE_DIR")
-    if not chosen:
-        chosen = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "nanodet_jax"
-    jax.config.update("jax_compilation_cache_dir", str(chosen))
+    named = cache_dir or os.environ.get("JAX_COMPILATION_CACHE_DIR")
+    folder: str | None = None
+    try:
+        folder = str(named or _default_cache())
+        if "://" not in folder:  # else a bucket, whose owner decides who may write to it
+            check_cache(Path(folder))
+    except UserError as error:
+        if named:
+            raise
+        folder = None
+        _note(f"note: {error}; until then each run compiles anew")
+    jax.config.update("jax_compilation_cache_dir", folder)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+
+def _default_cache() -> Path:
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nanodet_jax"
+    except RuntimeError as error:
+        raise UserError(
+            "this user has no home folder for compiled programs: set JAX_COMPILATION_CACHE_DIR"
+        ) from error
+
+
+def check_cache(folder: Path) -> None:
+    """Make a folder of compiled programs if it is missing, and refuse one that others may change.
+
+    All in it must belong to this user or to root, and be closed to the writes of others. Windows,
+    where permissions are of another kind, is not checked.
+
+    Raises:
+      UserError: naming the folder and the command that helps.
+    """
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        found = folder.stat()
+        reachable = bool(found.st_mode & 0o011)  # by others
+        with os.scandir(folder) as entries:
+            inside = [entry.stat(follow_symlinks=False) for entry in entries]
+        suspect = _is_foreign(found) or any(_is_foreign(one, reachable) for one in inside)
+    except OSError as error:
+        raise UserError(
+            f"{folder}: cannot hold compiled programs: {error.strerror}; set "
+            "JAX_COMPILATION_CACHE_DIR to a folder of yours"
+        ) from error
+    if suspect:
+        raise UserError(
+            f"{folder}: other users may write to this folder of compiled programs, and so run "
+            f"code as you; delete it if others did, else `chmod -R go-w {folder}`, or set "
+            "JAX_COMPILATION_CACHE_DIR to a folder of yours"
+        )
+
+
+def _is_foreign(found: os.stat_result, reachable: bool = True) -> bool:
+    """Whether another user than root owns a file, or may write to it."""
+    if not hasattr(os, "geteuid"):
+        return False
+    writable = stat.S_IMODE(found.st_mode) & 0o022 and not stat.S_ISLNK(found.st_mode)
+    return found.st_uid not in (0, os.geteuid()) or bool(reachable and writable)
+
+
+@functools.cache
+def _note(line: str) -> None:
+    say(line)  # once, though `prepare` is called again and again
 
 
 def _keep_freed_memory() -> None:

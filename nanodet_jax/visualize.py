@@ -7,6 +7,7 @@ of the image that is drawn on. Nothing here changes its input.
 import colorsys
 import math
 import unicodedata
+from bisect import bisect_right
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -240,8 +241,9 @@ def _place(
     """
     height, width = image.shape[:2]
     room = width - 2 * style.padding
-    while len(text) > 1 and _text_size(text, style)[0] > room:
-        text = text[:-1]
+    lengths = range(1, len(text) + 1)
+    fitting = bisect_right(lengths, room, key=lambda n: _text_size(text[:n], style)[0])
+    text = text[: max(1, fitting)]
     text_width, ascent, descent = _text_size(text, style)
     across, down = text_width + 2 * style.padding, ascent + descent + style.padding
     half = style.line // 2

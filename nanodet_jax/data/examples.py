@@ -72,7 +72,7 @@ class ForDevice:
             canvases=np.asarray(position, np.int32) if self._stored else decode(record),
             sizes=np.asarray(reduced, np.int32),
             shrunk=np.asarray(shrunk, np.int32),
-            inverse_warps=np.linalg.inv(from_shrunk).astype(np.float32),
+            inverse_warps=transforms.inverse(from_shrunk),
             filled=np.asarray(filled, np.int32),
             colors=np.asarray(color, np.float32),
             ground_truth=_ground_truth(record, matrix, filled, config, self._slots),

@@ -8,17 +8,19 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from nanodet_jax.data.webp_header import is_webp, read_header
 from nanodet_jax.files import open_regular, read_regular
 
 JPEG_START, JPEG_END, JPEG_SCAN = b"\xff\xd8", b"\xff\xd9", 0xDA
 PNG_START, PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
 GIF_STARTS = (b"GIF87a", b"GIF89a")
 # Those of OpenCV whose header Pillow reads too. Others cannot be measured, so they are refused.
-FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+# GIF and WebP are measured by ourselves, since Pillow would allocate their pixels first.
+FORMATS = ("AVIF", "BMP", "DIB", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")  # where folders are searched
 EXIF_ORIENTATION = 0x0112
 SIDEWAYS = (5, 6, 7, 8)  # orientations that swap width and height
-TURNED = ("JPEG", "MPO", "PNG", "WEBP")  # formats in which OpenCV heeds it; Pillow turns a TIFF
+TURNED = ("JPEG", "MPO", "PNG")  # and WebP: OpenCV turns these; Pillow turns a TIFF
 BYTES_PER_PIXEL = 8  # of an image that is not compressed: four channels of 16 bits
 HEADER_ROOM = 1 << 24  # bytes for metadata, color profiles, thumbnails
 
@@ -84,17 +86,23 @@ def is_truncated(data: bytes) -> bool:
 
 def _size(stream: BinaryIO, turned: bool) -> tuple[int, int] | None:
     start = stream.read(16)
-    if start.startswith(GIF_STARTS):  # Pillow would make room for the first picture
+    if start.startswith(GIF_STARTS):
         return int.from_bytes(start[8:10], "little"), int.from_bytes(start[6:8], "little")
     stream.seek(0)
     try:
-        with _opened(stream, start) as image:
-            exif = Image.Exif()
-            # Not image.getexif(): it also looks into XMP, which OpenCV does not, and for that it
-            # decodes all pixels of a PNG.
-            exif.load(image.info.get("exif", b"") if turned and image.format in TURNED else b"")
-            size = image.height, image.width
-            return size[::-1] if exif.get(EXIF_ORIENTATION) in SIDEWAYS else size
+        if is_webp(start):
+            width, height, data = read_header(stream, HEADER_ROOM)
+        else:
+            with _opened(stream, start) as image:
+                width, height, data = image.width, image.height, b""
+                # Not image.getexif(): it also looks into XMP, which OpenCV does not, and for that
+                # it decodes all pixels of a PNG.
+                if image.format in TURNED:
+                    data = image.info.get("exif", b"")
+        exif = Image.Exif()
+        exif.load(data if turned else b"")
+        sideways = exif.get(EXIF_ORIENTATION) in SIDEWAYS
+        return (width, height) if sideways else (height, width)
     except Exception:  # Pillow raises whatever its parsers meet in a file that is no image
         return None
 

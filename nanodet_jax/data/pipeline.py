@@ -101,7 +101,11 @@ def training_batches(
     Yields:
       Batches of the process's share of `config.data.batch_size` images, numpy: `RawBatch` if they
       are to be augmented on the device.
+
+    Raises:
+      UserError: if there is no whole batch, or config.augment makes pixels that are too large.
     """
+    transforms.check_pixels(config.data.mean, config.data.std, config.augment)
     index, count = process
     size = config.data.batch_size // count
     used = steps_per_epoch(source, config.data.batch_size) * config.data.batch_size
@@ -143,7 +147,11 @@ def prepare_for_inference(pixels: np.ndarray, config: Config) -> Prepared:
 
     With keep_ratio it is padded to the next multiple of 32 of its own size, so that what is
     found in it does not depend on other images.
+
+    Raises:
+      UserError: if config.data.mean and std do not normalise.
     """
+    transforms.check_pixels(config.data.mean, config.data.std)
     matrix, size = transforms.warp_matrix(
         transforms.Warp(), pixels.shape[:2], config.input_size, config.data.keep_ratio
     )

@@ -10,8 +10,12 @@ import cv2
 import numpy as np
 
 from nanodet_jax.config import Augment
+from nanodet_jax.errors import UserError
 from nanodet_jax.structures import GroundTruth
 
+Values = tuple[float, ...]
+# Of an input: its square, which a batch norm takes, must be a float32.
+LARGEST_PIXEL = 1e18
 DIVISOR = 32  # padded sides are multiples of the coarsest stride
 
 
@@ -156,6 +160,44 @@ def resampling(
     )
     matrix = matrix @ scaled(width / columns, height / rows)
     return (rows, columns), shifted(-0.5, -0.5) @ matrix @ shifted(0.5, 0.5)
+
+
+def inverse(matrix: np.ndarray) -> np.ndarray:
+    """The inverse [3, 3] float32 of a warp, for whoever warps elsewhere.
+
+    All zeros for a warp that leaves nothing of the image, such as a perspective seen from its edge:
+    no pixel then lies inside the image, and all are black, as OpenCV makes them.
+    """
+    try:
+        with np.errstate(over="ignore"):  # what is beyond float32 lies outside, too
+            return np.linalg.inv(matrix).astype(np.float32)
+    except np.linalg.LinAlgError:
+        return np.zeros((3, 3), np.float32)
+
+
+def check_pixels(mean: Values, std: Values, augment: Augment | None = None) -> None:
+    """Refuse colours and a normalisation under which pixels may grow beyond `LARGEST_PIXEL`.
+
+    Raises:
+      UserError: naming the fields.
+    """
+    at_most = 1.0
+    reach = max((at_most + abs(m) / 255) / (s / 255) for m, s in zip(mean, std))
+    if not reach <= LARGEST_PIXEL:
+        raise UserError(
+            f"config.data.mean={tuple(mean)}, config.data.std={tuple(std)}: pixels would reach "
+            f"{reach:.0e}; both are in 0 .. 255, std about 50"
+        )
+    if augment is None:
+        return
+    at_most = (1 + augment.brightness) * augment.contrast[1] * (1 + augment.saturation[1])
+    reach = max((at_most + abs(m) / 255) / (s / 255) for m, s in zip(mean, std))
+    if not reach <= LARGEST_PIXEL:
+        raise UserError(
+            f"config.augment.brightness={augment.brightness:g}, contrast={augment.contrast}, "
+            f"saturation={augment.saturation}: pixels would reach {reach:.0e}; they act on "
+            "pixels in [0, 1], so give factors near 1 and a brightness below 1"
+        )
 
 
 def warp_boxes(boxes: np.ndarray, matrix: np.ndarray, size: tuple[int, int]) -> np.ndarray:

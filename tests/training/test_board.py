@@ -6,13 +6,19 @@ import numpy as np
 import pytest
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
+from nanodet_jax.errors import UserError
 from nanodet_jax.training import board
 from nanodet_jax.training.board import Board
 
 
 def events(folder):
-    """What lies in the folder's only file: length, its checksum, data, their checksum."""
+    """What lies in the folder's only file."""
     (path,) = folder.iterdir()
+    return read_events(path)
+
+
+def read_events(path):
+    """Records of a file: length, its checksum, data, their checksum."""
     data, place, found = path.read_bytes(), 0, []
     while place < len(data):
         (length,) = struct.unpack_from("<Q", data, place)
@@ -50,5 +56,13 @@ def test_the_disk_has_it_before_the_end(tmp_path, monkeypatch):
 
 def test_what_cannot_be_written_is_raised_where_it_happens(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(OSError, match="file"):
+    with pytest.raises(UserError, match="file/board: cannot be written"):
         Board(tmp_path / "file" / "board", first_step=1)
+
+
+def test_a_folder_that_is_a_link_is_refused(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "board").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match="symbolic link"):
+        Board(tmp_path / "board", first_step=1)
+    assert not any((tmp_path / "elsewhere").iterdir())

@@ -1,0 +1,48 @@
+"""File systems of a few megabytes, which tests fill up or make read-only."""
+
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+FILLER = "filler"
+
+
+def mount(*arguments: object) -> None:
+    """Run `mount`, or skip the test where this is not permitted."""
+    try:
+        done = subprocess.run(["mount", *map(str, arguments)], capture_output=True, text=True)
+    except FileNotFoundError:
+        pytest.skip("mounting is not possible here: there is no mount command")
+    if done.returncode:
+        pytest.skip(f"mounting is not permitted here: {done.stderr.strip()}")
+
+
+@contextmanager
+def small_disk(folder: Path, megabytes: int) -> Iterator[Path]:
+    """A file system of its own at `folder`, as long as the context lasts."""
+    folder.mkdir()
+    mount("-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", folder)
+    try:
+        yield folder
+    finally:
+        while folder.is_mount():  # mounts lie on one another
+            subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+def fill(disk: Path) -> None:
+    """Leave no free page on the disk."""
+    size = 1 << 20
+    with (disk / FILLER).open("ab", buffering=0) as file:
+        while size:
+            try:
+                file.write(bytes(size))
+            except OSError:
+                size //= 2
+
+
+def empty(disk: Path) -> None:
+    """Free what `fill` took."""
+    (disk / FILLER).unlink()

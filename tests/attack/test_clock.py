@@ -1,0 +1,99 @@
+"""A clock that jumps by hours, to and fro."""
+
+import itertools
+import time
+
+import jax
+import numpy as np
+import pytest
+from tensorboardX.proto.event_pb2 import SessionLog
+
+from nanodet_jax import train_and_evaluate
+from nanodet_jax.errors import UserError
+from nanodet_jax.training.board import Board
+from nanodet_jax.training.journal import Journal
+from tests.runs import final_state, journal
+from tests.training.test_board import read_events
+from tests.training.test_loop import one_device as one_device  # a fixture
+from tests.training.test_loop import tiny_config
+
+HOUR = 3600
+STEPS = 8
+NOW = 1_700_000_000.0
+
+
+def all_events(folder):
+    """As TensorBoard reads them: files by name."""
+    return [event for path in sorted(folder.iterdir()) for event in read_events(path)]
+
+
+def test_boards_of_the_same_second_keep_their_files(tmp_path, monkeypatch):
+    monkeypatch.setattr(time, "time", lambda: NOW)
+    for step in (1, 2, 3):
+        board = Board(tmp_path, first_step=step)
+        board.scalars({"loss": float(step)}, step)
+        board.close()
+    steps = [event.step for event in all_events(tmp_path) if event.HasField("summary")]
+    assert steps == [1, 2, 3]
+
+
+def test_a_board_begun_after_the_clock_went_back_is_read_last(tmp_path, monkeypatch):
+    for step, now in ((1, NOW), (5, NOW - 9 * HOUR), (9, NOW - HOUR)):
+        monkeypatch.setattr(time, "time", lambda now=now: now)
+        Board(tmp_path, first_step=step).close()
+    starts = [
+        event.step for event in all_events(tmp_path)
+        if event.session_log.status == SessionLog.START
+    ]  # fmt: skip
+    assert starts == [1, 5, 9]
+
+
+def test_times_in_a_board_never_go_back(tmp_path, monkeypatch):
+    jumps = itertools.cycle((0, -5 * HOUR, 7 * HOUR))
+    monkeypatch.setattr(time, "time", lambda: NOW + next(jumps))
+    board = Board(tmp_path, first_step=1)
+    for step in range(20):
+        board.scalars({"loss": 1.0}, step)
+    board.close()
+    times = [event.wall_time for event in all_events(tmp_path)]
+    assert times == sorted(times) and times[-1] - times[0] < HOUR
+
+
+def same_end(workdir, expected):
+    assert journal(workdir) == journal(expected)
+    for one, other in zip(
+        jax.tree.leaves(final_state(workdir, STEPS)), jax.tree.leaves(final_state(expected, STEPS))
+    ):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.long
+def test_a_run_under_a_clock_that_jumps_between_steps_ends_the_same(
+    one_device, tmp_path, monkeypatch
+):
+    train_and_evaluate(tiny_config(), tmp_path / "calm")
+    real, advance, ahead, steps = time.time, Journal.advance, [0], itertools.count(1)
+
+    def jump(self):
+        ahead[0] = {2: -5 * HOUR, 6: 7 * HOUR}.get(next(steps), ahead[0])
+        advance(self)
+
+    monkeypatch.setattr(time, "time", lambda: real() + ahead[0])
+    monkeypatch.setattr(Journal, "advance", jump)
+    train_and_evaluate(tiny_config(), tmp_path / "jumping")
+    same_end(tmp_path / "jumping", tmp_path / "calm")
+
+
+@pytest.mark.long
+def test_a_clock_set_forward_during_a_save_ends_a_run_with_a_line_and_it_goes_on(
+    one_device, tmp_path, monkeypatch
+):
+    # Orbax limits a save to minutes of the wall clock.
+    train_and_evaluate(tiny_config(), tmp_path / "calm")
+    real, jumps = time.time, itertools.cycle((0, -5 * HOUR, 7 * HOUR))
+    with monkeypatch.context() as patch:
+        patch.setattr(time, "time", lambda: real() + next(jumps))
+        with pytest.raises(UserError, match=r"checkpoint cannot be written: .* timed out"):
+            train_and_evaluate(tiny_config(), tmp_path / "jumping")
+    train_and_evaluate(tiny_config(), tmp_path / "jumping")
+    same_end(tmp_path / "jumping", tmp_path / "calm")

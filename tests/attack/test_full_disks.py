@@ -1,0 +1,188 @@
+"""A disk that is full, or becomes read-only, at each of the writes of a run."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from nanodet_jax import cli, files, scoring, train_and_evaluate
+from nanodet_jax.checkpoint import Checkpoints
+from nanodet_jax.errors import UserError
+from nanodet_jax.ratings import Ratings
+from nanodet_jax.training import loop
+from nanodet_jax.training.board import Board
+from nanodet_jax.training.journal import Journal
+from tests.attack.disks import empty, fill, mount, small_disk
+from tests.runs import final_state, journal
+from tests.training.test_loop import tiny_config
+
+# Where a checkpoint cannot be written, TensorStore's threads raise "Event loop is closed" where
+# nobody can catch it; `doors.run` hides that from users.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+STEPS = 8
+# By what is written: before which call of a run the disk is filled, and what the line then says.
+# Where the run ends with the disk full, closing its log may fail too and be what is named.
+WRITES = {
+    "config.json": (loop, "prepare_workdir", 1, "config.json: cannot be written"),
+    "metrics.jsonl": (Journal, "_write", 1, "cannot be written"),
+    "TensorBoard": (Board, "image", 1, "tensorboard: cannot be written"),
+    "a picture": (Journal, "picture", 2, "cannot be written"),
+    "a checkpoint": (Checkpoints, "save", 1, "cannot be written"),
+    "a later checkpoint": (Checkpoints, "save", 2, "cannot be written"),
+    "metrics of a checkpoint": (Ratings, "note", 1, "cannot be written"),
+}
+# All of them take minutes.
+CASES = [
+    pytest.param(name, marks=pytest.mark.slow if name == "a later checkpoint" else pytest.mark.long)
+    for name in WRITES
+]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_device():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax, "local_device_count", lambda: 1)
+        yield
+
+
+@pytest.fixture(scope="module")
+def unbroken(one_device, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("unbroken") / "run"
+    train_and_evaluate(tiny_config(), workdir)
+    return workdir
+
+
+def before(patch, where, name, call, act):
+    """Have `act` called before the given call of `where.name`."""
+    original, calls = getattr(where, name), []
+
+    def wrapped(*args, **kwargs):
+        calls.append(name)
+        if len(calls) == call:
+            act()
+        return original(*args, **kwargs)
+
+    patch.setattr(where, name, wrapped)
+
+
+def same_end(workdir, expected):
+    """Whether two runs ended alike: state, log, metrics; and left no scratch file."""
+    for one, other in zip(
+        jax.tree.leaves(final_state(workdir, STEPS)), jax.tree.leaves(final_state(expected, STEPS))
+    ):
+        np.testing.assert_array_equal(one, other)
+    assert journal(workdir) == journal(expected)
+    names = [sorted(path.name for path in each.iterdir()) for each in (workdir, expected)]
+    assert names[0] == names[1]
+    pictures = [sorted((each / "pictures").iterdir()) for each in (workdir, expected)]
+    assert [path.name for path in pictures[0]] == [path.name for path in pictures[1]]
+    assert all(a.read_bytes() == b.read_bytes() for a, b in zip(*pictures))
+    kept = [sorted(path.name for path in (each / "checkpoints").iterdir()) for each in
+            (workdir, expected)]  # fmt: skip
+    assert kept[0] == kept[1]
+
+
+@pytest.mark.parametrize("what", CASES)
+def test_a_disk_that_is_full_at_a_write_ends_a_run_with_a_line_and_later_it_goes_on(
+    what, unbroken, tmp_path, monkeypatch
+):
+    where, name, call, words = WRITES[what]
+    with small_disk(tmp_path / "disk", megabytes=32) as disk:
+        workdir = disk / "run"
+        with monkeypatch.context() as patch:
+            before(patch, where, name, call, lambda: fill(disk))
+            with pytest.raises(UserError) as caught:
+                train_and_evaluate(tiny_config(), workdir)
+        assert words in str(caught.value) and str(workdir) in str(caught.value)
+        assert len(str(caught.value).splitlines()) == 1
+        empty(disk)
+        train_and_evaluate(tiny_config(), workdir)
+        same_end(workdir, unbroken)
+
+
+@pytest.mark.parametrize(
+    "what",
+    [
+        pytest.param("metrics.jsonl", marks=pytest.mark.long),
+        pytest.param("a later checkpoint", marks=pytest.mark.slow),
+        pytest.param("a picture", marks=pytest.mark.long),
+    ],
+)
+def test_a_disk_that_becomes_read_only_ends_a_run_with_a_line_and_later_it_goes_on(
+    what, unbroken, tmp_path, monkeypatch
+):
+    where, name, call, _ = WRITES[what]
+    with small_disk(tmp_path / "disk", megabytes=32) as disk:
+        workdir = disk / "run"
+
+        def freeze():
+            # Open files forbid to remount; a bind mount on top is what a failing disk looks like.
+            mount("--bind", disk, disk)
+            mount("-o", "remount,bind,ro", disk)
+
+        with monkeypatch.context() as patch:
+            before(patch, where, name, call, freeze)
+            with pytest.raises(UserError) as caught:
+                train_and_evaluate(tiny_config(), workdir)
+        assert str(workdir) in str(caught.value)
+        assert len(str(caught.value).splitlines()) == 1
+        with pytest.raises(UserError, match="Read-only file system"):
+            train_and_evaluate(tiny_config(), workdir)  # still so
+        mount("-o", "remount,bind,rw", disk)
+        train_and_evaluate(tiny_config(), workdir)
+        same_end(workdir, unbroken)
+
+
+def leaves_no_part(folder):
+    return [path.name for path in folder.rglob("*") if path.is_file()]
+
+
+def test_convert_on_a_full_disk_leaves_no_file(unbroken, tmp_path, capsys):
+    with small_disk(tmp_path / "disk", megabytes=1) as disk:
+        fill(disk)
+        assert cli.main(["convert", str(unbroken), str(disk / "out" / "weights.npz")]) == 2
+        assert "weights.npz: cannot be written: No space left" in capsys.readouterr().err
+        empty(disk)
+        (disk / "out").mkdir(exist_ok=True)
+        assert cli.main(["convert", str(unbroken), str(disk / "out" / "weights.npz")]) == 0
+        assert leaves_no_part(disk) == ["weights.npz"]
+
+
+def test_predict_on_a_full_disk_leaves_no_half_picture(unbroken, tmp_path, capsys):
+    picture = str(unbroken / "pictures" / "val_0000008.jpg")
+    with small_disk(tmp_path / "disk", megabytes=4) as disk:
+        fill(disk)
+        command = ["predict", picture, "--workdir", str(unbroken), "--out", str(disk / "out")]
+        assert cli.main(command) == 2
+        assert "cannot be written: No space left" in capsys.readouterr().err
+        empty(disk)
+        assert leaves_no_part(disk) == []
+        assert cli.main(command) == 0
+        assert sorted(leaves_no_part(disk)) == ["detections.json", "val_0000008.jpg"]
+
+
+@pytest.mark.parametrize("name", ["metrics.json", "detections.json", "detections.jpg"])
+def test_evaluate_on_a_full_disk_writes_files_wholly_or_not_at_all(
+    name, unbroken, tmp_path, monkeypatch
+):
+    config = tiny_config()
+    with small_disk(tmp_path / "disk", megabytes=4) as disk:
+        real = files.replacing
+
+        def filling(path):
+            if path.name == name:
+                fill(disk)
+            return real(path)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(files, "replacing", filling)
+            patch.setattr("nanodet_jax.visualize.replacing", filling)
+            with pytest.raises(UserError, match=f"{name}: cannot be written: No space left"):
+                scoring.evaluate(config, unbroken, disk / "out")
+        empty(disk)
+        assert all(json.loads(path.read_text()) is not None for path in disk.rglob("*.json"))
+        assert not list(disk.rglob("*.tmp")) and not list(disk.rglob(".*"))
+        scoring.evaluate(config, unbroken, disk / "out")
+        assert sorted(leaves_no_part(disk)) == ["detections.jpg", "detections.json", "metrics.json"]

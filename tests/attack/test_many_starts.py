@@ -1,0 +1,30 @@
+"""Twenty starts of the same run at once, in a workdir that is not there yet."""
+
+import pytest
+
+from tests.kill import FLAGS, difference
+from tests.runs import Launch
+
+STARTS = 20
+
+
+@pytest.mark.long
+def test_of_twenty_starts_at_once_one_trains_and_the_workdir_ends_as_of_one(tmp_path):
+    alone, shared = tmp_path / "alone", tmp_path / "shared"
+    launch = Launch(alone, FLAGS)
+    assert launch.end()[0] == 0, (tmp_path / "alone.log").read_text()
+    statuses = [launch.end()[0] for launch in [Launch(shared, FLAGS) for _ in range(STARTS)]]
+    said = (tmp_path / "shared.log").read_text()  # of all of them
+    assert "Traceback" not in said
+    assert said.count("; starting from random weights") == 1
+    # The others wait for the one that trains. They find the run complete, or give up by a line.
+    assert set(statuses) <= {0, 2} and 0 in statuses
+    busy = f"error: {shared}: another run is going on there; wait for it"
+    assert said.count(busy) == said.count("error: ") == statuses.count(2)
+    assert said.count("; resuming at step 24") == statuses.count(0) - 1
+    assert difference(shared, alone) == ""
+    names = [sorted(path.name for path in each.iterdir()) for each in (shared, alone)]
+    assert names[0] == names[1]
+    kept = [sorted(path.name for path in (each / "checkpoints").iterdir())
+            for each in (shared, alone)]  # fmt: skip
+    assert kept[0] == kept[1]
