@@ -134,8 +134,23 @@ def _is_foreign(found: os.stat_result, reachable: bool = True) -> bool:
     """Whether another user than root owns a file, or may write to it."""
     if not hasattr(os, "geteuid"):
         return False
-    writable = stat.S_IMODE(found.st_mode) & 0o022 and not stat.S_ISLNK(found.st_mode)
+    others = 0o002 if _is_private_group(found.st_gid) else 0o022
+    writable = stat.S_IMODE(found.st_mode) & others and not stat.S_ISLNK(found.st_mode)
     return found.st_uid not in (0, os.geteuid()) or bool(reachable and writable)
+
+
+@functools.cache
+def _is_private_group(group: int) -> bool:
+    """Whether a group has this user alone, as many systems set up one for each user."""
+    import grp  # absent on Windows
+    import pwd
+
+    try:
+        user, entry = pwd.getpwuid(os.geteuid()), grp.getgrgid(group)
+    except KeyError:
+        return False
+    same = user.pw_gid == group and entry.gr_name == user.pw_name
+    return same and set(entry.gr_mem) <= {user.pw_name}
 
 
 @functools.cache

@@ -84,6 +84,7 @@ def predict(args: argparse.Namespace) -> int:
     """
     files = [file for path in args.images for file in _image_files(path)]
     names = _picture_names(files)
+    _refuse_overwriting(files, args.out, names)
     detector = Detector.load(args.weights or args.workdir, args.max_input_side, args.max_megapixels)
     found: dict[str, list[dict]] = {}
     left_out = 0
@@ -151,6 +152,18 @@ def _picture_names(files: list[Path]) -> list[str]:
         used.add(name.lower())
         names.append(name)
     return names
+
+
+def _refuse_overwriting(files: list[Path], out: Path, names: list[str]) -> None:
+    """Check that no drawn picture takes the place of an image that is read."""
+    # Of the last part no link is followed: it would be replaced itself.
+    originals = {Path(os.path.realpath(file.parent), file.name) for file in files}
+    for name in names:
+        if Path(os.path.realpath(out), name) in originals:
+            raise UserError(
+                f"{out / name}: is one of the images, and its drawn copy would replace it; give "
+                "another --out"
+            )
 
 
 def _as_json(found: Found) -> list[dict]:

@@ -161,7 +161,7 @@ def evaluate(
     check(config)
     judge = evaluation.choose_judge(judge)
     source = open_source(config, "val")
-    loaded = load_weights(weights)
+    loaded = load_weights(weights, max_input_side=None)  # the input size is that of `config`
     match_classes(loaded, source)
     for name in ("input_size", "data.keep_ratio", "compat.pixel_index_warp"):
         mine, trained = (_field(c, name) for c in (config, loaded.config))

@@ -20,6 +20,7 @@ LAYERS = (
     {"doors", "cli", ""},
 )
 ALLOWED_WITHIN = {
+    "backend": {"errors", "terminal"},
     "config": {"errors"},
     "files": {"errors"},
     "hosts": {"config", "errors", "terminal"},

@@ -60,7 +60,7 @@ def test_a_missing_folder_is_made_for_this_user_alone(tmp_path):
 
 
 @needs_owners
-@pytest.mark.parametrize("mode", [0o777, 0o770, 0o722, 0o1777])
+@pytest.mark.parametrize("mode", [0o777, 0o772, 0o722, 0o1777])
 def test_a_named_folder_that_others_may_write_to_is_refused(tmp_path, mode):
     folder = tmp_path / "cache"
     folder.mkdir()
@@ -71,6 +71,17 @@ def test_a_named_folder_that_others_may_write_to_is_refused(tmp_path, mode):
         backend.prepare(folder)
     folder.chmod(0o755)
     backend.prepare(folder)
+
+
+@needs_root
+def test_a_group_of_others_may_not_write_but_a_group_of_this_user_alone_may(tmp_path):
+    folder = tmp_path / "cache"
+    folder.mkdir()
+    folder.chmod(0o770)
+    backend.prepare(folder)
+    os.chown(folder, -1, OTHER)
+    with pytest.raises(UserError, match="other users may write"):
+        backend.prepare(folder)
 
 
 @needs_root
@@ -93,11 +104,12 @@ def test_what_belongs_to_another_user_is_refused(tmp_path):
         backend.prepare(folder)
 
 
-@needs_owners
+@needs_root
 def test_files_with_loose_permissions_count_only_where_others_can_reach_them(tmp_path):
     folder = tmp_path / "cache"
     backend.prepare(folder)
     (folder / "jit_f-cache").touch()
+    os.chown(folder / "jit_f-cache", -1, OTHER)
     (folder / "jit_f-cache").chmod(0o664)  # of a user whose umask is 002
     backend.prepare(folder)
     folder.chmod(0o755)

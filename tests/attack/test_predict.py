@@ -170,3 +170,13 @@ def test_megapixels_that_are_no_bound_are_refused(file, tmp_path, capsys, given)
 def test_image_name_too_long_for_the_file_system_is_one_line(file, tmp_path, capsys):
     assert main(["predict", str(tmp_path / ("x" * 300)), f"--weights={file}"]) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize("spelling", ["out", "out/../out", "link"])
+def test_a_picture_never_replaces_an_image(predict, tmp_path, capsys, spelling):
+    (tmp_path / "link").symlink_to(tmp_path / "out")
+    make(tmp_path / "out", "x.jpg", "y.png")
+    code, detections = predict(tmp_path / spelling)
+    assert code == 2 and detections is None
+    assert "x.jpg: is one of the images" in capsys.readouterr().err
+    assert {path.read_bytes() for path in (tmp_path / "out").iterdir()} == {PNG}
