@@ -355,6 +355,8 @@ def _split(state: TrainState) -> dict[str, Any]:
 
 
 def _line(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
     line = first_line(error)
     # TensorStore begins with what it was about to do, and ends with what the system said to that.
     return line if len(line) <= LONGEST_LINE else f"... {line[-LONGEST_LINE:]}"

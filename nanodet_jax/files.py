@@ -15,7 +15,9 @@ from typing import Any, BinaryIO
 
 from nanodet_jax.errors import UserError, writing
 
-JSON_LIMIT = 1 << 20  # bytes of a json file in a workdir
+# Bytes of a json file in a workdir: the metrics of 30 thousand classes whose names are as long as
+# they may be, or of 6 thousand if json escapes every letter.
+JSON_LIMIT = 8 << 20
 # Absent on Windows, which has neither such pipes nor, for most users, symbolic links.
 NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)
 NO_WAIT = getattr(os, "O_NONBLOCK", 0)

@@ -122,10 +122,12 @@ class Journal:
     def close(self) -> None:
         """Flush everything."""
         self._bar.close()
-        with writing(self._path):
-            self._file.close()
-        with writing(self._folder):
-            self._board.close()
+        try:
+            with writing(self._path):
+                self._file.close()
+        finally:
+            with writing(self._folder):
+                self._board.close()
 
 
 def _entry(line: bytes) -> dict[str, Any] | None:

@@ -22,7 +22,7 @@ from nanodet_jax.models.detector import NanoDet
 from nanodet_jax.models.guidance import copy_neck
 from nanodet_jax.state import TrainState, init_variables
 from nanodet_jax.structures import Batch
-from nanodet_jax.weights import ABOUT, describe, load_description, load_entries
+from nanodet_jax.weights import ABOUT, ABOUT_LIMIT, describe, load_description, load_entries
 
 # What may differ between the processes of a run: their own place in it, and where files lie.
 OWN_FIELDS = {
@@ -106,9 +106,15 @@ def prepare_workdir(workdir: Path, config: Config, source: Source) -> None:
                 )
     if not hosts.is_writer():
         return
+    described = describe(config, names)
+    if len(described) > ABOUT_LIMIT:
+        raise UserError(
+            f"{about}: {len(names)} class names take {len(described) / 1e6:.0f} MB; "
+            f"{ABOUT_LIMIT / 1e6:.0f} MB can be read again: shorten them"
+        )
     versions = {name: importlib.metadata.version(name) for name in PACKAGES}
     write_json(workdir / "config.json", json.loads(configs.to_json(config)), indent=2)
-    write_json(about, json.loads(describe(config, names)) | {"versions": versions}, indent=2)
+    write_json(about, json.loads(described) | {"versions": versions}, indent=2)
 
 
 def _description(about: Path) -> tuple[Config, tuple[str, ...]] | None:

@@ -29,8 +29,10 @@ with closing(Checkpoints(Path(sys.argv[1]), writing=False)) as checkpoints:
         print("restored")
     except UserError as error:
         print(error)
-for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN):
-    print(resource.getrusage(who).ru_maxrss * 1024)
+# Not ru_maxrss of this process, which starts at that of the process that started it.
+status = Path("/proc/self/status").read_text()
+print(1024 * int(status.partition("VmHWM:")[2].split()[0]))
+print(1024 * resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
 """
 
 
