@@ -106,15 +106,15 @@ def prepare_workdir(workdir: Path, config: Config, source: Source) -> None:
                 )
     if not hosts.is_writer():
         return
-    described = describe(config, names)
-    if len(described) > ABOUT_LIMIT:
+    text = describe(config, names)
+    if len(text) > ABOUT_LIMIT:
         raise UserError(
-            f"{about}: {len(names)} class names take {len(described) / 1e6:.0f} MB; "
+            f"{about}: {len(names)} class names take {len(text) / 1e6:.0f} MB; "
             f"{ABOUT_LIMIT / 1e6:.0f} MB can be read again: shorten them"
         )
     versions = {name: importlib.metadata.version(name) for name in PACKAGES}
     write_json(workdir / "config.json", json.loads(configs.to_json(config)), indent=2)
-    write_json(about, json.loads(described) | {"versions": versions}, indent=2)
+    write_json(about, json.loads(text) | {"versions": versions}, indent=2)
 
 
 def _description(about: Path) -> tuple[Config, tuple[str, ...]] | None:
