@@ -42,13 +42,8 @@ LONGEST_LINE = 120  # of a library's message within ours
 
 
 def _is_news(record: Any) -> bool:
-    """Whether a line of absl's log is to be seen.
-
-    To Orbax it is a warning that a folder is only looked at; and what its threads raise is logged
-    by each that passes it on, before it is raised here.
-    """
-    of_orbax = "orbax" in record.pathname
-    return not (of_orbax and (record.exc_info or "read only" in str(record.msg)))
+    """Whether a line of absl's log is shown: what Orbax's threads raise is raised here as well."""
+    return not ("orbax" in record.pathname and record.exc_info)
 
 
 logging.get_absl_logger().addFilter(_is_news)
@@ -357,6 +352,6 @@ def _split(state: TrainState) -> dict[str, Any]:
 def _line(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    line = first_line(error)
+    line = printable(first_line(error), 10 * LONGEST_LINE)
     # TensorStore begins with what it was about to do, and ends with what the system said to that.
     return line if len(line) <= LONGEST_LINE else f"... {line[-LONGEST_LINE:]}"

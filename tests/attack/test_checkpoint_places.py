@@ -3,8 +3,7 @@
 What was found: tensorstore's driver of files refuses a key with `..`, an empty part or a second
 slash, so that no data file of a node or manifest lies outside the database's folder, and OCDBT has
 no names of drivers. A `.zarray`, `zarr.json` or `_METADATA` could name a server only if it was
-read, and `array_reader` reads none of them. The code before it passes these tests as well: they
-are there so that it stays so.
+read, and `array_reader` reads none of them.
 """
 
 import json
