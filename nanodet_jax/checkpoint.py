@@ -8,6 +8,7 @@ checkpoints. What is in them is read by `checkpoint_files` and `checkpoint_array
 import contextlib
 import math
 import os
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,9 @@ def _is_news(record: Any) -> bool:
 
 
 logging.get_absl_logger().addFilter(_is_news)
+
+
+OS_ERROR = re.compile(r"os_error_code='(\d{1,9})'")  # in TensorStore's messages
 
 
 class Damaged(UserError):
@@ -352,6 +356,8 @@ def _split(state: TrainState) -> dict[str, Any]:
 def _line(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
+    if code := OS_ERROR.search(str(error)):
+        return os.strerror(int(code[1]))
     line = printable(first_line(error), 10 * LONGEST_LINE)
     # TensorStore begins with what it was about to do, and ends with what the system said to that.
     return line if len(line) <= LONGEST_LINE else f"... {line[-LONGEST_LINE:]}"

@@ -39,7 +39,7 @@ from nanodet_jax.state import TrainState, create_state
 from nanodet_jax.structures import Batch, GroundTruth
 from nanodet_jax.training.optimizer import make_optimizer
 from nanodet_jax.training.parallel import make_place, make_train_step, own_copy, replicate
-from nanodet_jax.training.setup import initial_variables
+from nanodet_jax.training.setup import initial_entries, initial_variables
 from tests.parity_checks.comparison import jitter
 from tests.test_hosts import finish, free_port, start
 
@@ -80,7 +80,7 @@ def make_task(settings: config.Config, dtype: str = "float32") -> Task:
         "ema_decay": settings.training.ema_decay,
         "detach_step": 100,
     }
-    variables, _ = initial_variables(settings, model)
+    variables, _ = initial_variables(settings, model, initial_entries(settings))
     variables = jax.tree.map(lambda leaf: leaf.astype(dtype), variables)
     make_state = partial(create_state, optimizer=optimizer, ema=settings.training.ema_decay > 0)
     state = jax.device_get(backend.jit_once(make_state)(variables))

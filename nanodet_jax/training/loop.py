@@ -46,6 +46,7 @@ from nanodet_jax.training.setup import (
     agree,
     draw_batch,
     has_checkpoint,
+    initial_entries,
     initial_variables,
     prepare_workdir,
     resolve,
@@ -97,15 +98,21 @@ def _train_and_evaluate(config: Config, workdir: Path, held: ExitStack) -> dict[
     slots, over = count_slots(train, config.data.max_boxes)
     images = TrainingImages(train, config)
 
-    # Everything that looks into the workdir comes after the lock. Another run may have saved just
-    # before it ended.
+    # A fault in these is reported before anything is created.
+    entries = None if has_checkpoint(workdir) else initial_entries(config)
+
+    # Everything that decides by what is in the workdir comes after the lock. Another run may have
+    # saved just before it ended.
     workdir_lock = lock_for_all(workdir)
     if workdir_lock is not None:
         held.callback(workdir_lock.release)
     resuming = hosts.gather(has_checkpoint(workdir))[0]
     hosts.say(f"{config.name}: building the network")
     model = build_model(config.model, config.precision)
-    variables, origin = (None, "") if resuming else initial_variables(config, model)
+    variables, origin = None, ""
+    if not resuming:
+        entries = initial_entries(config) if entries is None else entries
+        variables, origin = initial_variables(config, model, entries)
     training = scale_rate(config.training, config.data.batch_size)
     schedule = learning_rate(training, steps_each, epochs)
     optimizer = make_optimizer(training, schedule)

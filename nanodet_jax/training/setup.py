@@ -60,14 +60,25 @@ def has_checkpoint(workdir: Path) -> bool:
     return bool(saved_steps(workdir / CHECKPOINTS))
 
 
-def initial_variables(config: Config, model: NanoDet) -> tuple[Any, str]:
-    """Variables to start from, and where they come from, in words.
+def initial_entries(config: Config) -> dict[str, np.ndarray] | None:
+    """Arrays of config.training.init_weights, by the original's names; None where it is not set.
 
     Raises:
-      UserError: if config.training.init_weights cannot be read or nothing of it fits.
+      UserError: if the file cannot be read.
     """
     path = config.training.init_weights
-    entries = load_entries(path) if path else None  # a fault in it is told before compiling
+    return load_entries(path) if path else None
+
+
+def initial_variables(
+    config: Config, model: NanoDet, entries: dict[str, np.ndarray] | None
+) -> tuple[Any, str]:
+    """Variables to start from, given `initial_entries`, and where they come from, in words.
+
+    Raises:
+      UserError: if nothing of config.training.init_weights fits.
+    """
+    path = config.training.init_weights
     variables = init_variables(model, config.training.seed)
     if entries is None:
         return variables, "starting from random weights"

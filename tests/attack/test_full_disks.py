@@ -1,5 +1,6 @@
 """A disk that is full, or becomes read-only, at each of the writes of a run."""
 
+import gc
 import json
 
 import jax
@@ -38,6 +39,13 @@ CASES = [
     pytest.param(name, marks=pytest.mark.slow if name == "a later checkpoint" else pytest.mark.long)
     for name in WRITES
 ]
+
+
+@pytest.fixture(autouse=True)
+def collected():
+    """What Orbax leaves behind after an error is collected here, under this module's filter."""
+    yield
+    gc.collect()
 
 
 @pytest.fixture(autouse=True, scope="module")
