@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 
 from nanodet_jax.errors import UserError
-from nanodet_jax.files import make_folder, open_regular, read_json, replacing, write_json
+from nanodet_jax.files import (
+    JSON_LIMIT,
+    make_folder,
+    open_regular,
+    read_json,
+    replacing,
+    write_json,
+)
 from nanodet_jax.training.journal import Journal
 from nanodet_jax.training.lock import lock
 from nanodet_jax.visualize import save_image
@@ -121,8 +128,8 @@ def test_only_regular_files_are_read(workdir, kind):
 
 def test_json_beyond_its_limit_or_too_deep_is_refused(workdir):
     path = workdir / "metrics.json"
-    path.write_bytes(b"[" + b"0," * (1 << 19) + b"0]")
-    with pytest.raises(ValueError, match="1 MB are more than such a file may take"):
+    path.write_bytes(b"[" + b"0," * (JSON_LIMIT // 2) + b"0]")
+    with pytest.raises(ValueError, match="8 MB are more than such a file may take"):
         read_json(path)
     path.write_bytes(b"[" * 100_000)
     with pytest.raises(ValueError, match="nested too deeply"):

@@ -29,7 +29,7 @@ def long_name(index):
     return f"{index:06d} " + "ü" * (NAME_LIMIT - 7)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_thousand_classes_with_long_names_train_evaluate_and_resume(one_device, tmp_path):
     write(tmp_path, classes=CLASSES, images=8, boxes=3, name=long_name)
     config, workdir = config_of(tmp_path), tmp_path / "run"

@@ -43,7 +43,7 @@ def test_a_hangup_that_is_ignored_stays_ignored():
         signal.signal(HANGUP, before)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_reader_that_leaves_does_not_end_the_run(tmp_path):
     command = [sys.executable, "train.py", *SHORT, f"--workdir={tmp_path / 'run'}"]
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
