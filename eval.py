@@ -10,13 +10,14 @@ from pathlib import Path
 
 from absl import flags
 
-from nanodet_jax import doors, evaluate
+from nanodet_jax import evaluate
+from nanodet_jax.cli import entry_point
 from nanodet_jax.errors import UserError
-from nanodet_jax.evaluation import format_table
+from nanodet_jax.evaluation.coco_metrics import format_table
 from nanodet_jax.files import make_folder
 from nanodet_jax.terminal import say, say_lines
 
-CONFIG = doors.define_config("configs/shapes.py")
+CONFIG = entry_point.define_config("configs/shapes.py")
 WORKDIR = flags.DEFINE_string("workdir", None, "a run, whose best checkpoint is taken")
 WEIGHTS = flags.DEFINE_string("weights", None, "a .pth, .ckpt or .npz file")
 OUT = flags.DEFINE_string("out", None, "default: WORKDIR/eval, or runs/eval")
@@ -38,4 +39,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    doors.run(main)
+    entry_point.run(main)

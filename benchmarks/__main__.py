@@ -26,9 +26,10 @@ from benchmarks.plan import ON_ACCELERATOR, ON_CPU, Setting, tasks
 from benchmarks.processes import fresh
 from benchmarks.reference import Reference
 from benchmarks.timing import Effort, Row
-from nanodet_jax import backend, doors
+from nanodet_jax.cli import entry_point
 from nanodet_jax.config import PRECISIONS
 from nanodet_jax.errors import UserError
+from nanodet_jax.runtime import backend
 
 IMAGES, DETECTIONS = 5000, 100  # of evaluation: COCO's validation set, what suppression may leave
 KINDS = ("table", "assignment", "evaluation", "engines")
@@ -155,7 +156,7 @@ def main() -> None:
         if args.json:
             report.write(args.json, machine, rows)
     except UserError as error:
-        doors.fail(error)
+        entry_point.fail(error)
 
 
 if __name__ == "__main__":

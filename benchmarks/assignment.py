@@ -24,9 +24,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.timing import Effort, alternate, clocked, planned_mb, summarize
-from nanodet_jax import backend, boxes, config, losses
-from nanodet_jax.assigners import dynamic_soft_label
-from nanodet_jax.objective import assign, objective
+from nanodet_jax import boxes, config
+from nanodet_jax.losses import functional
+from nanodet_jax.losses.assigners import dynamic_soft_label
+from nanodet_jax.losses.criterion import assign, objective
+from nanodet_jax.runtime import backend
 from nanodet_jax.structures import GroundTruth, Predictions
 
 SLOTS = (20, 100, 300)
@@ -71,7 +73,7 @@ def direct_cost(
     logits = class_logits[:, None]
     if materialised:
         logits = jnp.broadcast_to(logits, soft_labels.shape)
-    of_class = losses.quality_focal(logits, soft_labels)
+    of_class = functional.quality_focal(logits, soft_labels)
     if materialised:
         of_class = jax.lax.optimization_barrier(of_class)
     distance = -jnp.log(overlaps + dynamic_soft_label.LOG_FLOOR)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from nanodet_jax.data.records import Category, coco_ground_truth, make_record
-from nanodet_jax.evaluation import MEANINGS, Judge, choose_judge, coco_metrics, to_coco
+from nanodet_jax.evaluation.coco_metrics import MEANINGS, Judge, choose_judge, coco_metrics, to_coco
 
 CATEGORIES = tuple(Category(id, f"class {id}") for id in range(1, 81))
 OBJECTS = 7.3  # per image

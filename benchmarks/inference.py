@@ -10,14 +10,14 @@ import jax.numpy as jnp
 
 from benchmarks.subject import Network, Subject, on_device, random_batch
 from benchmarks.timing import Program, compile_and_run
-from nanodet_jax import backend
 from nanodet_jax.data.pipeline import evaluation_batches
 from nanodet_jax.data.records import Record, decode, make_record
-from nanodet_jax.data.shapes import ShapesSource
-from nanodet_jax.detector import Detector
-from nanodet_jax.inference import detect_batch, make_detect
+from nanodet_jax.data.sources.shapes import ShapesSource
+from nanodet_jax.inference.detector import Detector
+from nanodet_jax.inference.predict import detect_batch, make_detect
+from nanodet_jax.io.weights import Weights
 from nanodet_jax.models.guidance import deployed
-from nanodet_jax.weights import Weights
+from nanodet_jax.runtime import backend
 
 FILES = 32  # photographs, which serve again and again
 FILE_SIZE = (480, 640)  # height and width, of most of COCO's

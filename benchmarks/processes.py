@@ -11,7 +11,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from nanodet_jax import backend
+from nanodet_jax.runtime import backend
 
 CACHE = "JAX_COMPILATION_CACHE_DIR"  # `backend.prepare` heeds it, in the children of a child too
 

@@ -8,8 +8,8 @@ import optax
 
 from benchmarks.subject import LEARNING_RATE, Network, Subject, on_device, random_batch
 from benchmarks.timing import Program, Row, compile_and_run
-from nanodet_jax import backend
-from nanodet_jax.objective import objective
+from nanodet_jax.losses.criterion import objective
+from nanodet_jax.runtime import backend
 from nanodet_jax.state import create_state
 from nanodet_jax.training.optimizer import make_optimizer
 from nanodet_jax.training.parallel import make_train_step

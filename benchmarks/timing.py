@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from nanodet_jax import backend
+from nanodet_jax.runtime import backend
 
 Row = dict[str, float]  # what was measured, by the keys of `report.COLUMNS` and more
 
@@ -99,7 +99,7 @@ def compile_and_run(
         return result
 
     jax.block_until_ready(run())
-    backend.close_holes()  # as the training loop does
+    backend.defragment_heap()  # as the training loop does
     facts = {"first_s": time.perf_counter() - started, "plan_mb": planned_mb(compiled)}
     return Program(run, facts, **about)
 

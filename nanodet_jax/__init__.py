@@ -4,6 +4,6 @@
 `Detector.load(weights)` finds objects in images.
 """
 
-from nanodet_jax.detector import Detector as Detector
-from nanodet_jax.scoring import evaluate as evaluate
+from nanodet_jax.evaluation.scoring import evaluate as evaluate
+from nanodet_jax.inference.detector import Detector as Detector
 from nanodet_jax.training.loop import train_and_evaluate as train_and_evaluate

@@ -26,7 +26,7 @@ NECKS = ("pan", "ghost_pan")
 ASSIGNERS = ("atss", "dynamic_soft_label")
 BACKBONE_STRIDES = (8, 16, 32)
 # Bounds on what a file of weights may ask for: far above any use, and built within 10 seconds.
-MOST = {
+MODEL_LIMITS = {
     "num_classes": 100_000,
     "channels": 4096,
     "kernel_size": 31,
@@ -259,7 +259,7 @@ def check(config: Config, num_devices: int = 1) -> None:
     require(model.num_classes >= 0, "model.num_classes", "must be positive, or 0 for the data's")
     for name in ("channels", "stacked_convs", "reg_max", "neck_blocks", "guidance_convs"):
         require(getattr(model, name) > 0, f"model.{name}", "must be positive")
-    for name, most in MOST.items():
+    for name, most in MODEL_LIMITS.items():
         require(getattr(model, name) <= most, f"model.{name}", f"must be at most {most}")
     require(model.neck in NECKS, "model.neck", f"must be one of {NECKS}")
     ghost = model.neck == "ghost_pan"

@@ -6,10 +6,10 @@ from pathlib import Path
 
 
 class UserError(Exception):
-    """Input that cannot be used: the message names the file, field or key, and the way out.
+    """Input that cannot be used: the message names the file, field or key, and the fix.
 
-    The doors (`train.py`, `eval.py`, `nanodet-jax`) print the message on one line and exit with
-    code 2; a traceback is kept for faults of the program.
+    The entry points (`train.py`, `eval.py`, `nanodet-jax`) print the message on one line and exit
+    with code 2. A traceback means a fault of the program.
     """
 
 

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from nanodet_jax import backend
-from nanodet_jax.models.detector import NanoDet
 from nanodet_jax.models.guidance import copy_neck
+from nanodet_jax.models.nanodet import NanoDet
+from nanodet_jax.runtime import backend
 
 SMALLEST = np.zeros((1, 32, 32, 3), np.float32)  # an image of the least size
 

@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 
 from nanodet_jax import config
-from nanodet_jax.models.conv import Conv
-from nanodet_jax.models.depthwise import DepthwiseConv
-from nanodet_jax.models.detector import build_model
 from nanodet_jax.models.guidance import GUIDANCE
+from nanodet_jax.models.nanodet import build_model
+from nanodet_jax.ops.convolution import Conv
+from nanodet_jax.ops.depthwise import DepthwiseConv
 
 CONVOLUTIONS = (Conv, DepthwiseConv)
 ORDER = ("backbone", "neck", "head", GUIDANCE)  # in which data passes through

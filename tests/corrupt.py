@@ -26,9 +26,9 @@ import jax
 import numpy as np
 import optax
 
-from nanodet_jax.checkpoint import CHECKPOINTS, Checkpoints
 from nanodet_jax.errors import UserError
-from nanodet_jax.evaluation import MEANINGS
+from nanodet_jax.evaluation.coco_metrics import MEANINGS
+from nanodet_jax.io.checkpoint import CHECKPOINTS, Checkpoints
 from nanodet_jax.state import TrainState, create_state
 
 OPTIMIZER = optax.adamw(1e-3)

@@ -238,8 +238,8 @@ def load(folder: Path, made: list[Picture]) -> list[str]:
       AssertionError: if not every image is asked for, or another number comes back than went in.
     """
     from nanodet_jax.config import Config
+    from nanodet_jax.data.open_source import open_source
     from nanodet_jax.data.pipeline import evaluation_batches, training_batches
-    from nanodet_jax.data.sources import open_source
 
     images = [
         {"id": i, "file_name": one.name, "width": one.size[0], "height": one.size[1]}
@@ -286,7 +286,7 @@ def judge(made: list[Picture], said: list[str]) -> list[str]:
 def diagnose(folder: Path, content: dict[str, Any], named: list[Entry]) -> list[str]:
     """What the doctor and the reader do not tell of the entries."""
     from nanodet_jax.config import Config
-    from nanodet_jax.data.coco import CocoSource
+    from nanodet_jax.data.sources.coco import CocoSource
     from nanodet_jax.doctor.scan import scan
     from nanodet_jax.errors import UserError
 
@@ -318,7 +318,7 @@ def peak() -> float:
 
 def main(folder: Path) -> int:
     """The exit code: 1 if anything is not as it should be."""
-    from tests import hostile_labels  # and the doctor, whose memory is not that of the images
+    from tests import hostile_labels
 
     images = folder / "images"
     images.mkdir(parents=True)

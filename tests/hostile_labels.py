@@ -7,7 +7,7 @@ from pathlib import Path
 from PIL import Image
 
 from nanodet_jax.config import Config
-from nanodet_jax.data.yolo import YoloSource
+from nanodet_jax.data.sources.yolo import YoloSource
 from nanodet_jax.doctor.scan import scan
 from nanodet_jax.errors import UserError
 

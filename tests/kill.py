@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import jax
 import numpy as np
 
-from nanodet_jax.checkpoint import CHECKPOINTS, Checkpoints
+from nanodet_jax.io.checkpoint import CHECKPOINTS, Checkpoints
 from tests.runs import TINY, Launch, abstract_state, final_state, journal
 
 STEPS, STEPS_EACH, BATCH = 24, 4, 4

@@ -33,15 +33,17 @@ import jax
 import numpy as np
 import optax
 
-from nanodet_jax import backend, config, doors, hosts
-from nanodet_jax.models.detector import build_model, priors_of
+from nanodet_jax import config
+from nanodet_jax.cli import entry_point
+from nanodet_jax.models.nanodet import build_model, priors_of
+from nanodet_jax.runtime import backend, distributed
 from nanodet_jax.state import TrainState, create_state
 from nanodet_jax.structures import Batch, GroundTruth
 from nanodet_jax.training.optimizer import make_optimizer
 from nanodet_jax.training.parallel import make_place, make_train_step, own_copy, replicate
 from nanodet_jax.training.setup import initial_entries, initial_variables
 from tests.parity_checks.comparison import jitter
-from tests.test_hosts import finish, free_port, start
+from tests.runtime.test_distributed import finish, free_port, start
 
 COUNTS = (1, 2, 4, 8)
 BATCH, SLOTS = 8, 5
@@ -135,7 +137,7 @@ def take_part(task: Task, args: argparse.Namespace) -> None:
     batch = make_place()(jax.tree.map(lambda leaf: leaf[own], task.batch))
     step = make_train_step(**task.parts)
     found = results_of(*own_copy(step(replicate(task.state), batch)))
-    if hosts.is_writer():
+    if distributed.is_writer():
         Path(args.out).write_bytes(pickle.dumps(found))
 
 
@@ -208,10 +210,10 @@ def main() -> None:
     backend.prepare()
     jax.config.update("jax_enable_x64", args.dtype == "float64")
     if args.coordinator:
-        hosts.join(
+        distributed.join(
             config.Training(coordinator=args.coordinator, processes=args.count, process=args.part)
         )
-    settings = doors.load_config(args.config)
+    settings = entry_point.load_config(args.config)
     settings.input_size = (args.input_size, args.input_size)
     settings.model.num_classes = 80
     settings.training.init_weights = args.weights

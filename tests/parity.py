@@ -16,7 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from nanodet_jax import backend
+from nanodet_jax.runtime import backend
 from tests.parity_checks import find_checks
 from tests.parity_checks.comparison import Worst
 

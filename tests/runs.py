@@ -14,8 +14,8 @@ from typing import Any
 import jax
 
 from nanodet_jax import config as configs
-from nanodet_jax.checkpoint import Checkpoints
-from nanodet_jax.models.detector import build_model
+from nanodet_jax.io.checkpoint import Checkpoints
+from nanodet_jax.models.nanodet import build_model
 from nanodet_jax.state import TrainState, abstract_variables, create_state
 from nanodet_jax.training.optimizer import make_optimizer
 

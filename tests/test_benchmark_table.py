@@ -29,10 +29,10 @@ from benchmarks.processes import CACHE, Compiled
 from benchmarks.subject import Subject
 from benchmarks.timing import Effort, Program, Times
 from configs import coco
-from nanodet_jax import backend
 from nanodet_jax.errors import UserError
-from nanodet_jax.models.detector import priors_of
-from nanodet_jax.objective import objective
+from nanodet_jax.losses.criterion import objective
+from nanodet_jax.models.nanodet import priors_of
+from nanodet_jax.runtime import backend
 
 TINY = Subject("configs/shapes.py", batch=2, size=64)
 H200, PLUS, M = "NVIDIA H200", "nanodet-plus-m_320", "nanodet-m_320"

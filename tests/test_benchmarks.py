@@ -8,8 +8,9 @@ import pytest
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
 from benchmarks import assignment
-from nanodet_jax import backend, boxes
-from nanodet_jax.assigners import dynamic_soft_label
+from nanodet_jax import boxes
+from nanodet_jax.losses.assigners import dynamic_soft_label
+from nanodet_jax.runtime import backend
 
 BATCH, SLOTS, CLASSES, SIZE = 2, 7, 33, 96
 PRIORS = boxes.make_priors((SIZE, SIZE), assignment.STRIDES, assignment.OFFSET)

@@ -1,4 +1,4 @@
-"""Imports point one way: a room knows only those below it."""
+"""Imports point one way: a package knows only those of lower layers."""
 
 import ast
 from pathlib import Path
@@ -6,47 +6,52 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "nanodet_jax"
-# From the ground up. A room knows those of lower layers, and of its own those named below.
+# From the lowest layer up. Modules of one layer do not import each other, packages apart. A module
+# named with its package has a layer of its own.
 LAYERS = (
-    {"errors", "config", "structures", "precision", "boxes", "backend", "digests", "hosts"}
-    | {"coco_classes", "files", "terminal", "array_reader"},
-    {"models", "losses", "assigners", "data", "render"}
-    | {"npz_file", "pytorch_pickle", "pytorch_file", "zip_file"},
-    {"objective", "postprocess", "evaluation", "visualize", "convert", "state", "ratings"}
-    | {"checkpoint", "checkpoint_arrays", "checkpoint_files"},
-    {"weights", "inference", "summary", "doctor"},
-    {"scoring", "detector"},
+    {"errors"},
+    {"config", "structures", "boxes", "coco_classes", "terminal", "files"},
+    {"runtime"},
+    {"ops", "losses", "data"},
+    {"models", "visualize", "evaluation.coco_metrics"},
+    {"state"},
+    {"io"},
+    {"inference", "doctor", "summary"},
+    {"evaluation"},
     {"training"},
-    {"doors", "cli", ""},
+    {"cli"},
+    {""},  # what `import nanodet_jax` offers
 )
-ALLOWED_WITHIN = {
-    "backend": {"errors", "terminal"},
-    "config": {"errors"},
-    "files": {"errors"},
-    "hosts": {"config", "errors", "terminal"},
-    "npz_file": {"zip_file"},
-    "pytorch_file": {"pytorch_pickle", "zip_file"},
-    "assigners": {"losses"},  # what a prior's classes would cost it
-    "postprocess": {"objective"},
-    "checkpoint": {"checkpoint_arrays", "checkpoint_files", "ratings", "state"},
-    "digests": {"terminal"},
-    "ratings": {"evaluation"},  # the names of its metrics
-    "cli": {"doors"},
-}
 
 
-def level(room: str) -> int:
-    return next(i for i, rooms in enumerate(LAYERS) if room in rooms)
+def unit(module: str) -> str:
+    """The part of a module's name below `nanodet_jax` that has a layer."""
+    parts = module.split(".")[1:]
+    named = ".".join(parts[:2])
+    return named if any(named in layer for layer in LAYERS) else (parts or [""])[0]
+
+
+def level(name: str) -> int:
+    return next(i for i, layer in enumerate(LAYERS) if name in layer)
+
+
+def name_of(path: Path) -> str:
+    """The dotted name of a file."""
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
 def imports(path: Path) -> set[str]:
-    """Rooms of this package that a file imports."""
-    rooms = set()
+    """Modules of this package that a file imports, by dotted name."""
+    found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("nanodet_jax"):
-            parts = node.module.split(".")[1:]
-            rooms |= {parts[0]} if parts else {alias.name for alias in node.names}
-    return rooms
+            for alias in node.names:
+                module = f"{node.module}.{alias.name}"
+                place = PACKAGE.parent / module.replace(".", "/")
+                is_module = place.with_suffix(".py").exists() or place.is_dir()
+                found.add(module if is_module else node.module)
+    return found
 
 
 def files() -> list[Path]:
@@ -55,12 +60,17 @@ def files() -> list[Path]:
 
 @pytest.mark.parametrize("path", files(), ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_imports_point_down(path):
-    room = path.relative_to(PACKAGE).parts[0].removesuffix(".py").replace("__init__", "")
-    for other in imports(path) - {room}:
-        below = level(other) < level(room)
-        assert below or other in ALLOWED_WITHIN.get(room, set()), f"{room} imports {other}"
+    own = unit(name_of(path))
+    for other in imports(path):
+        if unit(other) != own:
+            assert level(unit(other)) < level(own), f"{name_of(path)} imports {other}"
 
 
-def test_data_knows_no_jax():
+@pytest.mark.parametrize("path", files(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_every_module_has_a_layer(path):
+    level(unit(name_of(path)))
+
+
+def test_only_device_augmentation_of_the_data_package_knows_jax():
     for path in (PACKAGE / "data").rglob("*.py"):
-        assert "import jax" not in path.read_text(), path.name
+        assert ("import jax" in path.read_text()) == (path.name == "device_augment.py"), path.name

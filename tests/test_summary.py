@@ -10,11 +10,11 @@ import jax.numpy as jnp
 import pytest
 
 from configs import coco
-from nanodet_jax import cli
+from nanodet_jax.cli import main as cli
+from nanodet_jax.cli.entry_point import load_config
 from nanodet_jax.config import Model
-from nanodet_jax.doors import load_config
 from nanodet_jax.errors import UserError
-from nanodet_jax.models.detector import build_model, priors_of
+from nanodet_jax.models.nanodet import build_model, priors_of
 from nanodet_jax.state import abstract_variables
 from nanodet_jax.summary import ORDER, summarize
 

@@ -6,13 +6,7 @@ import pytest
 
 from nanodet_jax import visualize
 from nanodet_jax.errors import UserError
-from nanodet_jax.visualize import (
-    class_color,
-    draw_detections,
-    draw_ground_truth,
-    grid,
-    save_image,
-)
+from nanodet_jax.visualize import class_color, draw_detections, draw_ground_truth, grid, save_image
 
 NAMES = ["cat", "dog", "bird"]
 

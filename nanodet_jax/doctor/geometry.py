@@ -8,11 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nanodet_jax import backend, objective
 from nanodet_jax.config import Config
 from nanodet_jax.data import transforms
 from nanodet_jax.data.records import Record
-from nanodet_jax.models.detector import priors_of
+from nanodet_jax.losses import criterion
+from nanodet_jax.models.nanodet import priors_of
+from nanodet_jax.runtime import backend
 from nanodet_jax.structures import GroundTruth, Predictions
 
 SAMPLE = 1000  # images whose boxes are assigned; COCO's 118,000 would take minutes
@@ -79,7 +80,7 @@ def priors_per_object(records: Sequence[Record], config: Config, num_classes: in
         jnp.zeros((len(priors.centers), 4, config.model.reg_max + 1)),
     )
     assign = partial(
-        objective.assign, priors=priors, assigner=config.assigner, compat=config.compat
+        criterion.assign, priors=priors, assigner=config.assigner, compat=config.compat
     )
 
     def count(ground_truth: GroundTruth) -> jax.Array:

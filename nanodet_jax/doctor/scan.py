@@ -12,8 +12,8 @@ from tqdm import tqdm
 from nanodet_jax.config import Config
 from nanodet_jax.data.faults import Fault, Kind
 from nanodet_jax.data.image_files import use_threads_of_ours
+from nanodet_jax.data.open_source import open_source
 from nanodet_jax.data.records import Category, Record, Source, decode
-from nanodet_jax.data.sources import open_source
 from nanodet_jax.errors import UserError
 
 OVERHANG = 1.0  # pixels by which a box may leave its image: rounding, and counting from 1

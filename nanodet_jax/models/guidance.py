@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 
 from nanodet_jax.config import GUIDANCE_GROUPS
-from nanodet_jax.models.conv import Conv
+from nanodet_jax.models.heads.nanodet_head import PRIOR_BIAS, split_logits
 from nanodet_jax.models.layers import ConvNormAct, Module, normal
-from nanodet_jax.models.nanodet_head import PRIOR_BIAS, split_logits
+from nanodet_jax.ops.convolution import Conv
 from nanodet_jax.structures import Predictions
 
 GUIDANCE = "guidance"  # its name in the variables, beside backbone, neck and head

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 from flax.typing import Initializer
 
-from nanodet_jax.models.conv import Conv
-from nanodet_jax.models.depthwise import DepthwiseConv
-from nanodet_jax.precision import at_least_float32
+from nanodet_jax.ops.convolution import Conv
+from nanodet_jax.ops.depthwise import DepthwiseConv
+from nanodet_jax.runtime.precision import at_least_float32
 
 Module = Any  # a linen module class, or functools.partial of one
 

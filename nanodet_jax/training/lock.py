@@ -5,8 +5,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from nanodet_jax import hosts
 from nanodet_jax.errors import UserError
+from nanodet_jax.runtime import distributed
 
 # How long a start waits for another run in the same workdir to end. A scheduler that replaces a job
 # starts the next one while the last one still saves.
@@ -53,7 +53,7 @@ def lock_for_all(workdir: Path) -> FileLock | None:
     waiting = False
     while True:
         held, failure = None, None
-        if hosts.is_writer():
+        if distributed.is_writer():
             left = deadline - time.monotonic()
             try:
                 # The first try does not wait, so that a wait is announced before it begins.
@@ -62,11 +62,13 @@ def lock_for_all(workdir: Path) -> FileLock | None:
                 failure = error
                 if isinstance(error, Busy) and left > 0:
                     failure = None
-        done, failure = hosts.gather((held is not None, failure))[0]
+        done, failure = distributed.gather((held is not None, failure))[0]
         if failure is not None:
             raise failure
         if done:
             return held
         if not waiting:
-            hosts.say(f"{workdir}: another run is going on there; waiting up to {WAIT_S:.0f} s")
+            distributed.say(
+                f"{workdir}: another run is going on there; waiting up to {WAIT_S:.0f} s"
+            )
         waiting = True

@@ -10,26 +10,21 @@ from typing import Any
 import jax
 from tqdm import tqdm
 
-from nanodet_jax import backend, hosts, scoring
-from nanodet_jax.checkpoint import Checkpoints
 from nanodet_jax.config import Config, check
 from nanodet_jax.data.cache import TrainingImages
-from nanodet_jax.data.pipeline import (
-    count_slots,
-    images_of_step,
-    steps_per_epoch,
-    training_batches,
-)
-from nanodet_jax.data.sources import open_source
+from nanodet_jax.data.open_source import open_source
+from nanodet_jax.data.pipeline import count_slots, images_of_step, steps_per_epoch, training_batches
 from nanodet_jax.doctor.report import brief
 from nanodet_jax.errors import UserError
-from nanodet_jax.inference import make_detect
-from nanodet_jax.models.detector import build_model, priors_of
+from nanodet_jax.evaluation import scoring
+from nanodet_jax.inference.predict import make_detect
+from nanodet_jax.io.checkpoint import Checkpoints
+from nanodet_jax.models.nanodet import build_model, priors_of
+from nanodet_jax.runtime import backend, distributed
 from nanodet_jax.state import abstract_variables, create_state
-from nanodet_jax.training.feed import Feed
 from nanodet_jax.training.interrupt import Interrupt, Stopped
-from nanodet_jax.training.journal import Journal, Silence
 from nanodet_jax.training.lock import lock_for_all
+from nanodet_jax.training.metric_logger import MetricLogger, NullLogger
 from nanodet_jax.training.optimizer import learning_rate, make_optimizer, scale_rate
 from nanodet_jax.training.parallel import (
     count_devices,
@@ -42,6 +37,7 @@ from nanodet_jax.training.parallel import (
     split_detection,
     store,
 )
+from nanodet_jax.training.prefetch import Prefetch
 from nanodet_jax.training.setup import (
     agree,
     draw_batch,
@@ -52,13 +48,13 @@ from nanodet_jax.training.setup import (
     resolve,
 )
 from nanodet_jax.training.skips import Skips
-from nanodet_jax.training.unfold import is_folded, unfold
+from nanodet_jax.training.unfold_batch_norm import is_folded, unfold
 
 VAL_PICTURES = 8
 UNFOLD_BATCHES = 8
 
 
-@hosts.ends_with_the_others
+@distributed.ends_with_the_others
 def train_and_evaluate(config: Config, workdir: str | Path) -> dict[str, Any]:
     """Train as `config` says, or go on with the run in `workdir`; evaluate; keep the best.
 
@@ -76,25 +72,25 @@ def train_and_evaluate(config: Config, workdir: str | Path) -> dict[str, Any]:
     """
     check(config)
     backend.prepare()
-    hosts.join(config.training)
+    distributed.join(config.training)
     workdir = Path(workdir).expanduser()
-    check(config, count_devices(config.training) * hosts.share()[1])
+    check(config, count_devices(config.training) * distributed.share()[1])
     with ExitStack() as held:
         return _train_and_evaluate(config, workdir, held)
 
 
 def _train_and_evaluate(config: Config, workdir: Path, held: ExitStack) -> dict[str, Any]:
-    process = hosts.share()
+    process = distributed.share()
     num_devices = count_devices(config.training)
     all_devices = num_devices * process[1]
-    hosts.say(f"{config.name}: reading the data")
+    distributed.say(f"{config.name}: reading the data")
     train, val = open_source(config, "train"), open_source(config, "val")
     config = resolve(config, train, val)
     steps_each = steps_per_epoch(train, config.data.batch_size)
     total_steps = config.training.steps or config.training.epochs * steps_each
     epochs = -(-total_steps // steps_each)
     for line in brief(config, train, val):
-        hosts.say(line)
+        distributed.say(line)
     slots, over = count_slots(train, config.data.max_boxes)
     images = TrainingImages(train, config)
 
@@ -106,8 +102,8 @@ def _train_and_evaluate(config: Config, workdir: Path, held: ExitStack) -> dict[
     workdir_lock = lock_for_all(workdir)
     if workdir_lock is not None:
         held.callback(workdir_lock.release)
-    resuming = hosts.gather(has_checkpoint(workdir))[0]
-    hosts.say(f"{config.name}: building the network")
+    resuming = distributed.gather(has_checkpoint(workdir))[0]
+    distributed.say(f"{config.name}: building the network")
     model = build_model(config.model, config.precision)
     variables, origin = None, ""
     if not resuming:
@@ -143,10 +139,10 @@ def _train_and_evaluate(config: Config, workdir: Path, held: ExitStack) -> dict[
     else:
         state = begin_with(variables)
     start_step = int(state.step)
-    journal: Journal | Silence = Silence()
-    if hosts.is_writer():
-        journal = Journal(workdir, start_step, total_steps, rated=metrics is not None)
-    journal.say(images.describe())
+    logger: MetricLogger | NullLogger = NullLogger()
+    if distributed.is_writer():
+        logger = MetricLogger(workdir, start_step, total_steps, rated=metrics is not None)
+    logger.say(images.describe())
     stored = store(images, num_devices) if config.data.cache == "device" else None
     render = make_render(config, num_devices, stored)
     if not resuming and is_folded(variables):
@@ -160,7 +156,7 @@ def _train_and_evaluate(config: Config, workdir: Path, held: ExitStack) -> dict[
         )
         state = begin_with(unfold(model, variables, inputs))
         origin += f"; batch norms, folded there, measured on {UNFOLD_BATCHES} batches"
-    journal.say(
+    logger.say(
         f"{config.name}: {len(train)} training and {len(val)} validation images, "
         f"{len(train.categories)} classes, {slots} box slots; {total_steps} steps "
         f"({steps_each} an epoch) of {config.data.batch_size} images, "
@@ -170,12 +166,12 @@ def _train_and_evaluate(config: Config, workdir: Path, held: ExitStack) -> dict[
         + f"; {origin}"
     )
     if config.training.rate_batch:
-        journal.say(
+        logger.say(
             f"learning rate {training.learning_rate:g}: {config.training.learning_rate:g}, meant "
             f"for {config.training.rate_batch} images, for {config.data.batch_size}"
         )
     if over:
-        journal.say(
+        logger.say(
             f"note: config.data.max_boxes={slots} leaves out {sum(n for _, n in over)} boxes of "
             f"{len(over)} images, of {over[0][0]} first; 0 keeps all"
         )
@@ -183,15 +179,15 @@ def _train_and_evaluate(config: Config, workdir: Path, held: ExitStack) -> dict[
     agree(config, train, val, state)
     state = replicate(state, num_devices)
     if start_step < total_steps:
-        journal.say("compiling the first step: a minute or two, once; later runs take it from disk")
+        logger.say("compiling the first step: a minute or two, once; later runs take it from disk")
 
     def due(every: int, step: int) -> bool:
         return step == total_steps or (step % steps_each == 0 and step // steps_each % every == 0)
 
     skips = Skips(config.training.max_skipped, lambda step: images_of_step(train, config, step))
     batches = training_batches(images, config, slots, start_step, process)
-    feed = Feed(batches, make_place(num_devices))
-    with closing(checkpoints), closing(journal), closing(feed), Interrupt() as interrupt:
+    prefetch = Prefetch(batches, make_place(num_devices))
+    with closing(checkpoints), closing(logger), closing(prefetch), Interrupt() as interrupt:
 
         def evaluate_now(step: int) -> dict[str, Any] | None:
             result = None
@@ -207,49 +203,49 @@ def _train_and_evaluate(config: Config, workdir: Path, held: ExitStack) -> dict[
                     should_stop=lambda: interrupt.received is not None,
                     judging=judging,
                 )
-            backend.close_holes()
+            backend.defragment_heap()
             if result is None:
                 return None
-            journal.evaluated(step, -(-step // steps_each), result.metrics)
-            if hosts.is_writer():
-                journal.picture("val", step, scoring.picture(val, result.pictured))
+            logger.evaluated(step, -(-step // steps_each), result.metrics)
+            if distributed.is_writer():
+                logger.picture("val", step, scoring.picture(val, result.pictured))
             checkpoints.rate(step, result.metrics)
             return result.metrics
 
-        ballot, stopping = hosts.Ballot(), False
+        ballot, stopping = distributed.Ballot(), False
         if resuming and metrics is None and due(config.training.eval_every, start_step):
             # The run was stopped between this step and its evaluation.
             metrics = evaluate_now(start_step)
             stopping = metrics is None
         device_metrics = None
-        stepped = feed.waited = 0.0
+        stepped = prefetch.waited = 0.0
         clock = time.perf_counter()
         for step in range(start_step + 1, total_steps + 1):
             stopping = stopping or ballot.any_of(interrupt.received is not None)
             if stopping:
                 break
-            batch = render(feed.next(device_metrics))
+            batch = render(prefetch.next(device_metrics))
             state, device_metrics = train_step(state, batch)
-            if step == 1 and hosts.is_writer():  # drawn and written while the device is busy
+            if step == 1 and distributed.is_writer():  # drawn and written while the device is busy
                 shown = jax.device_get(own_part(batch, num_devices))
-                journal.picture("train", 0, draw_batch(shown, config, train))
+                logger.picture("train", 0, draw_batch(shown, config, train))
             if step == start_step + 1:
-                backend.close_holes()  # that compiling the step has left
+                backend.defragment_heap()  # that compiling the step has left
                 interrupt.catch()
             skips.add(step, device_metrics.pop("skipped"))
             stepped += 1
-            journal.advance()
+            logger.advance()
             if step % config.training.log_every == 0 or step == total_steps:
                 numbers = {name: float(x) for name, x in jax.device_get(device_metrics).items()}
                 elapsed = time.perf_counter() - clock
                 numbers["images_per_second"] = stepped * config.data.batch_size / elapsed
                 try:
-                    skips.tell(journal.say)
+                    skips.tell(logger.say)
                 except UserError:
                     checkpoints.save(state)
                     raise
-                journal.train(step, -(-step // steps_each), numbers, feed.waited / elapsed)
-                stepped = feed.waited = 0.0
+                logger.train(step, -(-step // steps_each), numbers, prefetch.waited / elapsed)
+                stepped = prefetch.waited = 0.0
                 clock = time.perf_counter()
             if due(config.training.checkpoint_every, step) or due(config.training.eval_every, step):
                 checkpoints.save(state)
@@ -258,10 +254,10 @@ def _train_and_evaluate(config: Config, workdir: Path, held: ExitStack) -> dict[
                 metrics = evaluate_now(step)
                 stopping = metrics is None
                 clock += time.perf_counter() - paused
-        if stopping or hosts.any_of(interrupt.received is not None):
+        if stopping or distributed.any_of(interrupt.received is not None):
             checkpoints.save(state)
             checkpoints.wait()
-            journal.say(f"stopped and saved at step {int(state.step)}; the same command goes on")
+            logger.say(f"stopped and saved at step {int(state.step)}; the same command goes on")
             interrupt.leave()
     if metrics is None:
         raise UserError(f"{workdir}: this run is complete, but was saved without an evaluation")

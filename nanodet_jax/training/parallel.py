@@ -16,11 +16,11 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from tqdm import tqdm
 
-from nanodet_jax import backend
 from nanodet_jax.config import Config, Training
 from nanodet_jax.data.cache import TrainingImages
+from nanodet_jax.data.device_augment import color_batch, warp_batch
 from nanodet_jax.errors import UserError
-from nanodet_jax.render import color_batch, warp_batch
+from nanodet_jax.runtime import backend
 from nanodet_jax.structures import Batch, RawBatch
 from nanodet_jax.training.step import train_step
 

@@ -11,18 +11,20 @@ from typing import Any
 import numpy as np
 
 from nanodet_jax import config as configs
-from nanodet_jax import convert, digests, hosts, visualize
-from nanodet_jax.checkpoint import CHECKPOINTS
-from nanodet_jax.checkpoint_files import saved_steps
+from nanodet_jax import visualize
 from nanodet_jax.config import Config
 from nanodet_jax.data.records import Source
 from nanodet_jax.errors import UserError
 from nanodet_jax.files import write_json
-from nanodet_jax.models.detector import NanoDet
+from nanodet_jax.io import checksums, torch_names
+from nanodet_jax.io.checkpoint import CHECKPOINTS
+from nanodet_jax.io.checkpoint_files import saved_steps
+from nanodet_jax.io.weights import ABOUT, ABOUT_LIMIT, describe, load_description, load_entries
 from nanodet_jax.models.guidance import copy_neck
+from nanodet_jax.models.nanodet import NanoDet
+from nanodet_jax.runtime import distributed
 from nanodet_jax.state import TrainState, init_variables
 from nanodet_jax.structures import Batch
-from nanodet_jax.weights import ABOUT, ABOUT_LIMIT, describe, load_description, load_entries
 
 # What may differ between the processes of a run: their own place in it, and where files lie.
 OWN_FIELDS = {
@@ -82,7 +84,7 @@ def initial_variables(
     variables = init_variables(model, config.training.seed)
     if entries is None:
         return variables, "starting from random weights"
-    variables, report = convert.take_over(entries, variables, 4 * (config.model.reg_max + 1))
+    variables, report = torch_names.take_over(entries, variables, 4 * (config.model.reg_max + 1))
     if not report.kept:
         raise UserError(f"config.training.init_weights={path}: nothing in it fits this model")
     if not any(name.startswith("aux_") for name in report.kept):
@@ -115,7 +117,7 @@ def prepare_workdir(workdir: Path, config: Config, source: Source) -> None:
                     f"{workdir} holds a run with {what} {old}, not {new}; "
                     "give another --workdir, or the same config to go on"
                 )
-    if not hosts.is_writer():
+    if not distributed.is_writer():
         return
     text = describe(config, names)
     if len(text) > ABOUT_LIMIT:
@@ -139,7 +141,7 @@ def _description(about: Path) -> tuple[Config, tuple[str, ...]] | None:
     try:
         return load_description(about)
     except UserError as error:
-        hosts.say(f"note: {error}; the file is written anew")
+        distributed.say(f"note: {error}; the file is written anew")
         return None
 
 
@@ -149,16 +151,16 @@ def agree(config: Config, train: Source, val: Source, state: TrainState) -> None
     Raises:
       UserError: naming the field, the data or the state, in every process.
     """
-    if hosts.share()[1] == 1:
+    if distributed.share()[1] == 1:
         return
     facts = {name: value for name, value in _fields("config", config) if name not in OWN_FIELDS} | {
         "number of training images": len(train),
         "number of validation images": len(val),
         "list of classes": [category.name for category in train.categories],
         "step to start from": int(state.step),
-        "set of weights to start from": digests.of_tree(state),
+        "set of weights to start from": checksums.of_tree(state),
     }
-    hosts.must_agree(facts)
+    distributed.must_agree(facts)
 
 
 def _fields(name: str, value: Any) -> Iterator[tuple[str, Any]]:

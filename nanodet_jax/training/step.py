@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import optax
 
 from nanodet_jax import boxes, config
-from nanodet_jax.models.detector import NanoDet
-from nanodet_jax.objective import Divisors, batch_terms, objective
+from nanodet_jax.losses.criterion import Divisors, batch_terms, objective
+from nanodet_jax.models.nanodet import NanoDet
 from nanodet_jax.state import TrainState
 from nanodet_jax.structures import Batch
 from nanodet_jax.training.optimizer import skip_update

@@ -13,8 +13,8 @@ from typing import Any
 
 import tensorstore
 
-from nanodet_jax import digests
-from nanodet_jax.checkpoint import Checkpoints
+from nanodet_jax.io import checksums
+from nanodet_jax.io.checkpoint import Checkpoints
 from tests import corrupt
 
 STEP = 1
@@ -31,7 +31,9 @@ def save(workdir: Path) -> Path:
 
 def sign(path: Path, value: Any) -> None:
     """Write a json file with a digest that fits; infinity and NaN are written as Python does."""
-    path.write_text(json.dumps({"value": value, digests.DIGEST: digests._digest_of_json(value)}))
+    path.write_text(
+        json.dumps({"value": value, checksums.DIGEST: checksums._digest_of_json(value)})
+    )
 
 
 def change_record(step: Path, change: Callable[[dict[str, Any]], Any]) -> None:

@@ -13,16 +13,16 @@ from PIL import Image
 
 from nanodet_jax.config import Config
 from nanodet_jax.data.image_files import shown_size, stored_size
+from nanodet_jax.data.open_source import open_source
 from nanodet_jax.data.pipeline import training_batches
-from nanodet_jax.data.sources import open_source
-from nanodet_jax.detector import read_image
+from nanodet_jax.inference.detector import read_image
 from tests.attack.animations import MAKERS, RED, SIZE, encoded, webp
 
 SHAPE = (SIZE[1], SIZE[0])
 MOST_S = 5.0  # for one file; they take milliseconds
 MEASURE = """
 import re, sys
-from nanodet_jax import backend
+from nanodet_jax.runtime import backend
 from nanodet_jax.data.image_files import stored_size
 backend.prepare()
 data = open(sys.argv[1], "rb").read()

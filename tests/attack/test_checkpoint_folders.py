@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from nanodet_jax import checkpoint
-from nanodet_jax.checkpoint import Checkpoints, Damaged, saved_steps
 from nanodet_jax.errors import UserError
+from nanodet_jax.io import checkpoint
+from nanodet_jax.io.checkpoint import Checkpoints, Damaged, saved_steps
 from tests import corrupt
 from tests.attack import checkpoints as made
 

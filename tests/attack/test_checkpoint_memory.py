@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nanodet_jax import digests
+from nanodet_jax.io import checksums
 from tests.attack import checkpoints as made
 
 MEAN = "batch_stats.norm.mean"  # an array of 50 numbers
@@ -18,7 +18,7 @@ import resource, sys
 from contextlib import closing
 from pathlib import Path
 import jax
-from nanodet_jax.checkpoint import Checkpoints
+from nanodet_jax.io.checkpoint import Checkpoints
 from nanodet_jax.errors import UserError
 from tests import corrupt
 
@@ -66,7 +66,7 @@ def repeat_mean(step: Path) -> bytes:
 
     def change(record):
         name = "variables/" + MEAN.replace(".", "/")
-        zeros = digests.of_arrays({"mean": np.zeros(50, np.float32)})["mean"]
+        zeros = checksums.of_arrays({"mean": np.zeros(50, np.float32)})["mean"]
         record["arrays"][name] = zeros
 
     made.change_record(step, change)

@@ -15,7 +15,7 @@ from contextlib import closing
 import numpy as np
 import pytest
 
-from nanodet_jax.checkpoint import Checkpoints, Damaged
+from nanodet_jax.io.checkpoint import Checkpoints, Damaged
 from tests import corrupt
 from tests.attack import checkpoints as made
 

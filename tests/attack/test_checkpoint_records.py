@@ -6,9 +6,9 @@ from contextlib import closing
 
 import pytest
 
-from nanodet_jax import digests
-from nanodet_jax.checkpoint import Checkpoints
 from nanodet_jax.errors import UserError
+from nanodet_jax.io import checksums
+from nanodet_jax.io.checkpoint import Checkpoints
 from tests import corrupt
 from tests.attack import checkpoints as made
 
@@ -199,6 +199,6 @@ def test_good_metrics_are_read_as_they_are(whole):
 
 def test_a_name_in_a_message_is_escaped_and_cut():
     described = {f"\x1b[2J{'a' * 1000}": {"shape": [], "dtype": "float32"}}
-    difference = digests.difference_in_shape(described, {})
+    difference = checksums.difference_in_shape(described, {})
     assert difference.isprintable()
     assert len(difference) < 300

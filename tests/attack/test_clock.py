@@ -10,12 +10,12 @@ from tensorboardX.proto.event_pb2 import SessionLog
 
 from nanodet_jax import train_and_evaluate
 from nanodet_jax.errors import UserError
-from nanodet_jax.training.board import Board
-from nanodet_jax.training.journal import Journal
+from nanodet_jax.training.metric_logger import MetricLogger
+from nanodet_jax.training.tensorboard import EventWriter
 from tests.runs import final_state, journal
-from tests.training.test_board import read_events
-from tests.training.test_loop import one_device as one_device  # a fixture
+from tests.training.test_loop import one_device as one_device
 from tests.training.test_loop import tiny_config
+from tests.training.test_tensorboard import read_events
 
 HOUR = 3600
 STEPS = 8
@@ -30,7 +30,7 @@ def all_events(folder):
 def test_boards_of_the_same_second_keep_their_files(tmp_path, monkeypatch):
     monkeypatch.setattr(time, "time", lambda: NOW)
     for step in (1, 2, 3):
-        board = Board(tmp_path, first_step=step)
+        board = EventWriter(tmp_path, first_step=step)
         board.scalars({"loss": float(step)}, step)
         board.close()
     steps = [event.step for event in all_events(tmp_path) if event.HasField("summary")]
@@ -40,7 +40,7 @@ def test_boards_of_the_same_second_keep_their_files(tmp_path, monkeypatch):
 def test_a_board_begun_after_the_clock_went_back_is_read_last(tmp_path, monkeypatch):
     for step, now in ((1, NOW), (5, NOW - 9 * HOUR), (9, NOW - HOUR)):
         monkeypatch.setattr(time, "time", lambda now=now: now)
-        Board(tmp_path, first_step=step).close()
+        EventWriter(tmp_path, first_step=step).close()
     starts = [
         event.step for event in all_events(tmp_path)
         if event.session_log.status == SessionLog.START
@@ -51,7 +51,7 @@ def test_a_board_begun_after_the_clock_went_back_is_read_last(tmp_path, monkeypa
 def test_times_in_a_board_never_go_back(tmp_path, monkeypatch):
     jumps = itertools.cycle((0, -5 * HOUR, 7 * HOUR))
     monkeypatch.setattr(time, "time", lambda: NOW + next(jumps))
-    board = Board(tmp_path, first_step=1)
+    board = EventWriter(tmp_path, first_step=1)
     for step in range(20):
         board.scalars({"loss": 1.0}, step)
     board.close()
@@ -72,14 +72,14 @@ def test_a_run_under_a_clock_that_jumps_between_steps_ends_the_same(
     one_device, tmp_path, monkeypatch
 ):
     train_and_evaluate(tiny_config(), tmp_path / "calm")
-    real, advance, ahead, steps = time.time, Journal.advance, [0], itertools.count(1)
+    real, advance, ahead, steps = time.time, MetricLogger.advance, [0], itertools.count(1)
 
     def jump(self):
         ahead[0] = {2: -5 * HOUR, 6: 7 * HOUR}.get(next(steps), ahead[0])
         advance(self)
 
     monkeypatch.setattr(time, "time", lambda: real() + ahead[0])
-    monkeypatch.setattr(Journal, "advance", jump)
+    monkeypatch.setattr(MetricLogger, "advance", jump)
     train_and_evaluate(tiny_config(), tmp_path / "jumping")
     same_end(tmp_path / "jumping", tmp_path / "calm")
 

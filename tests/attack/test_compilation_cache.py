@@ -8,8 +8,8 @@ from pathlib import Path
 import jax
 import pytest
 
-from nanodet_jax import backend
 from nanodet_jax.errors import UserError
+from nanodet_jax.runtime import backend
 
 needs_owners = pytest.mark.skipif(not hasattr(os, "geteuid"), reason="Windows has no owners")
 needs_root = pytest.mark.skipif(
@@ -18,7 +18,7 @@ needs_root = pytest.mark.skipif(
 OTHER = 4321  # a user id
 PREPARE = """
 import sys
-from nanodet_jax import backend
+from nanodet_jax.runtime import backend
 from nanodet_jax.errors import UserError
 import jax
 try:

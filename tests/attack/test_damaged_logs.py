@@ -5,11 +5,11 @@ import shutil
 
 import pytest
 
-from nanodet_jax.data.sources import open_source
+from nanodet_jax.data.open_source import open_source
 from nanodet_jax.errors import UserError
-from nanodet_jax.training.journal import Journal
+from nanodet_jax.io.weights import ABOUT, load_description
+from nanodet_jax.training.metric_logger import MetricLogger
 from nanodet_jax.training.setup import prepare_workdir, resolve
-from nanodet_jax.weights import ABOUT, load_description
 from tests.training.test_loop import tiny_config
 
 DAMAGED = {
@@ -37,7 +37,7 @@ def test_a_damaged_line_is_left_out_and_counted(tmp_path, capsys, damage):
     before, after = line("train", 1), line("eval", 2)
     whole = b"" if damage == "no end of line" else after
     path.write_bytes(before + DAMAGED[damage] + whole)
-    Journal(tmp_path, start_step=2, total_steps=4).close()
+    MetricLogger(tmp_path, start_step=2, total_steps=4).close()
     assert path.read_bytes() == before + whole
     assert f"{path}: 1 damaged line(s) are left out" in capsys.readouterr().out
 
@@ -46,16 +46,16 @@ def test_a_sound_log_is_kept_to_the_byte_without_a_word(tmp_path, capsys):
     path = tmp_path / "metrics.jsonl"
     kept = line("train", 1) + line("train", 2) + line("eval", 2)
     path.write_bytes(kept + line("train", 3) + line("eval", 4))
-    Journal(tmp_path, start_step=2, total_steps=4).close()
+    MetricLogger(tmp_path, start_step=2, total_steps=4).close()
     assert path.read_bytes() == kept and capsys.readouterr().out == ""
-    Journal(tmp_path, start_step=2, total_steps=4, rated=False).close()
+    MetricLogger(tmp_path, start_step=2, total_steps=4, rated=False).close()
     assert path.read_bytes() == line("train", 1) + line("train", 2)
 
 
 def test_a_log_that_is_a_folder_is_named(tmp_path):
     (tmp_path / "metrics.jsonl").mkdir()
     with pytest.raises(UserError, match=r"metrics\.jsonl: is no regular file; move it elsewhere"):
-        Journal(tmp_path, start_step=0, total_steps=1)
+        MetricLogger(tmp_path, start_step=0, total_steps=1)
 
 
 @pytest.fixture(scope="module")

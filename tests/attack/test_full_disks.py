@@ -7,13 +7,15 @@ import jax
 import numpy as np
 import pytest
 
-from nanodet_jax import cli, files, scoring, train_and_evaluate
-from nanodet_jax.checkpoint import Checkpoints
+from nanodet_jax import files, train_and_evaluate
+from nanodet_jax.cli import main as cli
 from nanodet_jax.errors import UserError
-from nanodet_jax.ratings import Ratings
+from nanodet_jax.evaluation import scoring
+from nanodet_jax.io.checkpoint import Checkpoints
+from nanodet_jax.io.checkpoint_metrics import CheckpointMetrics
 from nanodet_jax.training import loop
-from nanodet_jax.training.board import Board
-from nanodet_jax.training.journal import Journal
+from nanodet_jax.training.metric_logger import MetricLogger
+from nanodet_jax.training.tensorboard import EventWriter
 from tests.attack.disks import empty, fill, mount, small_disk
 from tests.runs import final_state, journal
 from tests.training.test_loop import tiny_config
@@ -27,12 +29,12 @@ STEPS = 8
 # Where the run ends with the disk full, closing its log may fail too and be what is named.
 WRITES = {
     "config.json": (loop, "prepare_workdir", 1, "config.json: cannot be written"),
-    "metrics.jsonl": (Journal, "_write", 1, "cannot be written"),
-    "TensorBoard": (Board, "image", 1, "tensorboard: cannot be written"),
-    "a picture": (Journal, "picture", 2, "cannot be written"),
+    "metrics.jsonl": (MetricLogger, "_write", 1, "cannot be written"),
+    "TensorBoard": (EventWriter, "image", 1, "tensorboard: cannot be written"),
+    "a picture": (MetricLogger, "picture", 2, "cannot be written"),
     "a checkpoint": (Checkpoints, "save", 1, "cannot be written"),
     "a later checkpoint": (Checkpoints, "save", 2, "cannot be written"),
-    "metrics of a checkpoint": (Ratings, "note", 1, "cannot be written"),
+    "metrics of a checkpoint": (CheckpointMetrics, "note", 1, "cannot be written"),
 }
 # They take minutes, and what Orbax leaves behind after an error is reported in later tests of the same
 # process. `tests/training/test_full_disk.py` has the case of a checkpoint in a process of its own.

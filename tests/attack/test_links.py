@@ -16,8 +16,8 @@ from nanodet_jax.files import (
     replacing,
     write_json,
 )
-from nanodet_jax.training.journal import Journal
 from nanodet_jax.training.lock import lock
+from nanodet_jax.training.metric_logger import MetricLogger
 from nanodet_jax.visualize import save_image
 
 PRECIOUS = b"precious"
@@ -73,7 +73,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(workdir):
 @pytest.mark.parametrize("name", ["metrics.jsonl", "metrics.tmp", ".metrics.jsonl.tmp"])
 def test_the_log_is_never_written_through_a_link(workdir, victim, name):
     (workdir / name).symlink_to(victim)
-    log = Journal(workdir, start_step=0, total_steps=1)
+    log = MetricLogger(workdir, start_step=0, total_steps=1)
     log.train(1, 1, dict.fromkeys(
         ("loss", "loss_qfl", "loss_bbox", "loss_dfl", "learning_rate", "images_per_second"), 1.0
     ), 0.5)  # fmt: skip
@@ -84,7 +84,7 @@ def test_the_log_is_never_written_through_a_link(workdir, victim, name):
 def test_a_dangling_link_in_place_of_the_log_is_refused_or_replaced(workdir, tmp_path):
     (workdir / "metrics.jsonl").symlink_to(tmp_path / "absent")
     with warnings.catch_warnings(), pytest.raises(UserError, match=r"metrics\.jsonl"):
-        Journal(workdir, start_step=0, total_steps=1)
+        MetricLogger(workdir, start_step=0, total_steps=1)
     assert not (tmp_path / "absent").exists()
 
 
@@ -92,7 +92,7 @@ def test_a_dangling_link_in_place_of_the_log_is_refused_or_replaced(workdir, tmp
 def test_a_linked_folder_is_refused_by_name(workdir, elsewhere, name):
     (workdir / name).symlink_to(elsewhere)
     with pytest.raises(UserError, match=rf"run/{name}: is a symbolic link"):
-        log = Journal(workdir, start_step=0, total_steps=1)
+        log = MetricLogger(workdir, start_step=0, total_steps=1)
         try:
             log.picture("val", 1, PICTURE)
         finally:

@@ -10,16 +10,18 @@ import numpy as np
 import pytest
 
 from nanodet_jax import config as configs
-from nanodet_jax import objective, scoring, train_and_evaluate, visualize
-from nanodet_jax.checkpoint import Checkpoints
+from nanodet_jax import train_and_evaluate, visualize
+from nanodet_jax.data.open_source import open_source
 from nanodet_jax.data.pipeline import count_slots, training_batches
-from nanodet_jax.data.sources import open_source
-from nanodet_jax.evaluation import format_table
-from nanodet_jax.models.detector import priors_of
+from nanodet_jax.evaluation import scoring
+from nanodet_jax.evaluation.coco_metrics import format_table
+from nanodet_jax.io.checkpoint import Checkpoints
+from nanodet_jax.losses import criterion
+from nanodet_jax.models.nanodet import priors_of
 from nanodet_jax.structures import GroundTruth, Predictions
 from nanodet_jax.terminal import NAME_LIMIT
 from tests.attack.coco_files import SIDE, config_of, write
-from tests.training.test_loop import one_device as one_device  # a fixture
+from tests.training.test_loop import one_device as one_device
 
 CLASSES, BOXES = 1000, 500
 
@@ -83,7 +85,7 @@ def test_the_loss_of_five_hundred_boxes_does_not_depend_on_the_padding(assigner)
             ignore=np.zeros((1, slots), bool),
         )
         return jax.jit(
-            lambda predictions, truth: objective.objective(
+            lambda predictions, truth: criterion.objective(
                 (predictions,), truth, priors,
                 assigner=config.assigner, compat=config.compat, weights=config.loss,
             )

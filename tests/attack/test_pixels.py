@@ -7,8 +7,8 @@ import pytest
 
 from nanodet_jax.config import Config, check
 from nanodet_jax.data import transforms
+from nanodet_jax.data.open_source import open_source
 from nanodet_jax.data.pipeline import count_slots, prepare_for_inference, training_batches
-from nanodet_jax.data.sources import open_source
 from nanodet_jax.errors import UserError
 from nanodet_jax.training.parallel import make_render
 from tests.attack.coco_files import write

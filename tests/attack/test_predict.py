@@ -9,11 +9,12 @@ import cv2
 import numpy as np
 import pytest
 
-from nanodet_jax import cli, visualize
-from nanodet_jax.cli import main
-from nanodet_jax.detector import Detector
+from nanodet_jax import visualize
+from nanodet_jax.cli import main as cli
+from nanodet_jax.cli.main import main
 from nanodet_jax.errors import UserError
-from tests.test_hostile_weights import weights as npz
+from nanodet_jax.inference.detector import Detector
+from tests.io.test_hostile_weights import weights as npz
 
 SURROGATE = os.fsdecode(b"bad\xffbyte.png")
 PNG = cv2.imencode(".png", np.zeros((8, 8, 3), np.uint8))[1].tobytes()

@@ -8,19 +8,19 @@ import zipfile
 import numpy as np
 import pytest
 
-from nanodet_jax import convert, pytorch_file, pytorch_pickle, zip_file
 from nanodet_jax.config import Config, Model, check
 from nanodet_jax.errors import UserError
-from nanodet_jax.models.detector import build_model
-from nanodet_jax.npz_file import read_npz
-from nanodet_jax.pytorch_file import read_state_dict
+from nanodet_jax.io import torch_archive, torch_names, torch_pickle, zip_limits
+from nanodet_jax.io.npz import read_npz
+from nanodet_jax.io.torch_archive import read_state_dict
+from nanodet_jax.io.weights import load_weights
+from nanodet_jax.models.nanodet import build_model
 from nanodet_jax.state import abstract_variables
-from nanodet_jax.weights import load_weights
-from tests.test_pytorch_file import WEIGHTS, archive, text
+from tests.io.test_torch_archive import WEIGHTS, archive, text
 
 LIMIT = 4  # seconds of processor time; each takes one at most
 PRIME = 2**61 - 1  # hashes of ints are remainders of it
-MOST = pytorch_pickle.MAX_INSTRUCTIONS
+MOST = torch_pickle.MAX_INSTRUCTIONS
 
 
 def number(value):
@@ -98,9 +98,9 @@ def test_costly_pickle_is_refused_at_once(tmp_path, case):
 
 @pytest.mark.skipif(not WEIGHTS.is_dir(), reason="shared/weights is absent")
 def test_bounds_have_room_for_ten_times_the_published_weights(monkeypatch):
-    monkeypatch.setattr(pytorch_pickle, "MAX_INSTRUCTIONS", MOST // 10)
-    monkeypatch.setattr(pytorch_file, "MAX_TENSORS", pytorch_file.MAX_TENSORS // 10)
-    monkeypatch.setattr(zip_file, "MAX_LISTING", zip_file.MAX_LISTING // 10)
+    monkeypatch.setattr(torch_pickle, "MAX_INSTRUCTIONS", MOST // 10)
+    monkeypatch.setattr(torch_archive, "MAX_TENSORS", torch_archive.MAX_TENSORS // 10)
+    monkeypatch.setattr(zip_limits, "MAX_LISTING", zip_limits.MAX_LISTING // 10)
     for path in WEIGHTS.glob("*.pth"):
         assert read_state_dict(path)
 
@@ -144,11 +144,11 @@ def test_weights_that_are_no_regular_file_are_refused(tmp_path, suffix, make, re
 def test_entries_that_share_numbers_are_not_copied_before_they_fit():
     like = abstract_variables(build_model(Model(num_classes=2, width=0.5)))
     one = np.broadcast_to(np.int8(0), (1 << 18,))  # a copy of one alone takes 1 MB as float32
-    names = [convert.pytorch_name(path) for path in convert.flatten(like)]
+    names = [torch_names.pytorch_name(path) for path in torch_names.flatten(like)]
     tracemalloc.start()
     try:
         with pytest.raises(UserError, match="other shape"):
-            convert.convert(dict.fromkeys(names, one), like)
+            torch_names.convert(dict.fromkeys(names, one), like)
         assert tracemalloc.get_traced_memory()[1] < 10e6
     finally:
         tracemalloc.stop()

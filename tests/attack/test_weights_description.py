@@ -6,11 +6,11 @@ import os
 import numpy as np
 import pytest
 
-from nanodet_jax import convert, weights
 from nanodet_jax.config import MAX_SIDE, Config, Model, check
-from nanodet_jax.detector import Detector
 from nanodet_jax.errors import UserError
-from nanodet_jax.weights import (
+from nanodet_jax.inference.detector import Detector
+from nanodet_jax.io import torch_names, weights
+from nanodet_jax.io.weights import (
     ABOUT,
     ABOUT_LIMIT,
     MAX_INPUT_SIDE,
@@ -21,8 +21,8 @@ from nanodet_jax.weights import (
     load_weights,
     read_description,
 )
-from tests.test_hostile_weights import CONFIG, SOME, npy
-from tests.test_hostile_weights import weights as npz
+from tests.io.test_hostile_weights import CONFIG, SOME, npy
+from tests.io.test_hostile_weights import weights as npz
 
 NAMES = ("cat", "dog")
 OVER = MAX_INPUT_SIDE + 32
@@ -74,7 +74,7 @@ def test_features_that_outgrow_the_input_are_refused(tmp_path):
     model = Model(width=0.5, num_classes=100_000, channels=16)
     config = Config(model=model)
     assert feature_bytes(config) > 2e9  # of an image of 320 x 320
-    shapes = convert.flatten(weights._abstract(config))
+    shapes = torch_names.flatten(weights._abstract(config))
     path = tmp_path / "w.npz"
     about = np.frombuffer(describe(config, ()).encode(), np.uint8)
     arrays = {name: np.zeros(leaf.shape, leaf.dtype) for name, leaf in shapes.items()}
@@ -230,7 +230,7 @@ def test_array_name_in_a_message_is_escaped_and_cut(tmp_path, name):
 def test_entry_name_in_a_message_is_escaped_and_cut(name):
     like = weights._abstract(CONFIG)
     with pytest.raises(UserError, match="left over") as caught:
-        convert.convert({name: np.zeros(1)}, like)
+        torch_names.convert({name: np.zeros(1)}, like)
     assert str(caught.value).isprintable() and len(str(caught.value)) < 1000
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 from nanodet_jax.config import Config
 from nanodet_jax.data.faults import Fault, Kind
 from nanodet_jax.data.folder import Folder
-from nanodet_jax.data.sources import open_source
+from nanodet_jax.data.open_source import open_source
 from nanodet_jax.errors import UserError
 
 

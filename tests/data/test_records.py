@@ -12,8 +12,8 @@ from PIL import Image
 
 from nanodet_jax.config import Config
 from nanodet_jax.data.image_files import shown_size, stored_size
+from nanodet_jax.data.open_source import open_source
 from nanodet_jax.data.records import Category, Record, coco_ground_truth, decode, make_record
-from nanodet_jax.data.sources import open_source
 from nanodet_jax.errors import UserError
 
 PIXELS = cv2.resize(np.random.default_rng(0).integers(0, 256, (6, 8, 3), np.uint8), (80, 60))

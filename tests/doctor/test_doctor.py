@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from nanodet_jax.cli import main
+from nanodet_jax.cli.entry_point import load_config
+from nanodet_jax.cli.main import main
 from nanodet_jax.data.faults import Kind
-from nanodet_jax.data.shapes import ShapesSource
-from nanodet_jax.data.sources import open_source
+from nanodet_jax.data.open_source import open_source
+from nanodet_jax.data.sources.shapes import ShapesSource
 from nanodet_jax.doctor.report import brief
-from nanodet_jax.doors import load_config
 
 COUNTS = {"train": 24, "val": 8}
 SHARED = Path(__file__).parents[3] / "shared" / "data"

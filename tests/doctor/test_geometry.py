@@ -8,7 +8,7 @@ from nanodet_jax.config import Config
 from nanodet_jax.data.records import make_record
 from nanodet_jax.doctor.findings import of_classes, of_schedule, of_sizes, shifted_iou
 from nanodet_jax.doctor.geometry import Objects, objects, priors_per_object, sample
-from nanodet_jax.models.detector import priors_of
+from nanodet_jax.models.nanodet import priors_of
 
 
 def record(boxes, ignore=(), size=(128, 256)):

@@ -12,10 +12,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
 
-from nanodet_jax.data.coco import CocoSource
 from nanodet_jax.data.records import decode, make_record
-from nanodet_jax.data.voc import VocSource, voc_classes
-from nanodet_jax.data.yolo import YoloSource
+from nanodet_jax.data.sources.coco import CocoSource
+from nanodet_jax.data.sources.voc import VocSource, voc_classes
+from nanodet_jax.data.sources.yolo import YoloSource
 from tests.fuzz.inputs import JSON, SCALARS, accepts, fuzz
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nanodet_jax.checkpoint import CHECKPOINTS
+from nanodet_jax.io.checkpoint import CHECKPOINTS
 from tests import corrupt
 from tests.fuzz.inputs import EXAMPLES, fuzz
 

@@ -9,7 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from nanodet_jax import config as configs
-from nanodet_jax.weights import read_description
+from nanodet_jax.io.weights import read_description
 from tests.fuzz.inputs import JSON, SCALARS, accepts, fuzz
 
 ODD = (None, True, -1, 0, 2**63, 10**18, 10**400, -(10**400), 1e308, 5e-324, float("nan"),

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from nanodet_jax.npz_file import read_npz
-from nanodet_jax.pytorch_file import read_state_dict
+from nanodet_jax.io.npz import read_npz
+from nanodet_jax.io.torch_archive import read_state_dict
 from tests.fuzz.inputs import accepts, fuzz
-from tests.test_pytorch_file import TensorStub, archive, save, tensor, torch  # noqa: F401
+from tests.io.test_torch_archive import TensorStub, archive, save, tensor, torch  # noqa: F401
 
 
 @pytest.fixture(scope="module")

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 
 from configs import coco
-from nanodet_jax import backend, config
-from nanodet_jax.convert import flatten
-from nanodet_jax.models import detector
-from nanodet_jax.models.detector import build_model
+from nanodet_jax import config
+from nanodet_jax.io.torch_names import flatten
+from nanodet_jax.models import nanodet
 from nanodet_jax.models.guidance import Guidance, SimpleConvHead, copy_neck, deployed
 from nanodet_jax.models.layers import ConvNormAct, Module
+from nanodet_jax.models.nanodet import build_model
+from nanodet_jax.runtime import backend
 from nanodet_jax.state import abstract_variables, init_variables
 from nanodet_jax.structures import Predictions
 from tests.models.test_nanodet import check_normal
@@ -44,7 +45,7 @@ class TinyBackbone(nn.Module):
 def with_tiny_backbone():
     """A context in which networks are built on `TinyBackbone`."""
     patch = pytest.MonkeyPatch()
-    patch.setattr(detector, "ShuffleNetV2", TinyBackbone)
+    patch.setattr(nanodet, "ShuffleNetV2", TinyBackbone)
     return patch
 
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from nanodet_jax.models.backbones.shufflenet_v2 import channel_shuffle
 from nanodet_jax.models.layers import (
     BatchNorm,
     DepthwiseSeparableConv,
@@ -15,8 +16,7 @@ from nanodet_jax.models.layers import (
     leaky_relu,
     upsample_2x,
 )
-from nanodet_jax.models.max_pool import max_pool_3x3, shifted_max_pool, windowed_max_pool
-from nanodet_jax.models.shufflenet_v2 import channel_shuffle
+from nanodet_jax.ops.max_pool import max_pool_3x3, shifted_max_pool, windowed_max_pool
 
 C = 3
 

@@ -9,11 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nanodet_jax import backend, config
-from nanodet_jax.convert import flatten
-from nanodet_jax.models.detector import build_model, priors_of
+from nanodet_jax import config
+from nanodet_jax.io.torch_names import flatten
+from nanodet_jax.models.heads.nanodet_head import NanoDetHead
 from nanodet_jax.models.layers import BatchNorm
-from nanodet_jax.models.nanodet_head import NanoDetHead
+from nanodet_jax.models.nanodet import build_model, priors_of
+from nanodet_jax.runtime import backend
 from nanodet_jax.state import abstract_variables, init_variables
 
 TINY = config.Model(num_classes=3, width=0.5, channels=32, stacked_convs=1, reg_max=4)

@@ -10,10 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nanodet_jax import backend, boxes, config, losses
-from nanodet_jax.assigners import atss, dynamic_soft_label
-from nanodet_jax.models.nanodet_head import split_logits
-from nanodet_jax.objective import objective
+from nanodet_jax import boxes, config
+from nanodet_jax.losses import functional
+from nanodet_jax.losses.assigners import atss, dynamic_soft_label
+from nanodet_jax.losses.criterion import objective
+from nanodet_jax.models.heads.nanodet_head import split_logits
+from nanodet_jax.runtime import backend
 from nanodet_jax.structures import GroundTruth
 from tests.parity_checks.comparison import Comparisons, Worst, absolute, of_scale, relative
 
@@ -157,7 +159,7 @@ def check_trace(path: Path) -> Worst:
 
 
 def _check_shapes(compare: Comparisons, trace, size) -> None:
-    from nanodet_jax.models.detector import build_model
+    from nanodet_jax.models.nanodet import build_model
 
     model = build_model(config.Model(num_classes=trace["shapes"]["cls"][0][0]))
     image = jnp.zeros((1, *size, 3), jnp.float32)
@@ -189,16 +191,16 @@ def check_losses(path: Path) -> Worst:
     quality[is_object, labels[is_object]] = fixture["qfl_scores"][is_object]
 
     def qfl(logits):
-        per_prior = jnp.sum(losses.quality_focal(logits, quality), axis=-1)
+        per_prior = jnp.sum(functional.quality_focal(logits, quality), axis=-1)
         return jnp.sum(per_prior * fixture["qfl_weight"]) / fixture["qfl_avg_factor"]
 
     def dfl(logits):
-        per_side = losses.distribution_focal(logits, jnp.asarray(fixture["dfl_target"]))
+        per_side = functional.distribution_focal(logits, jnp.asarray(fixture["dfl_target"]))
         weighted = jnp.sum(per_side * fixture["dfl_weight"]) / fixture["dfl_avg_factor"]
         return fixture["dfl_loss_weight"] * weighted
 
     def giou(predicted):
-        per_box = losses.giou_loss(predicted, fixture["giou_target"])
+        per_box = functional.giou_loss(predicted, fixture["giou_target"])
         weighted = jnp.sum(per_box * fixture["giou_weight"]) / fixture["giou_avg_factor"]
         return fixture["giou_loss_weight"] * weighted
 

@@ -5,14 +5,14 @@ from pathlib import Path
 
 import numpy as np
 
-from nanodet_jax import backend
 from nanodet_jax.config import Config
 from nanodet_jax.data.pipeline import prepare_for_inference, stack
 from nanodet_jax.data.records import decode, make_record
 from nanodet_jax.errors import UserError
-from nanodet_jax.inference import detect_batch, make_detect
-from nanodet_jax.models.detector import build_model
-from nanodet_jax.weights import load_weights
+from nanodet_jax.inference.predict import detect_batch, make_detect
+from nanodet_jax.io.weights import load_weights
+from nanodet_jax.models.nanodet import build_model
+from nanodet_jax.runtime import backend
 from tests.parity_checks.comparison import Comparisons, Worst, of_scale
 from tests.parity_checks.networks import joined
 

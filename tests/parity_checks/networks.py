@@ -10,8 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from nanodet_jax import backend, config, convert
-from nanodet_jax.models.detector import build_model, priors_of
+from nanodet_jax import config
+from nanodet_jax.io import torch_names
+from nanodet_jax.models.nanodet import build_model, priors_of
+from nanodet_jax.runtime import backend
 from nanodet_jax.state import abstract_variables, create_state
 from nanodet_jax.structures import Batch
 from nanodet_jax.training.optimizer import make_optimizer
@@ -79,7 +81,7 @@ def load_case(path: Path):
         for name, shape in manifest_of(path).items()
     }
     like = {name: np.empty(shape) for name, shape in manifest_of(path).items()}
-    model_config = convert.infer_model(like, path.name)
+    model_config = torch_names.infer_model(like, path.name)
     return fixture, formula, model_config, entries
 
 
@@ -94,7 +96,7 @@ def check_forward(path: Path) -> Worst:
     """Evaluation and, where recorded, one training pass with its gradients."""
     fixture, formula, model_config, entries = load_case(path)
     model = build_model(model_config)
-    variables = convert.convert(entries, abstract_variables(model, guided=True), path.name)
+    variables = torch_names.convert(entries, abstract_variables(model, guided=True), path.name)
     images = _seeded(formula.image, fixture, (2, 3, 128, 192)).transpose(0, 2, 3, 1)
     train = "loss" in fixture
     batch = Batch(images, batch_of(path, fixture, len(images)) if train else None)
@@ -140,9 +142,9 @@ def check_forward(path: Path) -> Worst:
 def training_numbers(metrics, gradients, batch_stats) -> dict[str, np.ndarray]:
     """Losses, gradient norms and sums of running statistics, by the original's names."""
     numbers = {name: value for name, value in metrics.items() if "loss" in name}
-    for name, gradient in convert.to_entries({"params": gradients}).items():
+    for name, gradient in torch_names.to_entries({"params": gradients}).items():
         numbers[f"|d {name}|"] = np.linalg.norm(gradient)
-    for name, stats in convert.to_entries({"batch_stats": batch_stats}).items():
+    for name, stats in torch_names.to_entries({"batch_stats": batch_stats}).items():
         numbers[name] = np.sum(stats, dtype=np.float64)
     return numbers
 
@@ -156,7 +158,7 @@ def training_expectations(fixture) -> dict[str, Expected]:
     norms = dict(zip(fixture["grad_names"].tolist(), fixture["grad_norms"]))
     largest = max(norms.values())
     for name, norm in norms.items():
-        if re.fullmatch(convert.UNUSED_IF_SHARED, name) and norm == 0:
+        if re.fullmatch(torch_names.UNUSED_IF_SHARED, name) and norm == 0:
             continue
         # A bias in front of a batch norm has gradient zero; what was recorded there is noise of
         # some 1e-8 of the largest norm, and ours must be as small.
@@ -184,7 +186,7 @@ def check_trajectory(path: Path) -> Worst:
             shift = np.float32(4.595 if name.endswith("bias") else 0)
             entries[name] = entry * np.float32(0.1) - shift
     model = build_model(model_config)
-    variables = convert.convert(entries, abstract_variables(model, guided=True), path.name)
+    variables = torch_names.convert(entries, abstract_variables(model, guided=True), path.name)
     images = _seeded(formula.image, fixture, (2, 3, 160, 160)).transpose(0, 2, 3, 1)
     batch = Batch(jnp.asarray(images), batch_of(path, fixture, len(images)))
     training = recorded_training(fixture)
@@ -209,10 +211,10 @@ def check_trajectory(path: Path) -> Worst:
             state, metrics = step(state, batch)
             numbers[f"loss {i}"] = metrics["loss"]
             numbers[f"gradient norm {i}"] = metrics["gradient_norm"]
-        for name, value in convert.to_entries(state.variables).items():
+        for name, value in torch_names.to_entries(state.variables).items():
             numbers[name] = np.linalg.norm(value)
         if averaged:
-            for name, value in convert.to_entries(state.average).items():
+            for name, value in torch_names.to_entries(state.average).items():
                 numbers[f"average {name}"] = np.linalg.norm(value)
         return numbers
 
@@ -222,7 +224,7 @@ def check_trajectory(path: Path) -> Worst:
         expected[f"gradient norm {i}"] = relative(norm, 1e-3)
     for prefix, key in (("", "param_norms"), ("average ", "ema_norms")):
         for name, norm in zip(fixture["names"].tolist(), fixture.get(key, ())):
-            if not re.fullmatch(f"{convert.UNUSED}|{convert.UNUSED_IF_SHARED}", name):
+            if not re.fullmatch(f"{torch_names.UNUSED}|{torch_names.UNUSED_IF_SHARED}", name):
                 expected[prefix + name] = relative(norm, 1e-3, floor=1e-6)
     return judge(compute, expected)
 

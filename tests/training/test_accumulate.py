@@ -8,11 +8,11 @@ import numpy as np
 import optax
 import pytest
 
-from nanodet_jax import backend
 from nanodet_jax import config as configs
 from nanodet_jax.config import Config, check
 from nanodet_jax.errors import UserError
-from nanodet_jax.objective import Divisors, batch_terms, objective
+from nanodet_jax.losses.criterion import Divisors, batch_terms, objective
+from nanodet_jax.runtime import backend
 from nanodet_jax.state import create_state
 from nanodet_jax.training.parallel import make_train_step
 from nanodet_jax.training.step import moved_average

@@ -2,7 +2,7 @@
 
 import resource
 
-from nanodet_jax.checkpoint import Checkpoints
+from nanodet_jax.io.checkpoint import Checkpoints
 from tests.runs import TINY, Launch, journal
 
 STEPS_EACH = 4

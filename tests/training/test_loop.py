@@ -16,17 +16,18 @@ import pytest
 
 from configs import shapes
 from nanodet_jax import config as configs
-from nanodet_jax import scoring, train_and_evaluate
-from nanodet_jax.checkpoint import Checkpoints
+from nanodet_jax import train_and_evaluate
+from nanodet_jax.data.open_source import open_source
 from nanodet_jax.data.pipeline import count_slots, training_batches
-from nanodet_jax.data.sources import open_source
 from nanodet_jax.errors import UserError
-from nanodet_jax.evaluation import MEANINGS
+from nanodet_jax.evaluation import scoring
+from nanodet_jax.evaluation.coco_metrics import MEANINGS
+from nanodet_jax.io.checkpoint import Checkpoints
 from nanodet_jax.structures import Detections
 from nanodet_jax.training import lock as locks
 from nanodet_jax.training import loop
-from nanodet_jax.training.journal import Journal
 from nanodet_jax.training.lock import lock
+from nanodet_jax.training.metric_logger import MetricLogger
 from nanodet_jax.training.setup import prepare_workdir
 from tests.runs import final_state, journal
 
@@ -136,7 +137,7 @@ def test_stopped_and_resumed_is_as_unbroken(unbroken, tmp_path, capsys):
     """`kill` in the third step, then Ctrl-C in the evaluation that follows the fourth."""
     handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     with pytest.MonkeyPatch.context() as patch:
-        signal_at(patch, Journal, "advance", 3, signal.SIGTERM)
+        signal_at(patch, MetricLogger, "advance", 3, signal.SIGTERM)
         with pytest.raises(SystemExit) as stopped:
             train_and_evaluate(tiny_config(), tmp_path)
     assert stopped.value.code == 128 + signal.SIGTERM
@@ -226,7 +227,7 @@ def test_a_judge_that_takes_long_is_not_waited_for(tmp_path, monkeypatch, capsys
         time.sleep(60)
 
     monkeypatch.setattr(loop, "make_train_step", fake_step(1.0))
-    monkeypatch.setattr(scoring.evaluation, "coco_metrics", judge)
+    monkeypatch.setattr(scoring.coco_metrics, "coco_metrics", judge)
     with pytest.raises(SystemExit) as stopped:
         train_and_evaluate(tiny_config(), tmp_path)
     assert stopped.value.code == 128 + signal.SIGTERM
@@ -266,7 +267,7 @@ def test_two_runs_in_one_workdir_are_refused(tmp_path, monkeypatch, capsys):
 def test_a_hangup_saves_and_leaves(tmp_path):
     handler = signal.getsignal(signal.SIGHUP)
     with pytest.MonkeyPatch.context() as patch:
-        signal_at(patch, Journal, "advance", 3, signal.SIGHUP)
+        signal_at(patch, MetricLogger, "advance", 3, signal.SIGHUP)
         with pytest.raises(SystemExit) as stopped:
             train_and_evaluate(tiny_config(), tmp_path)
     assert stopped.value.code == 128 + signal.SIGHUP

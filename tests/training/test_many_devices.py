@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from configs import shapes
-from nanodet_jax import backend
-from nanodet_jax.models import shufflenet_v2
-from nanodet_jax.models.detector import build_model
+from nanodet_jax.models.backbones import shufflenet_v2
+from nanodet_jax.models.nanodet import build_model
+from nanodet_jax.runtime import backend
 from nanodet_jax.state import SMALLEST, abstract_variables
 from tests.many_devices import COUNTS, after_a_step, compare, make_task, results_of, worst
 from tests.training.test_parallel import step_of_the_document

@@ -21,9 +21,9 @@ from nanodet_jax import config as configs
 from nanodet_jax.data.cache import TrainingImages
 from nanodet_jax.data.pipeline import training_batches
 from nanodet_jax.data.records import make_record
-from nanodet_jax.models.detector import build_model, priors_of
+from nanodet_jax.models.heads.nanodet_head import split_logits
 from nanodet_jax.models.layers import BatchNorm
-from nanodet_jax.models.nanodet_head import split_logits
+from nanodet_jax.models.nanodet import build_model, priors_of
 from nanodet_jax.state import abstract_variables, create_state
 from nanodet_jax.structures import Batch, GroundTruth
 from nanodet_jax.training.parallel import make_place, make_render, make_train_step, store

@@ -8,14 +8,15 @@ import numpy as np
 import pytest
 
 from configs import shapes
-from nanodet_jax import convert, train_and_evaluate
-from nanodet_jax.models import shufflenet_v2
-from nanodet_jax.models.detector import build_model
+from nanodet_jax import train_and_evaluate
+from nanodet_jax.io import torch_names
+from nanodet_jax.io.weights import load_entries, load_weights
+from nanodet_jax.models.backbones import shufflenet_v2
 from nanodet_jax.models.guidance import deployed
+from nanodet_jax.models.nanodet import build_model
 from nanodet_jax.state import abstract_variables
-from nanodet_jax.training.journal import Journal
+from nanodet_jax.training.metric_logger import MetricLogger
 from nanodet_jax.training.step import ema_share, moved_average
-from nanodet_jax.weights import load_entries, load_weights
 from tests.runs import final_state, journal
 from tests.training.test_loop import one_device, signal_at  # noqa: F401
 
@@ -58,7 +59,7 @@ def unbroken(one_device, shallow, tmp_path_factory):  # noqa: F811
 
 def test_stopped_and_resumed_is_as_unbroken(unbroken, tmp_path):
     with pytest.MonkeyPatch.context() as patch:
-        signal_at(patch, Journal, "advance", 3, signal.SIGTERM)
+        signal_at(patch, MetricLogger, "advance", 3, signal.SIGTERM)
         with pytest.raises(SystemExit):
             train_and_evaluate(tiny_config(), tmp_path)
     train_and_evaluate(tiny_config(), tmp_path)
@@ -79,11 +80,11 @@ def test_both_branches_are_told_of(unbroken):
 
 def test_inference_takes_the_average_and_no_guidance(unbroken):
     state = final_state(unbroken, STEPS)
-    loaded = convert.flatten(load_weights(unbroken).variables)
-    average = convert.flatten(deployed(state.average))
+    loaded = torch_names.flatten(load_weights(unbroken).variables)
+    average = torch_names.flatten(deployed(state.average))
     assert set(loaded) == set(average)
     assert all(np.array_equal(loaded[path], average[path]) for path in loaded)
-    current = convert.flatten(state.variables)
+    current = torch_names.flatten(state.variables)
     moved = [path for path in loaded if not np.array_equal(loaded[path], current[path])]
     assert len(moved) > len(loaded) / 2
 
@@ -92,8 +93,8 @@ def test_fine_tuning_takes_the_guidance_too(unbroken):
     entries = load_entries(unbroken)
     assert any(name.startswith("aux_head.") for name in entries)
     like = abstract_variables(build_model(load_weights(unbroken).config.model), guided=True)
-    restored = convert.flatten(convert.convert(entries, like))
-    average = convert.flatten(final_state(unbroken, STEPS).average)
+    restored = torch_names.flatten(torch_names.convert(entries, like))
+    average = torch_names.flatten(final_state(unbroken, STEPS).average)
     assert all(np.array_equal(restored[path], average[path]) for path in average)
 
 

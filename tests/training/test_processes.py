@@ -11,11 +11,11 @@ import pytest
 
 from configs import shapes
 from nanodet_jax import train_and_evaluate
-from nanodet_jax.convert import flatten
-from nanodet_jax.training.journal import Journal
+from nanodet_jax.io.torch_names import flatten
+from nanodet_jax.training.metric_logger import MetricLogger
 from tests.many_devices import differences, worst
 from tests.runs import final_state, journal
-from tests.test_hosts import finish, free_port, start
+from tests.runtime.test_distributed import finish, free_port, start
 from tests.training.test_loop import signal_at
 
 pytestmark = pytest.mark.long
@@ -145,7 +145,7 @@ def test_a_run_goes_on_with_another_number_of_devices(settings, alone, tmp_path)
     for devices, steps_here in ((4, 3), (2, 3), (8, STEPS)):
         config = config_with(settings | {"training.devices": devices})
         with pytest.MonkeyPatch.context() as patch:
-            signal_at(patch, Journal, "advance", steps_here, signal.SIGTERM)
+            signal_at(patch, MetricLogger, "advance", steps_here, signal.SIGTERM)
             with contextlib.suppress(SystemExit):
                 train_and_evaluate(config, tmp_path)
     expected, metrics = alone

@@ -7,7 +7,7 @@ import pytest
 
 from nanodet_jax.config import Config
 from nanodet_jax.data.pipeline import images_of_step, training_batches
-from nanodet_jax.data.shapes import ShapesSource
+from nanodet_jax.data.sources.shapes import ShapesSource
 from nanodet_jax.errors import UserError
 from nanodet_jax.state import create_state
 from nanodet_jax.training.optimizer import skip_update

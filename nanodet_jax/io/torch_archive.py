@@ -1,0 +1,167 @@
+"""Weights out of a PyTorch file (.pth, .pt, .ckpt), without PyTorch and without running a pickle.
+
+torch.save writes a zip: NAME/data.pkl describes the tensors, NAME/data/<key> are their numbers,
+one member for each storage, and NAME/byteorder tells how the numbers are written.
+"""
+
+import math
+import re
+import struct
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nanodet_jax.errors import UserError
+from nanodet_jax.io import torch_pickle
+from nanodet_jax.io.torch_pickle import STORAGES, Storage, Tensor, quoted
+from nanodet_jax.io.zip_limits import open_zip
+from nanodet_jax.terminal import printable
+
+PICKLE_LIMIT = 4 << 20  # bytes; 645 tensors take 80 thousand
+MAX_TENSORS = 20_000  # the deepest network that config.check allows has fewer
+MAX_SHARING = 4  # elements of all tensors, for each element stored
+NO_ZIP = (
+    "is no archive of torch.save (zip). If it is of PyTorch before 1.6, load it there and re-save "
+    "with torch>=1.6"
+)
+
+
+def read_state_dict(path: Path) -> dict[str, np.ndarray]:
+    """Tensors by name, of a file that torch.save (PyTorch 1.6 or newer) or Lightning wrote.
+
+    Takes the file's `state_dict` if it has one, else the file itself. Of a Lightning checkpoint
+    the averaged weights (`avg_model.`) alone if present, as the original does. Names lose
+    `avg_model.`, `model.` and `module.`; entries that are no tensors are left out.
+
+    Returns:
+      Read-only arrays with PyTorch's shapes and dtypes, but bfloat16 widened to float32. Tensors
+      that share a storage share memory.
+
+    Raises:
+      UserError: naming the file, if it cannot be read, is damaged, is of another format, asks for
+        anything but tensors and plain values, or holds no tensors.
+    """
+    try:
+        with open_zip(path, NO_ZIP) as archive:
+            return _read(archive)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    # What zipfile raises on a file that was cut or altered: it has no one error for that, and
+    # seeks where such a file tells it to, which is an OSError without a number.
+    except (
+        zipfile.BadZipFile,
+        EOFError,
+        ValueError,
+        struct.error,
+        RuntimeError,
+        OverflowError,
+    ) as error:
+        raise UserError(
+            f"{path}: damaged archive ({printable(str(error))}); fetch it again"
+        ) from error
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
+def _read(archive: zipfile.ZipFile) -> dict[str, np.ndarray]:
+    members = {info.filename: info for info in archive.infolist()}
+    pickles = [name for name in members if re.fullmatch(r"[^/]+/data\.pkl", name)]
+    if not pickles:
+        raise UserError("is a zip, but none of torch.save: no NAME/data.pkl")
+    if len(pickles) > 1:
+        several = f"{quoted(pickles[0])} and {quoted(pickles[1])}"
+        raise UserError(f"damaged archive: several NAME/data.pkl, such as {several}")
+    root = pickles[0].removesuffix("data.pkl")
+    if members[pickles[0]].file_size > PICKLE_LIMIT:
+        raise UserError(f"data.pkl has over {PICKLE_LIMIT} bytes: no file of weights")
+    order = "little"  # of files before PyTorch 2.1, which do not say
+    if f"{root}byteorder" in members:
+        order = archive.read(f"{root}byteorder")[:8].decode("ascii", "replace")
+    if order not in ("little", "big"):
+        raise UserError(f"unknown byteorder {quoted(order)}")
+
+    tensors = _unwrap(torch_pickle.interpret(archive.read(pickles[0])))
+    if len(tensors) > MAX_TENSORS:
+        raise UserError(f"has {len(tensors)} tensors; {MAX_TENSORS} are the most")
+    arrays: dict[str, np.ndarray] = {}
+    for key, storage in _storages(tensors).items():
+        name = f"{root}data/{key}"
+        if name not in members:
+            raise UserError(f"damaged archive: no member {quoted(name)}")
+        if members[name].file_size != storage.length * np.dtype(STORAGES[storage.kind]).itemsize:
+            raise UserError(f"damaged archive: {quoted(name)} is not as long as its tensor says")
+        arrays[key] = _numbers(archive.read(name), storage.kind, order)
+    views = {name: _view(name, each, arrays[each.storage.key]) for name, each in tensors.items()}
+    # Whoever copies tensors would make a network of any size out of a small file.
+    stored = sum(array.size for array in arrays.values())
+    if sum(view.size for view in views.values()) > MAX_SHARING * stored:
+        raise UserError("its tensors share their numbers; re-save contiguous copies")
+    return views
+
+
+def _storages(tensors: dict[str, Tensor]) -> dict[str, Storage]:
+    """Storages by key."""
+    storages: dict[str, Storage] = {}
+    for tensor in tensors.values():
+        storage = storages.setdefault(tensor.storage.key, tensor.storage)
+        if storage != tensor.storage:
+            raise UserError(f"damaged archive: storage {quoted(storage.key)} is of two kinds")
+    return storages
+
+
+def _numbers(raw: bytes, kind: str, order: str) -> np.ndarray:
+    stored = np.dtype(STORAGES[kind]).newbyteorder(">" if order == "big" else "<")
+    numbers = np.frombuffer(raw, stored)
+    if kind == "torch.BFloat16Storage":  # the upper half of a float32
+        numbers = (numbers.astype(np.uint32) << 16).view(np.float32)
+    elif kind == "torch.BoolStorage":
+        numbers = numbers != 0
+    return numbers.astype(numbers.dtype.newbyteorder("="), copy=False)
+
+
+def _view(name: str, tensor: Tensor, storage: np.ndarray) -> np.ndarray:
+    """The tensor's window on its storage, which it may neither leave nor outgrow."""
+    shape, strides = tensor.shape, tensor.strides
+    elements = math.prod(shape)
+    last = tensor.offset + sum((size - 1) * step for size, step in zip(shape, strides))
+    if elements and last >= len(storage):
+        raise UserError(f"tensor {quoted(name)} reaches outside its storage")
+    # It could be of any size, then; weights of a network never are.
+    if elements > len(storage):
+        raise UserError(f"tensor {quoted(name)} repeats elements; re-save a contiguous copy")
+    if not elements:
+        if math.prod(size or 1 for size in shape) >= 2**31:
+            raise UserError(f"tensor {quoted(name)} has an impossible shape")
+        return np.zeros(shape, storage.dtype)
+    width = storage.dtype.itemsize
+    # PyTorch gives a dimension of size 1 any stride; no step of it is ever taken.
+    steps = tuple(step * width if size > 1 else 0 for size, step in zip(shape, strides))
+    view: np.ndarray = np.ndarray(shape, storage.dtype, storage, tensor.offset * width, steps)
+    view.flags.writeable = False
+    return view
+
+
+def _unwrap(value: Any) -> dict[str, Tensor]:
+    """Tensors of the state dict in `value`, by their names without prefixes."""
+    if isinstance(value, dict) and isinstance(value.get("state_dict"), dict):
+        value = value["state_dict"]
+    state = [
+        (key.removeprefix("module."), entry)
+        for key, entry in (value.items() if isinstance(value, dict) else ())
+        if isinstance(key, str) and isinstance(entry, Tensor)
+    ]
+    if not state:
+        raise UserError("holds no tensors by name: neither a state dict nor a checkpoint")
+    averaged = any(name.startswith("avg_model.") for name, _ in state)
+    tensors: dict[str, Tensor] = {}
+    for name, tensor in state:
+        if averaged and not name.startswith("avg_model."):
+            continue
+        for prefix in ("avg_model.", "model.", "module."):
+            name = name.removeprefix(prefix)
+        if name in tensors:
+            raise UserError(f"two tensors are called {quoted(name)} without their prefixes")
+        tensors[name] = tensor
+    return tensors

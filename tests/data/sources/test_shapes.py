@@ -1,0 +1,59 @@
+"""Drawn shapes: repeatable, within bounds, and labelled where they are drawn."""
+
+import numpy as np
+import pytest
+
+from nanodet_jax.data.sources.shapes import MAX_OBJECTS, NAMES, ShapesSource
+
+
+def test_a_picture_depends_on_seed_split_and_index_alone():
+    first, again = ShapesSource("train", 64, 10), ShapesSource("train", 64, 99)
+    _ = first[0]
+    np.testing.assert_array_equal(first[3].image, again[3].image)
+    np.testing.assert_array_equal(first[3].boxes, again[3].boxes)
+    others = [ShapesSource("val", 64, 10)[3], ShapesSource("train", 64, 10, seed=1)[3], first[4]]
+    assert all(not np.array_equal(first[3].image, other.image) for other in others)
+
+
+def test_statistics_of_the_task():
+    source = ShapesSource("train", 100, 300)
+    counts = [len(record.boxes) for record in source]
+    assert set(counts) == set(range(1, MAX_OBJECTS + 1))
+    labels = np.concatenate([record.labels for record in source])
+    assert np.bincount(labels).min() > 0.2 * len(labels)
+    boxes = np.concatenate([record.boxes for record in source])
+    assert boxes.min() == 0 and boxes.max() == 100
+    sides = (boxes[:, 2:] - boxes[:, :2]).max(axis=1)
+    assert 8 <= sides.min() < 15 and 55 < sides.max() <= 63
+    areas = np.concatenate([record.areas for record in source])
+    shares = areas / np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
+    medians = [np.median(shares[labels == label]) for label in range(len(NAMES))]
+    np.testing.assert_allclose(medians[0], np.pi / 4, atol=0.03)  # a circle in its square
+    assert all(0.3 < median < 0.8 for median in medians)
+
+
+def test_boxes_lie_where_the_picture_differs_from_its_ground(monkeypatch):
+    source = ShapesSource("val", 96, 40)
+    plain = np.full((96, 96, 3), 90, np.uint8)
+    monkeypatch.setattr("nanodet_jax.data.sources.shapes._ground", lambda rng, size: plain.copy())
+    monkeypatch.setattr("nanodet_jax.data.sources.shapes.NOISE", 1)
+    for record in source:
+        drawn = np.abs(record.image.astype(int) - 90).max(axis=2) > 12
+        rows, columns = np.nonzero(drawn)
+        found = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+        union = [*record.boxes[:, :2].min(axis=0), *record.boxes[:, 2:].max(axis=0)]
+        # The soft edge of a shape reaches one pixel further.
+        np.testing.assert_allclose(found, union, atol=1.01)
+
+
+def test_a_source_has_a_length_and_an_end():
+    source = ShapesSource("val", 32, 3)
+    assert len(source) == len(list(source)) == 3
+    assert [source.num_boxes(i) for i in range(3)] == [MAX_OBJECTS] * 3
+    assert source.image_size(2) == source[2].image.shape[:2] == (32, 32)
+    with pytest.raises(IndexError):
+        source[3]
+    truth = source.ground_truth()
+    assert [image["id"] for image in truth["images"]] == [1, 2, 3]
+    assert [c["name"] for c in truth["categories"]] == list(NAMES)
+    assert len(truth["annotations"]) == sum(len(record.boxes) for record in source)

@@ -1,0 +1,193 @@
+"""Pascal VOC folders: both layouts, the original's boxes, and faults by the name of the xml."""
+
+import os
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from nanodet_jax.config import Config
+from nanodet_jax.data.open_source import open_source
+from nanodet_jax.data.records import decode
+from nanodet_jax.data.sources.voc import VocSource, voc_classes
+from nanodet_jax.errors import UserError
+
+BCCD = Path(__file__).parents[4] / "shared" / "data" / "bccd"
+CLASSES = ("cat", "dog")
+
+
+def xml(*objects: tuple, filename: str = "", width: object = 100, height: object = 80) -> str:
+    items = "".join(
+        f"<object><name>{name}</name><difficult>1</difficult><bndbox><xmin>{x1}</xmin>"
+        f"<ymin>{y1}</ymin><xmax>{x2}</xmax><ymax>{y2}</ymax></bndbox></object>"
+        for name, x1, y1, x2, y2 in objects
+    )
+    size = f"<size><width>{width}</width><height>{height}</height><depth>3</depth></size>"
+    return f"<annotation><filename>{filename}</filename>{size}{items}</annotation>"
+
+
+def write(annotations: Path, images: Path, texts: dict[str, str], suffix: str = ".png") -> None:
+    annotations.mkdir(parents=True, exist_ok=True)
+    images.mkdir(parents=True, exist_ok=True)
+    for stem, text in texts.items():
+        (annotations / f"{stem}.xml").write_text(text)
+        pixels = np.zeros((80, 100, 3), np.uint8)
+        (images / f"{stem}{suffix}").write_bytes(cv2.imencode(".png", pixels)[1].tobytes())
+
+
+def write_split(root: Path, split: str, texts: dict[str, str], suffix: str = ".png") -> None:
+    write(root / split / "annotations", root / split / "images", texts, suffix)
+
+
+def only_box(root: Path, *box: object) -> np.ndarray:
+    write_split(root, "train", {"a": xml(("cat", *box))})
+    return VocSource(root, "train", CLASSES)[0].boxes
+
+
+def test_records(tmp_path):
+    two = xml(("dog", 10, 20, 30.5, 60), (" cat ", 1, 2, 3, 4), filename="other.png")
+    write_split(tmp_path, "train", {"b": two, "a": xml(filename="gone.jpg")})
+    (tmp_path / "train" / "images" / "b.png").rename(tmp_path / "train" / "images" / "other.png")
+    (tmp_path / "train" / "annotations" / "._a.xml").write_text("what macOS leaves in archives")
+    source = VocSource(tmp_path, "train", CLASSES)
+    assert source.categories == ((1, "cat"), (2, "dog"))
+    empty, record = source
+    assert [(r.image_id, r.name) for r in source] == [(1, "a.png"), (2, "other.png")]
+    assert (empty.boxes.shape, source.num_boxes(0), source.num_boxes(1)) == ((0, 4), 0, 2)
+    assert source.image_size(1) == (record.height, record.width)
+    np.testing.assert_array_equal(record.boxes, [[10, 20, 30.5, 60], [1, 2, 3, 4]])
+    np.testing.assert_array_equal(record.labels, [1, 0])
+    np.testing.assert_array_equal(record.areas, [820, 4])
+    assert not record.ignore.any()
+    assert decode(record).shape == (80, 100, 3)
+    truth = source.ground_truth()
+    assert truth["annotations"][0]["bbox"] == [10, 20, 20.5, 40]
+    assert [item["category_id"] for item in truth["annotations"]] == [2, 1]
+
+
+@pytest.mark.parametrize(
+    ("box", "expected"),
+    [
+        # The corner moves in, the width stays: so does the original.
+        ((-5, -3, 20, 30), [[0, 0, 25, 33]]),
+        # Width is bounded by the image's, but not where the box ends.
+        ((50, 40, 400, 500), [[50, 40, 150, 120]]),
+        ((5, 5, 5.5, 30), []),
+        ((5, 5, 5, 5), []),
+        (("1e1", " 7 ", "20.25", "30"), [[10, 7, 20.25, 30]]),
+    ],
+)
+def test_boxes_are_those_of_the_original(box, expected, tmp_path):
+    np.testing.assert_array_equal(only_box(tmp_path, *box), np.reshape(expected, (-1, 4)))
+
+
+def test_unknown_size_bounds_nothing(tmp_path):
+    write_split(tmp_path, "train", {"a": xml(("cat", 1, 2, 90, 70), width=0, height=0)})
+    record = VocSource(tmp_path, "train", CLASSES)[0]
+    assert (record.boxes.tolist(), record.width) == ([[1, 2, 90, 70]], 0)
+
+
+@pytest.mark.parametrize("inside", [".", "VOC2007"])
+def test_voc2007_layout(inside, tmp_path):
+    base = tmp_path / inside
+    texts = {"3": xml(("dog", 1, 1, 9, 9)), "1": xml(("cat", 1, 1, 9, 9)), "2": xml()}
+    write(base / "Annotations", base / "JPEGImages", texts, suffix=".JPG")
+    lists = base / "ImageSets" / "Main"
+    lists.mkdir(parents=True)
+    (lists / "train.txt").write_text("3  1\n\n1 -1\n")
+    (lists / "val.txt").write_text("2\n")
+    assert voc_classes(tmp_path) == CLASSES
+    assert [r.name for r in VocSource(tmp_path, "train", CLASSES)] == ["1.JPG", "3.JPG"]
+    assert [r.name for r in VocSource(tmp_path, "val", CLASSES)] == ["2.JPG"]
+    (lists / "val.txt").write_text("2\n4\n")
+    with pytest.raises(UserError, match=r"4\.xml: missing, but listed in .*val\.txt"):
+        VocSource(tmp_path, "val", CLASSES)
+
+
+def test_classes_of_val_are_those_of_train(tmp_path):
+    write_split(tmp_path, "train", {"a": xml(("dog", 1, 1, 9, 9), ("cat", 1, 1, 9, 9))})
+    write_split(tmp_path, "val", {"b": xml(("dog", 1, 1, 9, 9))})
+    config = Config()
+    config.data.format, config.data.root = "voc", str(tmp_path)
+    val = open_source(config, "val")
+    assert (val.categories, val[0].labels.tolist()) == (((1, "cat"), (2, "dog")), [1])
+    config.data.classes = ("dog", "cat", "cow")
+    assert open_source(config, "val")[0].labels.tolist() == [0]
+    config.data.classes = ("cat",)
+    with pytest.raises(UserError, match=r"b\.xml: class 'dog' is not among the classes: cat"):
+        open_source(config, "val")
+
+
+BOMB = '<!DOCTYPE a [<!ENTITY b "bbbb"><!ENTITY c "&b;&b;&b;&b;">]><annotation>&c;</annotation>'
+FAULTS = {
+    "inverted": (xml(("cat", 9, 1, 5, 9)), r"object 1 \(cat\) has an inverted box"),
+    "nan": (xml(("cat", 1, "nan", 5, 9)), "bndbox/ymin is 'nan', no finite number"),
+    "text": (xml(("cat", 1, 1, "five", 9)), "bndbox/xmax is 'five', no finite number"),
+    "no box": ("<annotation><object><name>cat</name></object></annotation>", "xmin is ''"),
+    "no name": (xml(("", 1, 1, 5, 9)), "object 1 has no name"),
+    "unknown class": (xml(("cow", 1, 1, 5, 9)), "class 'cow' is not among the classes: cat, dog"),
+    "size": (xml(width="wide"), "size/width is 'wide', no finite number"),
+    "negative size": (xml(height=-3), "no number of pixels"),
+    "broken": ("<annotation><object>", "broken xml: no element found: line 1"),
+    "empty": ("", "broken xml"),
+    "entities": (BOMB, "declares a DOCTYPE, which is refused"),
+    "encoding": ('<?xml version="1.0" encoding="x-none"?><annotation/>', "x-none"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_faults_are_named(fault, tmp_path):
+    text, message = FAULTS[fault]
+    write_split(tmp_path, "train", {"bad": text})
+    with pytest.raises(UserError, match=rf"bad\.xml: .*{message}") as error:
+        VocSource(tmp_path, "train", CLASSES)
+    assert "\n" not in str(error.value)
+
+
+def test_doctype_is_found_in_other_encodings(tmp_path):
+    write_split(tmp_path, "train", {"bad": ""})
+    text = f'<?xml version="1.0" encoding="UTF-16"?>{BOMB}'
+    (tmp_path / "train" / "annotations" / "bad.xml").write_bytes(text.encode("utf-16"))
+    with pytest.raises(UserError, match=r"bad\.xml: declares a DOCTYPE"):
+        voc_classes(tmp_path)
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    write_split(tmp_path, "train", {"a": xml()})
+    os.mkfifo(tmp_path / "train" / "annotations" / "b.xml")
+    with pytest.raises(UserError, match=r"b\.xml: cannot be read: is no regular file"):
+        VocSource(tmp_path, "train", CLASSES)
+
+
+def test_missing_folders_and_images(tmp_path):
+    with pytest.raises(UserError, match="gone: folder is missing"):
+        VocSource(tmp_path / "gone", "train", CLASSES)
+    with pytest.raises(UserError, match=r"neither train/images .* nor ImageSets/Main/train\.txt"):
+        VocSource(tmp_path, "train", CLASSES)
+    (tmp_path / "train").mkdir()
+    with pytest.raises(UserError, match="images: folder is missing"):
+        VocSource(tmp_path, "train", CLASSES)
+    write_split(tmp_path, "train", {})
+    with pytest.raises(UserError, match="annotations: no xml files"):
+        VocSource(tmp_path, "train", CLASSES)
+    write_split(tmp_path, "train", {"a": xml(filename="b.jpg")})
+    with pytest.raises(UserError, match="annotations: no object in any of 1 xml files"):
+        voc_classes(tmp_path)
+    (tmp_path / "train" / "images" / "a.png").unlink()
+    with pytest.raises(UserError, match=r"a\.xml: no image 'b\.jpg' or a\.\* in .*images"):
+        VocSource(tmp_path, "train", CLASSES)
+    with pytest.raises(UserError, match=r"'cat' is listed twice in config\.data\.classes"):
+        VocSource(tmp_path, "train", ("cat", "cat"))
+
+
+@pytest.mark.skipif(not BCCD.is_dir(), reason="shared/data/bccd is absent")
+def test_real_images():
+    classes = voc_classes(BCCD)
+    assert classes == ("Platelets", "RBC", "WBC")
+    train, val = (VocSource(BCCD, split, classes) for split in ("train", "val"))
+    assert (len(train), len(val)) == (292, 72)
+    assert sum(train.num_boxes(i) for i in range(292)) == 3941
+    assert sum(val.num_boxes(i) for i in range(72)) == 945
+    np.testing.assert_array_equal(train[0].boxes[0], [260, 177, 491, 376])
+    assert decode(train[0]).shape == (480, 640, 3)
