@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).parents[1] / "nanodet_jax"
 # From the lowest layer up. Modules of one layer do not import each other, packages apart. A module
 # named with its package has a layer of its own.
 LAYERS = (
-    {"errors"},
+    {"errors", "version"},
     {"config", "structures", "boxes", "coco_classes", "terminal", "files"},
     {"runtime"},
     {"ops", "losses", "data"},
