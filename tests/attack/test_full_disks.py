@@ -36,8 +36,8 @@ WRITES = {
     "a later checkpoint": (Checkpoints, "save", 2, "cannot be written"),
     "metrics of a checkpoint": (CheckpointMetrics, "note", 1, "cannot be written"),
 }
-# They take minutes, and what Orbax leaves behind after an error is reported in later tests of the same
-# process. `tests/training/test_full_disk.py` has the case of a checkpoint in a process of its own.
+# They take minutes, and what Orbax leaves behind after an error is reported in later tests of the
+# same process. `tests/training/test_full_disk.py` has the case of a checkpoint in its own process.
 CASES = [pytest.param(name, marks=pytest.mark.long) for name in WRITES]
 
 

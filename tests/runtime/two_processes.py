@@ -1,4 +1,4 @@
-"""What one of several processes does for test_distributed: `python two_processes.py PORT COUNT INDEX`."""
+"""One of several processes of test_distributed: `python two_processes.py PORT COUNT INDEX`."""
 
 import json
 import sys
