@@ -37,7 +37,6 @@ class MetricLogger:
     def __init__(self, workdir: Path, start_step: int, total_steps: int, rated: bool = True):
         self.workdir = workdir
         self._path, self._folder = workdir / "metrics.jsonl", workdir / "tensorboard"
-        make_folder(self._folder)
         self._forget_after(start_step, rated)
         with writing(self._folder):
             self._board = EventWriter(self._folder, start_step + 1)
