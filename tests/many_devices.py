@@ -39,9 +39,9 @@ from nanodet_jax.models.nanodet import build_model, priors_of
 from nanodet_jax.runtime import backend, distributed
 from nanodet_jax.state import TrainState, create_state
 from nanodet_jax.structures import Batch, GroundTruth
+from nanodet_jax.training.initial_weights import initial_variables, read_initial_weights
 from nanodet_jax.training.optimizer import make_optimizer
 from nanodet_jax.training.parallel import make_place, make_train_step, own_copy, replicate
-from nanodet_jax.training.setup import initial_entries, initial_variables
 from tests.parity_checks.comparison import jitter
 from tests.runtime.test_distributed import finish, free_port, start
 
@@ -82,7 +82,7 @@ def make_task(settings: config.Config, dtype: str = "float32") -> Task:
         "ema_decay": settings.training.ema_decay,
         "detach_step": 100,
     }
-    variables, _ = initial_variables(settings, model, initial_entries(settings))
+    variables, _ = initial_variables(settings, model, read_initial_weights(settings))
     variables = jax.tree.map(lambda leaf: leaf.astype(dtype), variables)
     make_state = partial(create_state, optimizer=optimizer, ema=settings.training.ema_decay > 0)
     state = jax.device_get(backend.jit_once(make_state)(variables))

@@ -1,70 +1,38 @@
-"""The training loop: read it from top to bottom."""
+"""Training loop."""
 
-import copy
-import time
-from contextlib import ExitStack, closing, nullcontext, suppress
-from functools import partial
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 import jax
-from tqdm import tqdm
 
 from nanodet_jax.config import Config, check
-from nanodet_jax.data.cache import TrainingImages
-from nanodet_jax.data.open_source import open_source
-from nanodet_jax.data.pipeline import count_slots, images_of_step, steps_per_epoch, training_batches
-from nanodet_jax.doctor.report import brief
 from nanodet_jax.errors import UserError
 from nanodet_jax.evaluation import scoring
-from nanodet_jax.inference.predict import make_detect
-from nanodet_jax.io.checkpoint import Checkpoints
-from nanodet_jax.models.nanodet import build_model, priors_of
 from nanodet_jax.runtime import backend, distributed
-from nanodet_jax.state import abstract_variables, create_state
+from nanodet_jax.training.batch_picture import draw_batch
+from nanodet_jax.training.build import Run, build
 from nanodet_jax.training.interrupt import Interrupt, Stopped
-from nanodet_jax.training.lock import lock_for_all
-from nanodet_jax.training.metric_logger import MetricLogger, NullLogger
-from nanodet_jax.training.optimizer import learning_rate, make_optimizer, scale_rate
-from nanodet_jax.training.parallel import (
-    count_devices,
-    make_place,
-    make_render,
-    make_train_step,
-    own_copy,
-    own_part,
-    replicate,
-    split_detection,
-    store,
-)
-from nanodet_jax.training.prefetch import Prefetch
-from nanodet_jax.training.setup import (
-    agree,
-    draw_batch,
-    has_checkpoint,
-    initial_entries,
-    initial_variables,
-    prepare_workdir,
-    resolve,
-)
-from nanodet_jax.training.skips import Skips
-from nanodet_jax.training.unfold_batch_norm import is_folded, unfold
+from nanodet_jax.training.parallel import count_devices, own_copy, own_part
+from nanodet_jax.training.throughput import Throughput
 
 VAL_PICTURES = 8
-UNFOLD_BATCHES = 8
 
 
 @distributed.ends_with_the_others
 def train_and_evaluate(config: Config, workdir: str | Path) -> dict[str, Any]:
-    """Train as `config` says, or go on with the run in `workdir`; evaluate; keep the best.
+    """Train a detector, evaluate it, and keep the best checkpoint.
+
+    If `workdir` holds a checkpoint, the run resumes from it and ends with the same bits as a run
+    that was never stopped.
 
     Args:
-      config: not changed; what is left to the data is filled in and kept in the workdir.
-      workdir: made if need be. Holds `config.json`, `about.json`, `metrics.jsonl`,
-        `checkpoints/`, `pictures/`, `tensorboard/`. Several processes have to see the same one.
+      config: not changed. What it leaves to the data is filled in and kept in the workdir.
+      workdir: created if it does not exist. Holds `config.json`, `about.json`, `metrics.jsonl`,
+        `checkpoints/`, `pictures/`, `tensorboard/`. Several processes must all see it.
 
     Returns:
-      Metrics of the last evaluation, as `evaluation.coco_metrics` gives them.
+      Metrics of the last evaluation; see `evaluation.coco_metrics`.
 
     Raises:
       UserError: for data, weights or values that cannot be used, before anything is compiled.
@@ -73,192 +41,118 @@ def train_and_evaluate(config: Config, workdir: str | Path) -> dict[str, Any]:
     check(config)
     backend.prepare()
     distributed.join(config.training)
-    workdir = Path(workdir).expanduser()
-    check(config, count_devices(config.training) * distributed.share()[1])
-    with ExitStack() as held:
-        return _train_and_evaluate(config, workdir, held)
-
-
-def _train_and_evaluate(config: Config, workdir: Path, held: ExitStack) -> dict[str, Any]:
-    process = distributed.share()
-    num_devices = count_devices(config.training)
-    all_devices = num_devices * process[1]
-    distributed.say(f"{config.name}: reading the data")
-    train, val = open_source(config, "train"), open_source(config, "val")
-    config = resolve(config, train, val)
-    steps_each = steps_per_epoch(train, config.data.batch_size)
-    total_steps = config.training.steps or config.training.epochs * steps_each
-    epochs = -(-total_steps // steps_each)
-    for line in brief(config, train, val):
-        distributed.say(line)
-    slots, over = count_slots(train, config.data.max_boxes)
-    images = TrainingImages(train, config)
-
-    # A fault in these is reported before anything is created.
-    entries = None if has_checkpoint(workdir) else initial_entries(config)
-
-    # Everything that decides by what is in the workdir comes after the lock. Another run may have
-    # saved just before it ended.
-    workdir_lock = lock_for_all(workdir)
-    if workdir_lock is not None:
-        held.callback(workdir_lock.release)
-    resuming = distributed.gather(has_checkpoint(workdir))[0]
-    distributed.say(f"{config.name}: building the network")
-    model = build_model(config.model, config.precision)
-    variables, origin = None, ""
-    if not resuming:
-        entries = initial_entries(config) if entries is None else entries
-        variables, origin = initial_variables(config, model, entries)
-    training = scale_rate(config.training, config.data.batch_size)
-    schedule = learning_rate(training, steps_each, epochs)
-    optimizer = make_optimizer(training, schedule)
-    train_step = make_train_step(
-        optimizer,
-        schedule,
-        num_devices,
-        model=model,
-        priors=priors_of(config.model, config.input_size),
-        assigner=config.assigner,
-        compat=config.compat,
-        weights=config.loss,
-        ema_decay=config.training.ema_decay,
-        accumulate=config.training.accumulate,
-        detach_step=config.training.detach_epoch * steps_each,
-    )
-    detect = make_detect(model, split_detection(num_devices))
-    begin_with = partial(create_state, optimizer=optimizer, ema=config.training.ema_decay > 0)
-
-    prepare_workdir(workdir, config, train)
-    checkpoints = Checkpoints(workdir, config.training.keep_every * steps_each)
-    metrics = None
-    if resuming:
-        like = jax.eval_shape(begin_with, abstract_variables(model, guided=True))
-        state = checkpoints.restore_newest(like)
-        metrics = checkpoints.metrics(int(state.step))
-        origin = f"resuming at step {int(state.step)}"
-    else:
-        state = begin_with(variables)
-    start_step = int(state.step)
-    logger: MetricLogger | NullLogger = NullLogger()
-    if distributed.is_writer():
-        logger = MetricLogger(workdir, start_step, total_steps, rated=metrics is not None)
-    logger.say(images.describe())
-    stored = store(images, num_devices) if config.data.cache == "device" else None
-    render = make_render(config, num_devices, stored)
-    if not resuming and is_folded(variables):
-        # Of whole batches, and on the host: the same in every process.
-        on_host = copy.deepcopy(config)
-        on_host.data.augment, on_host.data.cache = "host", "none"
-        measured, as_batch = training_batches(train, on_host, slots), make_render(on_host)
-        inputs = (
-            as_batch(next(measured)).images
-            for _ in tqdm(range(UNFOLD_BATCHES), "measuring batch norms", leave=False)
-        )
-        state = begin_with(unfold(model, variables, inputs))
-        origin += f"; batch norms, folded there, measured on {UNFOLD_BATCHES} batches"
-    logger.say(
-        f"{config.name}: {len(train)} training and {len(val)} validation images, "
-        f"{len(train.categories)} classes, {slots} box slots; {total_steps} steps "
-        f"({steps_each} an epoch) of {config.data.batch_size} images, "
-        f"{config.data.batch_size // all_devices} on each of {all_devices} "
-        f"{jax.default_backend()} device(s)"
-        + (f" of {process[1]} processes" if process[1] > 1 else "")
-        + f"; {origin}"
-    )
-    if config.training.rate_batch:
-        logger.say(
-            f"learning rate {training.learning_rate:g}: {config.training.learning_rate:g}, meant "
-            f"for {config.training.rate_batch} images, for {config.data.batch_size}"
-        )
-    if over:
-        logger.say(
-            f"note: config.data.max_boxes={slots} leaves out {sum(n for _, n in over)} boxes of "
-            f"{len(over)} images, of {over[0][0]} first; 0 keeps all"
-        )
-
-    agree(config, train, val, state)
-    state = replicate(state, num_devices)
-    if start_step < total_steps:
-        logger.say("compiling the first step: a minute or two, once; later runs take it from disk")
-
-    def due(every: int, step: int) -> bool:
-        return step == total_steps or (step % steps_each == 0 and step // steps_each % every == 0)
-
-    skips = Skips(config.training.max_skipped, lambda step: images_of_step(train, config, step))
-    batches = training_batches(images, config, slots, start_step, process)
-    prefetch = Prefetch(batches, make_place(num_devices))
-    with closing(checkpoints), closing(logger), closing(prefetch), Interrupt() as interrupt:
-
-        def evaluate_now(step: int) -> dict[str, Any] | None:
-            result = None
-            # Of several processes one that drops its work would leave the others waiting.
-            judging = interrupt.at_once if process[1] == 1 else nullcontext
-            with suppress(Stopped):
-                result = scoring.run_evaluation(
-                    detect,
-                    own_copy(state.inference_variables, num_devices),
-                    val,
-                    config,
-                    pictures=VAL_PICTURES,
-                    should_stop=lambda: interrupt.received is not None,
-                    judging=judging,
-                )
-            backend.defragment_heap()
-            if result is None:
-                return None
-            logger.evaluated(step, -(-step // steps_each), result.metrics)
-            if distributed.is_writer():
-                logger.picture("val", step, scoring.picture(val, result.pictured))
-            checkpoints.rate(step, result.metrics)
-            return result.metrics
-
-        ballot, stopping = distributed.Ballot(), False
-        if resuming and metrics is None and due(config.training.eval_every, start_step):
-            # The run was stopped between this step and its evaluation.
-            metrics = evaluate_now(start_step)
-            stopping = metrics is None
-        device_metrics = None
-        stepped = prefetch.waited = 0.0
-        clock = time.perf_counter()
-        for step in range(start_step + 1, total_steps + 1):
-            stopping = stopping or ballot.any_of(interrupt.received is not None)
-            if stopping:
-                break
-            batch = render(prefetch.next(device_metrics))
-            state, device_metrics = train_step(state, batch)
-            if step == 1 and distributed.is_writer():  # drawn and written while the device is busy
-                shown = jax.device_get(own_part(batch, num_devices))
-                logger.picture("train", 0, draw_batch(shown, config, train))
-            if step == start_step + 1:
-                backend.defragment_heap()  # that compiling the step has left
-                interrupt.catch()
-            skips.add(step, device_metrics.pop("skipped"))
-            stepped += 1
-            logger.advance()
-            if step % config.training.log_every == 0 or step == total_steps:
-                numbers = {name: float(x) for name, x in jax.device_get(device_metrics).items()}
-                elapsed = time.perf_counter() - clock
-                numbers["images_per_second"] = stepped * config.data.batch_size / elapsed
-                try:
-                    skips.tell(logger.say)
-                except UserError:
-                    checkpoints.save(state)
-                    raise
-                logger.train(step, -(-step // steps_each), numbers, prefetch.waited / elapsed)
-                stepped = prefetch.waited = 0.0
-                clock = time.perf_counter()
-            if due(config.training.checkpoint_every, step) or due(config.training.eval_every, step):
-                checkpoints.save(state)
-            if due(config.training.eval_every, step):
-                paused = time.perf_counter()
-                metrics = evaluate_now(step)
-                stopping = metrics is None
-                clock += time.perf_counter() - paused
-        if stopping or distributed.any_of(interrupt.received is not None):
-            checkpoints.save(state)
-            checkpoints.wait()
-            logger.say(f"stopped and saved at step {int(state.step)}; the same command goes on")
-            interrupt.leave()
-    if metrics is None:
+    check(config, count_devices(config.training) * jax.process_count())
+    with build(config, Path(workdir).expanduser()) as run, Interrupt() as interrupt:
+        if not _train(run, interrupt):
+            _save_and_leave(run, interrupt)
+    if run.metrics is None:
         raise UserError(f"{workdir}: this run is complete, but was saved without an evaluation")
-    return metrics
+    return run.metrics
+
+
+def _train(run: Run, interrupt: Interrupt) -> bool:
+    """Train until the end; return False if the run was asked to stop before it."""
+    config, length = run.config, run.length
+    training = config.training
+    start_step = int(run.state.step)
+    votes = distributed.Ballot()
+
+    # Evaluate the restored step, if the run was stopped between saving and evaluating it.
+    unevaluated = run.resumed and run.metrics is None
+    missed = unevaluated and length.is_due(training.eval_every, start_step)
+    if missed and not _evaluate(run, start_step, interrupt):
+        return False
+
+    if start_step < length.total_steps:
+        run.logger.say(
+            "compiling the first step: takes a minute or two; later runs load it from the cache"
+        )
+    throughput = Throughput(config.data.batch_size, run.prefetch)
+    metrics = None
+    for step in range(start_step + 1, length.total_steps + 1):
+        # Stop, all processes after the same step.
+        if votes.any_of(interrupt.received is not None):
+            return False
+
+        # Train. Nothing here waits for the devices.
+        batch = run.render(run.prefetch.next(metrics))
+        run.state, metrics = run.train_step(run.state, batch)
+
+        # After the first step: draw its batch while the devices are busy, free what compiling it
+        # has left, and save on signals from now on.
+        if step == 1 and distributed.is_writer():
+            shown = jax.device_get(own_part(batch, run.num_devices))
+            run.logger.picture("train", 0, draw_batch(shown, config, run.train))
+        if step == start_step + 1:
+            backend.defragment_heap()
+            interrupt.catch()
+
+        # Log.
+        run.skips.add(step, metrics.pop("skipped"))
+        throughput.count_step()
+        run.logger.advance()
+        if step % training.log_every == 0 or step == length.total_steps:
+            _log(run, step, metrics, throughput)
+
+        # Save, then evaluate.
+        evaluation_due = length.is_due(training.eval_every, step)
+        if evaluation_due or length.is_due(training.checkpoint_every, step):
+            run.checkpoints.save(run.state)
+        if evaluation_due:
+            with throughput.paused():
+                if not _evaluate(run, step, interrupt):
+                    return False
+    return not distributed.any_of(interrupt.received is not None)
+
+
+def _log(run: Run, step: int, metrics: dict[str, jax.Array], throughput: Throughput) -> None:
+    """Log the metrics of a step, and the steps since the last log whose update was skipped.
+
+    Raises:
+      UserError: if too many updates in a row were skipped; the state is saved first.
+    """
+    numbers = {name: float(value) for name, value in jax.device_get(metrics).items()}
+    numbers["images_per_second"], waiting = throughput.measure()
+    try:
+        run.skips.tell(run.logger.say)
+    except UserError:
+        run.checkpoints.save(run.state)
+        raise
+    run.logger.train(step, run.length.epoch_of(step), numbers, waiting)
+    throughput.restart()
+
+
+def _evaluate(run: Run, step: int, interrupt: Interrupt) -> bool:
+    """Evaluate the state after `step`, log and keep the metrics; return False if asked to stop."""
+    result = None
+    # Several processes stop together: one that stopped alone would leave the others waiting.
+    interruptible = interrupt.at_once if jax.process_count() == 1 else nullcontext
+    with suppress(Stopped):
+        result = scoring.run_evaluation(
+            run.detect,
+            own_copy(run.state.inference_variables, run.num_devices),
+            run.val,
+            run.config,
+            pictures=VAL_PICTURES,
+            should_stop=lambda: interrupt.received is not None,
+            judging=interruptible,
+        )
+    backend.defragment_heap()
+    run.metrics = None if result is None else result.metrics
+    if result is None:
+        return False
+    run.logger.evaluated(step, run.length.epoch_of(step), result.metrics)
+    if distributed.is_writer():
+        run.logger.picture("val", step, scoring.picture(run.val, result.pictured))
+    run.checkpoints.rate(step, result.metrics)
+    return True
+
+
+def _save_and_leave(run: Run, interrupt: Interrupt) -> None:
+    """Save the state after a signal, and end the process as the signal would have."""
+    run.checkpoints.save(run.state)
+    run.checkpoints.wait()
+    run.logger.say(
+        f"stopped and saved at step {int(run.state.step)}; the same command resumes the run"
+    )
+    interrupt.leave()

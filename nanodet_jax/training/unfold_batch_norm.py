@@ -16,6 +16,7 @@ from nanodet_jax.io.torch_names import flatten, unflatten
 from nanodet_jax.models.layers import BatchNorm
 from nanodet_jax.models.nanodet import NanoDet
 from nanodet_jax.runtime import backend
+from nanodet_jax.structures import Array
 
 EPSILON = BatchNorm.epsilon
 
@@ -36,7 +37,7 @@ def is_folded(variables: Any) -> bool:
     )
 
 
-def unfold(model: NanoDet, variables: Any, batches: Iterable[jax.Array]) -> Any:
+def unfold(model: NanoDet, variables: Any, batches: Iterable[Array]) -> Any:
     """The same network in evaluation, with the statistics that training will see.
 
     Args:

@@ -8,8 +8,9 @@ import pytest
 from nanodet_jax.data.open_source import open_source
 from nanodet_jax.errors import UserError
 from nanodet_jax.io.weights import ABOUT, load_description
+from nanodet_jax.training.build import resolve
 from nanodet_jax.training.metric_logger import MetricLogger
-from nanodet_jax.training.setup import prepare_workdir, resolve
+from nanodet_jax.training.workdir import prepare_workdir
 from tests.training.test_loop import tiny_config
 
 DAMAGED = {

@@ -13,7 +13,7 @@ from nanodet_jax.errors import UserError
 from nanodet_jax.evaluation import scoring
 from nanodet_jax.io.checkpoint import Checkpoints
 from nanodet_jax.io.checkpoint_metrics import CheckpointMetrics
-from nanodet_jax.training import loop
+from nanodet_jax.training import build
 from nanodet_jax.training.metric_logger import MetricLogger
 from nanodet_jax.training.tensorboard import EventWriter
 from tests.attack.disks import empty, fill, mount, small_disk
@@ -28,7 +28,7 @@ STEPS = 8
 # By what is written: before which call of a run the disk is filled, and what the line then says.
 # Where the run ends with the disk full, closing its log may fail too and be what is named.
 WRITES = {
-    "config.json": (loop, "prepare_workdir", 1, "config.json: cannot be written"),
+    "config.json": (build, "prepare_workdir", 1, "config.json: cannot be written"),
     "metrics.jsonl": (MetricLogger, "_write", 1, "cannot be written"),
     "TensorBoard": (EventWriter, "image", 1, "tensorboard: cannot be written"),
     "a picture": (MetricLogger, "picture", 2, "cannot be written"),

@@ -24,11 +24,11 @@ from nanodet_jax.evaluation import scoring
 from nanodet_jax.evaluation.coco_metrics import MEANINGS
 from nanodet_jax.io.checkpoint import Checkpoints
 from nanodet_jax.structures import Detections
+from nanodet_jax.training import build
 from nanodet_jax.training import lock as locks
-from nanodet_jax.training import loop
 from nanodet_jax.training.lock import lock
 from nanodet_jax.training.metric_logger import MetricLogger
-from nanodet_jax.training.setup import prepare_workdir
+from nanodet_jax.training.workdir import prepare_workdir
 from tests.runs import final_state, journal
 
 STEPS, STEPS_EACH, BATCH = 8, 4, 4
@@ -113,7 +113,7 @@ def test_a_finished_run_is_not_done_again(unbroken, monkeypatch):
     def refuse(*_, **__):
         raise AssertionError("nothing is left to do")
 
-    monkeypatch.setattr(loop, "make_train_step", lambda *_, **__: refuse)
+    monkeypatch.setattr(build, "make_train_step", lambda *_, **__: refuse)
     monkeypatch.setattr(scoring, "run_evaluation", refuse)
     assert train_and_evaluate(tiny_config(), workdir) == metrics
     assert journal(workdir) == before
@@ -207,7 +207,7 @@ def test_the_best_is_kept_though_its_evaluation_was_stopped(tmp_path, monkeypatc
         metrics = {name: score for name in MEANINGS} | {"per_class": {}}
         return NO_EVALUATION._replace(metrics=metrics)
 
-    monkeypatch.setattr(loop, "make_train_step", fake_step(1.0))
+    monkeypatch.setattr(build, "make_train_step", fake_step(1.0))
     monkeypatch.setattr(scoring, "run_evaluation", evaluation)
     with pytest.raises(SystemExit):
         train_and_evaluate(tiny_config(), tmp_path)
@@ -226,7 +226,7 @@ def test_a_judge_that_takes_long_is_not_waited_for(tmp_path, monkeypatch, capsys
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(60)
 
-    monkeypatch.setattr(loop, "make_train_step", fake_step(1.0))
+    monkeypatch.setattr(build, "make_train_step", fake_step(1.0))
     monkeypatch.setattr(scoring.coco_metrics, "coco_metrics", judge)
     with pytest.raises(SystemExit) as stopped:
         train_and_evaluate(tiny_config(), tmp_path)
@@ -240,7 +240,7 @@ def test_a_judge_that_takes_long_is_not_waited_for(tmp_path, monkeypatch, capsys
 def test_losses_that_are_no_numbers_end_the_run_with_what_was_before(tmp_path, monkeypatch, capsys):
     config = tiny_config()
     config.training.max_skipped = 3
-    monkeypatch.setattr(loop, "make_train_step", fake_step(np.inf))
+    monkeypatch.setattr(build, "make_train_step", fake_step(np.inf))
     with pytest.raises(UserError, match=r"in 3 steps in a row: lower config.training.learning"):
         train_and_evaluate(config, tmp_path)
     said = capsys.readouterr().out
@@ -280,14 +280,14 @@ def test_a_save_that_ends_while_the_next_run_starts_is_resumed(
 ):
     first, metrics = unbroken
     workdir = tmp_path / "run"
-    lock_for_all = loop.lock_for_all
+    lock_for_all = build.lock_for_all
 
     def lock_after_the_first_has_saved(path):
         assert path == workdir and not workdir.exists()
         shutil.copytree(first, workdir)
         return lock_for_all(path)
 
-    monkeypatch.setattr(loop, "lock_for_all", lock_after_the_first_has_saved)
+    monkeypatch.setattr(build, "lock_for_all", lock_after_the_first_has_saved)
     log = (first / "metrics.jsonl").read_bytes()
     assert train_and_evaluate(tiny_config(), workdir) == metrics
     assert f"resuming at step {STEPS}" in capsys.readouterr().out

@@ -1,0 +1,52 @@
+"""Check that all processes of a run have the same config, data and weights."""
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+
+from nanodet_jax.config import Config
+from nanodet_jax.data.records import Source
+from nanodet_jax.io import checksums
+from nanodet_jax.runtime import distributed
+from nanodet_jax.state import TrainState
+
+# Fields that may differ between processes: the index of the process, and where its files are.
+OWN_FIELDS = {
+    "config.training.process",
+    "config.training.init_weights",
+    *(f"config.data.{name}" for name in (
+        "train_images", "train_annotations", "val_images", "val_annotations", "root",
+        "workers", "cache", "cache_gb",
+    )),
+}  # fmt: skip
+
+
+def check_agreement(config: Config, train: Source, val: Source, state: TrainState) -> None:
+    """Refuse to train if the processes of this run differ.
+
+    Every process must call it.
+
+    Raises:
+      UserError: in every process, naming the field, data or state that differs.
+    """
+    if jax.process_count() == 1:
+        return
+    facts = {name: value for name, value in _fields("config", config) if name not in OWN_FIELDS} | {
+        "number of training images": len(train),
+        "number of validation images": len(val),
+        "list of classes": [category.name for category in train.categories],
+        "step to start from": int(state.step),
+        "set of weights to start from": checksums.of_tree(state),
+    }
+    distributed.must_agree(facts)
+
+
+def _fields(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """Yield the fields of a config with their full names."""
+    if dataclasses.is_dataclass(value):
+        for field in dataclasses.fields(value):
+            yield from _fields(f"{name}.{field.name}", getattr(value, field.name))
+    else:
+        yield name, value

@@ -1,0 +1,55 @@
+"""Weights that a new run starts from: random, or those of `config.training.init_weights`."""
+
+from typing import Any
+
+import numpy as np
+
+from nanodet_jax.config import Config
+from nanodet_jax.errors import UserError
+from nanodet_jax.io import torch_names
+from nanodet_jax.io.weights import load_entries
+from nanodet_jax.models.guidance import copy_neck
+from nanodet_jax.models.nanodet import NanoDet
+from nanodet_jax.state import init_variables
+
+
+def read_initial_weights(config: Config) -> dict[str, np.ndarray] | None:
+    """Read the arrays of `config.training.init_weights`, by the original's names.
+
+    Returns:
+      None if the field is empty.
+
+    Raises:
+      UserError: if the file cannot be read.
+    """
+    path = config.training.init_weights
+    return load_entries(path) if path else None
+
+
+def initial_variables(
+    config: Config, model: NanoDet, arrays: dict[str, np.ndarray] | None
+) -> tuple[Any, str]:
+    """Build the variables of a new run.
+
+    Args:
+      config: its seed and `config.training.init_weights`.
+      model: the training network.
+      arrays: from `read_initial_weights`; None draws random weights.
+
+    Returns:
+      The variables, numpy arrays, and one sentence that says where they come from.
+
+    Raises:
+      UserError: if nothing in config.training.init_weights fits the network.
+    """
+    path = config.training.init_weights
+    variables = init_variables(model, config.training.seed)
+    if arrays is None:
+        return variables, "starting from random weights"
+    variables, report = torch_names.take_over(arrays, variables, 4 * (config.model.reg_max + 1))
+    if not report.kept:
+        raise UserError(f"config.training.init_weights={path}: nothing in it fits this model")
+    if not any(name.startswith("aux_") for name in report.kept):
+        # Start the guidance from the neck, as for random weights.
+        variables = copy_neck(variables)
+    return variables, f"starting from {path}: {report}"
