@@ -25,7 +25,7 @@ from nanodet_jax.state import abstract_variables, create_state
 from nanodet_jax.training.interrupt import Interrupt, Stopped
 from nanodet_jax.training.lock import lock_for_all
 from nanodet_jax.training.metric_logger import MetricLogger, NullLogger
-from nanodet_jax.training.optimizer import learning_rate, make_optimizer, scale_rate
+from nanodet_jax.training.optimizer import learning_rate, make_optimizer, scale_learning_rate
 from nanodet_jax.training.parallel import (
     count_devices,
     make_place,
@@ -54,7 +54,7 @@ VAL_PICTURES = 8
 UNFOLD_BATCHES = 8
 
 
-@distributed.ends_with_the_others
+@distributed.fail_together
 def train_and_evaluate(config: Config, workdir: str | Path) -> dict[str, Any]:
     """Train as `config` says, or go on with the run in `workdir`; evaluate; keep the best.
 
@@ -72,17 +72,17 @@ def train_and_evaluate(config: Config, workdir: str | Path) -> dict[str, Any]:
     """
     check(config)
     backend.prepare()
-    distributed.join(config.training)
+    distributed.join(config.distributed)
     workdir = Path(workdir).expanduser()
-    check(config, count_devices(config.training) * distributed.share()[1])
+    check(config, count_devices(config.training) * jax.process_count())
     with ExitStack() as held:
         return _train_and_evaluate(config, workdir, held)
 
 
 def _train_and_evaluate(config: Config, workdir: Path, held: ExitStack) -> dict[str, Any]:
-    process = distributed.share()
+    process_index, process_count = jax.process_index(), jax.process_count()
     num_devices = count_devices(config.training)
-    all_devices = num_devices * process[1]
+    all_devices = num_devices * process_count
     distributed.say(f"{config.name}: reading the data")
     train, val = open_source(config, "train"), open_source(config, "val")
     config = resolve(config, train, val)
@@ -109,7 +109,7 @@ def _train_and_evaluate(config: Config, workdir: Path, held: ExitStack) -> dict[
     if not resuming:
         entries = initial_entries(config) if entries is None else entries
         variables, origin = initial_variables(config, model, entries)
-    training = scale_rate(config.training, config.data.batch_size)
+    training = scale_learning_rate(config.training, config.data.batch_size)
     schedule = learning_rate(training, steps_each, epochs)
     optimizer = make_optimizer(training, schedule)
     train_step = make_train_step(
@@ -162,13 +162,13 @@ def _train_and_evaluate(config: Config, workdir: Path, held: ExitStack) -> dict[
         f"({steps_each} an epoch) of {config.data.batch_size} images, "
         f"{config.data.batch_size // all_devices} on each of {all_devices} "
         f"{jax.default_backend()} device(s)"
-        + (f" of {process[1]} processes" if process[1] > 1 else "")
+        + (f" of {process_count} processes" if process_count > 1 else "")
         + f"; {origin}"
     )
-    if config.training.rate_batch:
+    if config.training.lr_base_batch_size:
         logger.say(
             f"learning rate {training.learning_rate:g}: {config.training.learning_rate:g}, meant "
-            f"for {config.training.rate_batch} images, for {config.data.batch_size}"
+            f"for {config.training.lr_base_batch_size} images, for {config.data.batch_size}"
         )
     if over:
         logger.say(
@@ -185,14 +185,14 @@ def _train_and_evaluate(config: Config, workdir: Path, held: ExitStack) -> dict[
         return step == total_steps or (step % steps_each == 0 and step // steps_each % every == 0)
 
     skips = Skips(config.training.max_skipped, lambda step: images_of_step(train, config, step))
-    batches = training_batches(images, config, slots, start_step, process)
+    batches = training_batches(images, config, slots, start_step, (process_index, process_count))
     prefetch = Prefetch(batches, make_place(num_devices))
     with closing(checkpoints), closing(logger), closing(prefetch), Interrupt() as interrupt:
 
         def evaluate_now(step: int) -> dict[str, Any] | None:
             result = None
             # Of several processes one that drops its work would leave the others waiting.
-            judging = interrupt.at_once if process[1] == 1 else nullcontext
+            judging = interrupt.at_once if process_count == 1 else nullcontext
             with suppress(Stopped):
                 result = scoring.run_evaluation(
                     detect,

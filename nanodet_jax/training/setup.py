@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from nanodet_jax import config as configs
@@ -28,7 +29,7 @@ from nanodet_jax.structures import Batch
 
 # What may differ between the processes of a run: their own place in it, and where files lie.
 OWN_FIELDS = {
-    "config.training.process",
+    "config.distributed.process_index",
     "config.training.init_weights",
     *(f"config.data.{name}" for name in (
         "train_images", "train_annotations", "val_images", "val_annotations", "root",
@@ -151,7 +152,7 @@ def agree(config: Config, train: Source, val: Source, state: TrainState) -> None
     Raises:
       UserError: naming the field, the data or the state, in every process.
     """
-    if distributed.share()[1] == 1:
+    if jax.process_count() == 1:
         return
     facts = {name: value for name, value in _fields("config", config) if name not in OWN_FIELDS} | {
         "number of training images": len(train),
