@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import jax
 
@@ -27,7 +27,7 @@ from benchmarks.processes import fresh
 from benchmarks.reference import Reference
 from benchmarks.timing import Effort, Row
 from nanodet_jax.cli import entry_point
-from nanodet_jax.config import PRECISIONS
+from nanodet_jax.config import Precision
 from nanodet_jax.errors import UserError
 from nanodet_jax.runtime import backend
 
@@ -44,7 +44,7 @@ def parse() -> argparse.Namespace:
     add = parser.add_argument
     add("what", nargs="?", choices=KINDS, default="table")
     add("--config", action="append", metavar="FILE[:VARIANT]", help=f"default: {CONFIGS}")
-    add("--precision", action="append", choices=PRECISIONS,
+    add("--precision", action="append", choices=get_args(Precision),
         help="default: float32, and on accelerators bf16")  # fmt: skip
     add("--only", default="", metavar="REGEX", help="searched in the names of the rows")
     add("--quick", action="store_true", help="the most telling rows, a second each")

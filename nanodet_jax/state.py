@@ -1,4 +1,4 @@
-"""All that decides the next step."""
+"""The training state: everything that the next step depends on, besides its batch."""
 
 from functools import partial
 from typing import Any
@@ -13,63 +13,70 @@ from nanodet_jax.models.guidance import copy_neck
 from nanodet_jax.models.nanodet import NanoDet
 from nanodet_jax.runtime import backend
 
-SMALLEST = np.zeros((1, 32, 32, 3), np.float32)  # an image of the least size
+SMALLEST_INPUT = np.zeros((1, 32, 32, 3), np.float32)  # [B, H, W, 3]; enough to create variables
 
 
 @flax.struct.dataclass
 class TrainState:
-    """A pytree: what is donated to a step, and what a checkpoint holds."""
+    """A pytree that a training step takes by donation, and that a checkpoint holds.
 
-    step: jax.Array  # [] int32: steps done
+    On disk the fields have names of their own, which `io.checkpoint` defines.
+    """
+
+    step: jax.Array  # [] int32, steps done
     params: Any
     batch_stats: Any
-    average: Any  # exponential moving average of both, or None
+    ema: Any  # exponential moving average of params and batch_stats, or None
     opt_state: Any
 
     @property
     def variables(self) -> dict[str, Any]:
-        """What a training step starts from."""
+        """The variables that a training step starts from."""
         return {"params": self.params, "batch_stats": self.batch_stats}
 
     @property
     def inference_variables(self) -> dict[str, Any]:
-        """What is evaluated and kept: the average where there is one."""
-        return self.variables if self.average is None else self.average
+        """The variables to evaluate and export: the moving average if there is one."""
+        return self.variables if self.ema is None else self.ema
 
 
 def abstract_variables(model: NanoDet, guided: bool = False) -> Any:
-    """Shapes and dtypes of the model's variables, without computing them.
+    """Return shapes and dtypes of the model's variables, without computing them.
 
-    They are those of the deployed network; with `guided`, of the guidance too if it has one.
+    By default those of the deployed network; `guided` adds those of the guidance module, if the
+    model has one.
     """
     init = partial(model.init, method="branches", guided=guided)
-    return jax.eval_shape(init, jax.random.key(0), SMALLEST)
+    return jax.eval_shape(init, jax.random.key(0), SMALLEST_INPUT)
 
 
 def init_variables(model: NanoDet, seed: int) -> Any:
-    """Variables of the training model as the reference draws them, from `seed`; numpy arrays."""
+    """Return random variables of the training model, drawn as in the original; numpy arrays."""
     init = partial(model.init, method="branches")
-    variables = backend.jit_once(init)(jax.random.key(seed), SMALLEST)
+    variables = backend.jit_once(init)(jax.random.key(seed), SMALLEST_INPUT)
     return jax.tree.map(np.asarray, copy_neck(variables))
 
 
 def create_state(
     variables: Any, optimizer: optax.GradientTransformation, ema: bool = False
 ) -> TrainState:
-    """State before the first step. Copies: a donated state leaves `variables` alone.
+    """Return the state before the first step.
 
-    With `ema` the average of the variables is kept, and starts as their copy.
+    Args:
+      variables: `params` and `batch_stats`. They are copied: donating the state does not free them.
+      optimizer: initialized on the parameters.
+      ema: keep a moving average of the variables, which starts as a copy of them.
     """
 
-    @jax.jit  # one small program instead of hundreds
+    @jax.jit  # compiles one small program in place of hundreds
     def create(variables: Any) -> TrainState:
-        def copy():
+        def copy() -> dict[str, Any]:
             return jax.tree.map(jnp.copy, variables)
 
         return TrainState(
             step=jnp.zeros((), jnp.int32),
             **copy(),
-            average=copy() if ema else None,
+            ema=copy() if ema else None,
             opt_state=optimizer.init(variables["params"]),
         )
 

@@ -1,13 +1,14 @@
-"""What a network costs and what comes out of it, found from shapes alone: nothing is computed."""
+"""Parameters, multiplications and output shapes of a network, derived from shapes alone."""
 
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.linen.module import InterceptorContext
 
 from nanodet_jax import config
 from nanodet_jax.models.guidance import GUIDANCE
@@ -16,62 +17,67 @@ from nanodet_jax.ops.convolution import Conv
 from nanodet_jax.ops.depthwise import DepthwiseConv
 
 CONVOLUTIONS = (Conv, DepthwiseConv)
-ORDER = ("backbone", "neck", "head", GUIDANCE)  # in which data passes through
+PARTS = ("backbone", "neck", "head", GUIDANCE)  # in the order of computation
 
 
 class Cost(NamedTuple):
-    """Of a part of the network, or of several."""
+    """Cost of a part of the network, or of several."""
 
-    params: int  # learned numbers; running statistics are not among them
-    macs: int  # multiplications of the convolutions, for one image, forward
+    params: int  # learned parameters, without running statistics
+    macs: int  # multiply-adds of the convolutions, forward, for one image
 
 
 class Level(NamedTuple):
-    """A feature map that the head predicts from, with a prior for every pixel."""
+    """A feature map that the head predicts from, with one prior per pixel."""
 
-    stride: int  # pixels of the input
+    stride: int  # in pixels of the input
     height: int
     width: int
 
     @property
     def priors(self) -> int:
-        """How many they are."""
+        """Number of priors."""
         return self.height * self.width
 
 
 class Summary(NamedTuple):
-    """A network at one input size. C classes, P priors, R bins of a distance."""
+    """Costs and shapes at one input size. C classes, P priors, R bins of a distance."""
 
-    parts: dict[str, Cost]  # of ORDER: backbone, neck, head; guidance if the config has one
+    parts: dict[str, Cost]  # by name, ordered as PARTS; guidance only if the config has it
     levels: tuple[Level, ...]  # finest first
-    class_logits: tuple[int, ...]  # (P, C): the shape for one image
-    box_logits: tuple[int, ...]  # (P, 4, R)
+    class_logits: tuple[int, ...]  # shape for one image, (P, C)
+    box_logits: tuple[int, ...]  # shape for one image, (P, 4, R)
 
     @property
     def deployed(self) -> Cost:
-        """The parts that find objects."""
+        """Cost of the parts that inference uses."""
         return _sum(cost for name, cost in self.parts.items() if name != GUIDANCE)
 
     @property
     def training(self) -> Cost:
-        """All parts, as a training step runs them (forward)."""
+        """Cost of all parts, for the forward pass of a training step."""
         return _sum(self.parts.values())
 
 
 def summarize(model: config.Model, input_size: tuple[int, int]) -> Summary:
-    """Costs and shapes of the network for inputs of (height, width) pixels.
+    """Return costs and shapes of a network, without computing anything.
 
     Args:
-      model: the config's, which `config.check` accepts; `num_classes` must be set.
-      input_size: multiples of 32.
+      model: checked by `config.check`, with `num_classes` set.
+      input_size: (height, width) in pixels, multiples of 32.
     """
     network = build_model(model)
     macs: Counter[str] = Counter()
     maps: list[tuple[int, int]] = []  # height and width of each level
 
-    # Modules are counted and not the operations that they become, since a depthwise convolution
-    # is one operation on one platform and a sum of shifted images on another.
-    def count(call, args, kwargs, context):
+    # Counts modules rather than operations: a depthwise convolution is a single operation on one
+    # platform and a sum of shifted images on another.
+    def count(
+        call: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        context: InterceptorContext,
+    ) -> Any:
         out = call(*args, **kwargs)
         module = context.module
         if context.method_name == "__call__" and isinstance(module, CONVOLUTIONS):
@@ -82,7 +88,7 @@ def summarize(model: config.Model, input_size: tuple[int, int]) -> Summary:
         return out
 
     def run() -> Any:
-        # All arrays are made in here, even the key, and no device is asked for any.
+        # All arrays, even the key, are created while tracing, so that no device allocates memory.
         images = jnp.zeros((1, *input_size, 3), jnp.float32)
         return network.init_with_output(jax.random.key(0), images, method="branches")
 
@@ -93,7 +99,7 @@ def summarize(model: config.Model, input_size: tuple[int, int]) -> Summary:
         for name, part in variables["params"].items()
     }
     return Summary(
-        parts={name: Cost(params[name], macs[name]) for name in sorted(params, key=ORDER.index)},
+        parts={name: Cost(params[name], macs[name]) for name in sorted(params, key=PARTS.index)},
         levels=tuple(
             Level(stride, *size) for stride, size in zip(model.strides, maps, strict=True)
         ),
@@ -103,7 +109,7 @@ def summarize(model: config.Model, input_size: tuple[int, int]) -> Summary:
 
 
 def format_summary(summary: Summary) -> str:
-    """A table of the parts and one of the levels, as plain text."""
+    """Return a table of the parts and one of the levels, as plain text."""
     rows = [(name, cost) for name, cost in summary.parts.items() if name != GUIDANCE]
     rows.append(("deployed", summary.deployed))
     rows += [(name, cost) for name, cost in summary.parts.items() if name == GUIDANCE]
@@ -119,7 +125,7 @@ def format_summary(summary: Summary) -> str:
         f"class logits [P, C]     {list(summary.class_logits)}",
         f"box logits   [P, 4, R]  {list(summary.box_logits)}",
         "",
-        "MACs are the multiplications of the convolutions, forward, for one image.",
+        "MACs are the multiply-adds of the convolutions, forward, for one image.",
     ]
     return "\n".join(lines)
 

@@ -145,7 +145,7 @@ def results_of(state: TrainState, metrics: dict[str, jax.Array]) -> dict[str, An
     """What is compared of a step's output."""
     state, metrics = jax.device_get((state, metrics))
     gradients = state.opt_state[0].trace
-    average = state.average or {"params": None, "batch_stats": None}
+    average = state.ema or {"params": None, "batch_stats": None}
     return {
         "loss": metrics,
         "gradients": gradients,
@@ -211,7 +211,7 @@ def main() -> None:
     jax.config.update("jax_enable_x64", args.dtype == "float64")
     if args.coordinator:
         distributed.join(
-            config.Training(coordinator=args.coordinator, processes=args.count, process=args.part)
+            config.Distributed(args.coordinator, num_processes=args.count, process_index=args.part)
         )
     settings = entry_point.load_config(args.config)
     settings.input_size = (args.input_size, args.input_size)

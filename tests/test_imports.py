@@ -9,8 +9,8 @@ PACKAGE = Path(__file__).parents[1] / "nanodet_jax"
 # From the lowest layer up. Modules of one layer do not import each other, packages apart. A module
 # named with its package has a layer of its own.
 LAYERS = (
-    {"errors", "version"},
-    {"config", "structures", "boxes", "coco_classes", "terminal", "files"},
+    {"errors", "version", "terminal"},
+    {"config", "structures", "boxes", "coco_classes", "files"},
     {"runtime"},
     {"ops", "losses", "data"},
     {"models", "visualize", "evaluation.coco_metrics"},

@@ -16,7 +16,7 @@ from nanodet_jax.config import Model
 from nanodet_jax.errors import UserError
 from nanodet_jax.models.nanodet import build_model, priors_of
 from nanodet_jax.state import abstract_variables
-from nanodet_jax.summary import ORDER, summarize
+from nanodet_jax.summary import PARTS, summarize
 
 REPO = Path(__file__).parents[1]
 PAN = Model(num_classes=3, width=0.5, channels=32, stacked_convs=1)
@@ -56,7 +56,7 @@ def test_figures_of_the_original(variant):
     found = round(deployed.macs / 1e9, 3), deployed.params, training.params
     assert found == PUBLISHED[variant]
     guided = config.model.guidance_channels > 0
-    assert tuple(summary.parts) == ORDER[: 4 if guided else 3]
+    assert tuple(summary.parts) == PARTS[: 4 if guided else 3]
     guidance = summary.parts.get("guidance", (0, 0))
     for i in range(2):
         assert sum(cost[i] for cost in summary.parts.values()) == training[i]
@@ -135,7 +135,7 @@ def test_info(info):
     rows = [line.split() for line in said.splitlines()]
     assert ["deployed", "1,197,924", "0.451"] in rows
     assert ["in", "training", "4,330,904", "6.635"] in rows
-    assert {row[0] for row in rows if row} >= set(ORDER)
+    assert {row[0] for row in rows if row} >= set(PARTS)
     assert ["64", "5", "x", "5", "25"] in rows
     assert "[2125, 80]" in said and "[2125, 4, 8]" in said
 

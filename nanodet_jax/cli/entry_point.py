@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 from absl import app, flags, logging
 from ml_collections import config_flags
@@ -20,9 +20,13 @@ from nanodet_jax import config as configs
 from nanodet_jax.errors import UserError
 from nanodet_jax.terminal import say, tolerate_closed_output
 
+# Flags of `Literal` fields are strings; `config.check` names the choices where it is another one.
+config_flags.register_flag_parser_for_type(Literal, flags.ArgumentParser())
+
 
 def define_config(default: str) -> Any:
     """The `--config FILE[:VARIANT]` flag, with `--config.FIELD=VALUE` for every field."""
+    sys.argv[:] = configs.rename_flags(sys.argv)
     with _told_in_a_line():  # where the command line names no other, the default is read here
         return config_flags.DEFINE_config_file("config", default, "path, or path:variant")
 
@@ -59,7 +63,7 @@ def load_config(text: str, overrides: Sequence[str] = ()) -> configs.Config:
 
 
 def _overridden(config: configs.Config, overrides: Sequence[str]) -> configs.Config:
-    argv = ["config", *overrides]
+    argv = ["config", *configs.rename_flags(overrides)]
     values = flags.FlagValues()
     config_flags.DEFINE_config_dataclass("config", config, flag_values=values, sys_argv=argv)
     try:

@@ -1,9 +1,9 @@
 """From a config to the data it names."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-from nanodet_jax.config import FORMATS, Config
+from nanodet_jax.config import Config, Format
 from nanodet_jax.data.faults import OnFault, refuse
 from nanodet_jax.data.records import Source
 from nanodet_jax.data.sources.coco import CocoSource
@@ -50,7 +50,7 @@ def open_source(config: Config, split: str, on_fault: OnFault = refuse) -> Sourc
             count = data.train_size if split == "train" else data.val_size
             return ShapesSource(split, size=max(config.input_size), count=count)
         case _:
-            raise UserError(f"config.data.format={data.format!r}: must be one of {FORMATS}")
+            raise UserError(f"config.data.format={data.format!r}: must be in {get_args(Format)}")
 
 
 def _path(config: Config, field: str, meaning: str) -> Path:

@@ -8,6 +8,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from tqdm import tqdm
 
@@ -62,14 +63,13 @@ def run_evaluation(
     since equal detections have equal scores.
     """
     found: dict[int, Detections] = {}
-    share = distributed.share()
-    processes = share[1]
-    every = 1 if processes == 1 else ASKED_EVERY
-    asks = len(source) // processes // every  # of all alike, whatever images they can read
+    process_index, process_count = jax.process_index(), jax.process_count()
+    every = 1 if process_count == 1 else ASKED_EVERY
+    asks = len(source) // process_count // every  # of all alike, whatever images they can read
     shown = progress and distributed.is_writer()
-    with tqdm(total=len(source) // processes, desc="evaluate", unit="img", leave=False,
+    with tqdm(total=len(source) // process_count, desc="evaluate", unit="img", leave=False,
               disable=not shown, mininterval=0.5) as bar:  # fmt: skip
-        batches = evaluation_batches(source, config, share)
+        batches = evaluation_batches(source, config, (process_index, process_count))
         for index, detections in detect_batches(detect, variables, batches):
             found[index] = detections
             bar.update()

@@ -145,11 +145,11 @@ class Checkpoints:
         """
         restored = self._restore(step, _split(like))
         kept, training = restored["variables"], restored["training"]
-        averaged = like.average is not None
+        averaged = like.ema is not None
         return TrainState(
             step=training["step"],
             **(training["variables"] if averaged else kept),
-            average=kept if averaged else None,
+            ema=kept if averaged else None,
             opt_state=training["opt_state"],
         )
 
@@ -349,7 +349,7 @@ class _Steps(ocp.path.step.NameFormat):
 
 def _split(state: TrainState) -> dict[str, Any]:
     training = {"opt_state": state.opt_state, "step": state.step}
-    if state.average is not None:
+    if state.ema is not None:
         training["variables"] = state.variables
     return {"variables": state.inference_variables, "training": training}
 

@@ -46,7 +46,7 @@ def assign(
             priors,
             ground_truth,
             topk=assigner.topk,
-            cell_scale=assigner.cell_scale,
+            cell_scale=assigner.anchor_scale,
             ignore_threshold=assigner.ignore_threshold,
         )
     guide = jax.lax.stop_gradient(branches[-1])

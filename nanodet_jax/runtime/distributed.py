@@ -1,6 +1,6 @@
-"""The processes of a run, one per machine or per device: joining, agreeing, gathering.
+"""Joining the processes of a run, exchanging values between them, and failing together.
 
-A process that runs alone is the rule; all of this is then as good as nothing.
+A run has one process per machine or per device. With a single process, most of this does nothing.
 """
 
 import functools
@@ -11,7 +11,7 @@ import sys
 import traceback
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -20,84 +20,85 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from nanodet_jax import terminal
-from nanodet_jax.config import Training
+from nanodet_jax.config import Distributed
 from nanodet_jax.errors import UserError, first_line
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
 AUTO = "auto"
-START_S = 300  # within which all have to have started
-# After so long without a sign of life a process counts as lost, and all others end. It also bounds
-# how long one that is done waits for the rest.
-LOST_S = 30
-AHEAD = 2  # steps that a vote takes to be counted: by then its devices have it without waiting
-# In what jax raises where a collective, or the service that all are registered with, breaks off.
-BROKEN_OFF = re.compile("Gloo|NCCL|CoordinationService|coordination service|unhealthy")
+START_TIMEOUT_S = 300  # within which all processes must start
+# A process that sends no heartbeat for this long counts as lost, and the others exit. It also
+# bounds how long a process that is done waits for the others.
+HEARTBEAT_TIMEOUT_S = 30
+# Steps after which the result of a vote is read. By then the devices have computed it, so that
+# reading it does not wait.
+VOTE_DELAY = 2
+# What jax's error messages contain when a collective or the coordination service fails.
+LOST_CONNECTION = re.compile("Gloo|NCCL|CoordinationService|coordination service|unhealthy")
 
 
-def join(training: Training) -> None:
-    """Become one of the processes that `config.training.coordinator` and its neighbours tell of.
+def join(distributed: Distributed) -> None:
+    """Join the processes that `config.distributed` describes.
 
-    To be called before anything that starts jax's backend. Joining twice is harmless.
+    Must be called before jax's backend starts. Joining twice is harmless.
 
     Raises:
-      UserError: if the others cannot be found.
+      UserError: if the processes do not find each other.
     """
-    if not training.coordinator or jax.distributed.is_initialized():
+    if not distributed.coordinator or jax.distributed.is_initialized():
         return
-    # Its handler for SIGTERM would replace the one that lets a process be stopped before it trains.
+    # jax's handler for SIGTERM would replace the one that stops a process before it trains.
     jax.config.update("jax_enable_preemption_service", False)
-    given: dict[str, Any] = {}
-    if training.coordinator != AUTO:
-        given = {
-            "coordinator_address": training.coordinator,
-            "num_processes": training.processes,
-            "process_id": training.process,
+    address: dict[str, Any] = {}
+    if distributed.coordinator != AUTO:
+        address = {
+            "coordinator_address": distributed.coordinator,
+            "num_processes": distributed.num_processes,
+            "process_id": distributed.process_index,
             "cluster_detection_method": "deactivate",
         }
-    # To be said before: where some do not come, jax ends the process with a message of its own.
-    terminal.say(f"waiting for the other processes of this run, at most {START_S} s")
+    # Printed first because jax ends the process with its own message if others do not start.
+    terminal.say(f"waiting for the other processes of this run, at most {START_TIMEOUT_S} s")
     try:
         jax.distributed.initialize(
-            **given,
-            initialization_timeout=START_S,
-            heartbeat_timeout_seconds=LOST_S,
-            shutdown_timeout_seconds=LOST_S,
+            **address,
+            initialization_timeout=START_TIMEOUT_S,
+            heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT_S,
+            shutdown_timeout_seconds=HEARTBEAT_TIMEOUT_S,
         )
     except (ValueError, RuntimeError) as error:
         reason = first_line(error)
         raise UserError(
-            f"config.training.coordinator={training.coordinator!r}: the processes of this run do "
-            f"not find each other ({reason}); give HOST:PORT of process 0, with processes and "
-            f"process, or {AUTO!r} under Slurm, Open MPI, Kubernetes or on a TPU pod"
+            f"config.distributed.coordinator={distributed.coordinator!r}: the processes of this "
+            f"run do not find each other ({reason}); give HOST:PORT of process 0, with "
+            f"num_processes and process_index, or {AUTO!r} under Slurm, Open MPI, Kubernetes or on "
+            "a TPU pod"
         ) from error
 
 
-def share() -> tuple[int, int]:
-    """Index of this process, and how many there are."""
-    return jax.process_index(), jax.process_count()
-
-
 def is_writer() -> bool:
-    """Whether this process is the one that writes what all have computed."""
+    """Return whether this process writes the files that all processes have computed."""
     return jax.process_index() == 0
 
 
 def say(line: str) -> None:
-    """Print a line, once for all processes."""
+    """Print a line in process 0 only."""
     if is_writer():
         terminal.say(line)
 
 
-def gather(value: Any) -> list[Any]:
-    """What each process gives, in their order; anything that can be pickled, of any size.
+def gather(value: T) -> list[T]:
+    """Return the values of all processes, by process index.
 
-    All have to call it. As bytes over the devices' own links it needs neither a folder that all
-    see nor shapes that are the same everywhere.
+    Every process must call it. Values are pickled, and may have any size. They travel as bytes
+    between the devices, which needs neither a shared folder nor equal shapes.
     """
     if jax.process_count() == 1:
         return [value]
     data = np.frombuffer(pickle.dumps(value), np.uint8)
     sizes = multihost_utils.process_allgather(np.asarray(data.size, np.int32))
-    # A power of two, so that evaluations of one data set seldom compile another program.
+    # Sizes are padded to powers of two, so that few programs are compiled.
     padded = np.zeros(1 << int(sizes.max() - 1).bit_length(), np.uint8)
     padded[: data.size] = data
     rows = multihost_utils.process_allgather(padded)
@@ -105,24 +106,28 @@ def gather(value: Any) -> list[Any]:
 
 
 def must_agree(facts: dict[str, Any]) -> None:
-    """Refuse to go on where processes differ; all have to call it.
+    """Check that all processes pass equal values. Every process must call it.
+
+    Args:
+      facts: values by name; the names appear in the error.
 
     Raises:
-      UserError: in every process, naming the first fact that one does not share with process 0.
+      UserError: in every process, for the first value that differs from that of process 0.
     """
     everyone = gather(facts)
     for name in facts:
-        for process, others in enumerate(everyone):
+        for process_index, others in enumerate(everyone):
             if others[name] != everyone[0][name]:
                 raise UserError(
-                    f"process {process} has another {name} than process 0 "
-                    f"({others[name]!r}, not {everyone[0][name]!r}); start all with the same "
-                    "command but for config.training.process, and on the same files"
+                    f"process {process_index} has another {name} than process 0 "
+                    f"({others[name]!r}, not {everyone[0][name]!r}); start all processes with the "
+                    "same command except for config.distributed.process_index, on the same files"
                 )
 
 
 @functools.cache
-def _counting() -> tuple[NamedSharding, Callable[[jax.Array], jax.Array]]:
+def _vote_counter() -> tuple[NamedSharding, Callable[[jax.Array], jax.Array]]:
+    """Return the sharding of votes, one per device, and a function that adds them up."""
     mesh = jax.make_mesh(
         (jax.device_count(),), ("votes",), axis_types=(AxisType.Auto,), devices=jax.devices()
     )
@@ -130,62 +135,66 @@ def _counting() -> tuple[NamedSharding, Callable[[jax.Array], jax.Array]]:
     return NamedSharding(mesh, PartitionSpec("votes")), count
 
 
-def _begin_to_count(vote: bool) -> jax.Array:
-    places, count = _counting()
-    here = np.full(jax.local_device_count(), vote, np.int32)
-    return count(jax.make_array_from_process_local_data(places, here))
+def _start_count(vote: bool) -> jax.Array:
+    sharding, count = _vote_counter()
+    local = np.full(jax.local_device_count(), vote, np.int32)
+    return count(jax.make_array_from_process_local_data(sharding, local))
 
 
 def any_of(vote: bool) -> bool:
-    """Whether any process says yes: the same answer in all, which have to call it."""
-    return vote if jax.process_count() == 1 else int(_begin_to_count(vote)) > 0
+    """Return whether `vote` is True in any process. Every process must call it."""
+    return vote if jax.process_count() == 1 else int(_start_count(vote)) > 0
 
 
 class Ballot:
-    """`any_of` for a loop that is not to wait: the answer is to what was asked AHEAD calls ago.
+    """`any_of` that does not wait: it returns the result of the call VOTE_DELAY calls earlier.
 
-    A single process has its own answer at once.
+    With a single process it returns that process's vote immediately.
     """
 
     def __init__(self) -> None:
-        self._cast: deque[jax.Array] = deque()
+        self._pending: deque[jax.Array] = deque()
 
     def any_of(self, vote: bool) -> bool:
-        """Whether any process said yes; all have to call it, as often."""
+        """Return whether an earlier vote was True in any process.
+
+        Every process must call it, equally often.
+        """
         if jax.process_count() == 1:
             return vote
-        self._cast.append(_begin_to_count(vote))
-        return len(self._cast) > AHEAD and int(self._cast.popleft()) > 0
+        self._pending.append(_start_count(vote))
+        return len(self._pending) > VOTE_DELAY and int(self._pending.popleft()) > 0
 
 
-def ends_with_the_others(function: Callable) -> Callable:
-    """Wrap what several processes run: an error in one ends that process at once.
+def fail_together(function: Callable[P, T]) -> Callable[P, T]:
+    """Wrap a function of several processes so that an error in one ends all of them.
 
-    Python would first wait at its end for all others, which wait for this one in a collective.
-    Once its connections are closed they fail in turn, and say that a process was lost; where
-    they cannot tell, they end after LOST_S seconds. What all raise together passes.
+    A process that fails prints the error and exits immediately, without running Python's cleanup:
+    that would wait for the other processes, which wait for this one in a collective. Once its
+    connections are closed, the others fail too and report a lost process. If they do not notice,
+    they exit after HEARTBEAT_TIMEOUT_S seconds. With a single process, errors are raised as usual.
     """
 
     @functools.wraps(function)
-    def wrapped(*args: Any, **kwargs: Any) -> Any:
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> T:
         try:
             return function(*args, **kwargs)
         except Exception as error:
             if not jax.distributed.is_initialized() or jax.process_count() == 1:
                 raise
-            where = f"process {jax.process_index()}"
-            if BROKEN_OFF.search(str(error)):
-                reason = first_line(error)
-                line = (
-                    f"a process of this run ended or cannot be reached ({reason}); its own "
-                    "messages say why; the same commands, for all, go on from the newest checkpoint"
+            if LOST_CONNECTION.search(str(error)):
+                reason = (
+                    f"a process of this run ended or cannot be reached ({first_line(error)}); see "
+                    "its own messages for the cause; start all processes again with the same "
+                    "commands to resume from the newest checkpoint"
                 )
             elif isinstance(error, UserError):
-                line = str(error)
+                reason = str(error)
             else:
                 traceback.print_exc()
-                line = "the traceback above"
-            terminal.say(f"error: {where}: {' '.join(line.split())}", sys.stderr)
+                reason = "see the traceback above"
+            line = f"error: process {jax.process_index()}: {' '.join(reason.split())}"
+            terminal.say(line, sys.stderr)
             sys.stdout.flush()
             os._exit(2)
 

@@ -14,7 +14,7 @@ from nanodet_jax.state import TrainState
 
 # Fields that may differ between processes: the index of the process, and where its files are.
 OWN_FIELDS = {
-    "config.training.process",
+    "config.distributed.process_index",
     "config.training.init_weights",
     *(f"config.data.{name}" for name in (
         "train_images", "train_annotations", "val_images", "val_annotations", "root",

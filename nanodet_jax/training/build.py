@@ -29,7 +29,7 @@ from nanodet_jax.training.initial_weights import initial_variables, read_initial
 from nanodet_jax.training.length import Length
 from nanodet_jax.training.lock import lock_for_all
 from nanodet_jax.training.metric_logger import MetricLogger, NullLogger
-from nanodet_jax.training.optimizer import learning_rate, make_optimizer, scale_rate
+from nanodet_jax.training.optimizer import learning_rate, make_optimizer, scale_learning_rate
 from nanodet_jax.training.parallel import (
     count_devices,
     make_place,
@@ -145,7 +145,7 @@ def build(config: Config, workdir: Path) -> Run:
         if not resumed:
             weights = read_initial_weights(config) if weights is None else weights
             variables, origin = initial_variables(config, model, weights)
-        training = scale_rate(config.training, config.data.batch_size)
+        training = scale_learning_rate(config.training, config.data.batch_size)
         schedule = learning_rate(training, length.steps_per_epoch, length.epochs)
         optimizer = make_optimizer(training, schedule)
         train_step = make_train_step(
@@ -190,7 +190,9 @@ def build(config: Config, workdir: Path) -> Run:
         check_agreement(config, data.train, data.val, state)
 
         # Batches.
-        batches = training_batches(data.images, config, data.slots, start_step, distributed.share())
+        batches = training_batches(
+            data.images, config, data.slots, start_step, (jax.process_index(), jax.process_count())
+        )
         prefetch = stack.enter_context(closing(Prefetch(batches, make_place(num_devices))))
         return Run(
             config=config,
@@ -277,10 +279,10 @@ def _announce(
         + (f" of {processes} processes" if processes > 1 else "")
         + f"; {origin}"
     )
-    if config.training.rate_batch:
+    if config.training.lr_base_batch_size:
         logger.say(
             f"learning rate {rate:g} for {batch_size} images: config.training.learning_rate="
-            f"{config.training.learning_rate:g} is for {config.training.rate_batch}"
+            f"{config.training.learning_rate:g} is for {config.training.lr_base_batch_size}"
         )
     if data.over:
         logger.say(

@@ -19,7 +19,7 @@ from nanodet_jax.training.throughput import Throughput
 VAL_PICTURES = 8
 
 
-@distributed.ends_with_the_others
+@distributed.fail_together
 def train_and_evaluate(config: Config, workdir: str | Path) -> dict[str, Any]:
     """Train a detector, evaluate it, and keep the best checkpoint.
 
@@ -40,7 +40,7 @@ def train_and_evaluate(config: Config, workdir: str | Path) -> dict[str, Any]:
     """
     check(config)
     backend.prepare()
-    distributed.join(config.training)
+    distributed.join(config.distributed)
     check(config, count_devices(config.training) * jax.process_count())
     with build(config, Path(workdir).expanduser()) as run, Interrupt() as interrupt:
         if not _train(run, interrupt):

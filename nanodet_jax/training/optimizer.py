@@ -1,4 +1,4 @@
-"""The optimizer and its schedule, as the original's PyTorch ones behave."""
+"""Optimizer and learning-rate schedule, equal to those of PyTorch that the original uses."""
 
 import math
 from collections.abc import Mapping
@@ -10,26 +10,26 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from nanodet_jax.config import Rates, Training
+from nanodet_jax.config import LrMultipliers, Training
 
 
-def scale_rate(training: Training, batch_size: int) -> Training:
-    """A copy whose learning rate is for batches of so many images, if `rate_batch` asks for that.
+def scale_learning_rate(training: Training, batch_size: int) -> Training:
+    """Return a copy with the learning rate for this batch size, if `lr_base_batch_size` is set.
 
-    In proportion: twice the images, whose mean gradient is half as noisy, take twice the step.
+    The rate grows in proportion to the batch, whose mean gradient is less noisy.
     """
-    if not training.rate_batch:
+    if not training.lr_base_batch_size:
         return training
-    rate = training.learning_rate * batch_size / training.rate_batch
+    rate = training.learning_rate * batch_size / training.lr_base_batch_size
     return replace(training, learning_rate=rate)
 
 
 def epoch_rates(training: Training, steps_per_epoch: int, epochs: int) -> np.ndarray:
-    """Learning rate [epochs] of each epoch, or of what the warm-up leaves of it, in float64.
+    """Return the learning rate of each epoch after warm-up, [epochs] float64.
 
-    PyTorch's schedulers derive each epoch's rate from the one in force when the epoch before
-    ends. A warm-up overwrites it, up to the full rate, so the cosine starts from there in the
-    epoch after its end, above its closed form; kept, so that such runs agree.
+    PyTorch's schedulers derive each epoch's rate from the rate at the end of the previous epoch.
+    Warm-up overwrites that rate, up to the full one, so a cosine that follows starts there, above
+    its closed form. This is reproduced so that runs agree with the original's.
     """
     lowest = training.final_fraction * training.learning_rate
     rates: list[float] = []
@@ -44,14 +44,14 @@ def epoch_rates(training: Training, steps_per_epoch: int, epochs: int) -> np.nda
     return np.asarray(rates)
 
 
-def warmup_rate(training: Training, step):
-    """Rate of a linear warm-up at `step`; its last step, `warmup_steps`, has the full rate."""
+def warmup_rate(training: Training, step: jax.Array) -> jax.Array:
+    """Return the rate of the linear warm-up at `step`: the full rate at step `warmup_steps`."""
     done = step / training.warmup_steps
     return training.learning_rate * (training.warmup_ratio + (1 - training.warmup_ratio) * done)
 
 
 def learning_rate(training: Training, steps_per_epoch: int, epochs: int) -> optax.Schedule:
-    """Rate as a function of the number of steps done."""
+    """Return the learning rate as a function of the number of steps done."""
     rates = jnp.asarray(epoch_rates(training, steps_per_epoch, epochs), jnp.float32)
 
     def schedule(step: jax.Array) -> jax.Array:
@@ -65,7 +65,7 @@ def learning_rate(training: Training, steps_per_epoch: int, epochs: int) -> opta
 
 
 def decay_mask(params: Any) -> Any:
-    """A flag per parameter: whether decay acts on it. Not on a normalisation's scale and bias."""
+    """Return a bool per parameter: False for scale and bias of normalization layers."""
     if not isinstance(params, Mapping):
         return True
     if set(params) == {"scale", "bias"}:
@@ -73,46 +73,47 @@ def decay_mask(params: Any) -> Any:
     return {name: decay_mask(child) for name, child in params.items()}
 
 
-def scale_by_part(rates: Rates) -> optax.GradientTransformation:
-    """Updates times the rate of the part of the network that they belong to; 0 freezes it.
+def scale_by_part(multipliers: LrMultipliers) -> optax.GradientTransformation:
+    """Multiply updates by the factor of their part of the network; 0 freezes the part.
 
-    The original's `lr_mult`, but that its cosine ends at the same rate for all parts.
+    This is the original's `lr_mult`, except that its cosine ends at the same rate for all parts.
     """
 
     def scale(updates: Any, _: Any) -> Any:
         return {
-            part: optax.tree.scale(getattr(rates, part), tree) for part, tree in updates.items()
+            part: optax.tree.scale(getattr(multipliers, part), tree)
+            for part, tree in updates.items()
         }
 
     return optax.stateless(scale)
 
 
 def make_optimizer(training: Training, schedule: optax.Schedule) -> optax.GradientTransformation:
-    """SGD with momentum or AdamW, behind a bound on the norm.
+    """Return SGD with momentum or AdamW, after clipping by the global norm.
 
-    Decay acts on every parameter, as in the original's recipes, unless `no_norm_decay`.
+    Weight decay acts on every parameter, as in the original's recipes, unless `no_norm_decay`.
     """
     mask = decay_mask if training.no_norm_decay else None
     match training.optimizer:
         case "sgd":
-            # PyTorch adds the decay to the gradient, before the momentum.
+            # PyTorch adds weight decay to the gradient, before the momentum.
             update = optax.chain(
                 optax.add_decayed_weights(training.weight_decay, mask),
                 optax.sgd(schedule, momentum=training.momentum),
             )
         case "adamw":
             update = optax.adamw(schedule, weight_decay=training.weight_decay, mask=mask)
-    update = optax.chain(update, scale_by_part(training.rates))
+    update = optax.chain(update, scale_by_part(training.lr_multipliers))
     if training.clip_norm > 0:
         return optax.chain(optax.clip_by_global_norm(training.clip_norm), update)
     return update
 
 
 def skip_update(opt_state: Any) -> Any:
-    """The optimizer's state after a step without an update: only its place in the schedule moves.
+    """Return the optimizer's state after a skipped update: only the schedule advances.
 
-    The learning rate belongs to the number of the step; Adam's own count, which corrects the bias
-    of its averages, to the updates that were made.
+    The learning rate follows the number of steps. Adam's own count, which corrects the bias of its
+    moments, follows the number of updates.
     """
 
     def skip(part: Any) -> Any:

@@ -155,10 +155,10 @@ def train_step(
             batch_stats=batch_stats,
             opt_state=opt_state,
         )
-        if state.average is None:
+        if state.ema is None:
             return new_state
-        average = moved_average(state.average, new_state.variables, state.step + 1, ema_decay)
-        return replace(new_state, average=average)
+        average = moved_average(state.ema, new_state.variables, state.step + 1, ema_decay)
+        return replace(new_state, ema=average)
 
     def skipped(state: TrainState, *_: Any) -> TrainState:
         return replace(state, opt_state=skip_update(state.opt_state))

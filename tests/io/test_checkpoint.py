@@ -32,7 +32,7 @@ def make_state(step, channels=3, name="kernel"):
 def averaged(step):
     """The same with an average that differs from what it is the average of."""
     state = make_state(step)
-    return state.replace(average=jax.tree.map(lambda leaf: leaf + 1, state.variables))
+    return state.replace(ema=jax.tree.map(lambda leaf: leaf + 1, state.variables))
 
 
 def test_an_average_is_restored_whole_and_inferred_with(tmp_path):
@@ -40,7 +40,7 @@ def test_an_average_is_restored_whole_and_inferred_with(tmp_path):
     checkpoints.save(averaged(1))
     checkpoints.wait()
     assert_same(checkpoints.restore(1, averaged(2)), averaged(1))
-    assert_same(checkpoints.restore_variables(1, make_state(2).variables), averaged(1).average)
+    assert_same(checkpoints.restore_variables(1, make_state(2).variables), averaged(1).ema)
     with pytest.raises(UserError, match="does not fit"):
         checkpoints.restore(1, make_state(2))  # a run without an average
     checkpoints.close()

@@ -214,7 +214,7 @@ def check_trajectory(path: Path) -> Worst:
         for name, value in torch_names.to_entries(state.variables).items():
             numbers[name] = np.linalg.norm(value)
         if averaged:
-            for name, value in torch_names.to_entries(state.average).items():
+            for name, value in torch_names.to_entries(state.ema).items():
                 numbers[f"average {name}"] = np.linalg.norm(value)
         return numbers
 

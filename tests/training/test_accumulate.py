@@ -110,8 +110,8 @@ def looping_step(parts, accumulate):
             batch_stats=batch_stats,
             opt_state=opt_state,
         )
-        average = moved_average(state.average, state.variables, state.step, EMA["ema_decay"])
-        return replace(state, average=average), metrics
+        average = moved_average(state.ema, state.variables, state.step, EMA["ema_decay"])
+        return replace(state, ema=average), metrics
 
     return backend.jit(step)
 

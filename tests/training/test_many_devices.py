@@ -16,7 +16,7 @@ from configs import shapes
 from nanodet_jax.models.backbones import shufflenet_v2
 from nanodet_jax.models.nanodet import build_model
 from nanodet_jax.runtime import backend
-from nanodet_jax.state import SMALLEST, abstract_variables
+from nanodet_jax.state import SMALLEST_INPUT, abstract_variables
 from tests.many_devices import COUNTS, after_a_step, compare, make_task, results_of, worst
 from tests.training.test_parallel import step_of_the_document
 
@@ -97,7 +97,7 @@ def test_statistics_are_reduced_where_asked_only(asked):
         apply = partial(model.apply, method="branches", axis_name="data", mutable="batch_stats")
         return apply(variables, images)
 
-    program = str(jax.make_jaxpr(forward, axis_env=[("data", 2)])(variables, SMALLEST))
+    program = str(jax.make_jaxpr(forward, axis_env=[("data", 2)])(variables, SMALLEST_INPUT))
     norms = len(jax.tree.leaves(variables["batch_stats"])) // 2
     assert program.count("psum") == (2 * norms if asked else 0)
 

@@ -81,7 +81,7 @@ def test_both_branches_are_told_of(unbroken):
 def test_inference_takes_the_average_and_no_guidance(unbroken):
     state = final_state(unbroken, STEPS)
     loaded = torch_names.flatten(load_weights(unbroken).variables)
-    average = torch_names.flatten(deployed(state.average))
+    average = torch_names.flatten(deployed(state.ema))
     assert set(loaded) == set(average)
     assert all(np.array_equal(loaded[path], average[path]) for path in loaded)
     current = torch_names.flatten(state.variables)
@@ -94,7 +94,7 @@ def test_fine_tuning_takes_the_guidance_too(unbroken):
     assert any(name.startswith("aux_head.") for name in entries)
     like = abstract_variables(build_model(load_weights(unbroken).config.model), guided=True)
     restored = torch_names.flatten(torch_names.convert(entries, like))
-    average = torch_names.flatten(final_state(unbroken, STEPS).average)
+    average = torch_names.flatten(final_state(unbroken, STEPS).ema)
     assert all(np.array_equal(restored[path], average[path]) for path in average)
 
 

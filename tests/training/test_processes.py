@@ -52,13 +52,15 @@ def config_with(settings):
 def doors(workdir, settings, count):
     """`train.py` once per process."""
     given = settings | {
-        "training.coordinator": f"127.0.0.1:{free_port()}",
-        "training.processes": count,
+        "distributed.coordinator": f"127.0.0.1:{free_port()}",
+        "distributed.num_processes": count,
     }
     plain = {name: str(value).strip("()") for name, value in given.items()}
     flags = [f"--config.{name}={value}" for name, value in plain.items()]
     return [
-        start(["train.py", f"--workdir={workdir}", f"--config.training.process={i}", *flags])
+        start(
+            ["train.py", f"--workdir={workdir}", f"--config.distributed.process_index={i}", *flags]
+        )
         for i in range(count)
     ]
 

@@ -56,7 +56,7 @@ def test_one_bad_image_changes_nothing_but_the_number_of_the_step(step, value):
     assert metrics["loss"] == expected["loss"]
     assert int(ours.step) == 2 and int(theirs.step) == 1
     # The average alone knows the number of the step: it moves by a share that shrinks.
-    assert_same(ours.replace(step=0, average=0), theirs.replace(step=0, average=0))
+    assert_same(ours.replace(step=0, ema=0), theirs.replace(step=0, ema=0))
     moved = [np.any(a != b) for a, b in zip(*map(jax.tree.leaves, (ours.params, before)))]
     assert all(moved)
 

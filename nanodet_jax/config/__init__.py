@@ -1,0 +1,61 @@
+"""The schema of every config: plain dataclasses, overridable as `--config.data.batch_size=16`.
+
+A file in `configs/` returns a `Config`; `check` refuses impossible values before anything is
+compiled. Values that follow from other fields or from the data (channels, steps per epoch, number
+of classes, ground-truth slots) are computed, never configured.
+
+Fields with a closed set of values are `Literal` types; the checks, the errors and the field
+reference in `docs/config.md` derive the choices from them. Each field is described by the string
+below it, from which `nanodet_jax.config.reference` generates the field reference.
+"""
+
+from nanodet_jax.config.data import Augment, Cache, Data, Format, PixelStage
+from nanodet_jax.config.losses import Assigner, AssignerName, Compat, Loss
+from nanodet_jax.config.model import (
+    BACKBONE_STRIDES,
+    GUIDANCE_GROUPS,
+    MODEL_LIMITS,
+    Model,
+    Neck,
+)
+from nanodet_jax.config.renamed import rename_flags
+from nanodet_jax.config.schema import (
+    MAX_SIDE,
+    Config,
+    Precision,
+    check,
+    from_json,
+    num_priors,
+    to_json,
+)
+from nanodet_jax.config.training import Distributed, LrMultipliers, Optimizer, Schedule, Training
+
+__all__ = [
+    "BACKBONE_STRIDES",
+    "GUIDANCE_GROUPS",
+    "MAX_SIDE",
+    "MODEL_LIMITS",
+    "Assigner",
+    "AssignerName",
+    "Augment",
+    "Cache",
+    "Compat",
+    "Config",
+    "Data",
+    "Distributed",
+    "Format",
+    "Loss",
+    "LrMultipliers",
+    "Model",
+    "Neck",
+    "Optimizer",
+    "PixelStage",
+    "Precision",
+    "Schedule",
+    "Training",
+    "check",
+    "from_json",
+    "num_priors",
+    "rename_flags",
+    "to_json",
+]

@@ -1,0 +1,154 @@
+"""Config of the data: sources, loading and augmentation."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from nanodet_jax.config.values import Fields
+
+Format = Literal["coco", "voc", "yolo", "tfds", "shapes"]
+Cache = Literal["none", "ram", "device"]
+PixelStage = Literal["host", "device"]
+
+
+@dataclass(slots=True)
+class Data:
+    """Where images and boxes come from, and how they reach the device."""
+
+    format: Format = "coco"
+    """Layout of the dataset. shapes draws its own images and reads no files."""
+
+    train_images: str = ""
+    """coco: folder of the training images."""
+
+    train_annotations: str = ""
+    """coco: json file with the training boxes."""
+
+    val_images: str = ""
+    """coco: folder of the validation images."""
+
+    val_annotations: str = ""
+    """coco: json file with the validation boxes. tfds: optional; the json file that detections are
+    evaluated against."""
+
+    root: str = ""
+    """voc: folder with train/ and val/, or in the layout of VOC2007. yolo: data.yaml, or the folder
+    that holds it. tfds: the data_dir, or the dataset's folder."""
+
+    name: str = "coco/2017:1.1.0"
+    """tfds: name of the dataset with its version; "" if root is the dataset's folder."""
+
+    classes: tuple[str, ...] = ()
+    """voc: class names in label order; () takes all names that occur, sorted. The other formats
+    define their classes themselves."""
+
+    train_size: int = 4000
+    """shapes: number of training images."""
+
+    val_size: int = 200
+    """shapes: number of validation images."""
+
+    follow_links: bool = False
+    """Follow symbolic links that lead out of the data folder."""
+
+    max_megapixels: float = 50.0
+    """Largest image that is decoded, in millions of pixels. Larger ones count as unreadable."""
+
+    max_unreadable: float = 0.01
+    """Fraction of a split's images that may be unreadable, 0 to 1. Training replaces such images by
+    others; evaluation counts them as images without detections."""
+
+    batch_size: int = 32
+    """Images per step, over all devices and processes."""
+
+    workers: int = 2
+    """Threads that decode and augment images, per process."""
+
+    cache: Cache = "ram"
+    """Where decoded training images are kept. device needs augment=device and a single process."""
+
+    cache_gb: float = 4.0
+    """Size limit of the cache in GB. With cache=ram, images beyond it are decoded each time; with
+    cache=device, all images must fit."""
+
+    augment: PixelStage = "host"
+    """Where pixels are warped and colored as config.augment specifies."""
+
+    canvas: float = 2.0
+    """augment=device: images larger than this multiple of the input are reduced once, on the host,
+    before they are sent."""
+
+    max_boxes: int = 0
+    """Ground-truth slots per image; 0 takes the largest number of boxes in a training image."""
+
+    keep_ratio: bool = False
+    """Resize images without distortion and pad them; False stretches them to input_size."""
+
+    mean: tuple[float, float, float] = (103.53, 116.28, 123.675)
+    """Mean that is subtracted from the pixels: blue, green, red, the channel order of OpenCV and
+    of the published weights."""
+
+    std: tuple[float, float, float] = (57.375, 57.12, 58.395)
+    """Standard deviation that the pixels are divided by: blue, green, red."""
+
+    def check(self) -> None:
+        """Raise a UserError for the first impossible value."""
+        fields = Fields(self, "config.data")
+        fields.positive("batch_size", "train_size", "val_size", "max_megapixels", "workers")
+        fields.require("max_unreadable", 0 <= self.max_unreadable <= 1, "is a fraction: 0 to 1")
+        fields.require(
+            "cache_gb", self.cache_gb > 0, "must be positive; data.cache=none keeps nothing"
+        )
+        fields.require(
+            "cache", self.cache != "device" or self.augment == "device", "needs data.augment=device"
+        )
+        fields.require("canvas", self.canvas >= 1, "must be at least 1, the size of the input")
+        fields.require(
+            "max_boxes", self.max_boxes >= 0, "must be positive, or 0 for the largest in the data"
+        )
+        fields.require("std", all(value > 0 for value in self.std), "must be positive")
+
+
+@dataclass(slots=True)
+class Augment:
+    """Training-time transforms; every factor is drawn uniformly, for each image anew."""
+
+    perspective: float = 0.0
+    """Largest coefficient, per pixel, of the perspective distortion, either way."""
+
+    scale: tuple[float, float] = (1.0, 1.0)
+    """Range of the factor that resizes the image."""
+
+    stretch_x: tuple[float, float] = (1.0, 1.0)
+    """Range of an additional factor on the width."""
+
+    stretch_y: tuple[float, float] = (1.0, 1.0)
+    """Range of an additional factor on the height."""
+
+    rotation: float = 0.0
+    """Largest rotation in degrees, either way."""
+
+    shear: float = 0.0
+    """Largest shear in degrees, either way."""
+
+    translate: float = 0.0
+    """Largest translation as a fraction of width and height, either way."""
+
+    flip: float = 0.0
+    """Probability of a horizontal flip."""
+
+    brightness: float = 0.0
+    """Largest brightness offset, either way, for pixels in [0, 1]. Brightness, contrast and
+    saturation are each applied with probability 1/2, without clipping."""
+
+    contrast: tuple[float, float] = (1.0, 1.0)
+    """Range of the contrast factor."""
+
+    saturation: tuple[float, float] = (1.0, 1.0)
+    """Range of the saturation factor."""
+
+    def check(self) -> None:
+        """Raise a UserError for the first impossible value."""
+        fields = Fields(self, "config.augment")
+        fields.in_range("scale", "stretch_x", "stretch_y", "contrast", "saturation")
+        fields.not_negative("perspective", "rotation", "shear", "translate", "brightness")
+        fields.require("flip", 0 <= self.flip <= 1, "is a probability: 0 to 1")

@@ -1,0 +1,68 @@
+"""Config of assignment and loss, and of the original's behavior where ours differs."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from nanodet_jax.config.values import Fields
+
+AssignerName = Literal["atss", "dynamic_soft_label"]
+
+
+@dataclass(slots=True)
+class Assigner:
+    """Which priors learn which ground-truth box."""
+
+    name: AssignerName = "atss"
+    """Method: atss of NanoDet or dynamic_soft_label of NanoDet-Plus."""
+
+    topk: int = 9
+    """atss: candidate priors per box and level. dynamic_soft_label: largest number of priors that a
+    box takes, 13 in the original."""
+
+    anchor_scale: float = 5.0
+    """atss: side of a prior's anchor box, in strides."""
+
+    iou_factor: float = 3.0
+    """dynamic_soft_label: weight of the iou cost against the classification cost."""
+
+    ignore_threshold: float = 0.5
+    """A prior is neither positive nor background if more than this fraction of its anchor (atss) or
+    of its predicted box (dynamic_soft_label) lies in an ignore region. 0 turns ignore regions
+    off."""
+
+    def check(self) -> None:
+        """Raise a UserError for the first impossible value."""
+        fields = Fields(self, "config.assigner")
+        fields.positive("topk", "anchor_scale")
+        fields.not_negative("iou_factor")
+
+
+@dataclass(slots=True)
+class Compat:
+    """Bugs of the original: True reproduces, False fixes them (`docs/differences.md`)."""
+
+    priors_of_any_box: bool = True
+    """dynamic_soft_label. True: a box may take priors that lie only in other boxes, and gets none
+    if no prior lies in any box. False: a box takes priors inside itself, or the nearest one if it
+    contains none."""
+
+    keep_lost_boxes: bool = True
+    """True: a box that augmentation moved out of the frame is kept with zero area and learned."""
+
+    pixel_index_warp: bool = True
+    """True: images are resampled on pixel indices without antialiasing, half a pixel off from
+    their boxes."""
+
+
+@dataclass(slots=True)
+class Loss:
+    """Weights of the three loss terms."""
+
+    quality_focal: float = 1.0
+    """Weight of the quality focal loss, for class scores."""
+
+    distribution_focal: float = 0.25
+    """Weight of the distribution focal loss, for the distributions of box sides."""
+
+    giou: float = 2.0
+    """Weight of the GIoU loss, for boxes."""

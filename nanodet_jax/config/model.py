@@ -1,0 +1,109 @@
+"""Config of the network."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from nanodet_jax.config.values import Fields, one_of
+
+Neck = Literal["pan", "ghost_pan"]
+
+BACKBONE_STRIDES = (8, 16, 32)
+# Upper bounds for untrusted weight files. A network at a bound is still built within 10 seconds.
+MODEL_LIMITS = {
+    "num_classes": 100_000,
+    "channels": 4096,
+    "kernel_size": 31,
+    "stacked_convs": 16,
+    "neck_blocks": 16,
+    "reg_max": 255,
+    "guidance_channels": 8192,
+    "guidance_convs": 16,
+}
+MAX_TAPS = 600  # kernel_size**2 * (stacked_convs + neck_blocks): each tap is traced separately
+GUIDANCE_GROUPS = 32  # of the group norms in the guidance head
+
+
+@dataclass(slots=True)
+class Model:
+    """ShuffleNetV2, a neck, a head, and for NanoDet-Plus a branch that guides training."""
+
+    num_classes: int = 0
+    """Number of classes; 0 takes it from the dataset."""
+
+    width: float = field(default=1.0, metadata=one_of(0.5, 1.0, 1.5, 2.0))
+    """Width multiplier of ShuffleNetV2."""
+
+    neck: Neck = "pan"
+    """Neck: PAN of NanoDet or Ghost-PAN of NanoDet-Plus."""
+
+    neck_blocks: int = 1
+    """ghost_pan: ghost bottlenecks wherever two levels are merged."""
+
+    extra_level: bool = False
+    """ghost_pan: add a level of stride 64, coarser than those of the backbone."""
+
+    channels: int = 96
+    """Channels of neck and head."""
+
+    kernel_size: int = 3
+    """Kernel size of the depthwise convolutions in ghost_pan and head; odd."""
+
+    stacked_convs: int = 2
+    """Depthwise separable convolutions of the head, per level."""
+
+    share_cls_reg: bool = True
+    """Use one tower for classes and boxes; False builds one for each."""
+
+    reg_max: int = 7
+    """Largest bin of a box side's distribution. A side's distance from its prior is the expectation
+    over 0 to reg_max strides."""
+
+    prior_offset: float = 0.5
+    """Position of a prior in its grid cell, in strides; NanoDet-Plus uses 0."""
+
+    guidance_channels: int = 0
+    """Channels of the assign guidance module's head, a multiple of 32; 0 = no guidance."""
+
+    guidance_convs: int = 4
+    """Convolutions of the guidance head, for classes and boxes each."""
+
+    sync_batch_norm: bool = False
+    """Normalize training batches by the statistics of the whole batch instead of each device's
+    part, at the cost of two small reductions per layer. Does not extend over the micro-batches of
+    training.accumulate."""
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """Pixels between neighboring priors, by level, finest first."""
+        coarser = (2 * BACKBONE_STRIDES[-1],) if self.extra_level else ()
+        return BACKBONE_STRIDES + coarser
+
+    def check(self) -> None:
+        """Raise a UserError for the first impossible value."""
+        fields = Fields(self, "config.model")
+        fields.require(
+            "num_classes", self.num_classes >= 0, "must be positive, or 0 to follow the dataset"
+        )
+        fields.positive("channels", "stacked_convs", "reg_max", "neck_blocks", "guidance_convs")
+        fields.at_most(MODEL_LIMITS)
+        if self.neck == "ghost_pan":
+            fields.require("channels", self.channels % 2 == 0, "must be even for ghost_pan")
+        else:
+            fields.require("extra_level", not self.extra_level, "needs model.neck=ghost_pan")
+            fields.require("neck_blocks", self.neck_blocks == 1, "needs model.neck=ghost_pan")
+        odd = self.kernel_size > 0 and self.kernel_size % 2 == 1
+        fields.require("kernel_size", odd, "must be odd")
+        taps = self.kernel_size**2 * (self.stacked_convs + self.neck_blocks)
+        fields.require(
+            "kernel_size",
+            taps <= MAX_TAPS,
+            f"its square times (stacked_convs + neck_blocks) is {taps}, must be at most {MAX_TAPS}",
+        )
+        fields.require(
+            "prior_offset", 0 <= self.prior_offset < 1, "must be at least 0 and less than 1"
+        )
+        fields.require(
+            "guidance_channels",
+            self.guidance_channels >= 0 and self.guidance_channels % GUIDANCE_GROUPS == 0,
+            f"must be a multiple of {GUIDANCE_GROUPS}, the normalization groups, or 0 for none",
+        )

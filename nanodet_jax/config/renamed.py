@@ -1,0 +1,64 @@
+"""Fields that had another name in earlier versions, and how these names are still read."""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from nanodet_jax.terminal import say
+
+# Old name: new name. A whole section stands for every field in it.
+RENAMED = {
+    "assigner.cell_scale": "assigner.anchor_scale",
+    "training.rate_batch": "training.lr_base_batch_size",
+    "training.rates": "training.lr_multipliers",
+    "training.coordinator": "distributed.coordinator",
+    "training.processes": "distributed.num_processes",
+    "training.process": "distributed.process_index",
+}
+FLAG = re.compile(r"(--?config\.)([\w.]+)(.*)", re.DOTALL)
+
+
+def rename_flags(arguments: Sequence[str]) -> list[str]:
+    """Return command-line arguments with the old names in `--config.FIELD` replaced.
+
+    Prints a line for each name that is replaced.
+    """
+    return [FLAG.sub(_renamed, argument) for argument in arguments]
+
+
+def _renamed(match: re.Match[str]) -> str:
+    prefix, name, rest = match.groups()
+    for old, new in RENAMED.items():
+        if f"{name}.".startswith(f"{old}."):
+            _note(old, new)
+            return f"{prefix}{new}{name.removeprefix(old)}{rest}"
+    return match[0]
+
+
+def rename_fields(values: Any, defaults: dict[str, Any]) -> None:
+    """Replace the old names in the content of a config file, in place.
+
+    Prints a line for each name that is replaced, unless its value is the default: files written
+    by this project hold all fields. A field that is there under both names keeps the old one too,
+    and is refused later as unknown.
+
+    Args:
+      values: any json value; left unchanged unless it is an object with sections.
+      defaults: of all sections and fields, by their new names.
+    """
+    if not isinstance(values, dict):
+        return
+    for old, new in RENAMED.items():
+        (section, name), (new_section, new_name) = old.split("."), new.split(".")
+        source = values.get(section)
+        if not isinstance(source, dict) or name not in source:
+            continue
+        target = values.setdefault(new_section, {})
+        if isinstance(target, dict) and new_name not in target:
+            target[new_name] = source.pop(name)
+            if target[new_name] != defaults[new_section][new_name]:
+                _note(old, new)
+
+
+def _note(old: str, new: str) -> None:
+    say(f"note: config.{old} is now config.{new}")

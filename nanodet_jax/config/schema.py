@@ -1,0 +1,125 @@
+"""The config of a run: all sections, the checks across them, and json."""
+
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Literal
+
+from nanodet_jax.config.data import Augment, Data
+from nanodet_jax.config.losses import Assigner, Compat, Loss
+from nanodet_jax.config.model import BACKBONE_STRIDES, Model
+from nanodet_jax.config.renamed import rename_fields
+from nanodet_jax.config.training import Distributed, Training
+from nanodet_jax.config.values import Fields, from_dict
+from nanodet_jax.errors import UserError
+
+Precision = Literal["float32", "bf16", "highest"]
+
+MAX_SIDE = 8192  # pixels of the input
+MAX_SCORES = 2**31  # priors times classes of one image: int32 indexes them
+
+
+@dataclass(slots=True)
+class Config:
+    """Everything that a run depends on, except for the data itself."""
+
+    name: str = "nanodet-m"
+    """Name of the run; the default workdir is runs/NAME."""
+
+    input_size: tuple[int, int] = (320, 320)
+    """Height and width of the network's input in pixels, multiples of 32."""
+
+    precision: Precision = "float32"
+    """Precision of the network's computation. Parameters, batch statistics, losses, assignment and
+    optimizer are float32 in any case. float32 lets the device choose how convolutions multiply
+    (TF32 on a GPU), highest makes them exact, bf16 halves the memory of the features."""
+
+    data: Data = field(default_factory=Data)
+    augment: Augment = field(default_factory=Augment)
+    model: Model = field(default_factory=Model)
+    assigner: Assigner = field(default_factory=Assigner)
+    compat: Compat = field(default_factory=Compat)
+    loss: Loss = field(default_factory=Loss)
+    training: Training = field(default_factory=Training)
+    distributed: Distributed = field(default_factory=Distributed)
+
+
+def check(config: Config, num_devices: int = 1) -> None:
+    """Refuse values with which no run is possible.
+
+    Args:
+      config: not changed.
+      num_devices: number of devices that a batch is split over, of all processes.
+
+    Raises:
+      UserError: for the first wrong field, by its name on the command line.
+    """
+    from_dict(Config, asdict(config), "config")  # checks types and choices
+    for section in (
+        config.data,
+        config.augment,
+        config.model,
+        config.assigner,
+        config.training,
+        config.distributed,
+    ):
+        section.check()
+    _check_input(config)
+    _check_parallel(config, num_devices)
+
+
+def _check_input(config: Config) -> None:
+    fields = Fields(config, "config")
+    largest = BACKBONE_STRIDES[-1]
+    fields.require(
+        "input_size",
+        all(side > 0 and side % largest == 0 for side in config.input_size),
+        f"height and width must be multiples of {largest}, the backbone's largest stride",
+    )
+    fields.require(
+        "input_size", max(config.input_size) <= MAX_SIDE, f"sides must be at most {MAX_SIDE}"
+    )
+    scores = num_priors(config) * config.model.num_classes
+    fields.require(
+        "input_size", scores < MAX_SCORES, f"too large for {config.model.num_classes} classes"
+    )
+
+
+def _check_parallel(config: Config, num_devices: int) -> None:
+    fields = Fields(config.data, "config.data")
+    accumulate = config.training.accumulate
+    fields.require(
+        "batch_size",
+        config.data.batch_size % (num_devices * accumulate) == 0,
+        f"must be divisible by the number of devices, {num_devices}, times "
+        f"config.training.accumulate={accumulate}",
+    )
+    fields.require(
+        "cache",
+        not config.distributed.coordinator or config.data.cache != "device",
+        "needs a single process; data.cache=ram works with several",
+    )
+
+
+def num_priors(config: Config) -> int:
+    """Return the number of priors on an input of full size."""
+    height, width = config.input_size
+    return sum(-(-height // s) * -(-width // s) for s in config.model.strides)
+
+
+def to_json(config: Config) -> str:
+    """Return the config as indented json, which `from_json` reads."""
+    return json.dumps(asdict(config), indent=2)
+
+
+def from_json(text: str) -> Config:
+    """Return the config that `to_json` wrote, of this version or an earlier one.
+
+    Raises:
+      UserError: for broken json, an unknown field or a value of the wrong type, by its name.
+    """
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError) as error:  # also numbers of over 4300 digits
+        raise UserError(f"config: is not json: {error}") from error
+    rename_fields(values, asdict(Config()))
+    return from_dict(Config, values, "config")
