@@ -20,7 +20,7 @@ from nanodet_jax.io import checksums, torch_names
 from nanodet_jax.io.checkpoint import CHECKPOINTS
 from nanodet_jax.io.checkpoint_files import saved_steps
 from nanodet_jax.io.weights import ABOUT, ABOUT_LIMIT, describe, load_description, load_entries
-from nanodet_jax.models.guidance import copy_neck
+from nanodet_jax.models.guidance import copy_neck_to_guidance
 from nanodet_jax.models.nanodet import NanoDet
 from nanodet_jax.runtime import distributed
 from nanodet_jax.state import TrainState, init_variables
@@ -88,7 +88,7 @@ def initial_variables(
     if not report.kept:
         raise UserError(f"config.training.init_weights={path}: nothing in it fits this model")
     if not any(name.startswith("aux_") for name in report.kept):
-        variables = copy_neck(variables)  # the guidance starts from the neck, as it does afresh
+        variables = copy_neck_to_guidance(variables)  # as without init_weights
     return variables, f"starting from {path}: {report}"
 
 
