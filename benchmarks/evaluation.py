@@ -12,7 +12,13 @@ from typing import Any
 import numpy as np
 
 from nanodet_jax.data.records import Category, coco_ground_truth, make_record
-from nanodet_jax.evaluation.coco_metrics import MEANINGS, Judge, choose_judge, coco_metrics, to_coco
+from nanodet_jax.evaluation.coco_metrics import (
+    METRIC_DESCRIPTIONS,
+    Judge,
+    choose_evaluator,
+    coco_metrics,
+    to_coco_results,
+)
 
 CATEGORIES = tuple(Category(id, f"class {id}") for id in range(1, 81))
 OBJECTS = 7.3  # per image
@@ -90,17 +96,17 @@ def benchmark(images: int, detections: int, runs: int) -> dict[str, dict[str, fl
     found = random_detections(truth, detections)
 
     def rows_of() -> list[dict[str, Any]]:
-        return [row for id, one in found.items() for row in to_coco(id, *one, CATEGORIES)]
+        return [row for id, one in found.items() for row in to_coco_results(id, *one, CATEGORIES)]
 
     def metrics_of(judge: Judge) -> np.ndarray:
         metrics = coco_metrics(truth, results, CATEGORIES, judge=judge)
-        return np.array([metrics[name] for name in MEANINGS])
+        return np.array([metrics[name] for name in METRIC_DESCRIPTIONS])
 
     results, row = timed(rows_of, runs)
     measured = {"detections to rows": row}
     reference, row = timed(lambda: metrics_of("pycocotools"), 1)
     measured["rows to numbers, pycocotools"] = row
-    if choose_judge() == "hotcoco":
+    if choose_evaluator() == "hotcoco":
         numbers, row = timed(lambda: metrics_of("hotcoco"), runs)
         row["difference"] = float(np.max(np.abs(numbers - reference)))
         measured["rows to numbers, hotcoco"] = row

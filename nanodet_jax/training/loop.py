@@ -16,7 +16,7 @@ from nanodet_jax.data.open_source import open_source
 from nanodet_jax.data.pipeline import count_slots, images_of_step, steps_per_epoch, training_batches
 from nanodet_jax.doctor.report import brief
 from nanodet_jax.errors import UserError
-from nanodet_jax.evaluation import scoring
+from nanodet_jax.evaluation import evaluate
 from nanodet_jax.inference.predict import make_detect
 from nanodet_jax.io.checkpoint import Checkpoints
 from nanodet_jax.models.nanodet import build_model, priors_of
@@ -194,21 +194,21 @@ def _train_and_evaluate(config: Config, workdir: Path, held: ExitStack) -> dict[
             # Of several processes one that drops its work would leave the others waiting.
             judging = interrupt.at_once if process[1] == 1 else nullcontext
             with suppress(Stopped):
-                result = scoring.run_evaluation(
+                result = evaluate.run_evaluation(
                     detect,
                     own_copy(state.inference_variables, num_devices),
                     val,
                     config,
-                    pictures=VAL_PICTURES,
+                    num_examples=VAL_PICTURES,
                     should_stop=lambda: interrupt.received is not None,
-                    judging=judging,
+                    evaluator_context=judging,
                 )
             backend.defragment_heap()
             if result is None:
                 return None
             logger.evaluated(step, -(-step // steps_each), result.metrics)
             if distributed.is_writer():
-                logger.picture("val", step, scoring.picture(val, result.pictured))
+                logger.picture("val", step, evaluate.draw_examples(val, result.examples))
             checkpoints.rate(step, result.metrics)
             return result.metrics
 
