@@ -34,7 +34,7 @@ def main() -> None:
         out = Path(OUT.value)
     else:  # a workdir may come from a stranger: no folder of it leads elsewhere
         out = make_folder(Path(WORKDIR.value) / "eval" if WORKDIR.value else Path("runs/eval"))
-    say_lines(format_table(evaluate(CONFIG.value, source, out, JUDGE.value)))
+    say_lines(format_table(evaluate(CONFIG.value, source, out, evaluator=JUDGE.value)))
     say(f"metrics.json, detections.json and pictures are in {out}")
 
 

@@ -1,7 +1,7 @@
-"""From detections to COCO's twelve numbers: the rows, and each judge at hand.
+"""Time from detections to COCO's twelve metrics: result rows, and each installed evaluator.
 
-As many objects as COCO's validation set has an image, and as many detections as suppression may
-leave: about 500,000 in 5,000 images.
+By default 5,000 images, with as many objects each as COCO's validation set has on average and as
+many detections as suppression may keep: about 500,000 detections.
 """
 
 import statistics
@@ -12,23 +12,29 @@ from typing import Any
 import numpy as np
 
 from nanodet_jax.data.records import Category, coco_ground_truth, make_record
-from nanodet_jax.evaluation.coco_metrics import MEANINGS, Judge, choose_judge, coco_metrics, to_coco
+from nanodet_jax.evaluation.coco_metrics import (
+    METRIC_DESCRIPTIONS,
+    Evaluator,
+    choose_evaluator,
+    coco_metrics,
+    to_coco_results,
+)
 
 CATEGORIES = tuple(Category(id, f"class {id}") for id in range(1, 81))
 OBJECTS = 7.3  # per image
-CROWDS = 0.01  # share of the objects
+CROWDS = 0.01  # fraction of the objects
 SIDE = 640  # of an image, pixels
 
 
 def random_boxes(random: np.random.Generator, count: int) -> np.ndarray:
-    """Of all of COCO's sizes, [count, 4] xyxy."""
+    """Draw boxes [count, 4] xyxy of all of COCO's size ranges."""
     sides = np.exp(random.uniform(np.log(8), np.log(400), (count, 2)))
     corners = random.uniform(0, 0.6 * SIDE, (count, 2))
     return np.concatenate([corners, corners + sides], axis=-1)
 
 
 def random_truth(images: int) -> dict[str, Any]:
-    """The content of a COCO file."""
+    """Draw the ground truth of so many images, as the content of a COCO file."""
     random = np.random.default_rng(0)
     counts = random.multinomial(round(OBJECTS * images), np.full(images, 1 / images))
     records = []
@@ -45,7 +51,10 @@ def random_truth(images: int) -> dict[str, Any]:
 
 
 def random_detections(truth: dict[str, Any], count: int) -> dict[int, tuple[np.ndarray, ...]]:
-    """Boxes [count, 4] xyxy, scores [count], some tied, and labels [count] by image id."""
+    """Draw boxes [count, 4] xyxy, scores [count], some of them tied, and labels [count].
+
+    Returns a dict by image id. Each object has a detection near it, as far as `count` allows.
+    """
     random = np.random.default_rng(1)
     objects: dict[int, list[dict[str, Any]]] = {image["id"]: [] for image in truth["images"]}
     for row in truth["annotations"]:
@@ -63,7 +72,7 @@ def random_detections(truth: dict[str, Any], count: int) -> dict[int, tuple[np.n
 
 
 def timed(run: Callable[[], Any], runs: int) -> tuple[Any, dict[str, float]]:
-    """The result of the last run, and milliseconds: medians and the minimum."""
+    """Return the result of the last run, and medians and minimum of its time in milliseconds."""
     walls, cpus = [], []
     for _ in range(runs):
         wall, cpu = time.perf_counter(), time.process_time()
@@ -75,33 +84,34 @@ def timed(run: Callable[[], Any], runs: int) -> tuple[Any, dict[str, float]]:
 
 
 def benchmark(images: int, detections: int, runs: int) -> dict[str, dict[str, float]]:
-    """Measure and print, by the name of what was measured: milliseconds.
+    """Measure and print times in milliseconds.
 
     Args:
-      images: how many.
-      detections: in each.
-      runs: how many to take the median of; of pycocotools there is one.
+      images: number of images.
+      detections: number of detections in each.
+      runs: number of runs to take the median of; pycocotools runs once.
 
     Returns:
-      `wall_ms`, `wall_min_ms` and `cpu_ms` of: detections as arrays to rows; rows to numbers, by
-      each judge that is installed. For hotcoco also `difference`, the largest to pycocotools.
+      Rows by name, with `wall_ms`, `wall_min_ms` and `cpu_ms`: from arrays to result rows, and from
+      rows to metrics for each installed evaluator. The row of hotcoco also has `difference`, the
+      largest to pycocotools.
     """
     truth = random_truth(images)
     found = random_detections(truth, detections)
 
-    def rows_of() -> list[dict[str, Any]]:
-        return [row for id, one in found.items() for row in to_coco(id, *one, CATEGORIES)]
+    def make_rows() -> list[dict[str, Any]]:
+        return [row for id, one in found.items() for row in to_coco_results(id, *one, CATEGORIES)]
 
-    def metrics_of(judge: Judge) -> np.ndarray:
-        metrics = coco_metrics(truth, results, CATEGORIES, judge=judge)
-        return np.array([metrics[name] for name in MEANINGS])
+    def compute_metrics(evaluator: Evaluator) -> np.ndarray:
+        metrics = coco_metrics(truth, results, CATEGORIES, evaluator=evaluator)
+        return np.array([metrics[name] for name in METRIC_DESCRIPTIONS])
 
-    results, row = timed(rows_of, runs)
+    results, row = timed(make_rows, runs)
     measured = {"detections to rows": row}
-    reference, row = timed(lambda: metrics_of("pycocotools"), 1)
+    reference, row = timed(lambda: compute_metrics("pycocotools"), 1)
     measured["rows to numbers, pycocotools"] = row
-    if choose_judge() == "hotcoco":
-        numbers, row = timed(lambda: metrics_of("hotcoco"), runs)
+    if choose_evaluator() == "hotcoco":
+        numbers, row = timed(lambda: compute_metrics("hotcoco"), runs)
         row["difference"] = float(np.max(np.abs(numbers - reference)))
         measured["rows to numbers, hotcoco"] = row
     print(f"{images} images, {len(results)} detections, {len(truth['annotations'])} objects")

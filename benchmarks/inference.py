@@ -16,7 +16,7 @@ from nanodet_jax.data.sources.shapes import ShapesSource
 from nanodet_jax.inference.detector import Detector
 from nanodet_jax.inference.predict import detect_batch, make_detect
 from nanodet_jax.io.weights import Weights
-from nanodet_jax.models.guidance import deployed
+from nanodet_jax.models.guidance import strip_guidance
 from nanodet_jax.runtime import backend
 
 FILES = 32  # photographs, which serve again and again
@@ -28,7 +28,7 @@ def network(subject: Subject) -> dict[str, Program]:
     """Images on the device to predictions."""
     built = Network(subject)
     images = on_device(random_batch(subject, built.config.input_size)).images
-    variables = jax.device_put(deployed(built.variables))
+    variables = jax.device_put(strip_guidance(built.variables))
     program = compile_and_run(
         backend.jit(built.model.apply), variables, images, images=subject.batch, limit="inference"
     )
@@ -40,7 +40,7 @@ def network_and_boxes(subject: Subject) -> dict[str, Program]:
     built = Network(subject)
     size = built.config.input_size
     images = on_device(random_batch(subject, size)).images
-    variables = jax.device_put(deployed(built.variables))
+    variables = jax.device_put(strip_guidance(built.variables))
     warps = jnp.broadcast_to(jnp.eye(3), (subject.batch, 3, 3))
     sizes = jnp.broadcast_to(jnp.asarray(size, jnp.float32), (subject.batch, 2))
     detect = make_detect(built.model)
@@ -78,7 +78,7 @@ def files_to_boxes(subject: Subject, folder: Path) -> dict[str, Program]:
       folder: of `draw_files`.
     """
     built = Network(subject)
-    variables: Any = jax.device_put(deployed(built.variables))
+    variables: Any = jax.device_put(strip_guidance(built.variables))
     started = time.perf_counter()
     if subject.batch == 1:
         detector = Detector(Weights(variables, built.config, ()))

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from nanodet_jax.models.guidance import copy_neck
+from nanodet_jax.models.guidance import copy_neck_to_guidance
 from nanodet_jax.models.nanodet import NanoDet
 from nanodet_jax.runtime import backend
 
@@ -54,7 +54,7 @@ def init_variables(model: NanoDet, seed: int) -> Any:
     """Return random variables of the training model, drawn as in the original; numpy arrays."""
     init = partial(model.init, method="branches")
     variables = backend.jit_once(init)(jax.random.key(seed), SMALLEST_INPUT)
-    return jax.tree.map(np.asarray, copy_neck(variables))
+    return jax.tree.map(np.asarray, copy_neck_to_guidance(variables))
 
 
 def create_state(

@@ -27,7 +27,7 @@ import numpy as np
 import optax
 
 from nanodet_jax.errors import UserError
-from nanodet_jax.evaluation.coco_metrics import MEANINGS
+from nanodet_jax.evaluation.coco_metrics import METRIC_DESCRIPTIONS
 from nanodet_jax.io.checkpoint import CHECKPOINTS, Checkpoints
 from nanodet_jax.state import TrainState, create_state
 
@@ -38,7 +38,7 @@ SCORES = {BEFORE: 0.25, NEWEST: 0.5}
 
 def metrics_of(score: float) -> dict[str, Any]:
     """Metrics as an evaluation gives them, told by their AP."""
-    return dict.fromkeys(MEANINGS, 1.0) | {"AP": score, "per_class": {}}
+    return dict.fromkeys(METRIC_DESCRIPTIONS, 1.0) | {"AP": score, "per_class": {}}
 
 
 def state_of(step: int) -> TrainState:

@@ -1,8 +1,9 @@
-"""Detections against ground truth, as pycocotools judges them: COCO's numbers, and every class.
+"""COCO's average precision and recall, as pycocotools defines them, and AP of every class.
 
-Where hotcoco is installed, it serves instead: the same numbers in a fraction of the time.
+The evaluator is pycocotools (https://github.com/cocodataset/cocoapi) or, where it is installed,
+hotcoco (https://pypi.org/project/hotcoco): the same numbers in a fraction of the time.
 
-Letters: n detections of one image, K classes.
+Letters: n detections of one image, N boxes of all images, K classes.
 """
 
 import contextlib
@@ -21,11 +22,11 @@ from pycocotools.cocoeval import COCOeval
 from nanodet_jax.data.records import Category
 from nanodet_jax.errors import UserError
 
-IOUS = "mean over IoU 0.50, 0.55 .. 0.95"
-MEANINGS = {  # in the order of pycocotools' `stats`
-    "AP": IOUS,
-    "AP50": "IoU 0.50",
-    "AP75": "IoU 0.75",
+ALL_IOUS = "mean over iou thresholds 0.50, 0.55 .. 0.95"
+METRIC_DESCRIPTIONS = {  # in the order of pycocotools' `stats`
+    "AP": ALL_IOUS,
+    "AP50": "iou threshold 0.50",
+    "AP75": "iou threshold 0.75",
     "APs": "small objects: area up to 32 x 32 pixels",
     "APm": "medium objects: 32 x 32 to 96 x 96 pixels",
     "APl": "large objects: from 96 x 96 pixels",
@@ -38,43 +39,47 @@ MEANINGS = {  # in the order of pycocotools' `stats`
 }
 TABLE_WIDTH = 100  # characters
 
-Judge = Literal["pycocotools", "hotcoco"]
-HOTCOCO = "1.3.0"  # the version that the tests compare with pycocotools
+Evaluator = Literal["pycocotools", "hotcoco"]
+HOTCOCO_VERSION = "1.3.0"  # the version that the tests compare with pycocotools
 
 
-def choose_judge(asked: Judge | None = None) -> Judge:
-    """The judge asked for; if none is, hotcoco where it is installed, else pycocotools.
+def choose_evaluator(requested: Evaluator | None = None) -> Evaluator:
+    """Return the requested evaluator; by default hotcoco if installed, else pycocotools.
 
     Raises:
-      UserError: if hotcoco is asked for and not installed, or in a version that was not compared.
+      UserError: if hotcoco is requested but not installed in version HOTCOCO_VERSION, the only one
+        that is tested against pycocotools.
     """
     try:
-        compared = metadata.version("hotcoco") == HOTCOCO
+        available = metadata.version("hotcoco") == HOTCOCO_VERSION
     except metadata.PackageNotFoundError:
-        compared = False
-    if asked == "hotcoco" and not compared:
-        raise UserError(f"judge hotcoco is not installed: pip install hotcoco=={HOTCOCO}")
-    return asked or ("hotcoco" if compared else "pycocotools")
+        available = False
+    if requested == "hotcoco" and not available:
+        raise UserError(
+            f"evaluator hotcoco: version {HOTCOCO_VERSION} is not installed; "
+            f"run pip install hotcoco=={HOTCOCO_VERSION}"
+        )
+    return requested or ("hotcoco" if available else "pycocotools")
 
 
-def to_coco(
+def to_coco_results(
     image_id: int,
     boxes: np.ndarray,
     scores: np.ndarray,
     labels: np.ndarray,
     categories: Sequence[Category],
 ) -> list[dict[str, Any]]:
-    """Detections of one image as rows of a COCO result file.
+    """Convert detections of one image to rows of a COCO result file.
 
     Args:
-      image_id: as the ground truth names the image.
+      image_id: of the image in the ground truth.
       boxes: [n, 4] xyxy, pixels of the image.
       scores: [n] in [0, 1].
       labels: [n] integers, 0 .. K-1.
       categories: K classes in label order.
 
     Returns:
-      n dicts of python numbers: image_id, category_id, bbox (x, y, width, height), score.
+      n dicts of Python numbers: image_id, category_id, bbox (x, y, width, height), score.
     """
     corners = np.asarray(boxes, np.float64).reshape(-1, 4)
     xywh = np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=-1)
@@ -94,27 +99,26 @@ def coco_metrics(
     results: list[dict[str, Any]],
     categories: Sequence[Category],
     image_ids: Sequence[int] | None = None,
-    judge: Judge | None = None,
+    evaluator: Evaluator | None = None,
 ) -> dict[str, Any]:
-    """Average precision and recall as COCO defines them.
+    """Compute average precision and recall as COCO defines them.
 
     Args:
-      ground_truth: content of a COCO file; `area` (that of the box), `iscrowd` (0) and annotation
-        ids may be missing. Not changed.
-      results: rows as `to_coco` makes them, of any number of images. Not changed.
-      categories: the K classes that count, in label order.
-      image_ids: the images that count, if not all of the ground truth; results of others do not.
-      judge: who computes, as `choose_judge` takes it. The numbers are the same.
+      ground_truth: content of a COCO file; `area` (default: of the box), `iscrowd` (default: 0)
+        and annotation ids may be missing. Not changed.
+      results: rows as from `to_coco_results`, of any number of images. Not changed.
+      categories: the K classes to evaluate, in label order.
+      image_ids: the images to evaluate, by default all; results of other images are ignored.
+      evaluator: as for `choose_evaluator`. The numbers do not depend on it.
 
     Returns:
-      The twelve numbers by the names in `MEANINGS`, and `per_class`, a dict from class name to
-      its AP and AP50, in label order (where classes share a name: "name (id 3)"). All are floats
-      in [0, 1], not rounded, or -1 where there is no object to find, as in pycocotools.
+      The twelve metrics by the names in `METRIC_DESCRIPTIONS`, and `per_class`, a dict from class
+      name to its AP and AP50, in label order ("name (id 3)" where classes have equal names). All
+      are floats in [0, 1], not rounded, or -1 if there are no objects, as in pycocotools.
 
     Raises:
-      UserError: if a result is of an image or a category that is not known; if a box or score
-        that counts is not finite: pycocotools takes a box of nan for a match with any object; and
-        as `choose_judge`.
+      UserError: if a result has an unknown image or category; if a box or score is not finite
+        (pycocotools matches a box of nan with any object); and as `choose_evaluator`.
     """
     known_images = {image["id"] for image in ground_truth["images"]}
     chosen = known_images if image_ids is None else set(image_ids)
@@ -128,26 +132,28 @@ def coco_metrics(
         if row["category_id"] not in known_categories:
             raise UserError(f"{where}: category {row['category_id']} is not among the classes")
 
-    # Ties between images, and the order of classes, follow the order of ids, so ranks may stand
-    # for them: of any range, they fit every judge.
+    # Replace ids by their ranks. The evaluators sort images and classes by id, so the order of ties
+    # stays, and ids of any size work with both.
     images, classes = _ranks(chosen), _ranks(known_categories)
     objects = _columns(ground_truth["annotations"], images, classes)
-    found = _columns(results, images, classes)
-    evaluator_of = _hotcoco if choose_judge(judge) == "hotcoco" else _pycocotools
-    evaluator = evaluator_of(objects, found, len(images), len(classes))
+    detections = _columns(results, images, classes)
+    build = _hotcoco if choose_evaluator(evaluator) == "hotcoco" else _pycocotools
+    coco_eval = build(objects, detections, len(images), len(classes))
     with contextlib.redirect_stdout(io.StringIO()):
-        evaluator.evaluate()
-        evaluator.accumulate()
-        evaluator.summarize()
-    metrics: dict[str, Any] = {name: float(x) for name, x in zip(MEANINGS, evaluator.stats)}
+        coco_eval.evaluate()
+        coco_eval.accumulate()
+        coco_eval.summarize()
+    metrics: dict[str, Any] = {
+        name: float(x) for name, x in zip(METRIC_DESCRIPTIONS, coco_eval.stats)
+    }
 
-    # [IoU, recall, class, all areas, 100 detections] -> [class, IoU, recall]
-    precision = np.moveaxis(evaluator.eval["precision"][:, :, :, 0, -1], 2, 0)
+    # [iou, recall, class, all areas, 100 detections] -> [class, iou, recall]
+    precision = np.moveaxis(coco_eval.eval["precision"][:, :, :, 0, -1], 2, 0)
     by_id = dict(zip(classes, precision))
     names = Counter(category.name for category in categories)
     metrics["per_class"] = {
         name if names[name] == 1 else f"{name} (id {id})": {
-            "AP": float(np.mean(by_id[id])),  # -1 everywhere if there is no object, else nowhere
+            "AP": float(np.mean(by_id[id])),  # all elements are -1 if the class has no objects
             "AP50": float(np.mean(by_id[id][0])),
         }
         for id, name in categories
@@ -156,19 +162,19 @@ def coco_metrics(
 
 
 def format_table(metrics: dict[str, Any]) -> str:
-    """The result of `coco_metrics` as plain text: twelve lines in words, then all classes.
+    """Format the result of `coco_metrics` as text: the twelve metrics, then all classes.
 
-    Classes are in label order, read column by column; "-" stands where there is no object.
+    Classes are in label order, column by column; "-" marks a metric without any object.
     """
     lines = ['Average precision (AP), at most 100 detections per image ("-": no such object)']
-    for name, meaning in MEANINGS.items():
+    for name, description in METRIC_DESCRIPTIONS.items():
         if name == "AR1":
-            lines += ["", f"Average recall (AR), {IOUS}, at most"]
-        lines.append(f"  {name:<5} {_number(metrics[name])}  {meaning}")
+            lines += ["", f"Average recall (AR), {ALL_IOUS}, at most"]
+        lines.append(f"  {name:<5} {_format_value(metrics[name])}  {description}")
     cells = _class_cells(metrics["per_class"])
     if len(cells) > 1:
         width = _width(cells[0])
-        # Few classes stay in one column; many fill the line.
+        # Add a column of classes for every ten, as far as they fit in TABLE_WIDTH.
         columns = min(max(1, TABLE_WIDTH // (width + 4)), math.ceil(len(cells) / 11))
         rows = math.ceil((len(cells) - 1) / columns)
         header, *body = cells
@@ -178,7 +184,7 @@ def format_table(metrics: dict[str, Any]) -> str:
 
 
 class _Columns(NamedTuple):
-    """N boxes, of all images, by the names of a COCO file; a judge may not need all columns."""
+    """Fields of N objects or detections, of all images, named as in a COCO file."""
 
     image_id: np.ndarray  # [N] int64, the rank
     category_id: np.ndarray  # [N] int64, the rank
@@ -189,14 +195,14 @@ class _Columns(NamedTuple):
 
 
 def _ranks(ids: Iterable[int]) -> dict[int, int]:
-    """1 for the lowest id, 2 for the next."""
+    """Number ids from 1 in ascending order."""
     return {id: rank for rank, id in enumerate(sorted(ids), start=1)}
 
 
 def _columns(
     rows: Sequence[dict[str, Any]], images: Mapping[int, int], classes: Mapping[int, int]
 ) -> _Columns:
-    """The rows of these images and classes; what a row leaves out is filled in."""
+    """Collect the rows of these images and classes, with defaults for missing fields."""
     kept = [row for row in rows if row["image_id"] in images and row["category_id"] in classes]
     boxes = np.array([row["bbox"] for row in kept], np.float64).reshape(len(kept), 4)
     scores = np.array([row.get("score", 1.0) for row in kept], np.float64)
@@ -206,8 +212,8 @@ def _columns(
         where = f"{'detection' if 'score' in row else 'object'} in image {row['image_id']}"
         raise UserError(f"{where}: bbox {row['bbox']}, score {score} must be finite")
     areas = boxes[:, 2] * boxes[:, 3]
-    # Of sides so short that their product is 0 the IoU is 0 / 0, and that is a match to
-    # pycocotools, but not to hotcoco. A box without sides meets nothing.
+    # A box whose area underflows to 0 has an iou of 0 / 0, which pycocotools takes for a match and
+    # hotcoco does not. Set its sides to 0, so that it matches nothing.
     boxes[areas == 0, 2:] = 0
     return _Columns(
         image_id=np.array([images[row["image_id"]] for row in kept], np.int64),
@@ -219,10 +225,12 @@ def _columns(
     )
 
 
-def _pycocotools(objects: _Columns, found: _Columns, images: int, classes: int) -> COCOeval:
+def _pycocotools(objects: _Columns, detections: _Columns, images: int, classes: int) -> COCOeval:
+    """Build pycocotools' evaluator, for images and classes with the ids 1, 2 and so on."""
+
     def index(columns: _Columns) -> COCO:
         coco = COCO()
-        # Numbered from 1: pycocotools takes id 0 for "no match".
+        # Annotation ids start at 1: pycocotools takes id 0 for "no match".
         coco.dataset["annotations"] = [
             {"id": id, **dict(zip(_Columns._fields, values))}
             for id, values in enumerate(zip(*(column.tolist() for column in columns)), start=1)
@@ -231,17 +239,19 @@ def _pycocotools(objects: _Columns, found: _Columns, images: int, classes: int) 
             coco.createIndex()
         return coco
 
-    evaluator = COCOeval(iouType="bbox")
-    evaluator.cocoGt = index(objects)
-    # As `loadRes` does it, but that fails on an empty list. The area is the box's in any case.
-    evaluator.cocoDt = index(found._replace(area=found.bbox[:, 2] * found.bbox[:, 3]))
-    evaluator.params.imgIds = list(range(1, images + 1))
-    evaluator.params.catIds = list(range(1, classes + 1))
-    return evaluator
+    coco_eval = COCOeval(iouType="bbox")
+    coco_eval.cocoGt = index(objects)
+    # As in `loadRes`, which fails on an empty list: the area of a detection is that of its box.
+    areas = detections.bbox[:, 2] * detections.bbox[:, 3]
+    coco_eval.cocoDt = index(detections._replace(area=areas))
+    coco_eval.params.imgIds = list(range(1, images + 1))
+    coco_eval.params.catIds = list(range(1, classes + 1))
+    return coco_eval
 
 
-def _hotcoco(objects: _Columns, found: _Columns, images: int, classes: int) -> Any:
-    import hotcoco  # here, as it may be absent
+def _hotcoco(objects: _Columns, detections: _Columns, images: int, classes: int) -> Any:
+    """Build hotcoco's evaluator, for images and classes with the ids 1, 2 and so on."""
+    import hotcoco  # optional dependency
 
     truth = hotcoco.COCO.from_arrays(
         [{"id": id} for id in range(1, images + 1)],
@@ -252,24 +262,27 @@ def _hotcoco(objects: _Columns, found: _Columns, images: int, classes: int) -> A
         area=objects.area,
         iscrowd=objects.iscrowd,
     )
-    rows = np.column_stack([found.image_id, found.bbox, found.score, found.category_id])
+    rows = np.column_stack(
+        [detections.image_id, detections.bbox, detections.score, detections.category_id]
+    )
     return hotcoco.COCOeval(truth, truth.load_res(rows), "bbox")
 
 
-def _number(value: float) -> str:
+def _format_value(value: float) -> str:
     return f"{value:.3f}" if value >= 0 else "    -"
 
 
 def _class_cells(per_class: dict[str, dict[str, float]]) -> list[str]:
-    """A heading, then one cell per class, all equally wide."""
+    """Return a heading and one cell for each class, all of equal width."""
     longest = max([_width(name) for name in per_class] + [len("class")])
     cells = [f"{'class':<{longest}}     AP   AP50"]
     for name, values in per_class.items():
         gap = " " * (longest - _width(name))
-        cells.append(f"{name}{gap}  {_number(values['AP'])}  {_number(values['AP50'])}")
+        ap, ap50 = _format_value(values["AP"]), _format_value(values["AP50"])
+        cells.append(f"{name}{gap}  {ap}  {ap50}")
     return cells
 
 
 def _width(text: str) -> int:
-    """Columns of a terminal: Chinese, Japanese and Korean letters take two."""
+    """Return the width of text in a terminal, where East Asian wide characters take two columns."""
     return sum(2 if unicodedata.east_asian_width(letter) in "WF" else 1 for letter in text)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from nanodet_jax.errors import first_line
-from nanodet_jax.evaluation.coco_metrics import MEANINGS
+from nanodet_jax.evaluation.coco_metrics import METRIC_DESCRIPTIONS
 from nanodet_jax.files import read_json, write_json
 from nanodet_jax.io import checksums
 from nanodet_jax.terminal import printable, say
@@ -74,7 +74,7 @@ def check_metrics(metrics: Any) -> dict[str, Any]:
         raise ValueError(f"{PER_CLASS} is no object")
     overall = {name: value for name, value in metrics.items() if name != PER_CLASS}
     for place, numbers, required in (
-        ("it", overall, MEANINGS.keys()),
+        ("it", overall, METRIC_DESCRIPTIONS.keys()),
         *(
             (f"class {printable(name)}", numbers, CLASS_METRICS)
             for name, numbers in per_class.items()

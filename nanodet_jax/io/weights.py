@@ -18,7 +18,7 @@ from nanodet_jax.io import torch_names
 from nanodet_jax.io.checkpoint import CHECKPOINTS, Checkpoints
 from nanodet_jax.io.npz import read_npz
 from nanodet_jax.io.torch_archive import read_state_dict
-from nanodet_jax.models.guidance import deployed
+from nanodet_jax.models.guidance import strip_guidance
 from nanodet_jax.models.nanodet import build_model
 from nanodet_jax.state import abstract_variables
 from nanodet_jax.terminal import printable
@@ -75,7 +75,7 @@ def _existing(path: str | Path) -> Path:
 def _load(path: Path) -> Weights:
     if path.is_dir():
         loaded = _load_workdir(path)
-        return loaded._replace(variables=deployed(loaded.variables))
+        return loaded._replace(variables=strip_guidance(loaded.variables))
     if path.suffix == ".npz":
         return _load_npz(path)
     if path.suffix not in PYTORCH_SUFFIXES:

@@ -1,27 +1,35 @@
-"""The assign guidance module of NanoDet-Plus: a stronger branch that exists only in training.
+"""Assign guidance module of NanoDet-Plus: a larger branch that exists only in training.
 
-It decides which priors learn which box before the small head could know, and teaches backbone
-and neck in the first epochs. A deployed network has no trace of it.
+Its predictions decide which priors are assigned to which ground truth while those of the small head
+are still poor, and in the first epochs its loss trains backbone and neck too. Inference does not
+use it. Reproduces nanodet/model/arch/nanodet_plus.py and nanodet/model/head/simple_conv_head.py of
+https://github.com/RangiLyu/nanodet.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.typing import Initializer, VariableDict
 
 from nanodet_jax.config import GUIDANCE_GROUPS
 from nanodet_jax.models.heads.nanodet_head import PRIOR_BIAS, split_logits
-from nanodet_jax.models.layers import ConvNormAct, Module, normal
+from nanodet_jax.models.layers import ConvNormAct, normal
 from nanodet_jax.ops.convolution import Conv
 from nanodet_jax.structures import Predictions
 
-GUIDANCE = "guidance"  # its name in the variables, beside backbone, neck and head
+GUIDANCE = "guidance"  # name of the module in the variables, beside backbone, neck and head
+
+# Build a neck or a head from its name: a module class, or a `functools.partial` of one.
+NeckFactory = Callable[..., Callable[[list[jax.Array]], list[jax.Array]]]
+HeadFactory = Callable[..., Callable[[list[jax.Array]], Predictions]]
 
 
 class Scale(nn.Module):
-    """A number to multiply by, 1 at first."""
+    """Multiply by a learned scalar, initially 1."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -30,7 +38,10 @@ class Scale(nn.Module):
 
 
 class SimpleConvHead(nn.Module):
-    """A head of dense 3 x 3 convolutions, shared between levels but for a scale of the boxes.
+    """Head of dense 3 x 3 convolutions with group norm, shared by all levels.
+
+    Only the scale of the box logits is separate for each level. Takes levels [B, H, W, channels],
+    finest first. Returns `Predictions` in the order of `NanoDetHead`.
 
     Attributes:
       num_classes: C.
@@ -46,7 +57,7 @@ class SimpleConvHead(nn.Module):
 
     @nn.compact
     def __call__(self, features: list[jax.Array]) -> Predictions:
-        # Without a dtype it would widen what it normalises to that of its float32 parameters.
+        # Without `dtype`, the float32 parameters would promote the output to float32.
         norm = partial(
             nn.GroupNorm,
             GUIDANCE_GROUPS,
@@ -55,15 +66,16 @@ class SimpleConvHead(nn.Module):
             dtype=features[0].dtype,
         )
 
-        def tower(name):
+        def tower(name: str) -> list[ConvNormAct]:
             return [
                 ConvNormAct(self.channels, norm, 3, normal(0.01), name=f"{name}_tower_{i}")
                 for i in range(self.stacked_convs)
             ]
 
-        def output(channels, name, bias_init):
+        def output(channels: int, name: str, bias_init: Initializer) -> Conv:
             return Conv(channels, 3, kernel_init=normal(0.01), bias_init=bias_init, name=name)
 
+        # Modules are built once and applied to every level, which shares their parameters.
         cls_layers = [*tower("cls"), output(self.num_classes, "cls_output", PRIOR_BIAS)]
         reg_layers = [
             *tower("reg"),
@@ -81,39 +93,44 @@ class SimpleConvHead(nn.Module):
 
 
 class Guidance(nn.Module):
-    """A second neck, and a head that sees both necks.
+    """A second neck, and a head on the concatenated levels of both necks.
 
     Attributes:
-      neck: makes the second neck, given its name.
-      head: makes the head, given its name.
+      neck: builds the second neck.
+      head: builds the head.
     """
 
-    neck: Module
-    head: Module
+    neck: NeckFactory
+    head: HeadFactory
 
     @nn.compact
     def __call__(
         self, features: list[jax.Array], levels: list[jax.Array], detach: jax.Array | bool
     ) -> Predictions:
-        """Predictions for the same priors as the deployed head's.
+        """Return predictions for the same priors as those of the inference head.
 
         Args:
-          features: of the backbone.
-          levels: of the first neck.
-          detach: whether to keep gradients from both; may be traced.
+          features: of the backbone, [B, H, W, C] each.
+          levels: of the first neck, [B, H, W, channels] each.
+          detach: stop the gradients to backbone and first neck; may be traced.
         """
 
-        def cut(x):
+        def maybe_detach(x: jax.Array) -> jax.Array:
             return jnp.where(detach, jax.lax.stop_gradient(x), x)
 
-        own = self.neck(name="neck")([cut(x) for x in features])
-        both = [jnp.concatenate([cut(x), y], axis=-1) for x, y in zip(levels, own)]
-        return self.head(name="head")(both)
+        guidance_levels = self.neck(name="neck")([maybe_detach(x) for x in features])
+        fused = [
+            jnp.concatenate([maybe_detach(x), y], axis=-1) for x, y in zip(levels, guidance_levels)
+        ]
+        return self.head(name="head")(fused)
 
 
-def copy_neck(variables: Any) -> Any:
-    """Variables whose guidance starts with a copy of the neck, if they have a guidance."""
-    copied = {}
+def copy_neck_to_guidance(variables: VariableDict) -> dict[str, dict[str, Any]]:
+    """Return variables whose guidance has a copy of the neck's arrays, as the original starts.
+
+    Without a guidance, the variables are returned unchanged.
+    """
+    copied: dict[str, dict[str, Any]] = {}
     for collection, parts in variables.items():
         copied[collection] = dict(parts)
         if "neck" in parts.get(GUIDANCE, {}):
@@ -121,8 +138,8 @@ def copy_neck(variables: Any) -> Any:
     return copied
 
 
-def deployed(variables: Any) -> Any:
-    """Variables without the guidance: what inference takes."""
+def strip_guidance(variables: VariableDict) -> dict[str, dict[str, Any]]:
+    """Return variables without the guidance: those that inference needs."""
     return {
         collection: {name: part for name, part in parts.items() if name != GUIDANCE}
         for collection, parts in variables.items()

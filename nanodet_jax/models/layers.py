@@ -1,7 +1,10 @@
-"""What backbone, neck and head are made of. Images are [B, H, W, C]; padding is explicit."""
+"""Layers that backbone, necks and heads share.
 
+Feature maps are [B, H, W, C]. Padding is explicit: k // 2 on each side of a kernel of k x k.
+"""
+
+from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import flax.linen as nn
 import jax
@@ -12,36 +15,39 @@ from nanodet_jax.ops.convolution import Conv
 from nanodet_jax.ops.depthwise import DepthwiseConv
 from nanodet_jax.runtime.precision import at_least_float32
 
-Module = Any  # a linen module class, or functools.partial of one
+# Builds a layer from its name: a module class, or a `functools.partial` of one.
+LayerFactory = Callable[..., Callable[[jax.Array], jax.Array]]
 
-# The original's slope, not PyTorch's 0.01.
+# The original's slope; PyTorch's default is 0.01.
 leaky_relu = partial(nn.leaky_relu, negative_slope=0.1)
 
-
-# The original's default where it names an activation (He et al., 2015), and PyTorch's where not.
+# He initialization (https://arxiv.org/abs/1502.01852): the original's default for a convolution
+# that names its activation. Without one it falls back to PyTorch's default.
 he_normal = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 pytorch_uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
 def normal(stddev: float) -> Initializer:
-    """Initialiser N(0, stddev**2)."""
+    """Return the initializer N(0, stddev**2)."""
     return nn.initializers.normal(stddev)
 
 
 class BatchNorm(nn.Module):
-    """Batch normalisation with PyTorch's conventions, statistics in float32.
+    """Batch normalization with PyTorch's conventions, statistics in float32.
 
-    `flax.linen.BatchNorm` keeps the biased variance as its running average; PyTorch keeps the
+    `flax.linen.BatchNorm` keeps the biased variance as its running average. PyTorch keeps the
     unbiased one, and the published numbers depend on it.
 
+    Input and output are [B, H, W, C] of the same dtype.
+
     Attributes:
-      use_running_average: normalise by the running statistics instead of the batch's.
-      momentum: share of the old running value that is kept at each step.
+      use_running_average: normalize by the running statistics instead of the batch's.
+      momentum: fraction of the running value that each step keeps.
       epsilon: added to the variance.
       bias_init: initial bias; the initial scale is 1.
-      axis_name: mapped axis over which the batch is split in equal parts, to normalise by the
-        statistics of the whole; None: each part by its own. Micro-batches are no axis: where
-        gradients are accumulated, each normalises by its own statistics.
+      axis_name: mapped axis over which the batch is split in equal parts, to normalize by the
+        statistics of the whole batch. None: each part uses its own. Micro-batches are not an axis:
+        with gradient accumulation, each normalizes by its own statistics.
     """
 
     use_running_average: bool
@@ -60,11 +66,11 @@ class BatchNorm(nn.Module):
         if self.use_running_average:
             mean, var = running_mean.value, running_var.value
         else:
-            # Initialisation looks at no statistics, and is traced under no axis.
+            # Initialization does not use the statistics, and is not traced under the axis.
             axis_name = None if self.is_initializing() else self.axis_name
             values = at_least_float32(x)
-            mean = _mean_over(axis_name, values)
-            var = _mean_over(axis_name, jnp.square(values - mean[None, None, None]))
+            mean = _channel_mean(values, axis_name)
+            var = _channel_mean(jnp.square(values - mean[None, None, None]), axis_name)
             if not self.is_initializing():
                 count = x.size // x.shape[-1]
                 if axis_name is not None:
@@ -78,17 +84,17 @@ class BatchNorm(nn.Module):
         return (x * factor[None, None, None] + shift[None, None, None]).astype(x.dtype)
 
 
-def _mean_over(axis_name: str | None, values: jax.Array) -> jax.Array:
-    """Mean [C] of values [B, H, W, C], and of those of all parts if there is an axis."""
+def _channel_mean(values: jax.Array, axis_name: str | None) -> jax.Array:
+    """Return the mean [C] of values [B, H, W, C], over all parts of the mapped axis if given."""
     mean = jnp.mean(values, axis=(0, 1, 2))
     return mean if axis_name is None else jax.lax.pmean(mean, axis_name)
 
 
 class ConvNormAct(nn.Module):
-    """Convolution, norm, activation."""
+    """Convolution, norm, activation: [B, H, W, C] to [B, H, W, features]."""
 
     features: int
-    norm: Module
+    norm: LayerFactory
     kernel_size: int = 1
     kernel_init: Initializer = he_normal
 
@@ -105,10 +111,14 @@ class ConvNormAct(nn.Module):
 
 
 class DepthwiseSeparableConv(nn.Module):
-    """Depthwise, norm, activation, pointwise, norm, activation."""
+    """Depthwise convolution, norm, activation, pointwise convolution, norm, activation.
+
+    [B, H, W, C] to [B, ceil(H / stride), ceil(W / stride), features]. Reproduces
+    `DepthwiseConvModule` of https://github.com/RangiLyu/nanodet (nanodet/model/module/conv.py).
+    """
 
     features: int
-    norm: Module
+    norm: LayerFactory
     kernel_size: int = 3
     stride: int = 1
     kernel_init: Initializer = normal(0.01)
@@ -124,12 +134,15 @@ class DepthwiseSeparableConv(nn.Module):
 
 
 def upsample_2x(x: jax.Array) -> jax.Array:
-    """Twice the size, bilinear between pixel centres (PyTorch's align_corners=False)."""
+    """Double height and width bilinearly, between pixel centers (PyTorch's align_corners=False)."""
     batch, height, width, channels = x.shape
     shape = (batch, 2 * height, 2 * width, channels)
     return jax.image.resize(x, shape, "bilinear", antialias=False)
 
 
 def downsample_2x(x: jax.Array) -> jax.Array:
-    """Half the size: bilinear without antialiasing is there the mean of 2 x 2 pixels."""
+    """Halve height and width, both even.
+
+    Bilinear interpolation without antialiasing is here the mean of 2 x 2 pixels.
+    """
     return nn.avg_pool(x, (2, 2), strides=(2, 2))

@@ -1,4 +1,8 @@
-"""The network: images to predictions."""
+"""NanoDet and NanoDet-Plus: the network from images to predictions.
+
+Reproduces nanodet/model/arch/one_stage_detector.py and nanodet_plus.py of
+https://github.com/RangiLyu/nanodet.
+"""
 
 from functools import partial
 
@@ -8,9 +12,9 @@ import jax.numpy as jnp
 
 from nanodet_jax import boxes, config
 from nanodet_jax.models.backbones.shufflenet_v2 import ShuffleNetV2
-from nanodet_jax.models.guidance import GUIDANCE, Guidance, SimpleConvHead
+from nanodet_jax.models.guidance import GUIDANCE, Guidance, NeckFactory, SimpleConvHead
 from nanodet_jax.models.heads.nanodet_head import NanoDetHead
-from nanodet_jax.models.layers import BatchNorm, Module
+from nanodet_jax.models.layers import BatchNorm, LayerFactory
 from nanodet_jax.models.necks.ghost_pan import GhostPAN
 from nanodet_jax.models.necks.pan import PAN
 from nanodet_jax.runtime.precision import at_least_float32, multiplying
@@ -18,20 +22,25 @@ from nanodet_jax.structures import Predictions
 
 
 class NanoDet(nn.Module):
-    """Backbone, neck and head; in training a guidance too, if the config has one.
+    """Backbone, neck and head; in training also the guidance, if the config has one.
+
+    The backbone has strides 8, 16 and 32; the neck has the same ones, and 64 with
+    `model.extra_level`. P is the number of priors: pixels of all levels.
 
     Attributes:
-      model: the config's; `num_classes` must be set.
-      precision: the config's. Predictions are float32 with each.
+      model: `config.model`; `num_classes` must be set.
+      precision: `config.precision`. Predictions are float32 in any case.
     """
 
     model: config.Model
     precision: str = "float32"
 
     def __call__(self, images: jax.Array, train: bool = False) -> Predictions:
-        """Predictions of images [B, H, W, 3]: float32 BGR, normalised, sides multiples of 32.
+        """Return predictions of the head: class logits [B, P, C], box logits [B, P, 4, R].
 
-        With `train` the batch's own statistics normalise, and `batch_stats` must be mutable.
+        Args:
+          images: [B, H, W, 3] float32 BGR, normalized; H and W multiples of 32.
+          train: normalize by the batch's statistics; `batch_stats` must then be mutable.
         """
         return self.branches(images, train=train, guided=False)[0]
 
@@ -45,16 +54,16 @@ class NanoDet(nn.Module):
         guided: bool = True,
         axis_name: str | None = None,
     ) -> tuple[Predictions, ...]:
-        """What a training step scores: predictions of the head, then those of the guidance.
+        """Return predictions of the head and, in training, of the guidance: one for each loss.
 
         Args:
-          images: as for a call.
-          detach: whether the guidance's gradients stop short of backbone and neck; may be traced.
-          train: as for a call.
-          guided: whether to run the guidance, where the config has one.
+          images: as for `__call__`.
+          detach: stop the guidance's gradients to backbone and neck; may be traced.
+          train: as for `__call__`.
+          guided: run the guidance, if the config has one.
           axis_name: mapped axis over which a batch is split, for `sync_batch_norm`.
         """
-        if self.precision == "bf16":  # every layer computes in what it is given
+        if self.precision == "bf16":  # every layer computes in the dtype of its input
             images = images.astype(jnp.bfloat16)
         with multiplying(self.precision):
             branches = self._branches(images, detach, train, guided, axis_name)
@@ -75,7 +84,7 @@ class NanoDet(nn.Module):
             axis_name=axis_name if model.sync_batch_norm else None,
         )
         backbone_norm = partial(norm, bias_init=nn.initializers.constant(1e-4))
-        neck = _neck(model, norm)
+        neck = _neck_factory(model, norm)
         features = ShuffleNetV2(model.width, backbone_norm, name="backbone")(images)
         levels = neck(name="neck")(features)
         head = NanoDetHead(
@@ -102,7 +111,7 @@ class NanoDet(nn.Module):
         return predictions, guidance(features, levels, detach)
 
 
-def _neck(model: config.Model, norm: Module) -> Module:
+def _neck_factory(model: config.Model, norm: LayerFactory) -> NeckFactory:
     match model.neck:
         case "pan":
             return partial(PAN, model.channels)
@@ -115,14 +124,14 @@ def _neck(model: config.Model, norm: Module) -> Module:
                 extra_level=model.extra_level,
                 norm=norm,
             )
-    raise ValueError(model.neck)  # config.check has refused it before
+    raise ValueError(f"config.model.neck={model.neck!r}: unknown neck")
 
 
 def build_model(model: config.Model, precision: str = "float32") -> NanoDet:
-    """The network that a config describes."""
+    """Build the network that `config.model` describes, without variables."""
     return NanoDet(model, precision)
 
 
 def priors_of(model: config.Model, input_size: tuple[int, int]) -> boxes.Priors:
-    """Priors that the network's predictions belong to, for inputs of (height, width) pixels."""
+    """Return the priors of the network's predictions, for inputs of (height, width) pixels."""
     return boxes.make_priors(input_size, model.strides, model.prior_offset)

@@ -1,7 +1,7 @@
-"""Dense convolution, in the precision of its images and the form each backend differentiates best.
+"""Dense convolution, in the form that each platform differentiates fastest.
 
-XLA's CPU backend computes the kernel's gradient of a 1 x 1 convolution as a convolution over
-transposed images; as a product of matrices it takes a third of the time and compiles faster.
+XLA's CPU backend computes the kernel gradient of a 1 x 1 convolution as a convolution over
+transposed images. As a matrix product it takes a third of the time and compiles faster.
 """
 
 import flax.linen as nn
@@ -12,9 +12,11 @@ from jax import lax
 
 from nanodet_jax.runtime import backend
 
+_Residuals = tuple[jax.Array, jax.Array]
+
 
 def conv(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
-    """Convolve, zero-padding k // 2 on each side.
+    """Convolve with zero padding of k // 2 on each side.
 
     Args:
       x: [B, H, W, C].
@@ -22,15 +24,15 @@ def conv(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
       stride: in both directions.
 
     Returns:
-      [B, ceil(H / stride), ceil(W / stride), D].
+      [B, ceil(H / stride), ceil(W / stride), D], of the dtype of `x`.
     """
     if kernel.shape[:2] == (1, 1) and stride == 1:
-        return backend.choose(cpu=matrix_conv, default=windowed_conv)(x, kernel)
-    return windowed_conv(x, kernel, stride)
+        return backend.choose(cpu=matmul_conv, default=xla_conv)(x, kernel)
+    return xla_conv(x, kernel, stride)
 
 
-def windowed_conv(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
-    """`conv` as XLA's convolution."""
+def xla_conv(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
+    """Compute `conv` as XLA's convolution."""
     pad = kernel.shape[0] // 2
     return lax.conv_general_dilated(
         x,
@@ -42,16 +44,16 @@ def windowed_conv(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array
 
 
 @jax.custom_vjp
-def matrix_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """`conv` with a kernel of 1 x 1, as a product of matrices: every pixel is a row."""
+def matmul_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Compute `conv` with a 1 x 1 kernel as a matrix product, in which every pixel is a row."""
     return lax.dot_general(x, kernel[0, 0], (((3,), (0,)), ((), ())))
 
 
-def _forward(x, kernel):
-    return matrix_conv(x, kernel), (x, kernel)
+def _forward(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, _Residuals]:
+    return matmul_conv(x, kernel), (x, kernel)
 
 
-def _backward(residuals, grad):
+def _backward(residuals: _Residuals, grad: jax.Array) -> tuple[jax.Array, jax.Array]:
     x, kernel = residuals
     rows, grad_rows = (a.reshape(-1, a.shape[-1]) for a in (x, grad))
     return (
@@ -60,13 +62,13 @@ def _backward(residuals, grad):
     )
 
 
-matrix_conv.defvjp(_forward, _backward)
+matmul_conv.defvjp(_forward, _backward)
 
 
 class Conv(nn.Module):
-    """`conv` with a kernel parameter [k, k, C, features] and a bias [features], both float32.
+    """Layer of `conv`, with the parameters `kernel` [k, k, C, features] and `bias` [features].
 
-    What is computed has the dtype of the images.
+    Parameters are float32. The output has the dtype of the input.
     """
 
     features: int

@@ -8,7 +8,7 @@ from nanodet_jax.config import Config
 from nanodet_jax.errors import UserError
 from nanodet_jax.io import torch_names
 from nanodet_jax.io.weights import load_entries
-from nanodet_jax.models.guidance import copy_neck
+from nanodet_jax.models.guidance import copy_neck_to_guidance
 from nanodet_jax.models.nanodet import NanoDet
 from nanodet_jax.state import init_variables
 
@@ -51,5 +51,5 @@ def initial_variables(
         raise UserError(f"config.training.init_weights={path}: nothing in it fits this model")
     if not any(name.startswith("aux_") for name in report.kept):
         # Start the guidance from the neck, as for random weights.
-        variables = copy_neck(variables)
+        variables = copy_neck_to_guidance(variables)
     return variables, f"starting from {path}: {report}"

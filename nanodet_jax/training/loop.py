@@ -8,7 +8,7 @@ import jax
 
 from nanodet_jax.config import Config, check
 from nanodet_jax.errors import UserError
-from nanodet_jax.evaluation import scoring
+from nanodet_jax.evaluation import evaluate
 from nanodet_jax.runtime import backend, distributed
 from nanodet_jax.training.batch_picture import draw_batch
 from nanodet_jax.training.build import Run, build
@@ -128,14 +128,14 @@ def _evaluate(run: Run, step: int, interrupt: Interrupt) -> bool:
     # Several processes stop together: one that stopped alone would leave the others waiting.
     interruptible = interrupt.at_once if jax.process_count() == 1 else nullcontext
     with suppress(Stopped):
-        result = scoring.run_evaluation(
+        result = evaluate.run_evaluation(
             run.detect,
             own_copy(run.state.inference_variables, run.num_devices),
             run.val,
             run.config,
-            pictures=VAL_PICTURES,
+            num_examples=VAL_PICTURES,
             should_stop=lambda: interrupt.received is not None,
-            judging=interruptible,
+            evaluator_context=interruptible,
         )
     backend.defragment_heap()
     run.metrics = None if result is None else result.metrics
@@ -143,7 +143,7 @@ def _evaluate(run: Run, step: int, interrupt: Interrupt) -> bool:
         return False
     run.logger.evaluated(step, run.length.epoch_of(step), result.metrics)
     if distributed.is_writer():
-        run.logger.picture("val", step, scoring.picture(run.val, result.pictured))
+        run.logger.picture("val", step, evaluate.draw_examples(run.val, result.examples))
     run.checkpoints.rate(step, result.metrics)
     return True
 

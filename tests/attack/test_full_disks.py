@@ -10,7 +10,7 @@ import pytest
 from nanodet_jax import files, train_and_evaluate
 from nanodet_jax.cli import main as cli
 from nanodet_jax.errors import UserError
-from nanodet_jax.evaluation import scoring
+from nanodet_jax.evaluation import evaluate
 from nanodet_jax.io.checkpoint import Checkpoints
 from nanodet_jax.io.checkpoint_metrics import CheckpointMetrics
 from nanodet_jax.training import build
@@ -188,9 +188,9 @@ def test_evaluate_on_a_full_disk_writes_files_wholly_or_not_at_all(
             patch.setattr(files, "replacing", filling)
             patch.setattr("nanodet_jax.visualize.replacing", filling)
             with pytest.raises(UserError, match=f"{name}: cannot be written: No space left"):
-                scoring.evaluate(config, unbroken, disk / "out")
+                evaluate.evaluate(config, unbroken, disk / "out")
         empty(disk)
         assert all(json.loads(path.read_text()) is not None for path in disk.rglob("*.json"))
         assert not list(disk.rglob("*.tmp")) and not list(disk.rglob(".*"))
-        scoring.evaluate(config, unbroken, disk / "out")
+        evaluate.evaluate(config, unbroken, disk / "out")
         assert sorted(leaves_no_part(disk)) == ["detections.jpg", "detections.json", "metrics.json"]

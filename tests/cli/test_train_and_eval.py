@@ -17,7 +17,7 @@ from absl.testing import flagsaver
 
 import nanodet_jax
 from nanodet_jax import config as configs
-from nanodet_jax.evaluation.coco_metrics import MEANINGS
+from nanodet_jax.evaluation.coco_metrics import METRIC_DESCRIPTIONS
 from nanodet_jax.io import torch_names
 from nanodet_jax.io.weights import Weights, save_weights
 from nanodet_jax.models.nanodet import build_model
@@ -110,13 +110,13 @@ def eager_weights(tmp_path_factory):
 
 def assert_evaluated(folder):
     metrics = json.loads((folder / "metrics.json").read_text())
-    judge, version = metrics.pop("judge").split()
-    assert version == metadata.version(judge)
-    assert set(metrics) == {*MEANINGS, "per_class"}
+    evaluator, version = metrics.pop("evaluator").split()
+    assert version == metadata.version(evaluator)
+    assert set(metrics) == {*METRIC_DESCRIPTIONS, "per_class"}
     assert {"AP", "AP50", "AP75", "APs", "APm", "APl"} <= set(metrics)
     assert {"AR1", "AR10", "AR100", "ARs", "ARm", "ARl"} <= set(metrics)
     assert tuple(metrics["per_class"]) == CLASSES
-    assert all(-1 <= metrics[name] <= 1 for name in MEANINGS)
+    assert all(-1 <= metrics[name] <= 1 for name in METRIC_DESCRIPTIONS)
     detections = json.loads((folder / "detections.json").read_text())
     assert {row["image_id"] for row in detections} == set(range(1, 7))
     for row in detections:
@@ -155,7 +155,7 @@ def test_evaluate_weights(door, tmp_path, eager_weights):
     arguments = f"--weights={eager_weights}", f"--out={tmp_path}", "--judge=pycocotools"
     code, said, _ = door("eval.py", *TINY, *arguments)
     assert code == 0
-    assert "pycocotools" in json.loads((tmp_path / "metrics.json").read_text())["judge"]
+    assert "pycocotools" in json.loads((tmp_path / "metrics.json").read_text())["evaluator"]
     assert f"metrics.json, detections.json and pictures are in {tmp_path}" in said
     assert_evaluated(tmp_path)
 
@@ -312,7 +312,7 @@ def test_evaluation_of_nothing_or_of_two(door, tmp_path):
 def test_classes_that_are_not_the_weights(door, bad_files, eager_weights):
     data = coco(bad_files)
     code, _, error = door("eval.py", *data, f"--weights={eager_weights}", f"--out={bad_files}/out")
-    assert_one_line(code, error, "4 classes, the data has 1 (cat)")
+    assert_one_line(code, error, "4 classes, the dataset has 1 (cat)")
     assert not (bad_files / "out").exists()
 
 

@@ -1,4 +1,4 @@
-"""Both judges against pycocotools as its authors call it, on data as hostile as files can be."""
+"""Both evaluators against a direct use of pycocotools, on random and on degenerate data."""
 
 import functools
 import json
@@ -15,20 +15,20 @@ from nanodet_jax.data.records import Category
 from nanodet_jax.errors import UserError
 from nanodet_jax.evaluation import coco_metrics as evaluation
 from nanodet_jax.evaluation.coco_metrics import (
-    HOTCOCO,
-    MEANINGS,
-    choose_judge,
+    HOTCOCO_VERSION,
+    METRIC_DESCRIPTIONS,
+    choose_evaluator,
     coco_metrics,
-    to_coco,
+    to_coco_results,
 )
 
 REPO = Path(__file__).parents[2]
 SHARED = REPO.parent / "shared"
-ABSENT = choose_judge() != "hotcoco"
-HAS_HOTCOCO = pytest.mark.skipif(ABSENT, reason=f"hotcoco {HOTCOCO} is not installed")
-JUDGES = ["pycocotools", pytest.param("hotcoco", marks=HAS_HOTCOCO)]
+ABSENT = choose_evaluator() != "hotcoco"
+HAS_HOTCOCO = pytest.mark.skipif(ABSENT, reason=f"hotcoco {HOTCOCO_VERSION} is not installed")
+EVALUATORS = ["pycocotools", pytest.param("hotcoco", marks=HAS_HOTCOCO)]
 
-SMALL, MEDIUM = 32.0**2, 96.0**2  # pixels: where COCO's sizes end
+SMALL, MEDIUM = 32.0**2, 96.0**2  # pixels: where COCO's size ranges end
 BORDERS = [
     area for edge in (SMALL, MEDIUM) for area in (edge, *np.nextafter(edge, [0, 2 * edge]).tolist())
 ]
@@ -77,23 +77,23 @@ def hostile(
     detected=True,
     chosen=1.0,
 ):
-    """Ground truth, results, categories and image ids, random, of one kind or another.
+    """Return random ground truth, results, categories and image ids, with some kind of oddity.
 
     Args:
       ids: of images, classes and annotations, drawn from this range without order or pattern.
       classes: K; two of them may share a name.
-      objects: the most in an image. Each is detected about three times, or not at all.
-      extra: the most detections in an image that belong to no object.
-      levels: how many different scores there are, 0 for any.
-      crowd: share of objects.
-      grid: what box corners and sides are multiples of, so that IoUs are round numbers.
-      areas: some annotations say one of these, whatever their boxes.
-      flat: share of boxes without width or height.
+      objects: upper bound in an image. Each is detected about three times, or not at all.
+      extra: upper bound of detections in an image that belong to no object.
+      levels: number of different scores; 0 for any.
+      crowd: fraction of the objects that are crowds.
+      grid: box corners and sides are multiples of this, so that ious are round numbers.
+      areas: `area` of some annotations, whatever their boxes.
+      flat: fraction of boxes without width or height.
       corner: range of the upper left corners.
-      smallest: side of a box.
-      copies: share of detections that come twice.
-      detected: False if there is no detection at all.
-      chosen: share of images that count.
+      smallest: lower bound of the sides of a box.
+      copies: fraction of duplicated detections.
+      detected: False for no detections at all.
+      chosen: fraction of images to evaluate.
     """
     random = np.random.default_rng([seed, *map(ord, str(ids))])
 
@@ -143,9 +143,9 @@ def hostile(
 
 
 def pycocotools(truth, results, categories, image_ids):
-    """The twelve numbers, and AP and AP50 of each class."""
-    judged, found = COCO(), COCO()
-    judged.dataset = {
+    """Return the twelve metrics, and AP and AP50 of each class, from pycocotools."""
+    truth_index, found = COCO(), COCO()
+    truth_index.dataset = {
         "images": truth["images"],
         "categories": [category._asdict() for category in categories],
         "annotations": [
@@ -153,49 +153,51 @@ def pycocotools(truth, results, categories, image_ids):
             for id, row in enumerate(truth["annotations"], start=1)
         ],
     }
-    judged.createIndex()
+    truth_index.createIndex()
     if results:
-        found = judged.loadRes([dict(row) for row in results])
+        found = truth_index.loadRes([dict(row) for row in results])
     else:
         found.dataset = {"annotations": []}
         found.createIndex()
-    judge = COCOeval(judged, found, "bbox")
+    coco_eval = COCOeval(truth_index, found, "bbox")
     if image_ids is not None:
-        judge.params.imgIds = image_ids
-    judge.evaluate()
-    judge.accumulate()
-    judge.summarize()
-    precision = judge.eval["precision"][:, :, :, 0, 2]  # [IoU, recall, class by id]
+        coco_eval.params.imgIds = image_ids
+    coco_eval.evaluate()
+    coco_eval.accumulate()
+    coco_eval.summarize()
+    precision = coco_eval.eval["precision"][:, :, :, 0, 2]  # [IoU, recall, class by id]
     ranks = np.argsort(np.argsort([category.id for category in categories]))
     classes = [[precision[:, :, k].mean(), precision[0, :, k].mean()] for k in ranks]
-    return np.array([*judge.stats, *np.ravel(classes)])
+    return np.array([*coco_eval.stats, *np.ravel(classes)])
 
 
-def ours(truth, results, categories, image_ids, judge):
-    metrics = coco_metrics(truth, results, categories, image_ids, judge)
+def ours(truth, results, categories, image_ids, evaluator):
+    """Return the same numbers as `pycocotools` from `coco_metrics`."""
+    metrics = coco_metrics(truth, results, categories, image_ids, evaluator)
     classes = [[row["AP"], row["AP50"]] for row in metrics["per_class"].values()]
-    return np.array([*(metrics[name] for name in MEANINGS), *np.ravel(classes)])
+    return np.array([*(metrics[name] for name in METRIC_DESCRIPTIONS), *np.ravel(classes)])
 
 
 @functools.cache
-def judged(kind):
-    cases = [hostile(seed, **KINDS[kind]) for seed in range(10)]
-    return [(case, pycocotools(*case)) for case in cases]
+def cases(kind):
+    """Return ten cases of a kind, and what pycocotools computes for each."""
+    drawn = [hostile(seed, **KINDS[kind]) for seed in range(10)]
+    return [(case, pycocotools(*case)) for case in drawn]
 
 
-@pytest.mark.parametrize("judge", JUDGES)
+@pytest.mark.parametrize("evaluator", EVALUATORS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_judges_agree(kind, judge):
-    for case, expected in judged(kind):
-        np.testing.assert_allclose(ours(*case, judge), expected, rtol=0, atol=1e-9)
-    scores = np.array([expected[0] for _, expected in judged(kind)])
-    if kind not in ("no detections", "no image"):  # most cases decide something
+def test_evaluators_agree_with_pycocotools(kind, evaluator):
+    for case, expected in cases(kind):
+        np.testing.assert_allclose(ours(*case, evaluator), expected, rtol=0, atol=1e-9)
+    scores = np.array([expected[0] for _, expected in cases(kind)])
+    if kind not in ("no detections", "no image"):  # most cases are not trivial
         assert np.mean((scores > 0.01) & (scores < 0.99)) >= 0.4
 
 
-@pytest.mark.parametrize("judge", JUDGES)
+@pytest.mark.parametrize("evaluator", EVALUATORS)
 @pytest.mark.parametrize("weights", ["nanodet-m_320", "nanodet-plus-m_320"])
-def test_detections_of_published_weights(weights, judge):
+def test_metrics_of_published_weights_equal_pycocotools(weights, evaluator):
     recorded = SHARED / "reference" / f"detections_{weights}.npz"
     annotations = SHARED / "data" / "coco_mini" / "annotations" / "instances_val2017.json"
     if not recorded.is_file() or not annotations.is_file():
@@ -209,84 +211,85 @@ def test_detections_of_published_weights(weights, judge):
             found = file[f"{k}/detections"]
             images.append(ids[str(file[f"{k}/file"])])
             labels = found[:, 5].astype(int)
-            results += to_coco(images[-1], found[:, :4], found[:, 4], labels, categories)
+            results += to_coco_results(images[-1], found[:, :4], found[:, 4], labels, categories)
     expected = pycocotools(truth, results, categories, images)
     assert 0.2 < expected[0] < 0.8
     case = truth, results, categories, images
-    np.testing.assert_allclose(ours(*case, judge), expected, rtol=0, atol=1e-9)
+    np.testing.assert_allclose(ours(*case, evaluator), expected, rtol=0, atol=1e-9)
 
 
-@pytest.mark.parametrize("judge", JUDGES)
-def test_area_that_is_too_small_for_float64_meets_nothing(judge):
-    # pycocotools takes its IoU, 0 / 0, for a match.
+@pytest.mark.parametrize("evaluator", EVALUATORS)
+def test_box_whose_area_underflows_matches_nothing(evaluator):
+    # pycocotools takes its iou, 0 / 0, for a match.
     truth, results, categories, _ = hostile(0, classes=1, crowd=0)
     image = truth["images"][0]["id"]
     tiny = {"image_id": image, "category_id": categories[0].id, "bbox": [0, 0, 1e-200, 1e-200]}
     truth["annotations"].append(tiny)
     found = [*results, {**tiny, "score": 2.0}]
     missed = [*results, {**tiny, "bbox": [9, 9, 0, 0], "score": 2.0}]
-    at_best = [
-        coco_metrics(truth, rows, categories, judge=judge)["AP50"] for rows in (found, missed)
+    ap50 = [
+        coco_metrics(truth, rows, categories, evaluator=evaluator)["AP50"]
+        for rows in (found, missed)
     ]
-    assert at_best[0] == at_best[1] > 0
+    assert ap50[0] == ap50[1] > 0
 
 
-@pytest.mark.parametrize("judge", JUDGES)
+@pytest.mark.parametrize("evaluator", EVALUATORS)
 @pytest.mark.parametrize("side", [float("nan"), float("inf")])
-def test_objects_that_are_not_finite_are_refused(side, judge):
+def test_object_with_non_finite_box_is_rejected(side, evaluator):
     truth, results, categories, _ = hostile(0)
     truth["annotations"][0]["bbox"] = [0, 0, side, 5]
     with pytest.raises(UserError, match=f"object in image {truth['annotations'][0]['image_id']}"):
-        coco_metrics(truth, results, categories, judge=judge)
+        coco_metrics(truth, results, categories, evaluator=evaluator)
 
 
-@pytest.mark.parametrize("judge", JUDGES)
-def test_crowd_may_be_null(judge):
+@pytest.mark.parametrize("evaluator", EVALUATORS)
+def test_null_iscrowd_counts_as_zero(evaluator):
     truth, results, categories, _ = hostile(0, crowd=0)
-    expected = coco_metrics(truth, results, categories, judge=judge)
+    expected = coco_metrics(truth, results, categories, evaluator=evaluator)
     for row in truth["annotations"]:
         row["iscrowd"] = None
-    assert coco_metrics(truth, results, categories, judge=judge) == expected
+    assert coco_metrics(truth, results, categories, evaluator=evaluator) == expected
 
 
-@pytest.mark.parametrize("judge", JUDGES)
-def test_area_of_a_detection_is_its_boxs(judge):
+@pytest.mark.parametrize("evaluator", EVALUATORS)
+def test_area_of_a_detection_is_that_of_its_box(evaluator):
     truth, results, categories, _ = hostile(0)
-    expected = coco_metrics(truth, results, categories, judge=judge)
+    expected = coco_metrics(truth, results, categories, evaluator=evaluator)
     results = [{**row, "area": 1e6} for row in results]
-    assert coco_metrics(truth, results, categories, judge=judge) == expected
+    assert coco_metrics(truth, results, categories, evaluator=evaluator) == expected
 
 
-def test_hotcoco_serves_in_the_version_that_is_compared(monkeypatch):
+def test_hotcoco_is_the_default_only_in_the_tested_version(monkeypatch):
     text = (REPO / "pyproject.toml").read_text()
     extras = tomllib.loads(text)["project"]["optional-dependencies"]
-    assert extras["fast"] == [f"hotcoco=={HOTCOCO}"]
-    for version, chosen in ((HOTCOCO, "hotcoco"), ("99.0", "pycocotools")):
+    assert extras["fast"] == [f"hotcoco=={HOTCOCO_VERSION}"]
+    for version, chosen in ((HOTCOCO_VERSION, "hotcoco"), ("99.0", "pycocotools")):
         monkeypatch.setattr(evaluation.metadata, "version", {"hotcoco": version}.get)
-        assert choose_judge() == chosen
-        assert choose_judge("pycocotools") == "pycocotools"
-    with pytest.raises(UserError, match=f"pip install hotcoco=={HOTCOCO}"):
-        choose_judge("hotcoco")
+        assert choose_evaluator() == chosen
+        assert choose_evaluator("pycocotools") == "pycocotools"
+    with pytest.raises(UserError, match=f"pip install hotcoco=={HOTCOCO_VERSION}"):
+        choose_evaluator("hotcoco")
 
 
-def test_without_hotcoco_pycocotools_judges(monkeypatch):
+def test_pycocotools_is_the_default_without_hotcoco(monkeypatch):
     def version(name):
         raise metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(evaluation.metadata, "version", version)
-    assert choose_judge() == choose_judge("pycocotools") == "pycocotools"
+    assert choose_evaluator() == choose_evaluator("pycocotools") == "pycocotools"
     with pytest.raises(UserError, match="hotcoco"):
-        choose_judge("hotcoco")
+        choose_evaluator("hotcoco")
 
 
 @HAS_HOTCOCO
-def test_the_judge_asked_for_is_asked(monkeypatch):
+def test_requested_evaluator_is_used(monkeypatch):
     def refuse(**_):
-        raise AssertionError("asked")
+        raise AssertionError("called")
 
     case = hostile(0)
     monkeypatch.setattr(evaluation, "COCOeval", refuse)
     ours(*case, None)
     ours(*case, "hotcoco")
-    with pytest.raises(AssertionError, match="asked"):
+    with pytest.raises(AssertionError, match="called"):
         ours(*case, "pycocotools")

@@ -14,7 +14,7 @@ from configs import coco
 from nanodet_jax import config
 from nanodet_jax.errors import UserError
 from nanodet_jax.io import torch_names, weights
-from nanodet_jax.models.guidance import deployed
+from nanodet_jax.models.guidance import strip_guidance
 from nanodet_jax.models.nanodet import build_model
 from nanodet_jax.state import abstract_variables
 
@@ -258,9 +258,9 @@ def test_what_counts_as_unused():
 
 def test_the_guidance_is_left_out_of_a_deployed_network(monkeypatch, tmp_path):
     entries, variables = entries_of("plus"), drawn(shapes("plus"))
-    like = deployed(shapes("plus"))
-    assert_same(torch_names.convert(entries, like), deployed(variables))
-    assert_same(torch_names.convert(without_guidance(entries), like), deployed(variables))
+    like = strip_guidance(shapes("plus"))
+    assert_same(torch_names.convert(entries, like), strip_guidance(variables))
+    assert_same(torch_names.convert(without_guidance(entries), like), strip_guidance(variables))
     # Of a whole one it must all be there, and nothing but it may be too much.
     message = fails(without_guidance(entries), "missing: aux_", name="plus")
     assert "left over" not in message and "other shape" not in message
@@ -273,7 +273,7 @@ def test_the_guidance_is_left_out_of_a_deployed_network(monkeypatch, tmp_path):
     monkeypatch.setattr(weights, "read_state_dict", lambda path: entries)
     (tmp_path / "plus.pth").touch()
     loaded = weights.load_weights(tmp_path / "plus.pth")
-    assert_same(loaded.variables, deployed(variables))
+    assert_same(loaded.variables, strip_guidance(variables))
     assert loaded.config.model == MODELS["plus"] and not loaded.config.data.keep_ratio
     assert set(weights.load_entries(tmp_path / "plus.pth")) == set(entries)
 

@@ -13,8 +13,13 @@ from configs import coco
 from nanodet_jax import config
 from nanodet_jax.io.torch_names import flatten
 from nanodet_jax.models import nanodet
-from nanodet_jax.models.guidance import Guidance, SimpleConvHead, copy_neck, deployed
-from nanodet_jax.models.layers import ConvNormAct, Module
+from nanodet_jax.models.guidance import (
+    Guidance,
+    SimpleConvHead,
+    copy_neck_to_guidance,
+    strip_guidance,
+)
+from nanodet_jax.models.layers import ConvNormAct, LayerFactory
 from nanodet_jax.models.nanodet import build_model
 from nanodet_jax.runtime import backend
 from nanodet_jax.state import abstract_variables, init_variables
@@ -30,7 +35,7 @@ class TinyBackbone(nn.Module):
     """In the place of ShuffleNetV2, which takes most of the time to compile."""
 
     width: float
-    norm: Module
+    norm: LayerFactory
 
     @nn.compact
     def __call__(self, x):
@@ -113,7 +118,7 @@ def results():
         abstract_variables(model),
         variables,
         call(variables, images),
-        call(deployed(variables), images),
+        call(strip_guidance(variables), images),
         evaluate(variables, images),
         {detach: gradients for detach, (gradients, _) in trained.items()},
         {detach: branches for detach, (_, (branches, _)) in trained.items()},
@@ -146,7 +151,7 @@ def test_parameter_counts(variant, infer, train):
 
 
 def test_the_deployed_network_computes_the_same(results):
-    shapes = jax.tree.map(np.shape, deployed(results.variables))
+    shapes = jax.tree.map(np.shape, strip_guidance(results.variables))
     assert shapes == jax.tree.map(lambda leaf: leaf.shape, results.alone)
     assert set(results.alone["params"]) == {"backbone", "neck", "head"}
     assert set(results.variables["params"]) == {"backbone", "neck", "head", "guidance"}
@@ -172,7 +177,7 @@ def test_the_guidance_starts_from_the_neck(results):
         },
         "batch_stats": {"neck": leaf(6), "guidance": {"neck": leaf(7)}},
     }
-    after = copy_neck(before)
+    after = copy_neck_to_guidance(before)
     assert_same(
         after,
         {
@@ -185,7 +190,7 @@ def test_the_guidance_starts_from_the_neck(results):
         },
     )
     assert len(before["params"]["guidance"]["neck"]) == 4
-    assert_same(copy_neck(deployed(before)), deployed(before))
+    assert_same(copy_neck_to_guidance(strip_guidance(before)), strip_guidance(before))
 
 
 def test_detach_keeps_gradients_from_backbone_and_neck(results):

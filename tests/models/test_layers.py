@@ -16,7 +16,7 @@ from nanodet_jax.models.layers import (
     leaky_relu,
     upsample_2x,
 )
-from nanodet_jax.ops.max_pool import max_pool_3x3, shifted_max_pool, windowed_max_pool
+from nanodet_jax.ops.max_pool import max_pool_3x3, reduce_window_max_pool, shifted_max_pool
 
 C = 3
 
@@ -146,7 +146,7 @@ def max_pool_loop(x, cotangent):
     return output, gradient
 
 
-@pytest.mark.parametrize("form", [shifted_max_pool, windowed_max_pool])
+@pytest.mark.parametrize("form", [shifted_max_pool, reduce_window_max_pool])
 @pytest.mark.parametrize("size", [(1, 1), (4, 6), (7, 5)])
 def test_max_pool(size, form):
     # Below zero, where padding with zeros would win; then values of which many are equal.

@@ -39,8 +39,8 @@ def pulled_back(convolve, image, kernel, cotangent):
 @pytest.mark.parametrize("shape", SHAPES)
 def test_forms_agree_in_value_and_gradients(shape):
     image, kernel, cotangent = inputs(shape)
-    ours = pulled_back(convolution.matrix_conv, image, kernel, cotangent)
-    xlas = pulled_back(convolution.windowed_conv, image, kernel, cotangent)
+    ours = pulled_back(convolution.matmul_conv, image, kernel, cotangent)
+    xlas = pulled_back(convolution.xla_conv, image, kernel, cotangent)
     matrix = kernel[0, 0].astype(np.float64)
     expected = (
         np.einsum("bhwc,cd->bhwd", image, matrix),

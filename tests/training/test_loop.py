@@ -20,8 +20,8 @@ from nanodet_jax import train_and_evaluate
 from nanodet_jax.data.open_source import open_source
 from nanodet_jax.data.pipeline import count_slots, training_batches
 from nanodet_jax.errors import UserError
-from nanodet_jax.evaluation import scoring
-from nanodet_jax.evaluation.coco_metrics import MEANINGS
+from nanodet_jax.evaluation import evaluate
+from nanodet_jax.evaluation.coco_metrics import METRIC_DESCRIPTIONS
 from nanodet_jax.io.checkpoint import Checkpoints
 from nanodet_jax.structures import Detections
 from nanodet_jax.training import build
@@ -33,8 +33,8 @@ from tests.runs import final_state, journal
 
 STEPS, STEPS_EACH, BATCH = 8, 4, 4
 NOTHING = Detections(np.zeros((0, 4)), np.zeros(0), np.zeros(0, int), np.zeros(0, bool), False)
-NO_EVALUATION = scoring.Evaluation(
-    {name: 0.0 for name in MEANINGS} | {"per_class": {}}, [], {0: NOTHING}
+NO_EVALUATION = evaluate.Evaluation(
+    {name: 0.0 for name in METRIC_DESCRIPTIONS} | {"per_class": {}}, [], {0: NOTHING}
 )
 
 
@@ -103,7 +103,7 @@ def test_a_line_per_log_and_per_evaluation(unbroken):
             assert line["positives"] > 0 < line["gradient_norm"]
     assert lines[1]["learning_rate"] > lines[0]["learning_rate"]  # warm-up
     assert {k: v for k, v in lines[-1].items() if k not in ("kind", "step", "epoch")} == metrics
-    assert set(metrics) == {*MEANINGS, "per_class"}
+    assert set(metrics) == {*METRIC_DESCRIPTIONS, "per_class"}
 
 
 def test_a_finished_run_is_not_done_again(unbroken, monkeypatch):
@@ -114,7 +114,7 @@ def test_a_finished_run_is_not_done_again(unbroken, monkeypatch):
         raise AssertionError("nothing is left to do")
 
     monkeypatch.setattr(build, "make_train_step", lambda *_, **__: refuse)
-    monkeypatch.setattr(scoring, "run_evaluation", refuse)
+    monkeypatch.setattr(evaluate, "run_evaluation", refuse)
     assert train_and_evaluate(tiny_config(), workdir) == metrics
     assert journal(workdir) == before
 
@@ -145,7 +145,7 @@ def test_stopped_and_resumed_is_as_unbroken(unbroken, tmp_path, capsys):
     assert [line["step"] for line in journal(tmp_path)] == [1, 2, 3]
 
     with pytest.MonkeyPatch.context() as patch:
-        signal_at(patch, scoring, "evaluation_batches", 1, signal.SIGINT)
+        signal_at(patch, evaluate, "evaluation_batches", 1, signal.SIGINT)
         with pytest.raises(KeyboardInterrupt):
             train_and_evaluate(tiny_config(), tmp_path)
     said = capsys.readouterr().out
@@ -169,7 +169,7 @@ def test_stopped_and_resumed_is_as_unbroken(unbroken, tmp_path, capsys):
 def test_pixels_kept_and_made_on_the_device_train_as_well(unbroken, tmp_path, monkeypatch, capsys):
     config = tiny_config()
     config.data.augment = config.data.cache = "device"
-    monkeypatch.setattr(scoring, "run_evaluation", lambda *_, **__: NO_EVALUATION)
+    monkeypatch.setattr(evaluate, "run_evaluation", lambda *_, **__: NO_EVALUATION)
     train_and_evaluate(config, tmp_path)
     assert "cache: 16 images of 64x64 take 0.00 GB of the device" in capsys.readouterr().out
     ours, theirs = journal(tmp_path), journal(unbroken[0])
@@ -204,11 +204,11 @@ def test_the_best_is_kept_though_its_evaluation_was_stopped(tmp_path, monkeypatc
         if score is None:
             os.kill(os.getpid(), signal.SIGTERM)
             return None
-        metrics = {name: score for name in MEANINGS} | {"per_class": {}}
+        metrics = {name: score for name in METRIC_DESCRIPTIONS} | {"per_class": {}}
         return NO_EVALUATION._replace(metrics=metrics)
 
     monkeypatch.setattr(build, "make_train_step", fake_step(1.0))
-    monkeypatch.setattr(scoring, "run_evaluation", evaluation)
+    monkeypatch.setattr(evaluate, "run_evaluation", evaluation)
     with pytest.raises(SystemExit):
         train_and_evaluate(tiny_config(), tmp_path)
     assert train_and_evaluate(tiny_config(), tmp_path)["AP"] == 0.1
@@ -227,7 +227,7 @@ def test_a_judge_that_takes_long_is_not_waited_for(tmp_path, monkeypatch, capsys
         time.sleep(60)
 
     monkeypatch.setattr(build, "make_train_step", fake_step(1.0))
-    monkeypatch.setattr(scoring.coco_metrics, "coco_metrics", judge)
+    monkeypatch.setattr(evaluate.coco_metrics, "coco_metrics", judge)
     with pytest.raises(SystemExit) as stopped:
         train_and_evaluate(tiny_config(), tmp_path)
     assert stopped.value.code == 128 + signal.SIGTERM

@@ -12,7 +12,7 @@ from nanodet_jax import train_and_evaluate
 from nanodet_jax.io import torch_names
 from nanodet_jax.io.weights import load_entries, load_weights
 from nanodet_jax.models.backbones import shufflenet_v2
-from nanodet_jax.models.guidance import deployed
+from nanodet_jax.models.guidance import strip_guidance
 from nanodet_jax.models.nanodet import build_model
 from nanodet_jax.state import abstract_variables
 from nanodet_jax.training.metric_logger import MetricLogger
@@ -81,7 +81,7 @@ def test_both_branches_are_told_of(unbroken):
 def test_inference_takes_the_average_and_no_guidance(unbroken):
     state = final_state(unbroken, STEPS)
     loaded = torch_names.flatten(load_weights(unbroken).variables)
-    average = torch_names.flatten(deployed(state.ema))
+    average = torch_names.flatten(strip_guidance(state.ema))
     assert set(loaded) == set(average)
     assert all(np.array_equal(loaded[path], average[path]) for path in loaded)
     current = torch_names.flatten(state.variables)

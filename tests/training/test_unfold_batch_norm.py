@@ -11,7 +11,7 @@ import pytest
 from configs import coco
 from nanodet_jax import config
 from nanodet_jax.io.torch_names import flatten, unflatten
-from nanodet_jax.models.guidance import GUIDANCE, copy_neck
+from nanodet_jax.models.guidance import GUIDANCE, copy_neck_to_guidance
 from nanodet_jax.models.layers import BatchNorm
 from nanodet_jax.models.nanodet import build_model
 from nanodet_jax.runtime import backend
@@ -111,7 +111,7 @@ def plus():
     images = images.astype(np.float32)
     patch = with_tiny_backbone()
     model = build_model(PLUS)
-    folded = copy_neck(as_published(abstract_variables(model, guided=True)))
+    folded = copy_neck_to_guidance(as_published(abstract_variables(model, guided=True)))
     unfolded = unfold(model, folded, [images])
     run = partial(model.apply, method="branches")
     evaluate = backend.jit_once(

@@ -1,15 +1,21 @@
-"""ShuffleNetV2 (Ma et al., 2018), the backbone."""
+"""ShuffleNetV2, the backbone.
+
+Ma et al., "ShuffleNet V2: Practical Guidelines for Efficient CNN Architecture Design"
+(https://arxiv.org/abs/1807.11164). Reproduces nanodet/model/backbone/shufflenetv2.py of
+https://github.com/RangiLyu/nanodet, with LeakyReLU in place of the paper's ReLU.
+"""
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
-from nanodet_jax.models.layers import Module, leaky_relu
+from nanodet_jax.models.layers import LayerFactory, leaky_relu
 from nanodet_jax.ops.convolution import Conv
 from nanodet_jax.ops.depthwise import DepthwiseConv
 from nanodet_jax.ops.max_pool import max_pool_3x3
 
-# Channels of the stages with strides 8, 16, 32, by width (table 5 of the paper).
+# Output channels of the stages with strides 8, 16, 32, by width multiplier (table 5 of the paper).
 STAGE_CHANNELS = {
     0.5: (48, 96, 192),
     1.0: (116, 232, 464),
@@ -20,22 +26,27 @@ STAGE_BLOCKS = (4, 8, 4)
 STEM_CHANNELS = 24
 
 
-def inverse_fan_in(key: jax.Array, shape: tuple[int, ...], dtype=jnp.float32) -> jax.Array:
-    """Normal with a standard deviation (not variance) of one over the channels in, as published."""
+def inverse_fan_in(
+    key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32
+) -> jax.Array:
+    """Draw from N(0, std**2) with std, not the variance, of 1 / input channels, as the original."""
     return jax.random.normal(key, shape, dtype) / shape[-2]
 
 
 def channel_shuffle(x: jax.Array) -> jax.Array:
-    """Interleave the first half of the channels with the second."""
+    """Interleave the first half of the channels with the second: [..., C] to [..., C], C even."""
     *space, channels = x.shape
     return x.reshape(*space, 2, channels // 2).swapaxes(-1, -2).reshape(x.shape)
 
 
 class ShortcutBranch(nn.Module):
-    """The left path of a down-sampling block."""
+    """Shortcut of a downsampling block: depthwise with stride 2, then pointwise.
+
+    [B, H, W, C] to [B, ceil(H / 2), ceil(W / 2), features].
+    """
 
     features: int
-    norm: Module
+    norm: LayerFactory
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -46,15 +57,18 @@ class ShortcutBranch(nn.Module):
 
 
 class MainBranch(nn.Module):
-    """The right path of every block: pointwise, depthwise, pointwise."""
+    """Main branch of every block: pointwise, depthwise with `stride`, pointwise.
+
+    [B, H, W, C] to [B, ceil(H / stride), ceil(W / stride), features].
+    """
 
     features: int
     stride: int
-    norm: Module
+    norm: LayerFactory
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        def pointwise(name):
+        def pointwise(name: str) -> Conv:
             return Conv(self.features, use_bias=False, kernel_init=inverse_fan_in, name=name)
 
         x = leaky_relu(self.norm(name="innorm")(pointwise("pointwise_in")(x)))
@@ -64,31 +78,44 @@ class MainBranch(nn.Module):
 
 
 class ShuffleBlock(nn.Module):
-    """A block of ShuffleNetV2: half of the channels pass by, or are down-sampled on a shortcut."""
+    """Block of ShuffleNetV2 (figure 3, c and d, of the paper).
+
+    With stride 1, half of the channels go through the main branch and the other half is passed
+    through unchanged. With stride 2, all channels go through both branches. The results are
+    concatenated and shuffled: [B, H, W, C] to [B, ceil(H / stride), ceil(W / stride), features].
+    """
 
     features: int
     stride: int
-    norm: Module
+    norm: LayerFactory
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         main = MainBranch(self.features // 2, self.stride, self.norm, name="main")
         if self.stride == 1:
-            passed, worked = jnp.split(x, 2, axis=-1)
+            shortcut, x = jnp.split(x, 2, axis=-1)
         else:
-            passed = ShortcutBranch(self.features // 2, self.norm, name="shortcut")(x)
-            worked = x
-        return channel_shuffle(jnp.concatenate([passed, main(worked)], axis=-1))
+            shortcut = ShortcutBranch(self.features // 2, self.norm, name="shortcut")(x)
+        return channel_shuffle(jnp.concatenate([shortcut, main(x)], axis=-1))
 
 
 class ShuffleNetV2(nn.Module):
-    """Features of strides 8, 16 and 32 from images [B, H, W, 3]; H and W multiples of 32."""
+    """ShuffleNetV2 without its last 1 x 1 convolution and classifier.
+
+    Takes images [B, H, W, 3], H and W multiples of 32. Returns the features of strides 8, 16 and
+    32, finest first: [B, H / 8, W / 8, C8], [B, H / 16, W / 16, C16], [B, H / 32, W / 32, C32].
+
+    Attributes:
+      width: width multiplier, a key of STAGE_CHANNELS, which has C8, C16 and C32.
+      norm: builds a batch norm, with its train flag set.
+    """
 
     width: float
-    norm: Module
+    norm: LayerFactory
 
     @nn.compact
     def __call__(self, images: jax.Array) -> list[jax.Array]:
+        # Stem: a convolution and a max pool, to stride 4.
         x = Conv(
             STEM_CHANNELS,
             kernel_size=3,
@@ -98,6 +125,7 @@ class ShuffleNetV2(nn.Module):
             name="stem",
         )(images)
         x = max_pool_3x3(leaky_relu(self.norm(name="stem_norm")(x)))
+        # Stages 2 to 4: the first block of each halves the resolution.
         features = []
         for stage, (channels, blocks) in enumerate(
             zip(STAGE_CHANNELS[self.width], STAGE_BLOCKS), start=2

@@ -1,31 +1,39 @@
-"""NanoDetHead: towers of depthwise separable convolutions, not shared between levels.
+"""NanoDetHead: towers of depthwise separable convolutions, with separate weights for each level.
 
-With kernels of 5 x 5 and one tower for both tasks it is NanoDetPlusHead.
+The outputs are those of Generalized Focal Loss (Li et al., https://arxiv.org/abs/2006.04388): class
+logits, and a distribution over distances for each side of the box. Reproduces
+nanodet/model/head/nanodet_head.py of https://github.com/RangiLyu/nanodet; with kernels of 5 x 5 and
+one tower for both tasks, nanodet/model/head/nanodet_plus_head.py.
 """
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.typing import Initializer
 
-from nanodet_jax.models.layers import DepthwiseSeparableConv, Module, normal
+from nanodet_jax.models.layers import DepthwiseSeparableConv, LayerFactory, normal
 from nanodet_jax.ops.convolution import Conv
 from nanodet_jax.structures import Predictions
 
-# sigmoid(-4.595) = 0.01: at the start every class is unlikely.
+# sigmoid(-4.595) = 0.01: at initialization every class is improbable.
 PRIOR_BIAS = nn.initializers.constant(-4.595)
 
 
 class NanoDetHead(nn.Module):
-    """Predictions for every pixel of every level, finest level first, rows top to bottom.
+    """Predict class logits and box distributions at every pixel of every level.
+
+    Takes levels [B, H, W, channels], finest first. Returns `Predictions` for P priors, one for
+    each pixel: finest level first, row by row. `class_logits` is [B, P, C], `box_logits` is
+    [B, P, 4, R].
 
     Attributes:
       num_classes: C.
       channels: width of the towers.
       kernel_size: of the towers.
       stacked_convs: depth of the towers.
-      share_cls_reg: one tower with one output layer (classes, then boxes), or two of each.
-      reg_max: R - 1.
-      norm: batch norm, with its train flag set.
+      share_cls_reg: use one tower with one output layer (classes, then boxes) instead of two.
+      reg_max: R - 1, the largest distance in units of the stride.
+      norm: builds a batch norm, with its train flag set.
     """
 
     num_classes: int
@@ -34,33 +42,33 @@ class NanoDetHead(nn.Module):
     stacked_convs: int
     share_cls_reg: bool
     reg_max: int
-    norm: Module
+    norm: LayerFactory
 
     @nn.compact
     def __call__(self, features: list[jax.Array]) -> Predictions:
-        def tower(x, name):
+        def tower(x: jax.Array, name: str) -> jax.Array:
             for i in range(self.stacked_convs):
                 x = DepthwiseSeparableConv(
                     self.channels, self.norm, self.kernel_size, name=f"{name}_{i}"
                 )(x)
             return x
 
-        def output(x, channels, name, bias_init):
+        def output(x: jax.Array, channels: int, name: str, bias_init: Initializer) -> jax.Array:
             x = Conv(channels, kernel_init=normal(0.01), bias_init=bias_init, name=name)(x)
-            return x.reshape(x.shape[0], -1, channels)
+            return x.reshape(x.shape[0], -1, channels)  # [B, H * W, channels]
 
-        num_bins = 4 * (self.reg_max + 1)
+        box_channels = 4 * (self.reg_max + 1)
         levels = []
         for level, x in enumerate(features):
             cls = tower(x, f"cls_tower_{level}")
             if self.share_cls_reg:
-                fused = output(cls, self.num_classes + num_bins, f"output_{level}", PRIOR_BIAS)
+                fused = output(cls, self.num_classes + box_channels, f"output_{level}", PRIOR_BIAS)
             else:
                 reg = tower(x, f"reg_tower_{level}")
                 fused = jnp.concatenate(
                     [
                         output(cls, self.num_classes, f"cls_output_{level}", PRIOR_BIAS),
-                        output(reg, num_bins, f"reg_output_{level}", nn.initializers.zeros),
+                        output(reg, box_channels, f"reg_output_{level}", nn.initializers.zeros),
                     ],
                     axis=-1,
                 )
@@ -69,6 +77,6 @@ class NanoDetHead(nn.Module):
 
 
 def split_logits(logits: jax.Array, num_classes: int) -> Predictions:
-    """Predictions from [..., P, C + 4 * R]: class logits first, then sides left to bottom."""
-    class_logits, bins = jnp.split(logits, [num_classes], axis=-1)
-    return Predictions(class_logits, bins.reshape(*bins.shape[:-1], 4, -1))
+    """Split [..., P, C + 4 * R] into class logits and the logits of left, top, right, bottom."""
+    class_logits, box_logits = jnp.split(logits, [num_classes], axis=-1)
+    return Predictions(class_logits, box_logits.reshape(*box_logits.shape[:-1], 4, -1))

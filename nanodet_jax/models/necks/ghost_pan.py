@@ -1,6 +1,9 @@
-"""GhostPAN, the neck of NanoDet-Plus: PAN whose levels meet in ghost bottlenecks.
+"""GhostPAN, the neck of NanoDet-Plus: a PAN that fuses levels in ghost bottlenecks.
 
-Ghost modules are those of GhostNet (Han et al., 2020).
+PAN is from Liu et al. (https://arxiv.org/abs/1803.01534), ghost modules are from Han et al.,
+"GhostNet: More Features from Cheap Operations" (https://arxiv.org/abs/1911.11907). Reproduces
+nanodet/model/fpn/ghost_pan.py and nanodet/model/backbone/ghostnet.py of
+https://github.com/RangiLyu/nanodet.
 """
 
 import flax.linen as nn
@@ -10,7 +13,7 @@ import jax.numpy as jnp
 from nanodet_jax.models.layers import (
     ConvNormAct,
     DepthwiseSeparableConv,
-    Module,
+    LayerFactory,
     he_normal,
     leaky_relu,
     pytorch_uniform,
@@ -21,32 +24,40 @@ from nanodet_jax.ops.depthwise import DepthwiseConv
 
 
 class GhostModule(nn.Module):
-    """Half of the features from a 1 x 1 convolution, the other half cheaply from the first."""
+    """Compute half of the features by a 1 x 1 convolution, and the rest cheaply from that half.
+
+    The cheap operation is a depthwise 3 x 3 convolution. [B, H, W, C] to [B, H, W, features],
+    `features` even.
+    """
 
     features: int
-    norm: Module
+    norm: LayerFactory
     activate: bool
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        def finish(x, name):
+        def norm_act(x: jax.Array, name: str) -> jax.Array:
             x = self.norm(name=name)(x)
             return leaky_relu(x) if self.activate else x
 
         primary = Conv(
             self.features // 2, use_bias=False, kernel_init=pytorch_uniform, name="primary"
         )(x)
-        primary = finish(primary, "primary_norm")
+        primary = norm_act(primary, "primary_norm")
         cheap = DepthwiseConv(3, kernel_init=pytorch_uniform, name="cheap")(primary)
-        return jnp.concatenate([primary, finish(cheap, "cheap_norm")], axis=-1)
+        return jnp.concatenate([primary, norm_act(cheap, "cheap_norm")], axis=-1)
 
 
 class GhostShortcut(nn.Module):
-    """The path around two ghost modules where the number of channels changes."""
+    """Shortcut of a ghost bottleneck that changes the number of channels.
+
+    Depthwise convolution, norm, pointwise convolution, norm, without an activation: [B, H, W, C] to
+    [B, H, W, features].
+    """
 
     features: int
     kernel_size: int
-    norm: Module
+    norm: LayerFactory
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -57,11 +68,14 @@ class GhostShortcut(nn.Module):
 
 
 class GhostBottleneck(nn.Module):
-    """Two ghost modules beside a shortcut; there is no activation at the end."""
+    """Two ghost modules and a shortcut, added, without a final activation.
+
+    [B, H, W, C] to [B, H, W, features].
+    """
 
     features: int
     kernel_size: int
-    norm: Module
+    norm: LayerFactory
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -73,51 +87,58 @@ class GhostBottleneck(nn.Module):
 
 
 class GhostPAN(nn.Module):
-    """Features of one width from those of the backbone, finest first.
+    """Fuse the backbone's features across levels.
 
-    Each level meets the coarser one, bilinearly enlarged, then the finer one, reduced by a
-    convolution. An extra level is reduced from the last one and from the backbone's coarsest.
+    Takes features [B, H, W, C] of strides 8, 16 and 32, finest first. Returns levels
+    [B, H, W, channels] of the same strides and, with `extra_level`, of stride 64.
 
     Attributes:
       channels: width of every level, even.
-      kernel_size: of all depthwise convolutions but the ghost modules' own 3 x 3.
-      blocks: ghost bottlenecks where two levels meet.
-      extra_level: whether to add one of half the size of the coarsest, rounded up.
-      norm: batch norm, with its train flag set.
+      kernel_size: of all depthwise convolutions, except the ghost modules' 3 x 3.
+      blocks: ghost bottlenecks for each fusion of two levels.
+      extra_level: add a level of half the size of the coarsest, rounded up.
+      norm: builds a batch norm, with its train flag set.
     """
 
     channels: int
     kernel_size: int
     blocks: int
     extra_level: bool
-    norm: Module
+    norm: LayerFactory
 
     @nn.compact
     def __call__(self, features: list[jax.Array]) -> list[jax.Array]:
-        def meet(moved, level, name):
-            x = jnp.concatenate([moved, level], axis=-1)
+        def fuse(resized: jax.Array, level: jax.Array, name: str) -> jax.Array:
+            x = jnp.concatenate([resized, level], axis=-1)
             for b in range(self.blocks):
                 x = GhostBottleneck(self.channels, self.kernel_size, self.norm, name=f"{name}_{b}")(
                     x
                 )
             return x
 
-        def reduce_2x(x, name):
+        def reduce_2x(x: jax.Array, name: str) -> jax.Array:
             return DepthwiseSeparableConv(
                 self.channels, self.norm, self.kernel_size, 2, he_normal, name=name
             )(x)
 
-        entry = [
+        # Lateral: one width for all levels.
+        laterals = [
             ConvNormAct(self.channels, self.norm, name=f"lateral_{i}")(x)
             for i, x in enumerate(features)
         ]
-        levels = entry.copy()
+        levels = laterals.copy()
         top = len(levels) - 1
-        for i in range(top, 0, -1):  # numbered in the order in which they act
-            levels[i - 1] = meet(upsample_2x(levels[i]), levels[i - 1], f"top_down_{top - i}")
+        # Top-down: fuse each level, upsampled, with the next finer one. Modules are numbered in the
+        # order in which they are applied.
+        for i in range(top, 0, -1):
+            levels[i - 1] = fuse(upsample_2x(levels[i]), levels[i - 1], f"top_down_{top - i}")
+        # Bottom-up: fuse each level, reduced by a strided convolution, with the next coarser one.
         for i in range(top):
-            moved = reduce_2x(levels[i], f"downsample_{i}")
-            levels[i + 1] = meet(moved, levels[i + 1], f"bottom_up_{i}")
+            resized = reduce_2x(levels[i], f"downsample_{i}")
+            levels[i + 1] = fuse(resized, levels[i + 1], f"bottom_up_{i}")
+        # Extra level: reduce the coarsest lateral and the coarsest fused level, and add them.
         if self.extra_level:
-            levels.append(reduce_2x(entry[-1], "extra_entry") + reduce_2x(levels[-1], "extra_last"))
+            levels.append(
+                reduce_2x(laterals[-1], "extra_entry") + reduce_2x(levels[-1], "extra_last")
+            )
         return levels

@@ -1,4 +1,10 @@
-"""PAN without convolutions (Liu et al., 2018, as NanoDet slims it), the neck."""
+"""PAN without 3 x 3 convolutions, the neck of NanoDet.
+
+After Liu et al., "Path Aggregation Network for Instance Segmentation"
+(https://arxiv.org/abs/1803.01534). Reproduces nanodet/model/fpn/pan.py of
+https://github.com/RangiLyu/nanodet, which drops the convolutions between the levels and
+interpolates instead.
+"""
 
 import flax.linen as nn
 import jax
@@ -8,24 +14,27 @@ from nanodet_jax.ops.convolution import Conv
 
 
 class PAN(nn.Module):
-    """Features of one width from those of the backbone, finest first.
+    """Fuse the backbone's features across levels.
 
-    Each level gets what the coarser ones know, bilinearly enlarged and added, then what the
-    finer ones know, bilinearly reduced and added. Only the 1 x 1 convolutions at the entry learn.
+    Takes features [B, H, W, C] of strides 8, 16 and 32, finest first. Returns as many levels
+    [B, H, W, channels] of the same strides. Only the 1 x 1 convolutions have parameters.
     """
 
     channels: int
 
     @nn.compact
     def __call__(self, features: list[jax.Array]) -> list[jax.Array]:
+        # Lateral: one width for all levels.
         levels = [
             Conv(self.channels, kernel_init=nn.initializers.xavier_uniform(), name=f"lateral_{i}")(
                 x
             )
             for i, x in enumerate(features)
         ]
+        # Top-down: add each level, upsampled, to the next finer one.
         for i in range(len(levels) - 1, 0, -1):
             levels[i - 1] = levels[i - 1] + upsample_2x(levels[i])
+        # Bottom-up: add each level, downsampled, to the next coarser one.
         for i in range(len(levels) - 1):
             levels[i + 1] = levels[i + 1] + downsample_2x(levels[i])
         return levels

@@ -1,4 +1,4 @@
-"""A data set through a detector, which here is a function of the pixels that needs no network."""
+"""Evaluation of a dataset by a detector that is a simple function of the pixels."""
 
 from dataclasses import replace
 
@@ -8,16 +8,16 @@ import pytest
 from nanodet_jax import config as configs
 from nanodet_jax.data.records import Category, coco_ground_truth, make_record
 from nanodet_jax.evaluation.coco_metrics import coco_metrics
-from nanodet_jax.evaluation.scoring import run_evaluation
+from nanodet_jax.evaluation.evaluate import run_evaluation
 from nanodet_jax.structures import Detections
 
 SIZES = [(60, 60), (60, 30), (30, 60), (60, 60), (30, 60), (60, 60), (60, 60)]  # height, width
 
 
 class Images(list):
-    """Seven records of three shapes, with ids that fall; image k is of one grey, and full."""
+    """Seven records of three shapes with descending ids; image k has one gray level and one box."""
 
-    categories = (Category(4, "grey"),)
+    categories = (Category(4, "gray"),)
 
     def __init__(self):
         for k, (height, width) in enumerate(SIZES):
@@ -31,12 +31,12 @@ class Images(list):
 
 
 def detect(variables, images, inverse_warps, sizes):
-    """Two boxes in every image, one of them whole; in the empty ones that fill a batch too."""
+    """Detect two boxes in every image, one of them the whole image; in padding images too."""
     whole = np.concatenate([np.zeros_like(sizes), sizes[:, ::-1]], axis=-1)
-    grey = np.abs(images[:, 0, 0, 0]) / 10
+    gray = np.abs(images[:, 0, 0, 0]) / 10
     return Detections(
         boxes=np.stack([whole / 2, whole], axis=1),
-        scores=np.stack([grey, grey / 2], axis=1),
+        scores=np.stack([gray, gray / 2], axis=1),
         labels=np.zeros((len(images), 2), np.int32),
         valid=np.full((len(images), 2), True),
         truncated=np.full(len(images), False),
@@ -52,29 +52,29 @@ def evaluated(batch_size, source=None, **kwargs):
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 16])
-def test_every_image_counts_once_in_the_order_of_the_source(batch_size):
-    found = evaluated(batch_size, pictures=2)
+def test_results_have_the_order_of_the_source_for_every_batch_size(batch_size):
+    found = evaluated(batch_size, num_examples=2)
     assert [row["image_id"] for row in found.results] == [90 - k // 2 for k in range(14)]
     assert found.results == evaluated(1).results
     assert [row["bbox"] for row in found.results[2:4]] == [[0, 0, 15, 30], [0, 0, 30, 60]]
     truth = Images().ground_truth()
     assert found.metrics == coco_metrics(truth, found.results, Images.categories)
     assert found.metrics["AR100"] == pytest.approx(1)
-    assert found.metrics["AP"] < 0.7  # half of what is found is not there
-    assert list(found.pictured) == [0, 1]
+    assert found.metrics["AP"] < 0.7  # half of the detections are false positives
+    assert list(found.examples) == [0, 1]
 
 
-def test_an_unreadable_image_is_one_without_detections(capsys):
+def test_unreadable_image_counts_as_one_without_detections(capsys):
     source = Images()
     source[2] = replace(source[2], image=b"none")
-    found = evaluated(3, source, pictures=3)
+    found = evaluated(3, source, num_examples=3)
     assert [row["image_id"] for row in found.results] == [90, 90, 89, 89, 87, 87, 86, 86, 85, 85,
                                                           84, 84]  # fmt: skip
     assert found.metrics == coco_metrics(source.ground_truth(), found.results, Images.categories)
     assert found.metrics["AR100"] == pytest.approx(6 / 7)
-    assert sorted(found.pictured) == [0, 1, 3]
+    assert sorted(found.examples) == [0, 1, 3]
     assert "note: 2.png (image 88): no image that OpenCV can read" in capsys.readouterr().out
 
 
-def test_an_evaluation_can_be_stopped():
+def test_evaluation_returns_none_when_stopped():
     assert evaluated(2, should_stop=lambda: True) is None

@@ -1,0 +1,221 @@
+"""Run a detector on a dataset, and compute COCO's metrics."""
+
+import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from importlib import metadata
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from nanodet_jax import visualize
+from nanodet_jax.config import Config, check
+from nanodet_jax.data.open_source import open_source
+from nanodet_jax.data.pipeline import evaluation_batches
+from nanodet_jax.data.records import Source, decode
+from nanodet_jax.errors import UserError
+from nanodet_jax.evaluation import coco_metrics
+from nanodet_jax.files import make_folder, write_json
+from nanodet_jax.inference.predict import Detect, detect_batches, make_detect
+from nanodet_jax.io.weights import Weights, load_weights
+from nanodet_jax.models.nanodet import build_model
+from nanodet_jax.runtime import backend, distributed
+from nanodet_jax.structures import Detections
+from nanodet_jax.terminal import say
+
+NUM_EXAMPLES = 12  # images in pictures/detections.jpg
+STOP_CHECK_EVERY = 8  # images between two exchanges of `should_stop` among the processes
+
+
+class Evaluation(NamedTuple):
+    """Result of an evaluation."""
+
+    metrics: dict[str, Any]  # as from `coco_metrics.coco_metrics`
+    results: list[dict[str, Any]]  # rows of a COCO result file, in the order of the source
+    examples: dict[int, Detections]  # of the first images, by index in the source
+
+
+def run_evaluation(
+    detect: Detect,
+    variables: Any,
+    source: Source,
+    config: Config,
+    *,
+    num_examples: int = 0,
+    progress: bool = True,
+    should_stop: Callable[[], bool] = lambda: False,
+    evaluator: coco_metrics.Evaluator | None = None,
+    evaluator_context: Callable[[], AbstractContextManager] = nullcontext,
+) -> Evaluation | None:
+    """Detect objects in every image of `source`, and compute the metrics.
+
+    The results have the order of the source, whatever the batch size. An image that cannot be read
+    counts as one without detections.
+
+    With several processes, each detects objects in its part of the images. All processes then
+    gather all detections and compute the metrics, so that none waits for another. All of them stop
+    as soon as `should_stop` is true in one.
+
+    Args:
+      detect: from `make_detect`.
+      variables: of the model.
+      source: images and ground truth.
+      config: input size, resizing and batch size.
+      num_examples: images whose detections are returned as `examples`.
+      progress: show a progress bar.
+      should_stop: checked between images.
+      evaluator: as for `coco_metrics.choose_evaluator`.
+      evaluator_context: entered while the metrics are computed. pycocotools may take a minute and
+        does not check `should_stop`.
+
+    Returns:
+      None if stopped before the metrics were computed.
+    """
+    detections: dict[int, Detections] = {}
+    process_index, process_count = jax.process_index(), jax.process_count()
+    # All processes exchange `should_stop` equally often, however many images each can read.
+    every = 1 if process_count == 1 else STOP_CHECK_EVERY
+    checks_left = len(source) // process_count // every
+    visible = progress and distributed.is_writer()
+    with tqdm(total=len(source) // process_count, desc="evaluate", unit="img", leave=False,
+              disable=not visible, mininterval=0.5) as bar:  # fmt: skip
+        batches = evaluation_batches(source, config, (process_index, process_count))
+        for index, detected in detect_batches(detect, variables, batches):
+            detections[index] = detected
+            bar.update()
+            if len(detections) % every == 0 and checks_left:
+                checks_left -= 1
+                if distributed.any_of(should_stop()):
+                    return None
+    for _ in range(checks_left):
+        if distributed.any_of(should_stop()):
+            return None
+
+    gathered: dict[int, Detections] = {}
+    for part in distributed.gather(detections):
+        gathered |= part
+    detections = dict(sorted(gathered.items()))
+    results = []
+    for index, detected in detections.items():
+        results += coco_metrics.to_coco_results(
+            source[index].image_id,
+            detected.boxes,
+            detected.scores,
+            detected.labels,
+            source.categories,
+        )
+    truncated = [source[i].name for i, detected in detections.items() if detected.truncated]
+    if truncated and distributed.is_writer():
+        say(
+            f"note: {len(truncated)} images, first {truncated[0]}, have more candidates than "
+            "suppression takes; their lowest-scoring detections may be missing"
+        )
+    with evaluator_context():
+        metrics = coco_metrics.coco_metrics(
+            source.ground_truth(), results, source.categories, evaluator=evaluator
+        )
+    return Evaluation(metrics, results, dict(list(detections.items())[:num_examples]))
+
+
+def draw_examples(source: Source, examples: dict[int, Detections], columns: int = 4) -> np.ndarray:
+    """Draw detections on their images, and arrange the images in a grid; uint8 BGR [H, W, 3].
+
+    Args:
+      source: of the images.
+      examples: detections by index in the source.
+      columns: at most so many images in a row.
+    """
+    names = [category.name for category in source.categories]
+    pixels = partial(decode, max_megapixels=math.inf)  # their size was checked when first read
+    drawn = [
+        visualize.draw_detections(pixels(source[i]), found.boxes, found.scores, found.labels, names)
+        for i, found in examples.items()
+    ]
+    return visualize.grid(drawn, columns=min(columns, len(drawn)), size=(320, 320))
+
+
+def check_classes(weights: Weights, source: Source) -> None:
+    """Check that the weights have the classes of the dataset, in the same order.
+
+    Raises:
+      UserError: naming the first difference.
+    """
+
+    def normalize(name: str) -> str:
+        return name.replace("_", " ")
+
+    names = [category.name for category in source.categories]
+    count = weights.config.model.num_classes
+    if len(names) != count:
+        raise UserError(
+            f"the weights have {count} classes, the dataset has {len(names)} "
+            f"({', '.join(names[:5])}{', ...' if len(names) > 5 else ''}); evaluate on the dataset "
+            "they were trained on, or fine-tune them with --config.training.init_weights"
+        )
+    for label, (expected, found) in enumerate(zip(weights.class_names, names)):
+        if normalize(expected) != normalize(found):
+            raise UserError(
+                f"class {label} is {expected!r} in the weights but {found!r} in the dataset; "
+                "names and order of the classes must be equal"
+            )
+
+
+def evaluate(
+    config: Config,
+    weights: str | Path,
+    out: str | Path,
+    evaluator: coco_metrics.Evaluator | None = None,
+) -> dict[str, Any]:
+    """Evaluate weights on the validation split of `config.data`, and write the results.
+
+    The architecture comes with the weights. The dataset, the input size and the resizing come from
+    `config`.
+
+    Args:
+      config: not changed.
+      weights: a file or a workdir, as for `load_weights`.
+      out: folder for `metrics.json`, `detections.json` and `pictures/`.
+      evaluator: as for `coco_metrics.choose_evaluator`.
+
+    Returns:
+      The content of `metrics.json`: the metrics of `coco_metrics.coco_metrics`, and `evaluator`,
+      the name and version of the evaluator.
+
+    Raises:
+      UserError: if the dataset, the weights or a value of the config cannot be used.
+    """
+    backend.prepare()
+    check(config)
+    evaluator = coco_metrics.choose_evaluator(evaluator)
+    source = open_source(config, "val")
+    loaded = load_weights(weights, max_input_side=None)  # the input size is that of `config`
+    check_classes(loaded, source)
+    for name in ("input_size", "data.keep_ratio", "compat.pixel_index_warp"):
+        value, trained = (_field(c, name) for c in (config, loaded.config))
+        if value != trained:
+            say(f"note: config.{name}={value}, but the weights were trained with {trained}")
+    detect = make_detect(build_model(loaded.config.model, config.precision))
+    result = run_evaluation(
+        detect, loaded.variables, source, config, num_examples=NUM_EXAMPLES, evaluator=evaluator
+    )
+    assert result is not None
+    metrics = {**result.metrics, "evaluator": f"{evaluator} {metadata.version(evaluator)}"}
+    out = Path(out)
+    write_json(out / "metrics.json", metrics, indent=2)
+    write_json(out / "detections.json", result.results)
+    if result.examples:
+        folder = make_folder(out / "pictures")
+        visualize.save_image(folder / "detections.jpg", draw_examples(source, result.examples))
+    return metrics
+
+
+def _field(config: Config, name: str) -> Any:
+    """Return a field of the config by its dotted name."""
+    value: Any = config
+    for part in name.split("."):
+        value = getattr(value, part)
+    return value
