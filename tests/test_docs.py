@@ -1,0 +1,245 @@
+"""README and docs: links lead somewhere, commands and snippets work, and the site builds.
+
+A fenced block of shell or Python is run, unless a comment above it states why not:
+
+    <!-- needs: COCO -->            its commands are only parsed, its imports only run
+    <!-- run by: tests/test_x.py --> another test runs it
+"""
+
+import argparse
+import ast
+import importlib
+import importlib.util
+import os
+import re
+import runpy
+import shlex
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import pytest
+
+from nanodet_jax import config as configs
+from nanodet_jax.cli import config_flags
+from nanodet_jax.cli import main as cli
+from nanodet_jax.io.weights import Weights, save_weights
+from nanodet_jax.models.nanodet import build_model
+from nanodet_jax.state import init_variables
+
+REPO = Path(__file__).parents[1]
+PAGES = sorted(
+    path
+    for pattern in ("*.md", "docs/**/*.md", "tests/**/*.md", ".github/**/*.md")
+    for path in REPO.glob(pattern)
+)
+BLOCK = re.compile(r"(?:^<!-- (needs|run by): (.+) -->\n)?^```(\w*)\n((?:.*\n)*?)^```$", re.M)
+LINK = re.compile(r"\]\(([^)\s]+)\)|^\[[^\]]+\]: (\S+)$", re.M)
+TINY = (
+    "--config.input_size=64,64",
+    "--config.model.channels=32",
+    "--config.model.stacked_convs=1",
+    "--config.data.train_size=16",
+    "--config.data.val_size=4",
+    "--config.data.batch_size=4",
+)
+TINY_RUN = (*TINY, "--config.training.steps=2")
+OTHER_PROGRAMS = {"cd", "git", "pre-commit", "pytest"}
+# Phrases that CONTRIBUTING.md asks to avoid.
+AVOIDED = re.compile(
+    r"\b(eats?|feeds on|way out|judge[sd]?|mend(s|ed|ing)?|whoever|thereof|thereby|has the say|"
+    r"by harm|of before|worked off|at hand|rooms?|doors?|tidy|digests|ratings|those of|alike|"
+    r"goes on|(?<!there )(is|are) no (?!longer))\b",
+    re.IGNORECASE,
+)
+
+
+class Block(NamedTuple):
+    """A fenced block of a page."""
+
+    page: Path
+    line: int
+    mark: str  # "needs", "run by", or nothing
+    reason: str
+    language: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.page.relative_to(REPO)}:{self.line}"
+
+
+def blocks(*languages: str) -> list[Block]:
+    """Fenced blocks of all pages in these languages."""
+    found = []
+    for page in PAGES:
+        text = page.read_text()
+        for match in BLOCK.finditer(text):
+            line = text.count("\n", 0, match.start(3)) + 1
+            found.append(Block(page, line, match[1] or "", match[2] or "", match[3], match[4]))
+    return [block for block in found if block.language in languages]
+
+
+def commands(block: Block) -> list[list[str]]:
+    """Words of each command of a shell block, without comments."""
+    lines = block.text.replace("\\\n", " ").splitlines()
+    parts = [part for line in lines for part in re.split(r"&&", line)]
+    return [words for part in parts if (words := shlex.split(part, comments=True))]
+
+
+def anchors(page: Path) -> set[str]:
+    """Names of a page's headings in links, as GitHub and the site make them."""
+    text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.M | re.S)
+    titles = re.findall(r"^#+ (.+)$", text, re.M)
+    plain = (re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", title) for title in titles)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in plain}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(REPO)))
+def test_relative_links_lead_to_files_and_headings(page):
+    for first, second in LINK.findall(page.read_text()):
+        target = first or second
+        if target.startswith(("https://", "http://")):
+            continue
+        path, _, anchor = target.partition("#")
+        file = (page.parent / path).resolve() if path else page
+        assert file.exists(), f"{target}: no such file"
+        assert REPO in file.parents, f"{target}: leaves the repository"
+        assert not anchor or anchor in anchors(file), f"{target}: no such heading"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(REPO)))
+def test_pages_avoid_phrases_that_the_style_guide_names(page):
+    text = re.sub("`[^`]*`", "", page.read_text())
+    if page.name == "CONTRIBUTING.md":  # its table quotes them
+        text = re.sub(r"^\|.*$", "", text, flags=re.M)
+    found = [match[0] for match in AVOIDED.finditer(text)]
+    assert not found
+
+
+class Parsed(Exception):
+    """Raised instead of running a program whose arguments have been accepted."""
+
+
+@pytest.fixture
+def parse(monkeypatch):
+    """Check the arguments of a command with the program's own parser, without running it."""
+    parse_args = argparse.ArgumentParser.parse_args
+
+    def parse_only(parser, *args, **kwargs):
+        parse_args(parser, *args, **kwargs)
+        raise Parsed
+
+    def check(args, overrides):
+        if getattr(args, "config", "CONFIG") != "CONFIG":  # a placeholder
+            config_flags.load_config(args.config, overrides)
+        raise Parsed
+
+    for command, _ in cli.COMMANDS.values():
+        monkeypatch.setattr(command, "run", check)
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_only)
+    monkeypatch.setattr(sys, "path", sys.path.copy())
+    monkeypatch.chdir(REPO)
+
+    def call(words):
+        program, *rest = words
+        with pytest.raises(Parsed):
+            if program == "nanodet-jax":
+                code = cli.main(rest)
+            elif rest[0] in ("train.py", "eval.py"):
+                code = cli.main([rest[0].removesuffix(".py"), *rest[1:]])
+            elif rest[0] == "-m":
+                monkeypatch.setattr(sys, "argv", rest[1:])
+                code = importlib.import_module(f"{rest[1]}.__main__").main()
+            else:
+                monkeypatch.setattr(sys, "argv", rest)
+                code = runpy.run_path(rest[0], run_name="__main__")
+            pytest.fail(f"{shlex.join(words)} ended with {code}")
+
+    return call
+
+
+@pytest.mark.parametrize("block", blocks("sh"), ids=str)
+def test_commands_are_accepted_by_their_programs(block, parse):
+    project = tomllib.loads((REPO / "pyproject.toml").read_text())["project"]
+    extras = set(project["optional-dependencies"])
+    for words in commands(block):
+        if words[0] in ("nanodet-jax", "python"):
+            parse(words)
+        elif words[0] == "pip":
+            named = re.findall(r"\[(.*?)\]", " ".join(words))
+            assert {name for group in named for name in group.split(",")} <= extras
+        else:
+            assert words[0] in OTHER_PROGRAMS, f"{words[0]}: unknown program"
+
+
+@pytest.mark.parametrize("block", blocks("sh", "python"), ids=str)
+def test_blocks_that_are_not_run_here_state_why(block):
+    if block.mark == "run by":
+        assert (REPO / block.reason).is_file()
+    elif not block.mark and block.language == "sh":
+        assert all(words[0] == "nanodet-jax" for words in commands(block))
+
+
+def run(arguments, folder):
+    """Run `nanodet-jax` in a process in this folder, on one device."""
+    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    environment |= {"JAX_COMPILATION_CACHE_DIR": str(REPO / ".jax_cache"), "PYTHONPATH": str(REPO)}
+    done = subprocess.run(
+        [sys.executable, "-m", "nanodet_jax.cli.main", *arguments],
+        cwd=folder, env=environment, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    "page", sorted({block.page for block in blocks("sh") if not block.mark}), ids=lambda p: p.name
+)
+def test_commands_without_a_mark_run_in_their_order(page, tmp_path):
+    for block in blocks("sh"):
+        for words in commands(block) if block.page == page and not block.mark else []:
+            tiny = {"train": TINY_RUN, "eval": TINY}.get(words[1], ())
+            run([*words[1:], *tiny], tmp_path)
+
+
+@pytest.fixture
+def street(tmp_path, monkeypatch):
+    """A working folder with an image and random weights."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(REPO / ".jax_cache"))
+    cv2.imwrite("street.jpg", np.full((48, 64, 3), 128, np.uint8))
+    model = configs.Model(num_classes=1, width=0.5, channels=32, stacked_convs=1)
+    config = configs.Config(input_size=(64, 64), model=model)
+    weights = Weights(init_variables(build_model(model), seed=0), config, ("cat",))
+    save_weights("random.npz", weights)
+
+
+@pytest.mark.usefixtures("street")
+@pytest.mark.parametrize("block", [block for block in blocks("python") if not block.mark], ids=str)
+def test_snippets_run(block):
+    text = block.text.replace("nanodet-plus-m_320.pth", "random.npz")
+    exec(compile(text, str(block), "exec"), {})
+
+
+@pytest.mark.parametrize(
+    "block", [block for block in blocks("python") if block.mark == "needs"], ids=str
+)
+def test_snippets_that_need_data_import_what_exists(block):
+    tree = ast.parse(block.text)
+    tree.body = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+    exec(compile(tree, str(block), "exec"), {})
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("material") is None, reason="needs the docs extra: mkdocs-material"
+)
+@pytest.mark.slow
+def test_site_builds_without_warnings(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)],
+        cwd=REPO, env=os.environ | {"NO_MKDOCS_2_WARNING": "1"}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
