@@ -13,11 +13,11 @@ import numpy as np
 from nanodet_jax.data.records import Category, Record, coco_ground_truth, make_record
 
 NAMES = ("circle", "triangle", "square", "star")
-MAX_OBJECTS = 6
-SIZES = (0.12, 0.6)  # diameter of the circle around a shape, as a share of the side
-MIN_VISIBLE = 0.6  # of each object's pixels, when all are drawn
-MIN_CONTRAST = 70  # in one channel at least, to the mean of what lies beneath
-NOISE = 16  # largest change of a pixel; a power of two divides the range of a byte evenly
+MAX_OBJECTS = 4
+SIZES = (0.2, 0.6)  # diameter of a shape's circumscribed circle, as a fraction of the image side
+MIN_VISIBLE = 0.85  # visible fraction of each object's pixels once all objects are drawn
+COLOR_CANDIDATES = 16  # random colors per object; the one farthest from all others is used
+NOISE = 8  # largest change of a pixel; a power of two divides the range of a byte evenly
 SUBPIXEL_BITS = 4
 
 
@@ -63,7 +63,7 @@ class ShapesSource:
 
 def _draw(rng: np.random.Generator, size: int) -> tuple[np.ndarray, list, list[int], list[int]]:
     """Pixels uint8 [size, size, 3], boxes xyxy, labels, and areas in pixels."""
-    pixels = _ground(rng, size)
+    pixels, colors = _ground(rng, size)
     owner = np.zeros((size, size), np.uint8)  # which object is on top: 1, 2, ...; 0 the ground
     boxes: list[tuple[int, int, int, int]] = []
     labels: list[int] = []
@@ -86,7 +86,8 @@ def _draw(rng: np.random.Generator, size: int) -> tuple[np.ndarray, list, list[i
         areas.append(int(np.count_nonzero(inside)))
         visible = np.append(remains, areas[-1])
         owner[window][inside] = len(areas)
-        pixels[window][inside] = _colour(rng, cv2.mean(pixels[window], mask[window])[:3])
+        colors.append(_distinct_color(rng, colors))
+        pixels[window][inside] = colors[-1]
     pixels = cv2.blur(pixels, (3, 3))  # soft edges, as a lens has
     noise = np.frombuffer(rng.bytes(pixels.size), np.uint8).reshape(pixels.shape)
     pixels = cv2.add(pixels, noise % np.uint8(2 * NOISE))
@@ -97,7 +98,7 @@ def _mask(rng: np.random.Generator, size: int, label: int) -> np.ndarray:
     """One shape in white, uint8 [size, size], of any size and rotation, mostly inside."""
     low, high = np.log(SIZES)
     radius = 0.5 * size * math.exp(rng.uniform(low, high))
-    center = rng.uniform(0.7 * radius, size - 0.7 * radius, 2)
+    center = rng.uniform(0.9 * radius, size - 0.9 * radius, 2)
     mask = np.zeros((size, size), np.uint8)
     scale = 1 << SUBPIXEL_BITS
     match NAMES[label]:
@@ -118,15 +119,17 @@ def _mask(rng: np.random.Generator, size: int, label: int) -> np.ndarray:
     return mask
 
 
-def _colour(rng: np.random.Generator, beneath: tuple[float, ...]) -> np.ndarray:
-    while True:
-        colour = rng.integers(0, 256, 3)
-        if np.abs(colour - beneath).max() >= MIN_CONTRAST:
-            return colour.astype(np.uint8)
+def _distinct_color(rng: np.random.Generator, others: list[np.ndarray]) -> np.ndarray:
+    """The random color farthest from `others`, by the channel that differs most: uint8 [3]."""
+    candidates = rng.integers(0, 256, (COLOR_CANDIDATES, 3))
+    distances = np.abs(candidates[:, None] - np.stack(others)).max(axis=2).min(axis=1)
+    return candidates[np.argmax(distances)].astype(np.uint8)
 
 
-def _ground(rng: np.random.Generator, size: int) -> np.ndarray:
-    """Two colours, mixed by a gradient, stripes, or clouds: uint8 [size, size, 3]."""
+def _ground(
+    rng: np.random.Generator, size: int
+) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Two colors mixed by a gradient, stripes or clouds: uint8 [size, size, 3], and the colors."""
     first, second = rng.uniform(20, 235, (2, 3))
     angle = rng.uniform(0, 2 * np.pi)
     place = np.arange(size, dtype=np.float32) / size - 0.5
@@ -143,4 +146,5 @@ def _ground(rng: np.random.Generator, size: int) -> np.ndarray:
             coarse = rng.random((cells, cells), dtype=np.float32)
             mix = cv2.resize(coarse, (size, size), interpolation=cv2.INTER_LINEAR)
     shades = np.linspace(first, second, 256).astype(np.uint8)
-    return shades.take((np.clip(mix, 0, 1) * 255).astype(np.uint8), axis=0)
+    pixels = shades.take((np.clip(mix, 0, 1) * 255).astype(np.uint8), axis=0)
+    return pixels, [first, second]
