@@ -126,9 +126,7 @@ def _distinct_color(rng: np.random.Generator, others: list[np.ndarray]) -> np.nd
     return candidates[np.argmax(distances)].astype(np.uint8)
 
 
-def _ground(
-    rng: np.random.Generator, size: int
-) -> tuple[np.ndarray, list[np.ndarray]]:
+def _ground(rng: np.random.Generator, size: int) -> tuple[np.ndarray, list[np.ndarray]]:
     """Two colors mixed by a gradient, stripes or clouds: uint8 [size, size, 3], and the colors."""
     first, second = rng.uniform(20, 235, (2, 3))
     angle = rng.uniform(0, 2 * np.pi)
