@@ -82,8 +82,9 @@ def select_detections(
         return order
     corners = np.asarray(boxes, float).reshape(-1, 4)[order]
     sides = np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1)  # xywh
-    ranks = np.arange(len(order), 0.0, -1.0)  # instead of scores, to keep the order of equal ones
-    kept = cv2.dnn.NMSBoxes(sides, ranks, score_threshold=0.0, nms_threshold=IOU_THRESHOLD)
+    # NMSBoxes gets ranks in place of scores, to keep the order of equal ones.
+    ranks = np.arange(len(order), 0.0, -1.0).tolist()
+    kept = cv2.dnn.NMSBoxes(sides.tolist(), ranks, score_threshold=0.0, nms_threshold=IOU_THRESHOLD)
     return order[np.asarray(kept, int)]
 
 

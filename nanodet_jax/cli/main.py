@@ -16,7 +16,7 @@ from nanodet_jax.coco_classes import COCO_CLASSES
 from nanodet_jax.doctor import report
 from nanodet_jax.errors import UserError
 from nanodet_jax.files import write_json
-from nanodet_jax.inference.detector import Detector, Found, read_image
+from nanodet_jax.inference.detector import Detector, ImageDetections, read_image
 from nanodet_jax.io.weights import MAX_INPUT_SIDE, load_weights, save_weights
 from nanodet_jax.runtime import backend
 from nanodet_jax.summary import format_summary, summarize
@@ -174,7 +174,7 @@ def _refuse_overwriting(files: list[Path], out: Path, names: list[str]) -> None:
             )
 
 
-def _as_json(found: Found) -> list[dict]:
+def _as_json(found: ImageDetections) -> list[dict]:
     return [
         {"class": name, "score": float(score), "box_xyxy": box.tolist()}
         for box, score, name in zip(found.boxes, found.scores, found.class_names)
