@@ -1,7 +1,7 @@
-"""Pictures of boxes: detections, ground truth, contact sheets.
+"""Draw detections and ground truth on images, and arrange images in a grid.
 
-Images are uint8 BGR [height, width, 3], the order OpenCV reads and writes; boxes are xyxy in pixels
-of the image that is drawn on. Nothing here changes its input.
+Images are uint8 BGR [height, width, 3], the channel order of OpenCV. Boxes are xyxy in pixels of
+the image. No function changes its input.
 """
 
 import colorsys
@@ -21,23 +21,29 @@ from nanodet_jax.files import replacing
 FONT = cv2.FONT_HERSHEY_SIMPLEX
 BLACK, WHITE, GREY = (0, 0, 0), (255, 255, 255), (114, 114, 114)
 GOLDEN_RATIO = (math.sqrt(5) - 1) / 2
-GAP = 4  # pixels between the pictures of a grid
-# OpenCV 4 draws every byte of a non-ASCII letter as a question mark; OpenCV 5 draws the letter.
+GAP = 4  # pixels between the images of a grid
+THRESHOLD = 0.35  # lowest score that is drawn by default
+# The network suppresses overlapping boxes within each class only, so one object may be detected as
+# several classes. Drawn boxes are suppressed across classes at the threshold used within a class.
+IOU_THRESHOLD = 0.6
+# OpenCV 4 draws each byte of a non-ASCII letter as a question mark; OpenCV 5 draws the letter.
 DRAWS_UNICODE = int(cv2.__version__.split(".")[0]) >= 5
 
-Color = tuple[int, int, int]  # blue, green, red, 0 .. 255
-_Rectangle = tuple[int, int, int, int]  # left, top, right, bottom: whole pixels, all of them drawn
+Color = tuple[int, int, int]  # blue, green, red, each 0 .. 255
+_Rectangle = tuple[int, int, int, int]  # left, top, right, bottom: whole pixels, all inclusive
 
 
 class _Style(NamedTuple):
-    line: int  # width of a box's line, pixels
-    scale: float  # of the font
-    weight: int  # of the font
+    """Line and font sizes for an image."""
+
+    line: int  # line width, pixels
+    scale: float  # font scale
+    weight: int  # stroke width of the font, pixels
     padding: int  # around a text, pixels
 
 
-class _Strip(NamedTuple):
-    """A text on a filled rectangle, in whole pixels, far edges excluded."""
+class _Label(NamedTuple):
+    """Text on a filled rectangle, in whole pixels; `right` and `bottom` are exclusive."""
 
     text: str
     color: Color
@@ -45,7 +51,41 @@ class _Strip(NamedTuple):
     top: int
     right: int
     bottom: int
-    baseline: int  # y on which the letters stand
+    baseline: int  # y coordinate of the text's baseline
+
+
+def select_detections(
+    boxes: np.ndarray,
+    scores: np.ndarray,
+    threshold: float = THRESHOLD,
+    *,
+    draw_all: bool = False,
+) -> np.ndarray:
+    """Return the indices of the detections to draw, best first: one per object.
+
+    Apply greedy non-maximum suppression across classes: drop a box whose iou with a better box
+    exceeds `IOU_THRESHOLD`. Of equal scores, the first is the better.
+
+    Args:
+      boxes: [n, 4] xyxy.
+      scores: [n] in [0, 1].
+      threshold: drop detections with a lower score, or a score of nan.
+      draw_all: keep boxes that overlap.
+
+    Returns:
+      [k] int64 indices into `boxes`, k <= n.
+    """
+    scores = np.asarray(scores, float)
+    order = np.argsort(-scores, kind="stable")
+    order = order[scores[order] >= threshold]  # False for nan
+    if draw_all:
+        return order
+    corners = np.asarray(boxes, float).reshape(-1, 4)[order]
+    sides = np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1)  # xywh
+    # NMSBoxes gets ranks in place of scores, to keep the order of equal ones.
+    ranks = np.arange(len(order), 0.0, -1.0).tolist()
+    kept = cv2.dnn.NMSBoxes(sides.tolist(), ranks, score_threshold=0.0, nms_threshold=IOU_THRESHOLD)
+    return order[np.asarray(kept, int)]
 
 
 def draw_detections(
@@ -54,41 +94,48 @@ def draw_detections(
     scores: np.ndarray,
     labels: np.ndarray,
     class_names: Sequence[str],
-    threshold: float = 0.35,
+    threshold: float = THRESHOLD,
+    *,
+    draw_all: bool = False,
 ) -> np.ndarray:
-    """A copy of the image with a box, class name and score for each of n detections.
+    """Return a copy of the image with box, class name and score of each detected object.
 
-    Lines and letters grow with the image. A name stands where it covers no better detection's
-    name; in a crowd where there is no such place, the box stands without it. Boxes that lie
-    outside the image are left out.
+    Draw only the best-scoring class of each object (see `select_detections`), or every detection
+    if `draw_all` is set. Skip boxes that lie outside the image. Lines and text scale with the
+    image. A name never covers the name of a better detection; where no free place is left, draw
+    the box without its name.
 
     Args:
       image: [H, W, 3] uint8 BGR.
       boxes: [n, 4] xyxy, pixels of the image.
       scores: [n] in [0, 1].
       labels: [n] integers, 0 .. C-1.
-      class_names: C names; where OpenCV cannot draw a letter, its closest ASCII letter is drawn.
-      threshold: detections with a lower score are left out.
+      class_names: C names. Letters that OpenCV cannot draw become the closest ASCII letters.
+      threshold: skip detections with a lower score.
+      draw_all: also draw boxes that overlap a better box of another class.
 
     Returns:
       [H, W, 3] uint8 BGR, equal to `image` where nothing is drawn.
+
+    Raises:
+      ValueError: if `image` has another dtype or shape.
     """
     picture = _copy(image)
     style = _style(picture)
     rectangles = _visible(boxes, picture)
-    strips: list[_Strip] = []
+    names: list[_Label] = []
     drawn: list[tuple[_Rectangle, Color]] = []
-    for index in np.argsort(-np.asarray(scores, float), kind="stable"):
+    for index in select_detections(boxes, scores, threshold, draw_all=draw_all):
         rectangle, score, label = rectangles[index], float(scores[index]), int(labels[index])
-        if rectangle is None or not score >= threshold:  # "not >=": nan is left out
+        if rectangle is None:
             continue
         text = f"{_drawable(class_names[label], label)} {score:.0%}"
-        strips += _place(text, class_color(label), rectangle, strips, picture, style)
+        names += _place(text, class_color(label), rectangle, names, picture, style)
         drawn.append((rectangle, class_color(label)))
-    for rectangle, color in reversed(drawn):  # the best last, on top
+    for rectangle, color in reversed(drawn):  # the best detection last, on top
         cv2.rectangle(picture, rectangle[:2], rectangle[2:], color, style.line)
-    for strip in strips:  # after all boxes, so that no line crosses a name
-        _write(picture, strip, style)
+    for name in names:  # after all boxes, so that no line crosses a name
+        _write(picture, name, style)
     return picture
 
 
@@ -98,20 +145,23 @@ def draw_ground_truth(
     labels: np.ndarray | None = None,
     class_names: Sequence[str] = (),
 ) -> np.ndarray:
-    """A copy of the image with dashed white boxes, and names if labels are given.
+    """Return a copy of the image with dashed white boxes, and names if labels are given.
 
     Args:
       image: [H, W, 3] uint8 BGR.
       boxes: [n, 4] xyxy, pixels of the image.
       labels: [n] integers, 0 .. C-1, or None for boxes without names.
-      class_names: C names, needed with labels.
+      class_names: C names; required with labels.
 
     Returns:
       [H, W, 3] uint8 BGR.
+
+    Raises:
+      ValueError: if `image` has another dtype or shape.
     """
     picture = _copy(image)
     style = _style(picture)
-    strips: list[_Strip] = []
+    names: list[_Label] = []
     for index, rectangle in enumerate(_visible(boxes, picture)):
         if rectangle is None:
             continue
@@ -119,28 +169,28 @@ def draw_ground_truth(
         if labels is not None:
             label = int(labels[index])
             text = _drawable(class_names[label], label)
-            strips += _place(text, WHITE, rectangle, strips, picture, style)
-    for strip in strips:
-        _write(picture, strip, style)
+            names += _place(text, WHITE, rectangle, names, picture, style)
+    for name in names:
+        _write(picture, name, style)
     return picture
 
 
 def grid(
     images: Sequence[np.ndarray], columns: int, size: tuple[int, int] | None = None
 ) -> np.ndarray:
-    """A contact sheet: images row by row, each in the middle of a cell, on grey.
+    """Arrange images row by row on a grey background, each centered in its cell.
 
     Args:
       images: at least one, each [H, W, 3] uint8 BGR of any size.
-      columns: how many stand side by side, at least one.
-      size: (height, width) of a cell, to which images are scaled undistorted; None for cells as
-        large as the largest image, and no scaling.
+      columns: number of images side by side, at least one.
+      size: (height, width) of a cell; images are scaled to fit, with their aspect ratio. None: do
+        not scale, and make cells as large as the largest image.
 
     Returns:
       [height, width, 3] uint8 BGR.
 
     Raises:
-      ValueError: if there is no image or no column.
+      ValueError: if there are no images or no columns.
     """
     if not images or columns < 1:
         raise ValueError(f"a grid needs images and columns, got {len(images)} and {columns}")
@@ -161,10 +211,10 @@ def grid(
 
 
 def save_image(path: Path, image: np.ndarray) -> None:
-    """Write an image [H, W, 3] uint8 BGR, as the ending of the name says; folders are made.
+    """Write an image [H, W, 3] uint8 BGR in the format of the file's suffix; create its folders.
 
     Raises:
-      UserError: naming the path, if OpenCV does not know the ending or the file cannot be written.
+      UserError: naming the path, if OpenCV does not know the suffix or the file cannot be written.
     """
     path = Path(path)
     try:
@@ -172,16 +222,16 @@ def save_image(path: Path, image: np.ndarray) -> None:
     except cv2.error:
         done = False
     if not done:
-        raise UserError(f"{path}: cannot be saved as {path.suffix!r}; end the name in .jpg or .png")
+        raise UserError(f"{path}: cannot save an image as {path.suffix!r}; use .jpg or .png")
     with replacing(path) as file:
         file.write(data.tobytes())
 
 
 def class_color(label: int) -> Color:
-    """The colour (blue, green, red) of a class: always the same, and far from its neighbours'."""
-    # Steps of the golden ratio never fall on a former hue and always split a widest gap.
+    """Return the fixed color (blue, green, red) of a class, distinct from adjacent classes."""
+    # Steps of the golden ratio never repeat a hue, and each splits one of the widest gaps.
     hue = label * GOLDEN_RATIO % 1.0
-    value = (1.0, 0.75, 0.9)[label // 8 % 3]  # tells apart hues that are close
+    value = (1.0, 0.75, 0.9)[label // 8 % 3]  # separates colors of similar hue
     red, green, blue = colorsys.hsv_to_rgb(hue, 0.85, value)
     return round(255 * blue), round(255 * green), round(255 * red)
 
@@ -189,12 +239,12 @@ def class_color(label: int) -> Color:
 def _copy(image: np.ndarray) -> np.ndarray:
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         raise ValueError(f"expected uint8 [H, W, 3], got {image.dtype} {list(image.shape)}")
-    return np.array(image, order="C")  # OpenCV draws on contiguous arrays only
+    return np.array(image, order="C")  # OpenCV draws only on contiguous arrays
 
 
 def _style(image: np.ndarray) -> _Style:
     side = min(image.shape[:2])
-    scale = max(0.38, side / 1000)  # smaller letters run together
+    scale = max(0.38, side / 1000)  # smaller text is illegible
     return _Style(
         line=max(1, round(side / 240)),
         scale=scale,
@@ -204,13 +254,13 @@ def _style(image: np.ndarray) -> _Style:
 
 
 def _visible(boxes: np.ndarray, image: np.ndarray) -> list[_Rectangle | None]:
-    """Whole pixels of each box, cut at the image's edges; None where nothing is left of it."""
+    """Clip each box to the image and round it to whole pixels; None if it has no visible area."""
     height, width = image.shape[:2]
     limit = np.array([width, height, width, height], float)
-    cut = np.clip(np.asarray(boxes, float).reshape(-1, 4), 0, limit)
-    inside = (cut[:, 2] > cut[:, 0]) & (cut[:, 3] > cut[:, 1])  # False for nan
-    cut[~inside] = 0
-    corners = np.minimum(np.round(cut), limit - 1).astype(int).tolist()
+    clipped = np.clip(np.asarray(boxes, float).reshape(-1, 4), 0, limit)
+    inside = (clipped[:, 2] > clipped[:, 0]) & (clipped[:, 3] > clipped[:, 1])  # False for nan
+    clipped[~inside] = 0
+    corners = np.minimum(np.round(clipped), limit - 1).astype(int).tolist()
     return [
         (left, top, right, bottom) if shown else None
         for (left, top, right, bottom), shown in zip(corners, inside)
@@ -218,6 +268,7 @@ def _visible(boxes: np.ndarray, image: np.ndarray) -> list[_Rectangle | None]:
 
 
 def _drawable(name: str, label: int) -> str:
+    """Return the name on one line, with letters that the installed OpenCV can draw."""
     name = " ".join(name.encode("utf-8", "replace").decode("utf-8").split())
     if DRAWS_UNICODE or name.isascii():
         return name or f"class {label}"
@@ -231,33 +282,40 @@ def _place(
     text: str,
     color: Color,
     rectangle: _Rectangle,
-    taken: Sequence[_Strip],
+    taken: Sequence[_Label],
     image: np.ndarray,
     style: _Style,
-) -> list[_Strip]:
-    """The first free place: above the box, inside at its top, below, inside at its bottom.
+) -> list[_Label]:
+    """Place a text above the box, inside at its top, below, or inside at its bottom.
 
-    An empty list where all are taken. A text too long for the image loses its end.
+    Try these in order, aligned with the left edge of the box, then with the right. Truncate a text
+    that is wider than the image.
+
+    Returns:
+      The label at the first place that touches no label in `taken`, or an empty list.
     """
     height, width = image.shape[:2]
-    room = width - 2 * style.padding
+    available = width - 2 * style.padding
     lengths = range(1, len(text) + 1)
-    fitting = bisect_right(lengths, room, key=lambda n: _text_size(text[:n], style)[0])
+    fitting = bisect_right(lengths, available, key=lambda n: _text_size(text[:n], style)[0])
     text = text[: max(1, fitting)]
     text_width, ascent, descent = _text_size(text, style)
-    across, down = text_width + 2 * style.padding, ascent + descent + style.padding
+    label_width, label_height = text_width + 2 * style.padding, ascent + descent + style.padding
     half = style.line // 2
     x1, y1, x2, y2 = rectangle
-    for x in (x1 - half, x2 + half + 1 - across):
-        left = max(0, min(x, width - across))
-        for y in (y1 - half - down, y1 - half, y2 + half + 1, y2 + half + 1 - down):
-            top = max(0, min(y, height - down))
+    outside_top, inside_top = y1 - half - label_height, y1 - half
+    outside_bottom, inside_bottom = y2 + half + 1, y2 + half + 1 - label_height
+    for x in (x1 - half, x2 + half + 1 - label_width):
+        left = max(0, min(x, width - label_width))
+        for y in (outside_top, inside_top, outside_bottom, inside_bottom):
+            top = max(0, min(y, height - label_height))
             if abs(top - y) > half:
-                continue  # pushed back into the image, it would stand at another place
+                continue  # moving it back into the image would change its place at the box
+            right, bottom = left + label_width, top + label_height
             baseline = top + ascent + style.padding // 2
-            strip = _Strip(text, color, left, top, left + across, top + down, baseline)
-            if not any(_touch(strip, other) for other in taken):
-                return [strip]
+            label = _Label(text, color, left, top, right, bottom, baseline)
+            if not any(_touch(label, other) for other in taken):
+                return [label]
     return []
 
 
@@ -266,23 +324,23 @@ def _text_size(text: str, style: _Style) -> tuple[int, int, int]:
     return width, ascent, descent
 
 
-def _touch(a: _Strip, b: _Strip) -> bool:
+def _touch(a: _Label, b: _Label) -> bool:
     return a.left < b.right and b.left < a.right and a.top < b.bottom and b.top < a.bottom
 
 
-def _write(image: np.ndarray, strip: _Strip, style: _Style) -> None:
-    image[strip.top : strip.bottom, strip.left : strip.right] = strip.color
-    blue, green, red = strip.color
+def _write(image: np.ndarray, label: _Label, style: _Style) -> None:
+    image[label.top : label.bottom, label.left : label.right] = label.color
+    blue, green, red = label.color
     brightness = 0.114 * blue + 0.587 * green + 0.299 * red
-    ink = BLACK if brightness > 128 else WHITE
-    at = (strip.left + style.padding, strip.baseline)
-    cv2.putText(image, strip.text, at, FONT, style.scale, ink, style.weight, cv2.LINE_AA)
+    text_color = BLACK if brightness > 128 else WHITE
+    origin = (label.left + style.padding, label.baseline)
+    cv2.putText(image, label.text, origin, FONT, style.scale, text_color, style.weight, cv2.LINE_AA)
 
 
 def _dashed_rectangle(image: np.ndarray, rectangle: _Rectangle, style: _Style) -> None:
     x1, y1, x2, y2 = rectangle
     line, dash = max(1, style.line // 2), 4 * style.line + 2
-    cv2.rectangle(image, (x1, y1), (x2, y2), BLACK, line)  # shows between dashes, on white too
+    cv2.rectangle(image, (x1, y1), (x2, y2), BLACK, line)  # visible on white, between the dashes
     for x in range(x1, x2, 2 * dash):
         for y in (y1, y2):
             cv2.line(image, (x, y), (min(x + dash, x2), y), WHITE, line)

@@ -16,7 +16,7 @@ from nanodet_jax.coco_classes import COCO_CLASSES
 from nanodet_jax.doctor import report
 from nanodet_jax.errors import UserError
 from nanodet_jax.files import write_json
-from nanodet_jax.inference.detector import Detector, Found, read_image
+from nanodet_jax.inference.detector import Detector, ImageDetections, read_image
 from nanodet_jax.io.weights import MAX_INPUT_SIDE, load_weights, save_weights
 from nanodet_jax.runtime import backend
 from nanodet_jax.summary import format_summary, summarize
@@ -66,6 +66,9 @@ def _add_predict(parser: argparse.ArgumentParser) -> None:
         "--threshold", type=float, default=0.35, help="least score that is drawn (%(default)s)"
     )
     parser.add_argument(
+        "--draw-all", action="store_true", help="draw every class of an object, not only its best"
+    )
+    parser.add_argument(
         "--max-megapixels", type=float, help="larger images are not read (default: as in training)"
     )
     parser.add_argument(
@@ -99,7 +102,7 @@ def predict(args: argparse.Namespace) -> int:
                 left_out += 1
                 say(f"left out: {error}")
                 continue
-            found[str(file)] = _predict_one(detector, file, pixels, args.out / name, args.threshold)
+            found[str(file)] = _predict_one(detector, file, pixels, args.out / name, args)
     except BaseException:
         if found:
             write_json(args.out / DETECTIONS, found, indent=2)
@@ -112,16 +115,20 @@ def predict(args: argparse.Namespace) -> int:
 
 
 def _predict_one(
-    detector: Detector, file: Path, pixels: np.ndarray, picture: Path, threshold: float
+    detector: Detector, file: Path, pixels: np.ndarray, picture: Path, args: argparse.Namespace
 ) -> list[dict]:
-    """Detections of one image as json has them; they are drawn and counted too."""
+    """Draw the detections of one image, print their counts, and return all of them for json."""
     one = detector.detect_one(pixels)
-    drawn = visualize.draw_detections(
-        pixels, one.boxes, one.scores, one.labels, detector.class_names, threshold
+    shown = visualize.select_detections(
+        one.boxes, one.scores, args.threshold, draw_all=args.draw_all
     )
+    drawn = visualize.draw_detections(
+        pixels, one.boxes[shown], one.scores[shown], one.labels[shown], detector.class_names,
+        args.threshold, draw_all=True,
+    )  # fmt: skip
     visualize.save_image(picture, drawn)
-    shown = [n for n, score in zip(one.class_names, one.scores) if score >= threshold]
-    counts = ", ".join(f"{shown.count(n)} {n}" for n in dict.fromkeys(shown))
+    names = [one.class_names[index] for index in shown]
+    counts = ", ".join(f"{names.count(n)} {n}" for n in dict.fromkeys(names))
     say(f"{file}: {counts or 'nothing'}")
     return _as_json(one)
 
@@ -167,7 +174,7 @@ def _refuse_overwriting(files: list[Path], out: Path, names: list[str]) -> None:
             )
 
 
-def _as_json(found: Found) -> list[dict]:
+def _as_json(found: ImageDetections) -> list[dict]:
     return [
         {"class": name, "score": float(score), "box_xyxy": box.tolist()}
         for box, score, name in zip(found.boxes, found.scores, found.class_names)

@@ -1,4 +1,4 @@
-"""Images in, detections on those images out: the network and what follows it, compiled."""
+"""Compile the network with its postprocessing, and run it on batches of images."""
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, cast
@@ -12,27 +12,32 @@ from nanodet_jax.models.nanodet import NanoDet, priors_of
 from nanodet_jax.runtime import backend
 from nanodet_jax.structures import Array, Detections, Predictions
 
+# (variables, images [B, H, W, 3], inverse_warps [B, 3, 3], sizes [B, 2]) -> detections [B, N]
 Detect = Callable[[Any, Array, Array, Array], Detections]
 
 
 def make_detect(
-    model: NanoDet, split: Callable[[Callable], Callable] = lambda detect: detect
+    model: NanoDet, split: Callable[[Detect], Detect] = lambda detect: detect
 ) -> Detect:
-    """A compiled function from a batch to its detections, once per shape of images.
+    """Return a compiled function from a batch of images to its detections.
 
-    It takes variables, images [B, H, W, 3] as the network wants them, the matrices [B, 3, 3]
-    from input to image pixels and the images' sizes [B, 2], height and width. Boxes are in the
-    pixels of each image. `split` may map it over parts of the batch before it is compiled.
+    The function takes the variables of the model, normalized images [B, H, W, 3], matrices
+    [B, 3, 3] from input pixels to image pixels, and image sizes [B, 2] as height and width. It
+    returns boxes in pixels of each image. It is compiled once per shape of `images`.
+
+    Args:
+      model: the network.
+      split: transforms the function before it is compiled, for example to map it over devices.
     """
 
-    def detect(variables, images, inverse_warps, sizes) -> Detections:
+    def detect(variables: Any, images: Array, inverse_warps: Array, sizes: Array) -> Detections:
         input_size = images.shape[1:3]
         predictions = cast(Predictions, model.apply(variables, images))
         boxes, scores = postprocess.decode(
             predictions, priors_of(model.model, input_size), input_size
         )
-        found = jax.vmap(postprocess.non_maximum_suppression)(boxes, scores)
-        return jax.vmap(postprocess.to_image)(found, inverse_warps, sizes)
+        detections = jax.vmap(postprocess.non_maximum_suppression)(boxes, scores)
+        return jax.vmap(postprocess.to_image)(detections, inverse_warps, sizes)
 
     return backend.jit(split(detect))
 
@@ -40,35 +45,43 @@ def make_detect(
 def detect_batch(
     detect: Detect, variables: Any, batch: EvaluationBatch
 ) -> Iterator[tuple[int, Detections]]:
-    """Position in the source and detections of each image, numpy, without empty slots."""
+    """Yield the index in the source and the detections of each image of a batch.
+
+    Detections are numpy arrays of [n] valid slots, best first.
+    """
     return detect_batches(detect, variables, [batch])
 
 
 def detect_batches(
     detect: Detect, variables: Any, batches: Iterable[EvaluationBatch]
 ) -> Iterator[tuple[int, Detections]]:
-    """As `detect_batch` of one batch after another, each read while the device is at the next."""
-    running: tuple[EvaluationBatch, Detections] | None = None
+    """Yield as `detect_batch` for each batch in order.
+
+    Each batch is dispatched before the results of the previous one are fetched, so the device is
+    never idle while the host unpacks results.
+    """
+    pending: tuple[EvaluationBatch, Detections] | None = None
     for batch in batches:
-        found = detect(variables, batch.images, batch.inverse_warps, batch.sizes)
-        if running is not None:
-            yield from _fetch(*running)
-        running = batch, found
-    if running is not None:
-        yield from _fetch(*running)
+        detections = detect(variables, batch.images, batch.inverse_warps, batch.sizes)
+        if pending is not None:
+            yield from _fetch(*pending)
+        pending = batch, detections
+    if pending is not None:
+        yield from _fetch(*pending)
 
 
-def _fetch(batch: EvaluationBatch, found: Detections) -> Iterator[tuple[int, Detections]]:
-    found = jax.device_get(found)  # of the whole batch at once
+def _fetch(batch: EvaluationBatch, detections: Detections) -> Iterator[tuple[int, Detections]]:
+    """Copy the detections of a batch to the host, in one transfer; yield those of each image."""
+    detections = jax.device_get(detections)
     for row, index in enumerate(batch.indices):
-        count = int(np.sum(found.valid[row]))
+        count = int(np.sum(detections.valid[row]))
         yield (
             index,
             Detections(
-                boxes=found.boxes[row, :count],
-                scores=found.scores[row, :count],
-                labels=found.labels[row, :count],
-                valid=found.valid[row, :count],
-                truncated=found.truncated[row],
+                boxes=detections.boxes[row, :count],
+                scores=detections.scores[row, :count],
+                labels=detections.labels[row, :count],
+                valid=detections.valid[row, :count],
+                truncated=detections.truncated[row],
             ),
         )

@@ -1,4 +1,4 @@
-"""The detector as a user calls it, the files that it is loaded from, and the command line."""
+"""`Detector`, the files it is loaded from, and the `predict` and `convert` commands."""
 
 import json
 import shutil
@@ -12,11 +12,12 @@ from nanodet_jax.cli import main as cli
 from nanodet_jax.coco_classes import COCO_CLASSES
 from nanodet_jax.config import Config, Model
 from nanodet_jax.errors import UserError
-from nanodet_jax.inference.detector import Detector
+from nanodet_jax.inference.detector import Detector, ImageDetections
 from nanodet_jax.io import torch_names
 from nanodet_jax.io.weights import ABOUT, Weights, load_weights, save_weights
 from nanodet_jax.models.nanodet import build_model
 from nanodet_jax.state import abstract_variables
+from nanodet_jax.visualize import draw_detections
 
 SHARED = Path(__file__).parents[3] / "shared" / "weights"
 NAMES = ("cat", "dog", "bird")
@@ -24,7 +25,7 @@ NAMES = ("cat", "dog", "bird")
 
 @pytest.fixture(scope="module")
 def weights():
-    """A random network that is sure of what it sees, or nothing would be found."""
+    """A random network with large outputs, so that scores exceed the threshold."""
     model = Model(num_classes=len(NAMES), width=0.5, channels=32, stacked_convs=1)
     random = np.random.default_rng(0)
     flat = {}
@@ -53,7 +54,7 @@ def detector(file):
 
 @pytest.fixture(scope="module")
 def images():
-    """Blots of three sizes of image, uint8 BGR."""
+    """Blurred noise in three image sizes, uint8 BGR."""
     random = np.random.default_rng(0)
     return [
         cv2.resize(random.integers(0, 256, (6, 6, 3), np.uint8), size[::-1])
@@ -75,22 +76,21 @@ def assert_same(ours, theirs):
         np.testing.assert_array_equal(a, b)
 
 
-def test_what_is_found(detector, images):
+def test_detections_are_ordered_bounded_and_named(detector, images):
     for image in images:
-        found = detector(image)
+        boxes, scores, class_names, labels = detector(image)
         height, width = image.shape[:2]
-        count = len(found.scores)
-        assert 0 < count <= 100
-        assert found.boxes.shape == (count, 4)
-        assert len(found.class_names) == len(found.labels) == count
-        assert found.class_names == [NAMES[label] for label in found.labels]
-        assert np.all(found.scores > 0.05) and np.all(np.diff(found.scores) <= 0)
-        assert np.all(found.boxes >= 0) and np.all(found.boxes <= [width, height, width, height])
-        assert np.all(found.boxes[:, :2] <= found.boxes[:, 2:])
+        assert 0 < len(scores) <= 100
+        assert boxes.shape == (len(scores), 4)
+        assert len(class_names) == len(labels) == len(scores)
+        assert class_names == [NAMES[label] for label in labels]
+        assert np.all(scores > 0.05) and np.all(np.diff(scores) <= 0)
+        assert np.all(boxes >= 0) and np.all(boxes <= [width, height, width, height])
+        assert np.all(boxes[:, :2] <= boxes[:, 2:])
     assert detector.class_names == NAMES
 
 
-def test_path_array_and_list_give_the_same(detector, images, folder):
+def test_path_array_and_list_give_the_same_detections(detector, images, folder):
     alone = [detector(image) for image in images]
     files = [folder / f"{i}.png" for i in range(len(images))]
     for given in (images, tuple(images), files, [str(file) for file in files]):
@@ -105,12 +105,12 @@ def test_path_array_and_list_give_the_same(detector, images, folder):
     assert detector([]) == []
 
 
-def test_grey_is_taken_for_three_channels(detector, images):
-    grey = cv2.cvtColor(images[0], cv2.COLOR_BGR2GRAY)
-    assert_same(detector(grey), detector(cv2.cvtColor(grey, cv2.COLOR_GRAY2BGR)))
+def test_gray_image_equals_its_three_channel_copy(detector, images):
+    gray = cv2.cvtColor(images[0], cv2.COLOR_BGR2GRAY)
+    assert_same(detector(gray), detector(cv2.cvtColor(gray, cv2.COLOR_GRAY2BGR)))
 
 
-def test_a_view_is_as_good_as_a_copy(detector, images):
+def test_non_contiguous_view_equals_its_copy(detector, images):
     flipped = images[0][:, ::-1]
     assert_same(detector(flipped), detector(flipped.copy()))
 
@@ -126,14 +126,14 @@ def test_a_view_is_as_good_as_a_copy(detector, images):
         (np.zeros(8, np.uint8), "height, width"),
     ],
 )
-def test_arrays_that_are_no_images(detector, pixels, message):
+def test_array_of_another_dtype_or_shape_is_rejected(detector, pixels, message):
     with pytest.raises(UserError, match=message):
         detector(pixels)
     with pytest.raises(UserError, match=message):
         detector([np.zeros((8, 8, 3), np.uint8), pixels])
 
 
-def test_files_that_are_no_images(detector, folder, tmp_path):
+def test_unreadable_file_is_named(detector, folder, tmp_path):
     for name in ("missing.jpg", "text.jpg", "cut.png", "empty.png"):
         path = tmp_path / name
         if name == "text.jpg":
@@ -147,20 +147,20 @@ def test_files_that_are_no_images(detector, folder, tmp_path):
                 detector(given)
 
 
-def test_proportions_are_kept_where_the_training_kept_them(weights, images):
+def test_keep_ratio_of_the_training_config_is_applied(weights, images):
     config = Config(input_size=(64, 64), model=weights.config.model)
     config.data.keep_ratio = True
-    found = Detector(weights._replace(config=config))(images[0])
-    assert len(found.scores) > 0
-    assert np.all(found.boxes <= [80, 48, 80, 48])
+    detections = Detector(weights._replace(config=config))(images[0])
+    assert len(detections.scores) > 0
+    assert np.all(detections.boxes <= [80, 48, 80, 48])
 
 
-def test_names_are_made_up_where_none_are_known(weights, images):
+def test_weights_without_class_names_get_numbered_names(weights, images):
     detector = Detector(weights._replace(class_names=()))
     assert detector.class_names == ("class 0", "class 1", "class 2")
 
 
-def test_saved_and_loaded_bit_for_bit(file, weights):
+def test_saved_weights_load_bit_for_bit(file, weights):
     loaded = load_weights(file)
     assert loaded.config == weights.config
     assert loaded.class_names == NAMES
@@ -172,7 +172,7 @@ def test_saved_and_loaded_bit_for_bit(file, weights):
 
 
 def rewrite(path, change):
-    """The same archive with other arrays."""
+    """Apply `change` to the arrays of an archive."""
     with np.load(path) as archive:
         arrays = dict(archive)
     change(arrays)
@@ -196,9 +196,9 @@ DAMAGE = {
     "a byte changed": flip_a_byte,
     "empty": lambda path: path.write_bytes(b""),
     "text": lambda path: path.write_text("weights"),
-    "one array and no archive": lone_array,
+    "a single array": lone_array,
     "an array missing": lambda path: rewrite(path, lambda arrays: arrays.pop(SOME)),
-    "an array too many": lambda path: rewrite(path, lambda a: a.update(other=a[SOME])),
+    "an extra array": lambda path: rewrite(path, lambda a: a.update(other=a[SOME])),
     "another shape": lambda path: rewrite(path, lambda a: a.update({SOME: a[SOME][1:]})),
     "no description": lambda path: rewrite(path, lambda arrays: arrays.pop(ABOUT)),
     "description cut": lambda path: rewrite(path, lambda a: a.update({ABOUT: a[ABOUT][:-9]})),
@@ -207,7 +207,7 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_damaged_weights_are_refused_by_name(file, tmp_path, damage):
+def test_damaged_weights_are_rejected_by_name(file, tmp_path, damage):
     path = tmp_path / "damaged.npz"
     shutil.copy(file, path)
     DAMAGE[damage](path)
@@ -215,14 +215,14 @@ def test_damaged_weights_are_refused_by_name(file, tmp_path, damage):
         load_weights(path)
 
 
-def test_weights_that_are_not_there_or_not_weights(tmp_path):
+def test_missing_or_foreign_weights_are_rejected_by_name(tmp_path):
     (tmp_path / "weights.bin").touch()
     for name in ("missing.npz", "missing.pth", "weights.bin", "."):
         with pytest.raises(UserError, match=str(tmp_path)):
             Detector.load(tmp_path / name)
 
 
-def test_weights_are_written_whole_or_not_at_all(weights, tmp_path):
+def test_failed_save_leaves_no_file(weights, tmp_path):
     (tmp_path / "file").touch()
     for path in (tmp_path / "tiny.bin", tmp_path / "file" / "tiny.npz"):
         with pytest.raises(UserError, match=path.name):
@@ -230,7 +230,9 @@ def test_weights_are_written_whole_or_not_at_all(weights, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-def test_predict(detector, images, folder, file, tmp_path, capsys):
+def test_predict_writes_pictures_and_all_detections(
+    detector, images, folder, file, tmp_path, capsys
+):
     again = tmp_path / "more"
     again.mkdir()
     shutil.copy(folder / "1.png", again / "0.png")
@@ -250,7 +252,7 @@ def test_predict(detector, images, folder, file, tmp_path, capsys):
         assert_same([row["box_xyxy"] for row in rows], boxes)
 
 
-def test_predict_leaves_out_what_cannot_be_read(folder, file, tmp_path, capsys):
+def test_predict_skips_unreadable_images(folder, file, tmp_path, capsys):
     mixed, out = tmp_path / "mixed", tmp_path / "out"
     mixed.mkdir()
     for name in ("0.png", "1.png"):
@@ -261,15 +263,36 @@ def test_predict_leaves_out_what_cannot_be_read(folder, file, tmp_path, capsys):
     predict = ["predict", str(mixed), "--weights", str(file), "--out", str(out)]
 
     assert cli.main(predict) == 1
-    said = capsys.readouterr().out
-    assert f"left out: {mixed / 'broken.jpg'}" in said
-    assert f"2 pictures and detections.json are in {out}; 1 of 3 images could not be read" in said
+    output = capsys.readouterr().out
+    assert f"left out: {mixed / 'broken.jpg'}" in output
+    assert f"2 pictures and detections.json are in {out}; 1 of 3 images could not be read" in output
     found = json.loads((out / "detections.json").read_text())
     assert list(found) == [str(mixed / "0.png"), str(mixed / "1.png")]
 
     assert cli.main([*predict, f"--max-megapixels={height * width / 1e6}"]) == 1
     assert f"left out: {mixed / '1.png'}" in capsys.readouterr().out
     assert list(json.loads((out / "detections.json").read_text())) == [str(mixed / "0.png")]
+
+
+@pytest.mark.parametrize(
+    ("options", "count"), [([], "1 dog, 1 cat"), (["--draw-all"], "1 dog, 2 cat")]
+)
+def test_predict_draws_and_counts_one_class_per_object_unless_asked(
+    options, count, file, folder, tmp_path, capsys, monkeypatch
+):
+    boxes = np.array([[0, 0, 40, 40], [1, 0, 40, 40], [50, 0, 70, 40]], np.float32)
+    scores, labels = np.array([0.9, 0.8, 0.7], np.float32), np.array([1, 0, 0], np.int32)
+    detections = ImageDetections(boxes, scores, ["dog", "cat", "cat"], labels)
+    monkeypatch.setattr(Detector, "detect_one", lambda self, image: detections)
+    arguments = ["predict", str(folder / "0.png"), f"--weights={file}", f"--out={tmp_path}"]
+    assert cli.main([*arguments, *options]) == 0
+    assert f"0.png: {count}\n" in capsys.readouterr().out
+    rows = json.loads((tmp_path / "detections.json").read_text())[str(folder / "0.png")]
+    assert [row["class"] for row in rows] == ["dog", "cat", "cat"]  # the file has all of them
+    pixels, drawn = cv2.imread(str(folder / "0.png")), cv2.imread(str(tmp_path / "0.jpg"))
+    expected = draw_detections(pixels, boxes, scores, labels, NAMES, draw_all=bool(options))
+    other = draw_detections(pixels, boxes, scores, labels, NAMES, draw_all=not options)
+    assert np.abs(drawn.astype(int) - expected).mean() < np.abs(drawn.astype(int) - other).mean()
 
 
 def arrays_of(path):
@@ -285,7 +308,7 @@ def test_convert_changes_no_bit(file, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("case", ["no image", "an empty folder", "no weights", "text", "suffix"])
-def test_what_the_user_can_mend_is_one_line(file, folder, tmp_path, capsys, case):
+def test_user_error_is_one_line_that_names_the_file(file, folder, tmp_path, capsys, case):
     out, empty, text = tmp_path / "out", tmp_path / "empty", tmp_path / "text.pth"
     empty.mkdir()
     text.write_text("no weights")
@@ -298,15 +321,15 @@ def test_what_the_user_can_mend_is_one_line(file, folder, tmp_path, capsys, case
         "suffix": (["convert", file, out / "tiny.bin"], out / "tiny.bin"),
     }[case]
     assert cli.main([str(argument) for argument in arguments]) == 2
-    said = capsys.readouterr().err
-    assert said.startswith("error: ")
-    assert said.count("\n") == 1
-    assert str(named) in said
+    message = capsys.readouterr().err
+    assert message.startswith("error: ")
+    assert message.count("\n") == 1
+    assert str(named) in message
     assert not out.exists()
 
 
-@pytest.mark.skipif(not SHARED.is_dir(), reason=f"{SHARED.parent.name}/{SHARED.name} is not here")
-def test_published_weights_convert(tmp_path, capsys):
+@pytest.mark.skipif(not SHARED.is_dir(), reason=f"{SHARED.parent.name}/{SHARED.name} is missing")
+def test_convert_keeps_config_names_and_arrays_of_published_weights(tmp_path, capsys):
     source, out = SHARED / "nanodet-m_320.pth", tmp_path / "nanodet-m_320.npz"
     assert cli.main(["convert", str(source), str(out)]) == 0
     assert "width 1.0, 80 classes" in capsys.readouterr().out

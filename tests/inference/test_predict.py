@@ -1,4 +1,4 @@
-"""From batches to detections: every image once, one transfer a batch, the device never idle."""
+"""`detect_batches`: order, padding, and overlap of device and host."""
 
 import jax
 import numpy as np
@@ -11,7 +11,7 @@ SLOTS = 3
 
 
 def batches(count, size):
-    """`count` images in batches of `size`; every pixel of image k is k."""
+    """Return `count` images in batches of `size`; every pixel of image k has the value k."""
     images = [np.full((32, 32, 3), k, np.float32) for k in range(count)]
     prepared = [Prepared(image, np.eye(3), np.array([32, 32])) for image in images]
     return [
@@ -21,7 +21,7 @@ def batches(count, size):
 
 
 def detect(variables, images, inverse_warps, sizes):
-    """k % 4 detections in image k, and all slots in the empty images that fill a batch."""
+    """Return k % 4 detections for image k, and all slots for the images that pad a batch."""
     first = images[:, 0, 0, 0]
     count = np.where(sizes[:, 0] > 0, first % 4, SLOTS)
     valid = np.arange(SLOTS) < count[:, None]
@@ -35,11 +35,11 @@ def detect(variables, images, inverse_warps, sizes):
     )
 
 
-def test_every_image_once_whatever_the_batch_size():
+def test_detect_batches_yields_each_image_once_for_any_batch_size():
     for size in (1, 2, 3, 7, 10):
-        found = list(detect_batches(detect, None, batches(7, size)))
-        assert [index for index, _ in found] == list(range(7))
-        for k, one in found:
+        detected = list(detect_batches(detect, None, batches(7, size)))
+        assert [index for index, _ in detected] == list(range(7))
+        for k, one in detected:
             assert len(one.boxes) == len(one.labels) == len(one.valid) == k % 4
             np.testing.assert_array_equal(one.scores, np.full(k % 4, np.float32(k / 100)))
             assert one.truncated == (k > 5)
@@ -47,19 +47,19 @@ def test_every_image_once_whatever_the_batch_size():
     assert [index for index, _ in detect_batch(detect, None, batches(3, 4)[0])] == [0, 1, 2]
 
 
-def test_the_next_batch_is_given_to_the_device_before_the_last_is_read(monkeypatch):
-    happened = []
+def test_detect_batches_dispatches_a_batch_before_fetching_the_previous(monkeypatch):
+    events = []
 
     def device_get(tree):
-        assert isinstance(tree, Detections)  # all of a batch at once
-        happened.append("read")
+        assert isinstance(tree, Detections)  # one transfer per batch
+        events.append("read")
         return tree
 
     def logged(*args):
-        happened.append("detect")
+        events.append("detect")
         return detect(*args)
 
     monkeypatch.setattr(jax, "device_get", device_get)
     for index, _ in detect_batches(logged, None, batches(5, 2)):
-        happened.append(index)
-    assert happened == ["detect", "detect", "read", 0, 1, "detect", "read", 2, 3, "read", 4]
+        events.append(index)
+    assert events == ["detect", "detect", "read", 0, 1, "detect", "read", 2, 3, "read", 4]

@@ -1,7 +1,8 @@
-"""A data set that needs no download: circles, triangles, squares and stars, drawn when asked for.
+"""A synthetic dataset of circles, triangles, squares and stars, drawn on demand.
 
-Small enough to be learned on a laptop in minutes, and not trivial: textured grounds, overlaps,
-rotation, any colour that can be told from what lies beneath it, sizes over a factor of five.
+It needs no download and is learned on a laptop in minutes. Shapes vary in size by a factor of
+three, are rotated, may be partly hidden, and stand on textured, noisy backgrounds. The color of a
+shape is distinct from its background and from other shapes, so that each shape has a clear outline.
 """
 
 import math
@@ -13,23 +14,32 @@ import numpy as np
 from nanodet_jax.data.records import Category, Record, coco_ground_truth, make_record
 
 NAMES = ("circle", "triangle", "square", "star")
-MAX_OBJECTS = 6
-SIZES = (0.12, 0.6)  # diameter of the circle around a shape, as a share of the side
-MIN_VISIBLE = 0.6  # of each object's pixels, when all are drawn
-MIN_CONTRAST = 70  # in one channel at least, to the mean of what lies beneath
-NOISE = 16  # largest change of a pixel; a power of two divides the range of a byte evenly
+MAX_OBJECTS = 4  # per image
+SIZES = (0.2, 0.6)  # diameter of a shape's circumscribed circle, as a fraction of the image side
+MIN_DISTANCE = 0.9  # of a shape's center from the image border, as a fraction of its radius
+MIN_VISIBLE = 0.85  # visible fraction of each object's pixels once all objects are drawn
+MAX_ATTEMPTS = 10  # at placing an object
+COLOR_CANDIDATES = 16  # random colors per object, of which the most distinct is used
+NOISE = 8  # largest change of a pixel; a power of two divides the range of a byte evenly
 SUBPIXEL_BITS = 4
 
 
 class ShapesSource:
-    """`count` images of `size` x `size` pixels; split and index decide all that is drawn.
+    """A split of `count` images of `size` x `size` pixels with 1 to 4 objects of 4 classes.
 
-    Each image has 1 to 6 objects of 4 classes. Boxes are the bounds of a shape's pixels, hidden
-    ones included, clipped to the image. The same (seed, split, index) gives the same picture, and
-    `train` and `val` draw from random streams of their own.
+    An image depends only on (seed, split, index); `train` and `val` use separate random streams.
+    A box encloses all pixels of its shape, including hidden ones, and is clipped to the image.
     """
 
     def __init__(self, split: str, size: int, count: int, seed: int = 0) -> None:
+        """Create a source; draw nothing yet.
+
+        Args:
+          split: "train" or "val".
+          size: height and width of each image, pixels.
+          count: number of images.
+          seed: selects other images of the same distribution.
+        """
         self.categories = tuple(Category(i, name) for i, name in enumerate(NAMES, start=1))
         self._split, self._size, self._count = split, size, count
         self._seed = (seed, ("train", "val").index(split))
@@ -49,29 +59,31 @@ class ShapesSource:
         )
 
     def num_boxes(self, index: int) -> int:
-        """6, the most that any image has: counting would mean to draw it."""
+        """Return `MAX_OBJECTS`, an upper bound; the exact number would require drawing."""
         return MAX_OBJECTS
 
     def image_size(self, index: int) -> tuple[int, int]:
-        """Height and width, without drawing."""
+        """Return height and width, without drawing."""
         return self._size, self._size
 
     def ground_truth(self) -> dict[str, Any]:
-        """The split in COCO's format; draws every image once."""
+        """Return the annotations of the split in COCO format. Draw every image once."""
         return coco_ground_truth((self[i] for i in range(len(self))), self.categories)
 
 
-def _draw(rng: np.random.Generator, size: int) -> tuple[np.ndarray, list, list[int], list[int]]:
-    """Pixels uint8 [size, size, 3], boxes xyxy, labels, and areas in pixels."""
-    pixels = _ground(rng, size)
-    owner = np.zeros((size, size), np.uint8)  # which object is on top: 1, 2, ...; 0 the ground
+def _draw(
+    rng: np.random.Generator, size: int
+) -> tuple[np.ndarray, list[tuple[int, int, int, int]], list[int], list[int]]:
+    """Return pixels uint8 [size, size, 3], boxes xyxy, labels, and areas in pixels."""
+    pixels, colors = _background(rng, size)
+    owner = np.zeros((size, size), np.uint8)  # topmost object of each pixel: 1, 2, ...; 0: none
     boxes: list[tuple[int, int, int, int]] = []
     labels: list[int] = []
     areas: list[int] = []
-    visible = np.zeros(1, int)  # pixels of each owner that can be seen; the ground's do not matter
+    visible = np.zeros(1, int)  # visible pixels by owner; the background's count is not used
     for _ in range(rng.integers(1, MAX_OBJECTS + 1)):
         label = int(rng.integers(len(NAMES)))
-        for _ in range(10):  # places tried; then one object less
+        for _ in range(MAX_ATTEMPTS):
             mask = _mask(rng, size, label)
             x, y, width, height = cv2.boundingRect(mask)
             window = np.s_[y : y + height, x : x + width]
@@ -80,24 +92,25 @@ def _draw(rng: np.random.Generator, size: int) -> tuple[np.ndarray, list, list[i
             if np.all(remains[1:] >= MIN_VISIBLE * np.asarray(areas)):
                 break
         else:
-            continue
+            continue  # no place found: draw one object less
         boxes.append((x, y, x + width, y + height))
         labels.append(label)
         areas.append(int(np.count_nonzero(inside)))
         visible = np.append(remains, areas[-1])
         owner[window][inside] = len(areas)
-        pixels[window][inside] = _colour(rng, cv2.mean(pixels[window], mask[window])[:3])
-    pixels = cv2.blur(pixels, (3, 3))  # soft edges, as a lens has
+        colors.append(_distinct_color(rng, colors))
+        pixels[window][inside] = colors[-1]
+    pixels = cv2.blur(pixels, (3, 3))  # soft edges, as in a photograph
     noise = np.frombuffer(rng.bytes(pixels.size), np.uint8).reshape(pixels.shape)
     pixels = cv2.add(pixels, noise % np.uint8(2 * NOISE))
     return cv2.subtract(pixels, np.full_like(pixels, NOISE)), boxes, labels, areas
 
 
 def _mask(rng: np.random.Generator, size: int, label: int) -> np.ndarray:
-    """One shape in white, uint8 [size, size], of any size and rotation, mostly inside."""
+    """Draw one shape of random size, rotation and place: uint8 [size, size], 255 inside."""
     low, high = np.log(SIZES)
     radius = 0.5 * size * math.exp(rng.uniform(low, high))
-    center = rng.uniform(0.7 * radius, size - 0.7 * radius, 2)
+    center = rng.uniform(MIN_DISTANCE * radius, size - MIN_DISTANCE * radius, 2)
     mask = np.zeros((size, size), np.uint8)
     scale = 1 << SUBPIXEL_BITS
     match NAMES[label]:
@@ -109,7 +122,7 @@ def _mask(rng: np.random.Generator, size: int, label: int) -> np.ndarray:
             corners, inner = 3, 1.0
         case "square":
             corners, inner = 4, 1.0
-        case _:  # a star: every second corner is drawn in
+        case _:  # star: every second corner lies closer to the center
             corners, inner = 10, 0.45
     angles = rng.uniform(0, 2 * np.pi) + np.arange(corners) * (2 * np.pi / corners)
     radii = radius * np.where(np.arange(corners) % 2, inner, 1.0)
@@ -118,19 +131,22 @@ def _mask(rng: np.random.Generator, size: int, label: int) -> np.ndarray:
     return mask
 
 
-def _colour(rng: np.random.Generator, beneath: tuple[float, ...]) -> np.ndarray:
-    while True:
-        colour = rng.integers(0, 256, 3)
-        if np.abs(colour - beneath).max() >= MIN_CONTRAST:
-            return colour.astype(np.uint8)
+def _distinct_color(rng: np.random.Generator, others: list[np.ndarray]) -> np.ndarray:
+    """Return the random color most distinct from all `others`: uint8 [3].
+
+    The distance of two colors is their difference in the channel that differs most.
+    """
+    candidates = rng.integers(0, 256, (COLOR_CANDIDATES, 3))
+    distances = np.abs(candidates[:, None] - np.stack(others)).max(axis=2)
+    return candidates[np.argmax(distances.min(axis=1))].astype(np.uint8)
 
 
-def _ground(rng: np.random.Generator, size: int) -> np.ndarray:
-    """Two colours, mixed by a gradient, stripes, or clouds: uint8 [size, size, 3]."""
+def _background(rng: np.random.Generator, size: int) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Mix two colors by a gradient, stripes or clouds: uint8 [size, size, 3], and the colors."""
     first, second = rng.uniform(20, 235, (2, 3))
     angle = rng.uniform(0, 2 * np.pi)
-    place = np.arange(size, dtype=np.float32) / size - 0.5
-    along = np.float32(math.cos(angle)) * place + np.float32(math.sin(angle)) * place[:, None]
+    position = np.arange(size, dtype=np.float32) / size - 0.5
+    along = np.float32(math.cos(angle)) * position + np.float32(math.sin(angle)) * position[:, None]
     mix: np.ndarray
     match rng.integers(3):
         case 0:
@@ -143,4 +159,5 @@ def _ground(rng: np.random.Generator, size: int) -> np.ndarray:
             coarse = rng.random((cells, cells), dtype=np.float32)
             mix = cv2.resize(coarse, (size, size), interpolation=cv2.INTER_LINEAR)
     shades = np.linspace(first, second, 256).astype(np.uint8)
-    return shades.take((np.clip(mix, 0, 1) * 255).astype(np.uint8), axis=0)
+    pixels = shades.take((np.clip(mix, 0, 1) * 255).astype(np.uint8), axis=0)
+    return pixels, [first, second]

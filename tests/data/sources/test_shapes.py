@@ -1,12 +1,13 @@
-"""Drawn shapes: repeatable, within bounds, and labelled where they are drawn."""
+"""`ShapesSource`: determinism, statistics, and agreement of boxes and pixels."""
 
 import numpy as np
 import pytest
 
+from nanodet_jax.data.sources import shapes
 from nanodet_jax.data.sources.shapes import MAX_OBJECTS, NAMES, ShapesSource
 
 
-def test_a_picture_depends_on_seed_split_and_index_alone():
+def test_image_depends_only_on_seed_split_and_index():
     first, again = ShapesSource("train", 64, 10), ShapesSource("train", 64, 99)
     _ = first[0]
     np.testing.assert_array_equal(first[3].image, again[3].image)
@@ -15,7 +16,7 @@ def test_a_picture_depends_on_seed_split_and_index_alone():
     assert all(not np.array_equal(first[3].image, other.image) for other in others)
 
 
-def test_statistics_of_the_task():
+def test_counts_classes_sizes_and_areas_have_the_documented_range():
     source = ShapesSource("train", 100, 300)
     counts = [len(record.boxes) for record in source]
     assert set(counts) == set(range(1, MAX_OBJECTS + 1))
@@ -24,29 +25,44 @@ def test_statistics_of_the_task():
     boxes = np.concatenate([record.boxes for record in source])
     assert boxes.min() == 0 and boxes.max() == 100
     sides = (boxes[:, 2:] - boxes[:, :2]).max(axis=1)
-    assert 8 <= sides.min() < 15 and 55 < sides.max() <= 63
+    assert 14 <= sides.min() < 20 and 55 < sides.max() <= 63
     areas = np.concatenate([record.areas for record in source])
-    shares = areas / np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
-    medians = [np.median(shares[labels == label]) for label in range(len(NAMES))]
-    np.testing.assert_allclose(medians[0], np.pi / 4, atol=0.03)  # a circle in its square
+    fractions = areas / np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)  # of the box's area
+    medians = [np.median(fractions[labels == label]) for label in range(len(NAMES))]
+    np.testing.assert_allclose(medians[0], np.pi / 4, atol=0.03)  # a circle in its bounding square
     assert all(0.3 < median < 0.8 for median in medians)
 
 
-def test_boxes_lie_where_the_picture_differs_from_its_ground(monkeypatch):
+def test_boxes_enclose_the_pixels_that_differ_from_the_background(monkeypatch):
     source = ShapesSource("val", 96, 40)
-    plain = np.full((96, 96, 3), 90, np.uint8)
-    monkeypatch.setattr("nanodet_jax.data.sources.shapes._ground", lambda rng, size: plain.copy())
-    monkeypatch.setattr("nanodet_jax.data.sources.shapes.NOISE", 1)
+    plain, colors = np.full((96, 96, 3), 90, np.uint8), [np.full(3, 90)]
+    monkeypatch.setattr(shapes, "_background", lambda rng, size: (plain.copy(), colors.copy()))
+    monkeypatch.setattr(shapes, "NOISE", 1)
     for record in source:
         drawn = np.abs(record.image.astype(int) - 90).max(axis=2) > 12
         rows, columns = np.nonzero(drawn)
         found = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
         union = [*record.boxes[:, :2].min(axis=0), *record.boxes[:, 2:].max(axis=0)]
-        # The soft edge of a shape reaches one pixel further.
+        # The blur widens a shape by one pixel.
         np.testing.assert_allclose(found, union, atol=1.01)
 
 
-def test_a_source_has_a_length_and_an_end():
+def test_color_of_a_shape_is_distinct_from_background_and_other_shapes(monkeypatch):
+    distances = []
+    pick = shapes._distinct_color
+
+    def record(rng, others):
+        color = pick(rng, others)
+        distances.append(min(np.abs(color.astype(int) - other).max() for other in others))
+        return color
+
+    monkeypatch.setattr(shapes, "_distinct_color", record)
+    _ = list(ShapesSource("train", 64, 300))
+    assert len(distances) > 300
+    assert min(distances) > 70 and np.median(distances) > 140
+
+
+def test_source_has_a_length_and_raises_index_error_past_its_end():
     source = ShapesSource("val", 32, 3)
     assert len(source) == len(list(source)) == 3
     assert [source.num_boxes(i) for i in range(3)] == [MAX_OBJECTS] * 3
