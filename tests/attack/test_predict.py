@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from nanodet_jax import visualize
-from nanodet_jax.cli import main as cli
+from nanodet_jax.cli import predict as cli
 from nanodet_jax.cli.main import main
 from nanodet_jax.errors import UserError
 from nanodet_jax.inference.detector import Detector
