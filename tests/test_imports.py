@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parents[1] / "nanodet_jax"
 LAYERS = (
     {"errors", "version"},
     {"config", "structures", "boxes", "coco_classes", "terminal", "files"},
-    {"runtime"},
+    {"runtime", "configs"},
     {"ops", "losses", "data"},
     {"models", "visualize", "evaluation.coco_metrics"},
     {"state"},

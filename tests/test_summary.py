@@ -11,7 +11,7 @@ import pytest
 
 from configs import coco
 from nanodet_jax.cli import main as cli
-from nanodet_jax.cli.entry_point import load_config
+from nanodet_jax.cli.config_flags import load_config
 from nanodet_jax.config import Model
 from nanodet_jax.errors import UserError
 from nanodet_jax.models.nanodet import build_model, priors_of

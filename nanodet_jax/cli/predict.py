@@ -2,7 +2,9 @@
 
 import argparse
 import os
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -12,48 +14,63 @@ from nanodet_jax.errors import UserError
 from nanodet_jax.files import write_json
 from nanodet_jax.inference.detector import Detector, Found, read_image
 from nanodet_jax.io.weights import MAX_INPUT_SIDE
+from nanodet_jax.runtime.process import setup_process
 from nanodet_jax.terminal import say
 
 DETECTIONS = "detections.json"
-LONGEST_STEM = 240  # bytes of a file name; most file systems allow 255 with its ending
+LONGEST_STEM = 240  # bytes; most file systems allow names of 255, with the ending
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("images", nargs="+", type=Path, help="image files, or folders of them")
+    """Add the options of `predict`."""
+    parser.description = (
+        "Find objects in images. Write a copy of each image with the boxes drawn, and "
+        "detections.json with all objects of a score above 0.05."
+    )
+    parser.add_argument("images", nargs="+", type=Path, help="image files, or folders of images")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--weights", type=Path, help="a .pth, .ckpt or .npz file")
-    source.add_argument("--workdir", type=Path, help="a run, whose best checkpoint is taken")
+    source.add_argument("--workdir", type=Path, help="a run: its best checkpoint is used")
     parser.add_argument(
-        "--out", type=Path, default=Path("predictions"), help="default: %(default)s"
+        "--out",
+        type=Path,
+        default=Path("predictions"),
+        help="output folder (default: %(default)s)",
     )
     parser.add_argument(
-        "--threshold", type=float, default=0.35, help="least score that is drawn (%(default)s)"
+        "--threshold",
+        type=float,
+        default=0.35,
+        help="lowest score of an object that is drawn (default: %(default)s)",
     )
     parser.add_argument(
-        "--max-megapixels", type=float, help="larger images are not read (default: as in training)"
+        "--max-megapixels",
+        type=float,
+        help="skip larger images (default: the limit that the weights were trained with)",
     )
     parser.add_argument(
         "--max-input-side",
         type=float,
         default=MAX_INPUT_SIDE,
-        help="weights that ask for a larger input are refused (%(default)s pixels)",
+        metavar="PIXELS",
+        help="refuse weights with a larger input (default: %(default)s)",
     )
-    parser.set_defaults(run=predict)
+    parser.set_defaults(run=run)
 
 
-def predict(args: argparse.Namespace) -> int:
-    """Write a picture with boxes per image, and `detections.json` with all above 0.05.
+def run(args: argparse.Namespace, _: Sequence[str]) -> int:
+    """Draw and list the objects; return 1 if some of several images cannot be read, otherwise 0.
 
-    Of several images those that cannot be read are reported and left out; the answer is then 1.
-    Where an error or Ctrl-C ends the command, `detections.json` holds the images done by then.
+    If an error or Ctrl-C ends the command, `detections.json` contains the images done by then.
     """
     files = [file for path in args.images for file in _image_files(path)]
     names = _picture_names(files)
     _refuse_overwriting(files, args.out, names)
+    setup_process()
     detector = Detector.load(args.weights or args.workdir, args.max_input_side, args.max_megapixels)
-    found: dict[str, list[dict]] = {}
-    left_out = 0
+    found: dict[str, list[dict[str, Any]]] = {}
+    skipped = 0
     try:
         for file, name in tqdm(list(zip(files, names)), unit="img", disable=len(files) == 1):
             try:
@@ -61,25 +78,26 @@ def predict(args: argparse.Namespace) -> int:
             except UserError as error:
                 if len(files) == 1:
                     raise
-                left_out += 1
-                say(f"left out: {error}")
+                skipped += 1
+                say(f"skipped: {error}")
                 continue
             found[str(file)] = _predict_one(detector, file, pixels, args.out / name, args.threshold)
     except BaseException:
         if found:
             write_json(args.out / DETECTIONS, found, indent=2)
-            say(f"stopped; {DETECTIONS} in {args.out} holds {len(found)} of {len(files)} images")
+            path = args.out / DETECTIONS
+            say(f"stopped; {path} contains {len(found)} of {len(files)} images")
         raise
     write_json(args.out / DETECTIONS, found, indent=2)
-    more = f"; {left_out} of {len(files)} images could not be read" if left_out else ""
-    say(f"{len(files) - left_out} pictures and {DETECTIONS} are in {args.out}{more}")
-    return int(left_out > 0)
+    more = f"; {skipped} of {len(files)} images could not be read" if skipped else ""
+    say(f"{args.out} contains {len(files) - skipped} pictures and {DETECTIONS}{more}")
+    return int(skipped > 0)
 
 
 def _predict_one(
     detector: Detector, file: Path, pixels: np.ndarray, picture: Path, threshold: float
-) -> list[dict]:
-    """Detections of one image as json has them; they are drawn and counted too."""
+) -> list[dict[str, Any]]:
+    """Detect, draw and count the objects in one image; return them as json values."""
     one = detector.detect_one(pixels)
     drawn = visualize.draw_detections(
         pixels, one.boxes, one.scores, one.labels, detector.class_names, threshold
@@ -101,13 +119,14 @@ def _image_files(path: Path) -> list[Path]:
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
     if not files:
-        raise UserError(f"{path}: holds no image ({', '.join(sorted(IMAGE_SUFFIXES))})")
+        raise UserError(f"{path}: contains no image ({', '.join(sorted(IMAGE_SUFFIXES))})")
     return files
 
 
 def _picture_names(files: list[Path]) -> list[str]:
-    """One name per file, numbered where two would be the same, in small letters too."""
-    names, used = [], set()
+    """Name one picture per file; add numbers to names that are equal, ignoring case."""
+    names: list[str] = []
+    used: set[str] = set()
     for file in files:
         stem = file.stem
         if len(os.fsencode(stem)) > LONGEST_STEM:
@@ -121,8 +140,8 @@ def _picture_names(files: list[Path]) -> list[str]:
 
 
 def _refuse_overwriting(files: list[Path], out: Path, names: list[str]) -> None:
-    """Check that no drawn picture takes the place of an image that is read."""
-    # Of the last part no link is followed: it would be replaced itself.
+    """Refuse to write a picture over one of the images."""
+    # A link is not followed in the last part of a path: the link itself would be replaced.
     originals = {Path(os.path.realpath(file.parent), file.name) for file in files}
     for name in names:
         if Path(os.path.realpath(out), name) in originals:
@@ -132,7 +151,7 @@ def _refuse_overwriting(files: list[Path], out: Path, names: list[str]) -> None:
             )
 
 
-def _as_json(found: Found) -> list[dict]:
+def _as_json(found: Found) -> list[dict[str, Any]]:
     return [
         {"class": name, "score": float(score), "box_xyxy": box.tolist()}
         for box, score, name in zip(found.boxes, found.scores, found.class_names)

@@ -22,7 +22,8 @@ from nanodet_jax.files import make_folder, write_json
 from nanodet_jax.inference.predict import Detect, detect_batches, make_detect
 from nanodet_jax.io.weights import Weights, load_weights
 from nanodet_jax.models.nanodet import build_model
-from nanodet_jax.runtime import backend, distributed
+from nanodet_jax.runtime import distributed
+from nanodet_jax.runtime.process import setup_process
 from nanodet_jax.structures import Detections
 from nanodet_jax.terminal import say
 
@@ -160,7 +161,7 @@ def evaluate(
     Raises:
       UserError: for data, weights or values that cannot be used.
     """
-    backend.prepare()
+    setup_process()
     check(config)
     judge = coco_metrics.choose_judge(judge)
     source = open_source(config, "val")

@@ -15,7 +15,6 @@ from nanodet_jax.errors import UserError
 from nanodet_jax.inference.predict import detect_batch, make_detect
 from nanodet_jax.io.weights import MAX_INPUT_SIDE, Weights, class_names_of, load_weights
 from nanodet_jax.models.nanodet import build_model
-from nanodet_jax.runtime import backend
 
 Image = str | Path | np.ndarray
 
@@ -41,7 +40,6 @@ class Detector:
     """
 
     def __init__(self, weights: Weights, max_megapixels: float | None = None):
-        backend.prepare()
         self.config: Config = weights.config
         if max_megapixels is None:
             max_megapixels = min(weights.config.data.max_megapixels, MAX_MEGAPIXELS)

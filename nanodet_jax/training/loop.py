@@ -21,6 +21,7 @@ from nanodet_jax.inference.predict import make_detect
 from nanodet_jax.io.checkpoint import Checkpoints
 from nanodet_jax.models.nanodet import build_model, priors_of
 from nanodet_jax.runtime import backend, distributed
+from nanodet_jax.runtime.process import setup_process
 from nanodet_jax.state import abstract_variables, create_state
 from nanodet_jax.training.interrupt import Interrupt, Stopped
 from nanodet_jax.training.lock import lock_for_all
@@ -71,7 +72,7 @@ def train_and_evaluate(config: Config, workdir: str | Path) -> dict[str, Any]:
       KeyboardInterrupt, SystemExit: after SIGINT or SIGTERM, once the state is saved.
     """
     check(config)
-    backend.prepare()
+    setup_process()
     distributed.join(config.training)
     workdir = Path(workdir).expanduser()
     check(config, count_devices(config.training) * distributed.share()[1])
