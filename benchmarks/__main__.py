@@ -26,10 +26,10 @@ from benchmarks.plan import ON_ACCELERATOR, ON_CPU, Setting, tasks
 from benchmarks.processes import fresh
 from benchmarks.reference import Reference
 from benchmarks.timing import Effort, Row
-from nanodet_jax.cli import entry_point
+from nanodet_jax.cli.main import fail
 from nanodet_jax.config import Precision
 from nanodet_jax.errors import UserError
-from nanodet_jax.runtime import backend
+from nanodet_jax.runtime.process import setup_process
 
 IMAGES, DETECTIONS = 5000, 100  # of evaluation: COCO's validation set, what suppression may leave
 KINDS = ("table", "assignment", "evaluation", "engines")
@@ -81,7 +81,7 @@ def measure(args: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Row]]:
     Raises:
       UserError: if what the flags name cannot be used.
     """
-    backend.prepare(args.cache)
+    setup_process(args.cache)
     cache = Path(jax.config.jax_compilation_cache_dir).resolve()  # type: ignore[attr-defined]
     # Asked in another process: a device that this one had started would lack memory for the rest.
     machine = fresh(describe, cache=cache)
@@ -137,7 +137,7 @@ def main() -> None:
             machine, rows = measure(args)
             print(f"\n{len(rows)} rows in {(time.perf_counter() - started) / 60:.1f} minutes")
         else:
-            backend.prepare(args.cache)
+            setup_process(args.cache)
             machine = describe()
             if args.what == "assignment":
                 rows = assignment.benchmark(args.batch or 32, args.size, args.runs, args.only)
@@ -156,7 +156,7 @@ def main() -> None:
         if args.json:
             report.write(args.json, machine, rows)
     except UserError as error:
-        entry_point.fail(error)
+        sys.exit(fail(error))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import jax
 from benchmarks.subject import Subject
 from benchmarks.timing import Program, Row, resident_mb
 from nanodet_jax import config
-from nanodet_jax.cli import entry_point
+from nanodet_jax.cli.config_flags import load_config
 from nanodet_jax.data.cache import TrainingImages
 from nanodet_jax.data.open_source import open_source
 from nanodet_jax.data.pipeline import count_slots, steps_per_epoch, training_batches
@@ -42,7 +42,7 @@ def load(file: str, data: dict[str, Any], seconds: float) -> dict[str, Row]:
     Returns:
       One row: per batch, and images per second of the clock and of CPU time, which is a core's.
     """
-    loaded = _with_data(entry_point.load_config(file), data)
+    loaded = _with_data(load_config(file), data)
     batch, source = loaded.data.batch_size, open_source(loaded, "train")
     batches = training_batches(source, loaded, count_slots(source, loaded.data.max_boxes)[0])
     for _ in range(steps_per_epoch(source, batch)):

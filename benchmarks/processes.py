@@ -11,9 +11,9 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from nanodet_jax.runtime import backend
+from nanodet_jax.runtime.process import setup_process
 
-CACHE = "JAX_COMPILATION_CACHE_DIR"  # `backend.prepare` heeds it, in the children of a child too
+CACHE = "JAX_COMPILATION_CACHE_DIR"  # `setup_process` uses it, in the children of a child too
 
 
 class Compiled(Exception):
@@ -21,7 +21,7 @@ class Compiled(Exception):
 
 
 def fresh(function: Callable[..., Any], *args: Any, cache: Path) -> Any:
-    """What `function(*args)` returns or raises in a new process, set up by `backend.prepare`.
+    """What `function(*args)` returns or raises in a new process, set up by `setup_process`.
 
     Args:
       function: pickled by name, as whatever functions are among the arguments.
@@ -41,7 +41,7 @@ def _prepare(cache: str) -> None:
     os.environ[CACHE] = cache
     # What a process does not use of the device is for the original, which may run beside it.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    backend.prepare()
+    setup_process()
 
 
 def warm(function: Callable[..., Any], *args: Any, cache: Path) -> Any:

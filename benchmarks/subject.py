@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from nanodet_jax import boxes, config
-from nanodet_jax.cli import entry_point
+from nanodet_jax.cli.config_flags import load_config
 from nanodet_jax.models.nanodet import NanoDet, build_model, priors_of
 from nanodet_jax.state import init_variables
 from nanodet_jax.structures import Batch, GroundTruth
@@ -36,7 +36,7 @@ class Subject:
         Raises:
           UserError: if there is no such config, or if it cannot be so.
         """
-        loaded = entry_point.load_config(self.file)
+        loaded = load_config(self.file)
         loaded.model.num_classes = CLASSES
         if self.size:
             loaded.input_size = (self.size, self.size)

@@ -11,8 +11,8 @@ images are 62 steps an epoch; 40 epochs of them take about 20 minutes on two CPU
 on a GPU.
 """
 
-from configs import voc
 from nanodet_jax.config import Config
+from nanodet_jax.configs import voc
 
 
 def get_config(variant: str = "nanodet-m") -> Config:

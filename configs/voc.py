@@ -16,8 +16,8 @@ original's way of warping (`--config.compat.pixel_index_warp=True`) 0.573, 0.570
 
 from dataclasses import replace
 
-from configs import coco
 from nanodet_jax.config import Compat, Config, Data, Model, Training
+from nanodet_jax.configs import coco
 from nanodet_jax.errors import UserError
 
 VARIANTS = ("nanodet-m", "nanodet-plus-m")

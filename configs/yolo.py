@@ -12,8 +12,8 @@ With `configs/yolo.py:nanodet-plus-m` and nanodet-plus-m_320.pth it is NanoDet-P
 takes is in `configs/custom.py`.
 """
 
-from configs import voc
 from nanodet_jax.config import Config
+from nanodet_jax.configs import voc
 
 
 def get_config(variant: str = "nanodet-m") -> Config:

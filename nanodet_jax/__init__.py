@@ -6,5 +6,6 @@
 
 from nanodet_jax.evaluation.evaluate import evaluate as evaluate
 from nanodet_jax.inference.detector import Detector as Detector
+from nanodet_jax.runtime.process import setup_process as setup_process
 from nanodet_jax.training.loop import train_and_evaluate as train_and_evaluate
 from nanodet_jax.version import __version__ as __version__

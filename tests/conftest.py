@@ -8,7 +8,7 @@ os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
 
 import jax
 
-from nanodet_jax.runtime import backend
+from nanodet_jax.runtime.process import setup_process
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
-backend.prepare(cache_dir=Path(__file__).parents[1] / ".jax_cache")
+setup_process(cache_dir=Path(__file__).parents[1] / ".jax_cache")

@@ -34,9 +34,10 @@ import numpy as np
 import optax
 
 from nanodet_jax import config
-from nanodet_jax.cli import entry_point
+from nanodet_jax.cli.config_flags import load_config
 from nanodet_jax.models.nanodet import build_model, priors_of
 from nanodet_jax.runtime import backend, distributed
+from nanodet_jax.runtime.process import setup_process
 from nanodet_jax.state import TrainState, create_state
 from nanodet_jax.structures import Batch, GroundTruth
 from nanodet_jax.training.initial_weights import initial_variables, read_initial_weights
@@ -207,13 +208,13 @@ def main() -> None:
     for name, kind in (("coordinator", str), ("count", int), ("part", int), ("out", str)):
         parser.add_argument(f"--{name}", type=kind, help=argparse.SUPPRESS)  # of `in_processes`
     args = parser.parse_args()
-    backend.prepare()
+    setup_process()
     jax.config.update("jax_enable_x64", args.dtype == "float64")
     if args.coordinator:
         distributed.join(
             config.Distributed(args.coordinator, num_processes=args.count, process_index=args.part)
         )
-    settings = entry_point.load_config(args.config)
+    settings = load_config(args.config)
     settings.input_size = (args.input_size, args.input_size)
     settings.model.num_classes = 80
     settings.training.init_weights = args.weights

@@ -16,7 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from nanodet_jax.runtime import backend
+from nanodet_jax.runtime.process import setup_process
 from tests.parity_checks import find_checks
 from tests.parity_checks.comparison import Worst
 
@@ -31,7 +31,7 @@ def main(argv: list[str] | None = None) -> int:
     if not args.folder.is_dir():
         print(f"error: {args.folder} is no folder", file=sys.stderr)
         return 2
-    backend.prepare()
+    setup_process()
     weights = args.weights_dir or args.folder.parent / "weights"
     images = args.images_dir or args.folder.parent / "data" / "coco_mini" / "val2017"
     checks = [

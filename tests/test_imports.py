@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parents[1] / "nanodet_jax"
 LAYERS = (
     {"errors", "version", "terminal"},
     {"config", "structures", "boxes", "coco_classes", "files"},
-    {"runtime"},
+    {"runtime", "configs"},
     {"ops", "losses", "data"},
     {"models", "visualize", "evaluation.coco_metrics"},
     {"state"},

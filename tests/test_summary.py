@@ -11,7 +11,7 @@ import pytest
 
 from configs import coco
 from nanodet_jax.cli import main as cli
-from nanodet_jax.cli.entry_point import load_config
+from nanodet_jax.cli.config_flags import load_config
 from nanodet_jax.config import Model
 from nanodet_jax.errors import UserError
 from nanodet_jax.models.nanodet import build_model, priors_of
@@ -131,7 +131,7 @@ def test_info(info):
     code, said, error = info("configs/coco.py:nanodet-plus-m_320")
     assert (code, error) == (0, "")
     assert said.startswith("nanodet-plus-m_320: one image of 320 x 320 pixels, 80 classes\n")
-    assert "those of COCO are assumed" in said
+    assert "COCO's are assumed" in said
     rows = [line.split() for line in said.splitlines()]
     assert ["deployed", "1,197,924", "0.451"] in rows
     assert ["in", "training", "4,330,904", "6.635"] in rows

@@ -34,13 +34,6 @@ def read_bytes(path: Path, max_pixels: float) -> bytes:
     return read_regular(path, BYTES_PER_PIXEL * max_pixels + HEADER_ROOM, "an image")
 
 
-def use_threads_of_ours() -> None:
-    """Tell OpenCV that others share out the images and report what is wrong with them."""
-    cv2.setNumThreads(0)  # its own threads would fight with those over the cores
-    # It has lines of its own for each broken image, without its name.
-    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
-
-
 def stored_size(data: bytes) -> tuple[int, int] | None:
     """Height and width as the header has them, None for no image. No pixel is decoded."""
     return _size(io.BytesIO(data), turned=False)

@@ -10,7 +10,6 @@ from nanodet_jax.config import Config
 from nanodet_jax.data import transforms
 from nanodet_jax.data.cache import TrainingImages
 from nanodet_jax.data.examples import ForDevice, OnHost
-from nanodet_jax.data.image_files import use_threads_of_ours
 from nanodet_jax.data.records import Record, Source, decode
 from nanodet_jax.data.unreadable import Unreadable
 from nanodet_jax.errors import UserError
@@ -50,7 +49,6 @@ def count_slots(source: Source, limit: int) -> tuple[int, list[tuple[str, int]]]
 
 
 def _reading(config: Config, ahead: int) -> grain.ReadOptions:
-    use_threads_of_ours()
     return grain.ReadOptions(num_threads=config.data.workers, prefetch_buffer_size=ahead)
 
 

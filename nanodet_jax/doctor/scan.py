@@ -11,7 +11,6 @@ from tqdm import tqdm
 
 from nanodet_jax.config import Config
 from nanodet_jax.data.faults import Fault, Kind
-from nanodet_jax.data.image_files import use_threads_of_ours
 from nanodet_jax.data.open_source import open_source
 from nanodet_jax.data.records import Category, Record, Source, decode
 from nanodet_jax.errors import UserError
@@ -44,7 +43,6 @@ def scan(config: Config, split: str, *, progress: bool = True) -> Scan:
     except UserError as error:
         note(Fault(Kind.FILE, str(error)))
         return Scan((), [], 0, [*faults.values()])
-    use_threads_of_ours()
     records = []
 
     def examine(index: int) -> tuple[Record | None, list[Fault]]:

@@ -23,7 +23,8 @@ from nanodet_jax.files import make_folder, write_json
 from nanodet_jax.inference.predict import Detect, detect_batches, make_detect
 from nanodet_jax.io.weights import Weights, load_weights
 from nanodet_jax.models.nanodet import build_model
-from nanodet_jax.runtime import backend, distributed
+from nanodet_jax.runtime import distributed
+from nanodet_jax.runtime.process import setup_process
 from nanodet_jax.structures import Detections
 from nanodet_jax.terminal import say
 
@@ -188,7 +189,7 @@ def evaluate(
     Raises:
       UserError: if the dataset, the weights or a value of the config cannot be used.
     """
-    backend.prepare()
+    setup_process()
     check(config)
     evaluator = coco_metrics.choose_evaluator(evaluator)
     source = open_source(config, "val")

@@ -16,7 +16,6 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from absl import logging
 from etils import epath
 from orbax.checkpoint import checkpoint_managers
 
@@ -41,14 +40,6 @@ NEWEST = 2  # of which the older one is there in case the newest is damaged
 RECORD = "record"
 VERSION = 1  # of what a checkpoint holds
 LONGEST_LINE = 120  # of a library's message within ours
-
-
-def _is_news(record: Any) -> bool:
-    """Whether a line of absl's log is shown: what Orbax's threads raise is raised here as well."""
-    return not ("orbax" in record.pathname and record.exc_info)
-
-
-logging.get_absl_logger().addFilter(_is_news)
 
 
 OS_ERROR = re.compile(r"os_error_code='(\d{1,9})'")  # in TensorStore's messages

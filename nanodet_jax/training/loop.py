@@ -10,6 +10,7 @@ from nanodet_jax.config import Config, check
 from nanodet_jax.errors import UserError
 from nanodet_jax.evaluation import evaluate
 from nanodet_jax.runtime import backend, distributed
+from nanodet_jax.runtime.process import setup_process
 from nanodet_jax.training.batch_picture import draw_batch
 from nanodet_jax.training.build import Run, build
 from nanodet_jax.training.interrupt import Interrupt, Stopped
@@ -39,7 +40,7 @@ def train_and_evaluate(config: Config, workdir: str | Path) -> dict[str, Any]:
       KeyboardInterrupt, SystemExit: after SIGINT or SIGTERM, once the state is saved.
     """
     check(config)
-    backend.prepare()
+    setup_process()
     distributed.join(config.distributed)
     check(config, count_devices(config.training) * jax.process_count())
     with build(config, Path(workdir).expanduser()) as run, Interrupt() as interrupt:

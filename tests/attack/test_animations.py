@@ -22,9 +22,9 @@ SHAPE = (SIZE[1], SIZE[0])
 MOST_S = 5.0  # for one file; they take milliseconds
 MEASURE = """
 import re, sys
-from nanodet_jax.runtime import backend
+from nanodet_jax.runtime.process import setup_process
 from nanodet_jax.data.image_files import stored_size
-backend.prepare()
+setup_process()
 data = open(sys.argv[1], "rb").read()
 stored_size(open(sys.argv[2], "rb").read())
 # Not ru_maxrss, which starts at the memory of the process that started this one.

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from nanodet_jax import visualize
-from nanodet_jax.cli import main as cli
+from nanodet_jax.cli import predict as cli
 from nanodet_jax.cli.main import main
 from nanodet_jax.errors import UserError
 from nanodet_jax.inference.detector import Detector
@@ -133,7 +133,7 @@ def test_results_so_far_are_written_when_a_later_image_ends_the_run(
         assert predict(*files)[0] == (130 if isinstance(error, KeyboardInterrupt) else 2)
     found = json.loads((tmp_path / "out" / "detections.json").read_text())
     assert list(found) == [str(file) for file in files[:2]]
-    assert "holds 2 of 3 images" in capsys.readouterr().out
+    assert "contains 2 of 3 images" in capsys.readouterr().out
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="symbolic links need rights there")

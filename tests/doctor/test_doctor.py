@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from nanodet_jax.cli.entry_point import load_config
+from nanodet_jax.cli.config_flags import load_config
 from nanodet_jax.cli.main import main
 from nanodet_jax.data.faults import Kind
 from nanodet_jax.data.open_source import open_source

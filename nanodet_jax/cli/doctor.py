@@ -1,0 +1,29 @@
+"""`nanodet-jax doctor`: find what is wrong with the data of a config."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from nanodet_jax.cli.config_flags import add_config, load_config
+from nanodet_jax.doctor import report
+from nanodet_jax.runtime.process import setup_process
+from nanodet_jax.terminal import say_lines
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `doctor`."""
+    parser.description = (
+        "Read all images and annotations of a config, and print what is wrong with them by "
+        "severity, with a suggested fix. The exit code is 1 if any problem is serious."
+    )
+    add_config(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace, overrides: Sequence[str]) -> int:
+    """Read the data and print the report."""
+    config = load_config(args.config, overrides)
+    setup_process()
+    found = report.examine(config, progress=sys.stderr.isatty())
+    say_lines(report.format_report(found))
+    return int(found.serious)
