@@ -203,33 +203,46 @@ BAD_FLAGS = {
     "no images": (["--config.data.train_size=-1"], "config.data.train_size"),
     "another number of classes": (["--config.model.num_classes=7"], "config.model.num_classes"),
     "width that there is not": (["--config.model.width=0.7"], "config.model.width"),
-    "unknown format": (["--config.data.format=zip"], "config.data.format"),
+    "unknown format": (
+        ["--config.data.format=zip"],
+        "config.data.format='zip': must be one of coco, voc, yolo, tfds, shapes",
+    ),
     "images of no size": (["--config.data.max_megapixels=0"], "config.data.max_megapixels"),
     "more than all": (["--config.data.max_unreadable=1.5"], "config.data.max_unreadable"),
     "unknown cache": (["--config.data.cache=disk"], "config.data.cache='disk'"),
     "a cache of nothing": (["--config.data.cache_gb=0"], "config.data.cache_gb"),
     "more devices than there are": (["--config.training.devices=64"], "config.training.devices=64"),
-    "no address": (["--config.training.coordinator=here"], "config.training.coordinator='here'"),
+    "no address": (
+        ["--config.distributed.coordinator=here"],
+        "config.distributed.coordinator='here'",
+    ),
     "a port that is none": (
-        ["--config.training.coordinator=localhost:99999"],
-        "config.training.coordinator='localhost:99999'",
+        ["--config.distributed.coordinator=localhost:99999"],
+        "config.distributed.coordinator='localhost:99999'",
     ),
     "processes that cannot meet": (
-        ["--config.training.processes=2"],
-        "config.training.processes=2: needs config.training.coordinator",
+        ["--config.distributed.num_processes=2"],
+        "config.distributed.num_processes=2: needs config.distributed.coordinator",
     ),
     "one process too many": (
-        ["--config.training.coordinator=a:1", "--config.training.process=1"],
-        "config.training.process=1",
+        ["--config.distributed.coordinator=a:1", "--config.distributed.process_index=1"],
+        "config.distributed.process_index=1",
     ),
-    "a rate for no batch": (["--config.training.rate_batch=-1"], "config.training.rate_batch=-1"),
+    "a rate for no batch": (
+        ["--config.training.lr_base_batch_size=-1"],
+        "config.training.lr_base_batch_size=-1",
+    ),
+    "an old name": (
+        ["--config.training.processes=2"],
+        "config.distributed.num_processes=2: needs config.distributed.coordinator",
+    ),
     "kept on the devices of many processes": (
         [
             "--config.data.augment=device",
             "--config.data.cache=device",
-            "--config.training.coordinator=a:1",
+            "--config.distributed.coordinator=a:1",
         ],
-        "config.data.cache='device': is for a process alone",
+        "config.data.cache='device': needs a single process",
     ),
     "made nowhere": (["--config.data.augment=gpu"], "config.data.augment='gpu'"),
     "kept on the device and made elsewhere": (
