@@ -1,4 +1,4 @@
-"""COCO 2017, by the original's recipes.
+"""COCO 2017 with the original's recipes.
 
     python train.py --config configs/coco.py:nanodet-m_320 --workdir runs/m \\
         --config.data.train_images=coco/train2017 \\
@@ -6,22 +6,23 @@
         --config.data.val_images=coco/val2017 \\
         --config.data.val_annotations=coco/annotations/instances_val2017.json
 
-An epoch of 117,266 or so images is 610 steps of 192. The original's AP on val2017, which starts
-from ImageNet weights of the backbone (here: `--config.training.init_weights`):
+Cost: an epoch of about 117,266 images has 610 steps of 192 images for nanodet-m, and 1,221 steps of
+96 images for nanodet-plus-m. Expected AP on val2017: the original's, below. Its runs start from
+ImageNet weights of the backbone (here: `--config.training.init_weights`).
 
-    variant          input  epochs  AP of the original   GMAC   parameters
-    nanodet-m_320      320     280   20.6                 0.342   0.95 M
-    nanodet-m_416      416     280   23.5                 0.578   0.95 M
-    nanodet-m-0.5x     320     180   13.5                 0.139   0.27 M
-    nanodet-m-1.5x     320     280   23.5                 0.696   2.07 M
-    nanodet-m-1.5x_416 416     280   26.8                 1.177   2.07 M
+    variant             input  epochs  AP    GMAC   parameters
+    nanodet-m_320       320    280     20.6  0.342  0.95 M
+    nanodet-m_416       416    280     23.5  0.578  0.95 M
+    nanodet-m-0.5x      320    180     13.5  0.139  0.27 M
+    nanodet-m-1.5x      320    280     23.5  0.696  2.07 M
+    nanodet-m-1.5x_416  416    280     26.8  1.177  2.07 M
 
-NanoDet-Plus; parameters of the deployed network, and with the branch that guides its training:
+NanoDet-Plus, with the parameters of the deployed network and of training with the guidance module:
 
-    nanodet-plus-m_320       320   300   27.0             0.451   1.20 M   4.33 M
-    nanodet-plus-m_416       416   300   30.4             0.762   1.20 M   4.33 M
-    nanodet-plus-m-1.5x_320  320   300   29.9             0.879   2.48 M   7.96 M
-    nanodet-plus-m-1.5x_416  416   300   34.1             1.486   2.48 M   7.96 M
+    nanodet-plus-m_320       320  300  27.0  0.451  1.20 M  4.33 M
+    nanodet-plus-m_416       416  300  30.4  0.762  1.20 M  4.33 M
+    nanodet-plus-m-1.5x_320  320  300  29.9  0.879  2.48 M  7.96 M
+    nanodet-plus-m-1.5x_416  416  300  34.1  1.486  2.48 M  7.96 M
 """
 
 from dataclasses import replace
@@ -35,7 +36,7 @@ VARIANTS = ("nanodet-m_320", "nanodet-m_416", "nanodet-m-0.5x", "nanodet-m-1.5x"
 
 
 def plus_model(width: float = 1.0, channels: int = 96) -> Model:
-    """The model of NanoDet-Plus, with its guidance."""
+    """Return the model of NanoDet-Plus, with its guidance module."""
     return Model(
         width=width,
         neck="ghost_pan",
@@ -48,12 +49,12 @@ def plus_model(width: float = 1.0, channels: int = 96) -> Model:
 
 
 def plus_assigner() -> Assigner:
-    """The assigner of NanoDet-Plus, without ignore regions."""
+    """Return the assigner of NanoDet-Plus, with ignore regions turned off."""
     return Assigner(name="dynamic_soft_label", topk=13, ignore_threshold=0.0)
 
 
 def make_plus(config: Config) -> None:
-    """Turn the recipe of nanodet-m_320 into that of nanodet-plus-m_320."""
+    """Change the recipe of nanodet-m_320 into that of nanodet-plus-m_320, in place."""
     config.data.batch_size = 96
     config.data.keep_ratio = False
     config.augment.stretch_x = config.augment.stretch_y = (0.8, 1.2)
@@ -77,7 +78,7 @@ def make_plus(config: Config) -> None:
 
 
 def get_config(variant: str = "nanodet-m_320") -> Config:
-    """One of VARIANTS; each is a difference to the first."""
+    """Return the config of one of VARIANTS. Each is a change to the first."""
     config = Config(
         name="nanodet-m_320",
         input_size=(320, 320),
@@ -100,7 +101,7 @@ def get_config(variant: str = "nanodet-m_320") -> Config:
             saturation=(0.5, 1.2),
         ),
         model=Model(width=1.0, channels=96),
-        assigner=Assigner(ignore_threshold=0.0),  # the original learns crowds as background
+        assigner=Assigner(ignore_threshold=0.0),  # the original learns crowd regions as background
         training=Training(
             epochs=280,
             optimizer="sgd",

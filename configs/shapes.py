@@ -17,7 +17,7 @@ VARIANTS = ("nanodet-m-tiny", "nanodet-plus-m-tiny")
 
 
 def get_config(variant: str = "nanodet-m-tiny") -> Config:
-    """One of VARIANTS: half width at 160 x 160, 4 classes, the original's faults mended."""
+    """Return one of VARIANTS: half width at 160 x 160, 4 classes, the original's bugs fixed."""
     config = Config(
         name="shapes",
         input_size=(160, 160),

@@ -1,15 +1,16 @@
-"""Your own images with boxes in YOLO's layout, fine-tuned from published weights.
+"""Your own images with YOLO label files, fine-tuned from published weights.
 
     python train.py --config configs/yolo.py --workdir runs/mine \\
         --config.data.root=FOLDER --config.training.init_weights=nanodet-m_320.pth
 
-FOLDER holds `data.yaml`, which names the classes and the folders of images:
+FOLDER contains `data.yaml`, which names the classes and the image folders:
 
     {train: images/train, val: images/val, names: [cat, dog]}
 
-The boxes of images/train/a.jpg are in labels/train/a.txt. Exports of Roboflow are read as they are.
-With `configs/yolo.py:nanodet-plus-m` and nanodet-plus-m_320.pth it is NanoDet-Plus; how long a run
-takes is in `configs/custom.py`.
+The boxes of images/train/a.jpg are in labels/train/a.txt. Exports of Roboflow are read unchanged.
+
+`configs/yolo.py:nanodet-plus-m` with nanodet-plus-m_320.pth trains NanoDet-Plus. Cost: as in
+`configs/custom.py`. Expected AP: see `configs/voc.py` for an example.
 """
 
 from nanodet_jax.config import Config
@@ -17,7 +18,7 @@ from nanodet_jax.configs import voc
 
 
 def get_config(variant: str = "nanodet-m") -> Config:
-    """The recipe of configs/voc.py on YOLO's layout; the same variants."""
+    """Return the recipe and variants of `configs/voc.py`, for data in YOLO layout."""
     config = voc.get_config(variant)
     config.name = config.name.replace("voc", "yolo")
     config.data.format = "yolo"

@@ -1,4 +1,4 @@
-"""What networks cost, against the original's figures and counts of another kind; and `info`."""
+"""Summary of a network, against published figures and the compiled program, and `info`."""
 
 import math
 import sys
@@ -29,8 +29,8 @@ PLUS = replace(
     guidance_channels=32,
     guidance_convs=2,
 )
-# GMAC and parameters of the deployed network, parameters in training. The original
-# counts 959,348 in nanodet-m: 9,312 are of layers that it does not use.
+# GMAC and parameters of the deployed network, and parameters in training. The original counts
+# 959,348 parameters in nanodet-m: 9,312 belong to layers that it does not use.
 PUBLISHED = {
     "nanodet-m_320": (0.342, 950_036, 950_036),
     "nanodet-m_416": (0.578, 950_036, 950_036),
@@ -44,12 +44,12 @@ PUBLISHED = {
 }
 
 
-def test_every_variant_is_here():
+def test_published_figures_cover_every_variant():
     assert set(PUBLISHED) == set(coco.VARIANTS)
 
 
 @pytest.mark.parametrize("variant", PUBLISHED)
-def test_figures_of_the_original(variant):
+def test_summary_of_each_variant_matches_the_published_figures(variant):
     config = coco.get_config(variant)
     summary = summarize(replace(config.model, num_classes=80), config.input_size)
     deployed, training = summary.deployed, summary.training
@@ -64,11 +64,11 @@ def test_figures_of_the_original(variant):
 
 
 def convolutions(jaxpr):
-    """MACs of all convolutions in a jaxpr and those within."""
+    """Return the MACs of all convolutions in a jaxpr, nested ones included."""
     total = 0
     for equation in jaxpr.eqns:
         if equation.primitive.name == "conv_general_dilated":
-            kernel = equation.invars[1].aval.shape  # HWIO, as flax has it
+            kernel = equation.invars[1].aval.shape  # HWIO, the layout of flax
             total += math.prod(equation.outvars[0].aval.shape) * math.prod(kernel[:-1])
         for value in equation.params.values():
             for inner in value if isinstance(value, tuple | list) else (value,):
@@ -78,8 +78,8 @@ def convolutions(jaxpr):
 
 
 @pytest.mark.parametrize(("model", "size"), [(PAN, (64, 64)), (PLUS, (96, 160))])
-def test_macs_are_those_of_the_program(model, size, monkeypatch):
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")  # where no form hides one
+def test_macs_equal_those_of_the_traced_program(model, size, monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")  # one operation per convolution
     network = build_model(model)
     variables = abstract_variables(network, guided=True)
     images = jax.ShapeDtypeStruct((1, *size, 3), jnp.float32)
@@ -92,9 +92,9 @@ def test_macs_are_those_of_the_program(model, size, monkeypatch):
     assert cost.params == sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
 
 
-def test_a_part_by_hand():
+def test_costs_of_parts_match_a_calculation_by_hand():
     summary = summarize(PAN, (64, 96))
-    assert summary == summarize(PAN, (64, 96))  # nothing is left of the first time
+    assert summary == summarize(PAN, (64, 96))  # the first call leaves no state
     # Convolutions of 1 x 1 from 48, 96 and 192 channels to 32, on maps of 8 x 12, 4 x 6, 2 x 3.
     assert summary.parts["neck"].macs == 32 * (48 * 8 * 12 + 96 * 4 * 6 + 192 * 2 * 3)
     assert summary.parts["neck"].params == 32 * (48 + 96 + 192) + 3 * 32
@@ -105,7 +105,7 @@ def test_a_part_by_hand():
 
 
 @pytest.mark.parametrize("model", [PAN, PLUS], ids=["pan", "plus"])
-def test_shapes_are_those_of_the_priors(model):
+def test_levels_and_logit_shapes_match_the_priors(model):
     summary = summarize(model, (96, 160))
     sizes = [(12, 20), (6, 10), (3, 5), (2, 3)][: len(model.strides)]
     assert [level[1:] for level in summary.levels] == sizes
@@ -127,7 +127,7 @@ def info(monkeypatch, capsys):
     return call
 
 
-def test_info(info):
+def test_info_prints_costs_for_the_classes_of_coco(info):
     code, said, error = info("configs/coco.py:nanodet-plus-m_320")
     assert (code, error) == (0, "")
     assert said.startswith("nanodet-plus-m_320: one image of 320 x 320 pixels, 80 classes\n")
@@ -140,7 +140,7 @@ def test_info(info):
     assert "[2125, 80]" in said and "[2125, 4, 8]" in said
 
 
-def test_info_of_other_classes(info):
+def test_info_with_a_number_of_classes_uses_it(info):
     code, said, _ = info("configs/coco.py", "--classes", 7)
     assert code == 0
     assert said.startswith("nanodet-m_320: one image of 320 x 320 pixels, 7 classes\n")
@@ -151,7 +151,7 @@ def test_info_of_other_classes(info):
     assert (code, error) == (2, "error: --classes=0: must be positive\n")
 
 
-def test_info_of_a_config_that_knows_its_classes(info, tmp_path):
+def test_info_of_a_config_with_classes_uses_them(info, tmp_path):
     path = tmp_path / "known.py"
     path.write_text(
         "from nanodet_jax.config import Config, Model\n"
@@ -174,7 +174,7 @@ BAD = {
     "odd_size": "from nanodet_jax.config import Config\n"
     "def get_config():\n    return Config(input_size=(100, 100))\n",
 }
-# What is given, and what the line must name besides.
+# The argument, and what the error must name.
 FAULTS = {
     "missing": ("configs/nope.py", "no such config"),
     "missing, with a variant": ("configs/nope.py:nanodet-m_320", "no such config"),
@@ -191,7 +191,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_fault_is_one_line(info, tmp_path, fault):
+def test_info_of_a_broken_config_prints_one_line(info, tmp_path, fault):
     for name, text in BAD.items():
         (tmp_path / f"{name}.py").write_text(text)
     given, named = FAULTS[fault]
@@ -205,7 +205,7 @@ def test_a_fault_is_one_line(info, tmp_path, fault):
     assert sys.path == before
 
 
-def test_a_config_imports_its_neighbours_and_those_here(monkeypatch, tmp_path):
+def test_load_config_imports_from_the_folders_of_the_config_and_the_process(monkeypatch, tmp_path):
     for folder, name in (("there/recipes_a", "base"), ("here/recipes_b", "extra")):
         (tmp_path / folder).mkdir(parents=True)
         (tmp_path / folder / f"{name}.py").write_text(f"NAME = {name!r}\n")

@@ -13,7 +13,7 @@ class Assigner:
     """Which priors learn which ground-truth box."""
 
     name: AssignerName = "atss"
-    """Method: atss of NanoDet or dynamic_soft_label of NanoDet-Plus."""
+    """Method: atss of NanoDet, or dynamic_soft_label of NanoDet-Plus."""
 
     topk: int = 9
     """atss: candidate priors per box and level. dynamic_soft_label: largest number of priors that a

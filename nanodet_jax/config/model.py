@@ -34,10 +34,10 @@ class Model:
     """Width multiplier of ShuffleNetV2."""
 
     neck: Neck = "pan"
-    """Neck: PAN of NanoDet or Ghost-PAN of NanoDet-Plus."""
+    """PAN of NanoDet, or Ghost-PAN of NanoDet-Plus."""
 
     neck_blocks: int = 1
-    """ghost_pan: ghost bottlenecks wherever two levels are merged."""
+    """ghost_pan: ghost bottlenecks at each merge of two levels."""
 
     extra_level: bool = False
     """ghost_pan: add a level of stride 64, coarser than those of the backbone."""

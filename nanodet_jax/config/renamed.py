@@ -23,16 +23,19 @@ def rename_flags(arguments: Sequence[str]) -> list[str]:
 
     Prints a line for each name that is replaced.
     """
-    return [FLAG.sub(_renamed, argument) for argument in arguments]
+    return [_rename_flag(argument) for argument in arguments]
 
 
-def _renamed(match: re.Match[str]) -> str:
+def _rename_flag(argument: str) -> str:
+    match = FLAG.fullmatch(argument)
+    if match is None:
+        return argument
     prefix, name, rest = match.groups()
     for old, new in RENAMED.items():
         if f"{name}.".startswith(f"{old}."):
             _note(old, new)
             return f"{prefix}{new}{name.removeprefix(old)}{rest}"
-    return match[0]
+    return argument
 
 
 def rename_fields(values: Any, defaults: dict[str, Any]) -> None:

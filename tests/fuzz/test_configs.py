@@ -1,4 +1,4 @@
-"""Whatever is given as a config: one that survives a round trip, or a UserError."""
+"""Any input as a config either survives a round trip through json or is a UserError."""
 
 import copy
 import json
@@ -19,7 +19,7 @@ SOUND_CONFIG = json.loads(configs.to_json(configs.Config()))
 
 @st.composite
 def config_values(draw):
-    """A config of which a few fields, at any depth, are anything."""
+    """Draw a config in which a few fields, at any depth, have any value."""
     values = copy.deepcopy(SOUND_CONFIG)
     for _ in range(draw(st.integers(0, 3))):
         inner = values
@@ -42,8 +42,8 @@ def checked(text):
 @given(config_values() | JSON)
 @example(SOUND_CONFIG | {"input_size": [10**400, 32]})
 @example(SOUND_CONFIG | {"name": "\ud800"})
-@example(SOUND_CONFIG | {"assigner": SOUND_CONFIG["assigner"] | {"cell_scale": 10**400}})
-def test_configs(values):
+@example(SOUND_CONFIG | {"assigner": SOUND_CONFIG["assigner"] | {"anchor_scale": 10**400}})
+def test_config_with_any_values_round_trips_or_is_refused(values):
     text = json.dumps(values)
     config = accepts(checked, text)
     if config is not None:
@@ -53,8 +53,8 @@ def test_configs(values):
 
 
 @pytest.mark.parametrize("odd", ODD, ids=lambda odd: repr(odd)[:9])
-def test_every_field_with_an_odd_value(odd):
-    """Fields are too many for chance to find the one that minds a value."""
+def test_config_with_an_odd_value_in_each_field_round_trips_or_is_refused(odd):
+    """There are too many fields for random values to reach the one that breaks."""
     fields = flatten_dict(SOUND_CONFIG)
     for field in fields:
         for value in (odd, [odd], [odd, odd]):
@@ -69,6 +69,6 @@ def test_every_field_with_an_odd_value(odd):
 @given(st.text(max_size=50))
 @example("[" * 100_000)
 @example("9" * 5000)
-def test_configs_of_any_text(text):
+def test_config_of_any_text_is_refused(text):
     assert accepts(checked, text) is None
     assert accepts(read_description, text, "about.json") is None

@@ -1,4 +1,4 @@
-"""One of several processes of test_distributed: `python two_processes.py PORT COUNT INDEX`."""
+"""One of the processes of test_distributed: `python two_processes.py PORT COUNT INDEX`."""
 
 import json
 import sys
@@ -6,19 +6,21 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from nanodet_jax.config import Training
+import jax
+
+from nanodet_jax.config import Distributed
 from nanodet_jax.errors import UserError
 from nanodet_jax.runtime import distributed
 
 
 def main(port: str, count: str, index: str) -> None:
-    training = Training(coordinator=f"127.0.0.1:{port}", processes=int(count), process=int(index))
-    distributed.join(training)
-    distributed.join(training)  # harmless
-    here, _ = distributed.share()
+    settings = Distributed(f"127.0.0.1:{port}", int(count), int(index))
+    distributed.join(settings)
+    distributed.join(settings)  # harmless
+    here = jax.process_index()
     ballot = distributed.Ballot()
-    told = {
-        "share": distributed.share(),
+    results = {
+        "process": (jax.process_index(), jax.process_count()),
         "writer": distributed.is_writer(),
         "gathered": distributed.gather({"process": here, "bytes": "x" * 10 ** (2 + here)}),
         "any": [distributed.any_of(vote) for vote in (False, here == 1, True)],
@@ -28,14 +30,14 @@ def main(port: str, count: str, index: str) -> None:
     try:
         distributed.must_agree({"seed": 1, "step": here})
     except UserError as error:
-        told["differs"] = str(error)
-    print("told", json.dumps(told), flush=True)
+        results["differs"] = str(error)
+    print("result", json.dumps(results), flush=True)
     fail_alone(here)
 
 
-@distributed.ends_with_the_others
+@distributed.fail_together
 def fail_alone(here: int) -> None:
-    """Process 1 finds a fault in its data, while the others wait for it."""
+    """Raise an error in process 1 while the others wait for it."""
     if here == 1:
         raise UserError("its image cannot be read")
     distributed.any_of(False)

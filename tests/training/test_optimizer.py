@@ -1,4 +1,4 @@
-"""Schedules against PyTorch's schedulers, step by step; optimizers against loops in float64."""
+"""Schedules against PyTorch's, step by step, and optimizers against loops in float64."""
 
 import math
 from functools import partial
@@ -9,21 +9,21 @@ import numpy as np
 import optax
 import pytest
 
-from nanodet_jax.config import Rates, Training
+from nanodet_jax.config import LrMultipliers, Training
 from nanodet_jax.training.optimizer import (
     epoch_rates,
     learning_rate,
     make_optimizer,
-    scale_rate,
+    scale_learning_rate,
     skip_update,
 )
 
 
 def simulate(training, steps_per_epoch, epochs):
-    """Rate of every step of the original's loop.
+    """Return the rate of every step of the original's loop.
 
-    Its scheduler is stepped after each epoch and works on the rate in force; its warm-up
-    overwrites that rate, before every step up to and including step `warmup_steps`.
+    Its scheduler runs after each epoch and changes the current rate. Its warm-up overwrites that
+    rate before every step up to and including step `warmup_steps`.
     """
     base = rate = training.learning_rate
     lowest = training.final_fraction * base
@@ -56,7 +56,7 @@ WARMUPS = {
 
 @pytest.mark.parametrize("schedule", ["multistep", "cosine"])
 @pytest.mark.parametrize("warmup", WARMUPS)
-def test_rates_match_the_loop(warmup, schedule):
+def test_learning_rate_matches_the_loop_of_the_original(warmup, schedule):
     training = Training(
         learning_rate=0.14,
         schedule=schedule,
@@ -71,14 +71,14 @@ def test_rates_match_the_loop(warmup, schedule):
     np.testing.assert_allclose(rates, expected, rtol=2e-6)
     beyond = learning_rate(training, 10, 9)(jnp.int32(95))
     assert warmup == "past the end" or float(beyond) == rates[-1]
-    # The last step of an epoch has the epoch's rate, where the warm-up is over.
+    # After warm-up, the last step of an epoch has the rate of the epoch.
     whole = epoch_rates(training, 10, 9)
     for epoch in range(9):
         if epoch * 10 + 9 > training.warmup_steps:
             assert whole[epoch] == pytest.approx(expected[epoch * 10 + 9], rel=1e-12)
 
 
-def test_milestones():
+def test_multistep_rate_falls_at_milestones():
     training = Training(learning_rate=1.0, milestones=(240, 260, 275))
     rates = epoch_rates(training, 7, 280)
     changes = np.flatnonzero(np.diff(rates)) + 1
@@ -90,7 +90,7 @@ def closed_form(epoch, epochs, base, lowest):
     return lowest + (base - lowest) * (1 + math.cos(math.pi * epoch / epochs)) / 2
 
 
-def test_cosine_is_its_closed_form_when_the_warmup_is_short():
+def test_cosine_rate_after_a_short_warmup_has_its_closed_form():
     training = Training(
         learning_rate=1e-3, schedule="cosine", final_fraction=0.05, warmup_steps=500
     )
@@ -101,9 +101,11 @@ def test_cosine_is_its_closed_form_when_the_warmup_is_short():
 
 @pytest.mark.parametrize(
     ("steps_per_epoch", "epoch", "rate", "closed"),
-    [(50, 20, 9.922e-4, 9.896e-4), (10, 60, 9.71e-4, 9.09e-4)],  # as the original's loop gave
+    [(50, 20, 9.922e-4, 9.896e-4), (10, 60, 9.71e-4, 9.09e-4)],  # recorded from the original's loop
 )
-def test_cosine_starts_over_where_a_long_warmup_ends(steps_per_epoch, epoch, rate, closed):
+def test_cosine_rate_after_a_long_warmup_is_above_its_closed_form(
+    steps_per_epoch, epoch, rate, closed
+):
     training = Training(
         learning_rate=1e-3, schedule="cosine", final_fraction=0.05, warmup_steps=500
     )
@@ -145,7 +147,7 @@ def trained(training, parameters, gradients):
 
 
 def check(training, rule, scale=1.0):
-    """Hold every leaf against `rule(parameter, gradients)`, in float64."""
+    """Compare every leaf with `rule(parameter, gradients)`, in float64."""
     parameters, gradients = parameters_and_gradients(scale)
     actual = trained(training, parameters, gradients)
     if training.clip_norm > 0:
@@ -164,7 +166,7 @@ def clipped(gradient, bound):
 
 
 def sgd(parameter, gradients, momentum=0.8, decay=0.03, rate=rate_at):
-    """torch.optim.SGD: the decay is part of the gradient that the momentum gathers."""
+    """torch.optim.SGD: momentum accumulates the gradient with the weight decay."""
     buffer = 0.0
     for step, gradient in enumerate(gradients):
         buffer = momentum * buffer + gradient + decay * parameter
@@ -173,7 +175,7 @@ def sgd(parameter, gradients, momentum=0.8, decay=0.03, rate=rate_at):
 
 
 def adamw(parameter, gradients, decay=0.3, rate=rate_at):
-    """torch.optim.AdamW: the decay shrinks the parameter, outside of the moments."""
+    """torch.optim.AdamW: weight decay shrinks the parameter, separately from the moments."""
     beta1, beta2, epsilon = 0.9, 0.999, 1e-8
     first = second = 0.0
     for step, gradient in enumerate(gradients):
@@ -187,25 +189,25 @@ def adamw(parameter, gradients, decay=0.3, rate=rate_at):
 
 
 @pytest.mark.parametrize("clip_norm", [0.0, 9.0])
-def test_sgd_matches_the_loop(clip_norm):
+def test_sgd_matches_a_float64_loop(clip_norm):
     check(Training(momentum=0.8, weight_decay=0.03, clip_norm=clip_norm), sgd)
 
 
 @pytest.mark.parametrize("clip_norm", [0.0, 9.0])
-@pytest.mark.parametrize("scale", [1.0, 1e-6])  # small: epsilon shows
-def test_adamw_matches_the_loop(scale, clip_norm):
+@pytest.mark.parametrize("scale", [1.0, 1e-6])  # small gradients make epsilon matter
+def test_adamw_matches_a_float64_loop(scale, clip_norm):
     training = Training(optimizer="adamw", weight_decay=0.3, clip_norm=clip_norm * scale)
     check(training, adamw, scale)
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-def test_parts_have_rates_of_their_own(optimizer):
-    """As in the original, whose decay of AdamW is scaled by the rate of its group too."""
+def test_lr_multipliers_scale_the_updates_of_each_part(optimizer):
+    """As in the original, the multiplier also scales AdamW's weight decay."""
     settings = {"optimizer": optimizer, "weight_decay": 0.3, "momentum": 0.8}
-    rates = Rates(backbone=0.25, guidance=0.0)
+    multipliers = LrMultipliers(backbone=0.25, guidance=0.0)
     parameters, gradients = parameters_and_gradients()
     plain = trained(Training(**settings), parameters, gradients[:1])
-    scaled = trained(Training(**settings, rates=rates), parameters, gradients[:1])
+    scaled = trained(Training(**settings, lr_multipliers=multipliers), parameters, gradients[:1])
     moved = jax.tree.map(lambda after, before: after - before, plain, parameters)
     expected = {
         "backbone": jax.tree.map(
@@ -217,8 +219,8 @@ def test_parts_have_rates_of_their_own(optimizer):
 
 
 @pytest.mark.parametrize(("optimizer", "rule"), [("sgd", sgd), ("adamw", adamw)])
-def test_normalisation_may_go_without_decay(optimizer, rule):
-    """Without gradients nothing moves but by decay; kernels, output biases, scales of levels do."""
+def test_no_norm_decay_exempts_normalization_layers_only(optimizer, rule):
+    """With zero gradients, parameters change by weight decay alone."""
     settings = {"optimizer": optimizer, "weight_decay": 0.3, "momentum": 0.8}
     parameters, gradients = parameters_and_gradients()
     still = [jax.tree.map(np.zeros_like, gradient) for gradient in gradients]
@@ -237,8 +239,8 @@ def test_normalisation_may_go_without_decay(optimizer, rule):
 
 
 @pytest.mark.parametrize(("optimizer", "rule"), [("sgd", sgd), ("adamw", adamw)])
-def test_a_skipped_update_moves_the_schedule_alone(optimizer, rule):
-    """The rate is that of the step; momentum and Adam's correction know of updates only."""
+def test_skipped_update_advances_the_schedule_only(optimizer, rule):
+    """The rate follows the steps; momentum and Adam's bias correction follow the updates."""
     settings = Training(optimizer=optimizer, weight_decay=0.3, momentum=0.8)
     start, gradients = parameters_and_gradients()
     chain = make_optimizer(settings, rate_at)
@@ -255,8 +257,7 @@ def test_a_skipped_update_moves_the_schedule_alone(optimizer, rule):
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), ours, expected)
 
 
-def test_the_bound_divides_the_cases():
-    # Of the gradients above, some lie below the bound and some above it.
+def test_clip_norm_of_the_cases_lies_between_their_gradient_norms():
     _, gradients = parameters_and_gradients()
     norms = [
         math.sqrt(sum(np.sum(leaf**2) for leaf in jax.tree.leaves(gradient)))
@@ -265,11 +266,11 @@ def test_the_bound_divides_the_cases():
     assert min(norms) < 9 < max(norms)
 
 
-def test_the_rate_follows_the_batch_only_where_asked():
-    training = Training(learning_rate=0.14, rate_batch=64, milestones=(1,), epochs=2)
-    larger, smaller = scale_rate(training, 128), scale_rate(training, 16)
+def test_learning_rate_scales_with_the_batch_only_if_lr_base_batch_size_is_set():
+    training = Training(learning_rate=0.14, lr_base_batch_size=64, milestones=(1,), epochs=2)
+    larger, smaller = scale_learning_rate(training, 128), scale_learning_rate(training, 16)
     np.testing.assert_allclose(epoch_rates(larger, 10, 2), [0.28, 0.028])
     np.testing.assert_allclose(epoch_rates(smaller, 10, 2), [0.035, 0.0035])
     assert training.learning_rate == 0.14
     plain = Training(learning_rate=0.14)
-    assert scale_rate(plain, 128) is plain
+    assert scale_learning_rate(plain, 128) is plain

@@ -1,0 +1,117 @@
+"""Checks of config values: choices, bounds, and conditions across sections."""
+
+import dataclasses
+import typing
+from pathlib import Path
+
+import pytest
+from nanodet_jax.cli.entry_point import load_config
+
+from nanodet_jax.config import Config, Data, Distributed, Model, Training, check, from_json
+from nanodet_jax.config.values import choices
+from nanodet_jax.errors import UserError
+
+SHAPES = str(Path(__file__).parents[2] / "configs" / "shapes.py")
+
+
+def fields_with_choices():
+    """Yield (section, field, choices); the section of a field of `Config` itself is ""."""
+    sections = {"": Config} | {
+        name: hint
+        for name, hint in typing.get_type_hints(Config).items()
+        if dataclasses.is_dataclass(hint)
+    }
+    for section, cls in sections.items():
+        hints = typing.get_type_hints(cls)
+        for field in dataclasses.fields(cls):
+            if allowed := choices(field, hints[field.name]):
+                yield section, field.name, allowed
+
+
+CHOICES = {".".join(filter(None, key)): allowed for *key, allowed in fields_with_choices()}
+
+
+def test_closed_sets_are_found():
+    assert set(CHOICES) == {
+        "precision",
+        "data.format",
+        "data.cache",
+        "data.augment",
+        "model.width",
+        "model.neck",
+        "assigner.name",
+        "training.optimizer",
+        "training.schedule",
+    }
+
+
+@pytest.mark.parametrize("name", CHOICES)
+def test_flag_with_a_wrong_choice_names_field_and_choices(name):
+    wrong = 0.7 if name == "model.width" else "x"
+    expected = f"config.{name}={wrong!r}: must be one of {', '.join(map(str, CHOICES[name]))}"
+    with pytest.raises(UserError) as caught:
+        load_config(SHAPES, [f"--config.{name}={wrong}"])
+    assert str(caught.value) == f"{SHAPES}: {expected}"
+
+
+@pytest.mark.parametrize("name", CHOICES)
+def test_json_with_a_wrong_choice_names_field_and_choices(name):
+    section, _, field = name.rpartition(".")
+    text = f'{{"{field}": "x"}}'
+    with pytest.raises(UserError, match=f"^config.{name}='x': must be one of {CHOICES[name][0]}, "):
+        from_json(f'{{"{section}": {text}}}' if section else text)
+
+
+@pytest.mark.parametrize(("name", "value"), [(n, v) for n in CHOICES for v in CHOICES[n]])
+def test_flag_with_a_choice_is_parsed(name, value):
+    needed = {
+        "data.cache": ["--config.data.augment=device"],  # cache=device needs it
+        "data.format": [],
+    }
+    config = load_config(SHAPES, [*needed.get(name, []), f"--config.{name}={value}"])
+    for part in name.split("."):
+        config = getattr(config, part)
+    assert config == value
+
+
+CASES = {
+    "a batch for fewer devices": (
+        Config(data=Data(batch_size=7)),
+        "config.data.batch_size=7: must be divisible by the number of devices, 2, times "
+        "config.training.accumulate=1",
+    ),
+    "a cache for several processes": (
+        Config(
+            data=Data(cache="device", augment="device"), distributed=Distributed("localhost:1", 2)
+        ),
+        "config.data.cache='device': needs a single process; data.cache=ram works with several",
+    ),
+    "several processes without a coordinator": (
+        Config(distributed=Distributed(num_processes=2)),
+        "config.distributed.num_processes=2: needs config.distributed.coordinator, through which "
+        "the processes find each other",
+    ),
+    "an odd number of channels": (
+        Config(model=Model(neck="ghost_pan", channels=33)),
+        "config.model.channels=33: must be even for ghost_pan",
+    ),
+    "a negative multiplier": (
+        Config(training=Training(lr_multipliers=dataclasses.replace(Training().lr_multipliers,
+                                                                    neck=-1.0))),
+        "config.training.lr_multipliers.neck=-1.0: must not be negative",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_check_of_an_impossible_value_names_field_value_and_fix(case):
+    config, message = CASES[case]
+    with pytest.raises(UserError) as caught:
+        check(config, num_devices=2)
+    assert str(caught.value) == message
+
+
+def test_unknown_attribute_of_a_section_is_an_error():
+    """So that a config file with a misspelled or renamed field does not pass silently."""
+    with pytest.raises(AttributeError, match="rate_batch"):
+        Config().training.rate_batch = 64
