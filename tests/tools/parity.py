@@ -5,7 +5,7 @@
 A row shows the largest error, its tolerance and the verdict. The exit status is 1 if any fixture
 fails or none matches. Fixtures of parts that this project does not have are listed as absent,
 never as passed. Where float32 itself does not determine a number to the tolerance, that is
-measured and said: see `judge` in `tests/parity_checks/comparison.py`.
+measured and said: see `judge` in `tests/tools/parity_checks/comparison.py`.
 """
 
 import argparse
@@ -14,11 +14,11 @@ import re
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from nanodet_jax.runtime import backend
-from tests.parity_checks import find_checks
-from tests.parity_checks.comparison import Worst
+from tests.tools.parity_checks import find_checks
+from tests.tools.parity_checks.comparison import Worst
 
 
 def main(argv: list[str] | None = None) -> int:
