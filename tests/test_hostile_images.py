@@ -1,11 +1,11 @@
-"""Images and annotations that others spoiled: tests/hostile_images.py, whole, in a process."""
+"""Run the hostile images and annotations of `tests/tools/hostile_images.py` in a subprocess."""
 
 import re
 import subprocess
 import sys
 from pathlib import Path
 
-SCRIPT = Path(__file__).parent / "hostile_images.py"
+SCRIPT = Path(__file__).parent / "tools" / "hostile_images.py"
 
 
 def test_all_are_survived_and_named_within_the_memory_bound():

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests import kill
+from tests.tools import kill
 
 
 @pytest.mark.slow

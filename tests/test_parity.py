@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from tests import parity
-from tests.parity_checks import find_checks
+from tests.tools import parity
+from tests.tools.parity_checks import find_checks
 
 HERE = Path(__file__).parent / "reference"
 SHARED = Path(__file__).parents[2] / "shared"

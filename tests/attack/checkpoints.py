@@ -15,7 +15,7 @@ import tensorstore
 
 from nanodet_jax.io import checksums
 from nanodet_jax.io.checkpoint import Checkpoints
-from tests import corrupt
+from tests.tools import corrupt
 
 STEP = 1
 MANIFEST, NODE = 0x0CDB3A2A, 0x0CDB20DE

@@ -12,8 +12,8 @@ import pytest
 from nanodet_jax.errors import UserError
 from nanodet_jax.io import checkpoint
 from nanodet_jax.io.checkpoint import Checkpoints, Damaged, saved_steps
-from tests import corrupt
 from tests.attack import checkpoints as made
+from tests.tools import corrupt
 
 LIKE = corrupt.state_of(7)
 

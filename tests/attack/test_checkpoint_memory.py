@@ -20,7 +20,7 @@ from pathlib import Path
 import jax
 from nanodet_jax.io.checkpoint import Checkpoints
 from nanodet_jax.errors import UserError
-from tests import corrupt
+from tests.tools import corrupt
 
 with closing(Checkpoints(Path(sys.argv[1]), writing=False)) as checkpoints:
     like = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), corrupt.state_of(1))

@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 
 from nanodet_jax.io.checkpoint import Checkpoints, Damaged
-from tests import corrupt
 from tests.attack import checkpoints as made
+from tests.tools import corrupt
 
 KERNEL = "params.conv.kernel/0.0"
 LIKE = corrupt.state_of(7)

@@ -9,8 +9,8 @@ import pytest
 from nanodet_jax.errors import UserError
 from nanodet_jax.io import checksums
 from nanodet_jax.io.checkpoint import Checkpoints
-from tests import corrupt
 from tests.attack import checkpoints as made
+from tests.tools import corrupt
 
 NAME = "variables/params/conv/kernel"
 HUGE = 10**400

@@ -2,8 +2,8 @@
 
 import pytest
 
-from tests.kill import FLAGS, difference
 from tests.runs import Launch
+from tests.tools.kill import FLAGS, difference
 
 STARTS = 20
 

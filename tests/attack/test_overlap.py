@@ -6,7 +6,7 @@ That a start resumes from a save that ends in between is tested quickly in
 
 import pytest
 
-from tests import kill
+from tests.tools import kill
 
 
 @pytest.mark.long

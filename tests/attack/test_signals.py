@@ -9,8 +9,8 @@ import sys
 import pytest
 
 from nanodet_jax.training.interrupt import Interrupt
-from tests import kill
 from tests.runs import REPO, TINY, final_state
+from tests.tools import kill
 
 HANGUP = signal.SIGHUP
 SHORT = (

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nanodet_jax.io.checkpoint import CHECKPOINTS
-from tests import corrupt
 from tests.fuzz.inputs import EXAMPLES, fuzz
+from tests.tools import corrupt
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ import pytest
 from nanodet_jax.errors import UserError
 from nanodet_jax.io.checkpoint import Checkpoints
 from nanodet_jax.state import create_state
-from tests import corrupt
+from tests.tools import corrupt
 
 OPTIMIZER = optax.adamw(1e-3)
 

@@ -8,7 +8,7 @@ import pytest
 from nanodet_jax.errors import UserError
 from nanodet_jax.io import checkpoint_arrays
 from nanodet_jax.io.checkpoint import Checkpoints
-from tests import corrupt
+from tests.tools import corrupt
 
 FAILURES = {
     "no such program": (sys, "executable", "/missing/python", "cannot start /missing/python"),

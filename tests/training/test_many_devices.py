@@ -2,7 +2,7 @@
 
 In float32 rounding hides what is to be seen: a deep network amplifies it beyond 1e-6, with jumps
 where an activation changes sides. In float64 nothing is left of it, whatever the order of sums.
-`python tests/many_devices.py` has the figures of both.
+`python tests/tools/many_devices.py` has the figures of both.
 """
 
 import functools
@@ -17,7 +17,7 @@ from nanodet_jax.models.backbones import shufflenet_v2
 from nanodet_jax.models.nanodet import build_model
 from nanodet_jax.runtime import backend
 from nanodet_jax.state import SMALLEST_INPUT, abstract_variables
-from tests.many_devices import COUNTS, after_a_step, compare, make_task, results_of, worst
+from tests.tools.many_devices import COUNTS, after_a_step, compare, make_task, results_of, worst
 from tests.training.test_parallel import step_of_the_document
 
 VARIANTS = ("nanodet-m-tiny", "nanodet-plus-m-tiny")

@@ -13,9 +13,9 @@ from configs import shapes
 from nanodet_jax import train_and_evaluate
 from nanodet_jax.io.torch_names import flatten
 from nanodet_jax.training.metric_logger import MetricLogger
-from tests.many_devices import differences, worst
 from tests.runs import final_state, journal
 from tests.runtime.test_distributed import finish, free_port, start
+from tests.tools.many_devices import differences, worst
 from tests.training.test_loop import signal_at
 
 pytestmark = pytest.mark.long

@@ -1,4 +1,4 @@
-"""YOLO labels and data.yaml files that someone spoiled: a part of tests/hostile_images.py."""
+"""YOLO labels and data.yaml files that someone spoiled: a part of tests/tools/hostile_images.py."""
 
 import os
 from collections import Counter

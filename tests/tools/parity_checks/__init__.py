@@ -4,14 +4,14 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-from tests.parity_checks.comparison import Worst
+from tests.tools.parity_checks.comparison import Worst
 
 Check = Callable[[], Worst]
 
 
 def find_checks(folder: Path, weights: Path, images: Path) -> Iterator[tuple[str, Check | None]]:
     """Name and check of every fixture in `folder`; None where this project lacks the part."""
-    from tests.parity_checks import assignment, data, detections, networks
+    from tests.tools.parity_checks import assignment, data, detections, networks
 
     for path in sorted(folder.iterdir()):
         name = path.stem

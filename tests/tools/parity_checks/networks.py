@@ -19,8 +19,8 @@ from nanodet_jax.structures import Batch
 from nanodet_jax.training.optimizer import make_optimizer
 from nanodet_jax.training.parallel import make_train_step
 from nanodet_jax.training.step import loss_and_gradients
-from tests.parity_checks.assignment import batch_of
-from tests.parity_checks.comparison import Expected, Worst, jitter, judge, of_scale, relative
+from tests.tools.parity_checks.assignment import batch_of
+from tests.tools.parity_checks.comparison import Expected, Worst, jitter, judge, of_scale, relative
 
 EMA_DECAY = 0.9998
 

@@ -13,8 +13,8 @@ from nanodet_jax.inference.predict import detect_batch, make_detect
 from nanodet_jax.io.weights import load_weights
 from nanodet_jax.models.nanodet import build_model
 from nanodet_jax.runtime import backend
-from tests.parity_checks.comparison import Comparisons, Worst, of_scale
-from tests.parity_checks.networks import joined
+from tests.tools.parity_checks.comparison import Comparisons, Worst, of_scale
+from tests.tools.parity_checks.networks import joined
 
 PIXELS, SCORE = 0.05, 1e-4
 # Detections that score less may fall on the other side of the threshold of 0.05.

@@ -1,6 +1,6 @@
 """300 hostile images and annotations: what loads them goes on, and names each.
 
-    python tests/hostile_images.py [--folder FOLDER]
+    python tests/tools/hostile_images.py [--folder FOLDER]
 
 Makes them, trains and evaluates on them as far as the pictures go, lets the doctor read them, and
 prints what became of each kind and how much memory it took.
@@ -25,7 +25,7 @@ from unittest import mock
 import numpy as np
 from PIL import Image
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SIZE = 64, 48  # width, height
 # Bytes on top of the program: two threads, 50 megapixels, 3 bytes a pixel and as much to decode.
 MEMORY_BOUND = 2 * 50e6 * 6
@@ -318,7 +318,7 @@ def peak() -> float:
 
 def main(folder: Path) -> int:
     """The exit code: 1 if anything is not as it should be."""
-    from tests import hostile_labels
+    from tests.tools import hostile_labels
 
     images = folder / "images"
     images.mkdir(parents=True)

@@ -1,6 +1,6 @@
 """Train for long, and watch what the process holds.
 
-    python tests/soak.py [--steps 2000]
+    python tests/tools/soak.py [--steps 2000]
 
 `train.py` on drawn shapes, with an evaluation and a save every 50 steps. A row for every 200 steps:
 resident memory, open files, threads. The exit status is 1 if, after the first evaluation, memory
@@ -14,7 +14,7 @@ import tempfile
 from functools import partial
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from tests.runs import TINY, Launch
 

@@ -1,6 +1,6 @@
 """One step on 1, 2, 4 and 8 devices, all with the same batch: how far the results are apart.
 
-    python tests/many_devices.py [--config FILE:VARIANT] [--weights FILE] [--dtype float64]
+    python tests/tools/many_devices.py [--config FILE:VARIANT] [--weights FILE] [--dtype float64]
         [--devices 2 4 8] [--processes 2 4]
 
 The batch has eight images with 0 to 5 boxes each, on eight devices one each, and batch norm sees
@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import jax
 import numpy as np
@@ -43,8 +43,8 @@ from nanodet_jax.structures import Batch, GroundTruth
 from nanodet_jax.training.initial_weights import initial_variables, read_initial_weights
 from nanodet_jax.training.optimizer import make_optimizer
 from nanodet_jax.training.parallel import make_place, make_train_step, own_copy, replicate
-from tests.parity_checks.comparison import jitter
 from tests.runtime.test_distributed import finish, free_port, start
+from tests.tools.parity_checks.comparison import jitter
 
 COUNTS = (1, 2, 4, 8)
 BATCH, SLOTS = 8, 5

@@ -11,7 +11,7 @@ from nanodet_jax import config
 from nanodet_jax.data import transforms
 from nanodet_jax.training.optimizer import learning_rate
 from nanodet_jax.training.step import ema_share
-from tests.parity_checks.comparison import Comparisons, Worst, absolute, relative
+from tests.tools.parity_checks.comparison import Comparisons, Worst, absolute, relative
 
 
 def check_schedule(path: Path) -> Worst:

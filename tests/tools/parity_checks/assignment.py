@@ -17,7 +17,7 @@ from nanodet_jax.losses.criterion import objective
 from nanodet_jax.models.heads.nanodet_head import split_logits
 from nanodet_jax.runtime import backend
 from nanodet_jax.structures import GroundTruth
-from tests.parity_checks.comparison import Comparisons, Worst, absolute, of_scale, relative
+from tests.tools.parity_checks.comparison import Comparisons, Worst, absolute, of_scale, relative
 
 STRIDES, PLUS_STRIDES = (8, 16, 32), (8, 16, 32, 64)
 PRIOR_OFFSET, PLUS_OFFSET = 0.5, 0.0

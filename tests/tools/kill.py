@@ -1,0 +1,197 @@
+"""Kill training runs at random instants, go on with them, and compare how they end.
+
+    python tests/kill.py [--runs 50] [--signal KILL|TERM|HUP ...] [--overlap] [--seed 0]
+
+Each run is `train.py` on drawn shapes, killed a few times and started again until it is complete,
+with one to three threads that load, as drawn. Its last state must be that of a run without
+interruption, bit for bit, and so must its log. A row for every run says when it was killed: so many
+seconds after its start; after a step, by its line of log; or while a checkpoint was being written.
+With TERM and HUP the row also says how long the process took to leave. With `--overlap` the next
+process starts before the last one is killed. The exit status is 1 if any run ended otherwise.
+"""
+
+import argparse
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import closing, suppress
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import jax
+import numpy as np
+
+from nanodet_jax.io.checkpoint import CHECKPOINTS, Checkpoints
+from tests.runs import TINY, Launch, abstract_state, final_state, journal
+
+STEPS, STEPS_EACH, BATCH = 24, 4, 4
+FLAGS = (
+    *TINY,
+    f"--config.data.batch_size={BATCH}",
+    f"--config.data.train_size={BATCH * STEPS_EACH}",
+    f"--config.training.steps={STEPS}",
+    "--config.training.eval_every=3",
+)
+KILLS = 2  # of a run
+MOMENTS = ("start", "step", "step", "save", "save")  # so often is each the moment of a kill
+
+
+def lines(workdir: Path) -> int:
+    """Of the log, so far."""
+    path = workdir / "metrics.jsonl"
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def saving(workdir: Path) -> bool:
+    """Whether a checkpoint is being written."""
+    folder = workdir / CHECKPOINTS
+    return folder.is_dir() and any("tmp" in path.name for path in folder.iterdir())
+
+
+def newest(workdir: Path) -> int:
+    """Step of the newest checkpoint, 0 before the first."""
+    folder = workdir / CHECKPOINTS
+    steps = (
+        [int(path.name) for path in folder.iterdir() if path.name.isdigit()]
+        if folder.is_dir()
+        else []
+    )
+    return max(steps, default=0)
+
+
+def await_moment(launch: Launch, draw: random.Random, seconds: float) -> str:
+    """Wait for a random moment of a run; describe it, or return "" if the run ended before."""
+    moment, delay = draw.choice(MOMENTS), draw.uniform(0, 0.03)
+    if moment == "start":
+        at = draw.uniform(0, seconds)
+        reached = launch.wait_for(lambda: time.monotonic() > launch.started + at)
+        when = f"{at:.1f} s"
+    elif moment == "step":
+        done = lines(launch.workdir)
+        wanted = done + draw.randint(1, max(1, STEPS - newest(launch.workdir)))
+        # A resumed run first drops the lines that it is going to write again.
+        reached = launch.wait_for(lambda: lines(launch.workdir) >= wanted)
+        when = f"line {wanted} + {1e3 * delay:.0f} ms"
+    else:
+        there = newest(launch.workdir)
+        later = there + STEPS_EACH * draw.randint(0, max(0, (STEPS - there) // STEPS_EACH - 1))
+        reached = launch.wait_for(
+            lambda: newest(launch.workdir) >= later and saving(launch.workdir)
+        )
+        when = f"saving after step {later} + {1e3 * delay:.0f} ms"
+    if not reached:
+        return ""
+    if moment != "start":
+        time.sleep(delay)
+    return when
+
+
+def strike(launch: Launch, number: signal.Signals) -> str:
+    """Send the signal; describe where the run was and how it ended."""
+    inside = ", inside a save" if saving(launch.workdir) else ""
+    if launch.process.poll() is not None:
+        return ", after its end"
+    _, took = launch.end(number)
+    left = f", left after {took:.1f} s" if number != signal.SIGKILL else ""
+    return f"{inside}{left}: at step {newest(launch.workdir)}"
+
+
+def difference(workdir: Path, expected: Path) -> str:
+    """What in a run's end is not as expected; "" if nothing."""
+    with (
+        closing(Checkpoints(workdir, writing=False)) as ours,
+        closing(Checkpoints(expected, writing=False)) as theirs,
+    ):
+        for name in ("latest_step", "best_step"):
+            if getattr(ours, name)() != getattr(theirs, name)():
+                return f"another {name}"
+        best = theirs.best_step()
+        if best is not None and ours.metrics(best) != theirs.metrics(best):
+            return "other metrics of the best"
+    if jax.tree.structure(abstract_state(workdir)) != jax.tree.structure(abstract_state(expected)):
+        return "another structure"
+    pairs = zip(
+        jax.tree.leaves_with_path(final_state(workdir, STEPS)),
+        jax.tree.leaves(final_state(expected, STEPS)),
+    )
+    for (path, one), other in pairs:
+        if not np.array_equal(one, other):
+            return f"another {jax.tree_util.keystr(path)}"
+    return "" if journal(workdir) == journal(expected) else "another log"
+
+
+def run(folder: Path, name: str, expected: Path, draw: random.Random, seconds: float,
+        number: signal.Signals, overlap: bool) -> tuple[str, list[str]]:  # fmt: skip
+    """Kill a new run up to KILLS times, let it end: what then differs, and when it was killed.
+
+    With `overlap` the next process starts before the last one is killed.
+    """
+    workdir, kills = folder / name, []
+
+    def launch() -> Launch:
+        return Launch(workdir, [*FLAGS, f"--config.data.workers={draw.randint(1, 3)}"])
+
+    current = launch()
+    for _ in range(KILLS):
+        when = await_moment(current, draw, seconds)
+        if not when:
+            break
+        following = None
+        if overlap:
+            following = launch()
+            lead = draw.uniform(0, seconds / 3)  # later, it has most often ended
+            with suppress(subprocess.TimeoutExpired):
+                current.process.wait(lead)
+            when += f", next one {lead:.1f} s before"
+        kills.append(when + strike(current, number))
+        current.end()
+        current = following or launch()
+    status, _ = current.end()
+    return f"exit status {status}" if status else difference(workdir, expected), kills
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--runs", type=int, default=50)
+    parser.add_argument(
+        "--signal", choices=("KILL", "TERM", "HUP"), nargs="+", default=["KILL"],
+        help="several take turns, run by run",
+    )  # fmt: skip
+    parser.add_argument(
+        "--overlap", action="store_true", help="start the next process before the last has ended"
+    )
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args(argv)
+    numbers = [signal.Signals[f"SIG{name}"] for name in args.signal]
+    draw, failed, kills = random.Random(args.seed), 0, 0
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        expected = folder / "unbroken"
+        for again in ("compiles", "unbroken"):  # the second one tells how long a run takes
+            launch = Launch(folder / again, FLAGS)
+            status, seconds = launch.end()
+            if status:
+                print((folder / f"{again}.log").read_text(), file=sys.stderr)
+                return 1
+        print(f"unbroken: {STEPS} steps in {seconds:.1f} s", flush=True)
+        for index in range(args.runs):
+            number = numbers[index % len(numbers)]
+            reason, when = run(folder, f"run{index}", expected, draw, seconds, number, args.overlap)
+            failed, kills = failed + bool(reason), kills + len(when)
+            verdict = f"FAILED: {reason}" if reason else "same"
+            print(
+                f"{index:3d}  {number.name[3:]:4s} {verdict:8s} {'; '.join(when) or 'was quicker'}",
+                flush=True,
+            )
+            if reason:
+                print((folder / f"run{index}.log").read_text()[-3000:], file=sys.stderr)
+    print(f"{args.runs - failed} of {args.runs} runs, killed {kills} times, ended the same")
+    return int(failed > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
