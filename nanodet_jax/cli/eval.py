@@ -7,7 +7,7 @@ from pathlib import Path
 from nanodet_jax.cli.config_flags import add_config, load_config
 from nanodet_jax.errors import UserError
 from nanodet_jax.evaluation.coco_metrics import format_table
-from nanodet_jax.evaluation.scoring import evaluate
+from nanodet_jax.evaluation.evaluate import evaluate
 from nanodet_jax.files import make_folder
 from nanodet_jax.terminal import say, say_lines
 

@@ -5,7 +5,7 @@ import typing
 from pathlib import Path
 
 import pytest
-from nanodet_jax.cli.entry_point import load_config
+from nanodet_jax.cli.config_flags import load_config
 
 from nanodet_jax.config import Config, Data, Distributed, Model, Training, check, from_json
 from nanodet_jax.config.values import choices

@@ -5,7 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
-from nanodet_jax.cli.entry_point import load_config
+from nanodet_jax.cli.config_flags import load_config
 
 from nanodet_jax.config import Config, LrMultipliers, from_json, rename_flags
 from nanodet_jax.config.renamed import RENAMED
