@@ -8,6 +8,7 @@ A fenced block of shell or Python is run, unless a comment above it states why n
 
 import argparse
 import ast
+import dataclasses
 import importlib
 import importlib.util
 import os
@@ -17,10 +18,12 @@ import shlex
 import subprocess
 import sys
 import tomllib
+import typing
 from pathlib import Path
 from typing import NamedTuple
 
 import cv2
+import jax
 import numpy as np
 import pytest
 
@@ -29,7 +32,7 @@ from nanodet_jax.cli import config_flags
 from nanodet_jax.cli import main as cli
 from nanodet_jax.io.weights import Weights, save_weights
 from nanodet_jax.models.nanodet import build_model
-from nanodet_jax.state import init_variables
+from nanodet_jax.state import abstract_variables
 
 REPO = Path(__file__).parents[1]
 PAGES = sorted(
@@ -120,6 +123,21 @@ def test_pages_avoid_phrases_that_the_style_guide_names(page):
     assert not found
 
 
+def fields(cls, prefix=""):
+    """Names of all fields of a config, and of its sections, by dotted path."""
+    for name, hint in typing.get_type_hints(cls).items():
+        yield prefix + name
+        if dataclasses.is_dataclass(hint):
+            yield from fields(hint, f"{prefix}{name}.")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(REPO)))
+def test_config_fields_exist(page):
+    named = re.findall(r"(?<![\w.])config\.([a-z_]+(?:\.[a-z_]+)*)", page.read_text())
+    files = {"py", "json", "md", "yml", "check"}
+    assert set(named) - files <= set(fields(configs.Config))
+
+
 class Parsed(Exception):
     """Raised instead of running a program whose arguments have been accepted."""
 
@@ -207,20 +225,21 @@ def test_commands_without_a_mark_run_in_their_order(page, tmp_path):
 
 @pytest.fixture
 def street(tmp_path, monkeypatch):
-    """A working folder with an image and random weights."""
+    """A working folder with an image and with weights that detect something everywhere."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(REPO / ".jax_cache"))
     cv2.imwrite("street.jpg", np.full((48, 64, 3), 128, np.uint8))
     model = configs.Model(num_classes=1, width=0.5, channels=32, stacked_convs=1)
     config = configs.Config(input_size=(64, 64), model=model)
-    weights = Weights(init_variables(build_model(model), seed=0), config, ("cat",))
-    save_weights("random.npz", weights)
+    shapes = abstract_variables(build_model(model))
+    zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+    save_weights("zeros.npz", Weights(zeros, config, ("cat",)))
 
 
 @pytest.mark.usefixtures("street")
 @pytest.mark.parametrize("block", [block for block in blocks("python") if not block.mark], ids=str)
 def test_snippets_run(block):
-    text = block.text.replace("nanodet-plus-m_320.pth", "random.npz")
+    text = block.text.replace("nanodet-plus-m_320.pth", "zeros.npz")
     exec(compile(text, str(block), "exec"), {})
 
 
