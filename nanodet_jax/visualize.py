@@ -23,9 +23,10 @@ BLACK, WHITE, GREY = (0, 0, 0), (255, 255, 255), (114, 114, 114)
 GOLDEN_RATIO = (math.sqrt(5) - 1) / 2
 GAP = 4  # pixels between the images of a grid
 THRESHOLD = 0.35  # lowest score that is drawn by default
-# The network suppresses overlapping boxes within each class only, so one object may be detected as
-# several classes. Drawn boxes are suppressed across classes at the threshold used within a class.
-IOU_THRESHOLD = 0.6
+# The detector suppresses boxes within each class only, so it may find several classes for one
+# object. Drawn boxes are also suppressed across classes. Two boxes count as the same object above
+# the iou at which VOC and COCO's AP50 match a detection to an object.
+IOU_THRESHOLD = 0.5
 # OpenCV 4 draws each byte of a non-ASCII letter as a question mark; OpenCV 5 draws the letter.
 DRAWS_UNICODE = int(cv2.__version__.split(".")[0]) >= 5
 
@@ -61,7 +62,7 @@ def select_detections(
     *,
     draw_all: bool = False,
 ) -> np.ndarray:
-    """Return the indices of the detections to draw, best first: one per object.
+    """Return the indices of the detections to draw: one per object, best first.
 
     Apply greedy non-maximum suppression across classes: drop a box whose iou with a better box
     exceeds `IOU_THRESHOLD`. Of equal scores, the first is the better.
@@ -112,7 +113,7 @@ def draw_detections(
       labels: [n] integers, 0 .. C-1.
       class_names: C names. Letters that OpenCV cannot draw become the closest ASCII letters.
       threshold: skip detections with a lower score.
-      draw_all: also draw boxes that overlap a better box of another class.
+      draw_all: also draw boxes that overlap a better box.
 
     Returns:
       [H, W, 3] uint8 BGR, equal to `image` where nothing is drawn.

@@ -139,7 +139,7 @@ def test_select_detections_keeps_the_best_class_of_each_object():
     assert select_detections(np.zeros((0, 4)), np.zeros(0)).tolist() == []
 
 
-@pytest.mark.parametrize(("height", "kept"), [(59, [0, 1]), (60, [0, 1]), (61, [0]), (100, [0])])
+@pytest.mark.parametrize(("height", "kept"), [(49, [0, 1]), (50, [0, 1]), (51, [0]), (100, [0])])
 def test_select_detections_drops_iou_above_the_threshold(height, kept):
     boxes = [[0, 0, 100, 100], [0, 0, 100, height]]  # iou: height / 100
     assert select_detections(np.array(boxes, np.float32), np.array([0.9, 0.8])).tolist() == kept
