@@ -22,8 +22,8 @@ from nanodet_jax.io.checkpoint import Checkpoints
 from nanodet_jax.models.nanodet import build_model, priors_of
 from nanodet_jax.runtime import backend, distributed
 from nanodet_jax.state import abstract_variables, create_state
-from nanodet_jax.training.interrupt import Interrupt, Stopped
-from nanodet_jax.training.lock import lock_for_all
+from nanodet_jax.training.interrupt import Aborted, Interrupt
+from nanodet_jax.training.lock import lock_for_all_processes
 from nanodet_jax.training.metric_logger import MetricLogger, NullLogger
 from nanodet_jax.training.optimizer import learning_rate, make_optimizer, scale_rate
 from nanodet_jax.training.parallel import (
@@ -47,7 +47,7 @@ from nanodet_jax.training.setup import (
     prepare_workdir,
     resolve,
 )
-from nanodet_jax.training.skips import Skips
+from nanodet_jax.training.skipped_steps import SkippedSteps
 from nanodet_jax.training.unfold_batch_norm import is_folded, unfold
 
 VAL_PICTURES = 8
@@ -99,7 +99,7 @@ def _train_and_evaluate(config: Config, workdir: Path, held: ExitStack) -> dict[
 
     # Everything that decides by what is in the workdir comes after the lock. Another run may have
     # saved just before it ended.
-    workdir_lock = lock_for_all(workdir)
+    workdir_lock = lock_for_all_processes(workdir)
     if workdir_lock is not None:
         held.callback(workdir_lock.release)
     resuming = distributed.gather(has_checkpoint(workdir))[0]
@@ -141,7 +141,7 @@ def _train_and_evaluate(config: Config, workdir: Path, held: ExitStack) -> dict[
     start_step = int(state.step)
     logger: MetricLogger | NullLogger = NullLogger()
     if distributed.is_writer():
-        logger = MetricLogger(workdir, start_step, total_steps, rated=metrics is not None)
+        logger = MetricLogger(workdir, start_step, total_steps, start_evaluated=metrics is not None)
     logger.say(images.describe())
     stored = store(images, num_devices) if config.data.cache == "device" else None
     render = make_render(config, num_devices, stored)
@@ -184,7 +184,9 @@ def _train_and_evaluate(config: Config, workdir: Path, held: ExitStack) -> dict[
     def due(every: int, step: int) -> bool:
         return step == total_steps or (step % steps_each == 0 and step // steps_each % every == 0)
 
-    skips = Skips(config.training.max_skipped, lambda step: images_of_step(train, config, step))
+    skips = SkippedSteps(
+        config.training.max_skipped, lambda step: images_of_step(train, config, step)
+    )
     batches = training_batches(images, config, slots, start_step, process)
     prefetch = Prefetch(batches, make_place(num_devices))
     with closing(checkpoints), closing(logger), closing(prefetch), Interrupt() as interrupt:
@@ -192,8 +194,8 @@ def _train_and_evaluate(config: Config, workdir: Path, held: ExitStack) -> dict[
         def evaluate_now(step: int) -> dict[str, Any] | None:
             result = None
             # Of several processes one that drops its work would leave the others waiting.
-            judging = interrupt.at_once if process[1] == 1 else nullcontext
-            with suppress(Stopped):
+            judging = interrupt.abort_on_signal if process[1] == 1 else nullcontext
+            with suppress(Aborted):
                 result = evaluate.run_evaluation(
                     detect,
                     own_copy(state.inference_variables, num_devices),
@@ -206,9 +208,9 @@ def _train_and_evaluate(config: Config, workdir: Path, held: ExitStack) -> dict[
             backend.defragment_heap()
             if result is None:
                 return None
-            logger.evaluated(step, -(-step // steps_each), result.metrics)
+            logger.log_evaluation(step, -(-step // steps_each), result.metrics)
             if distributed.is_writer():
-                logger.picture("val", step, evaluate.draw_examples(val, result.examples))
+                logger.log_image("val", step, evaluate.draw_examples(val, result.examples))
             checkpoints.rate(step, result.metrics)
             return result.metrics
 
@@ -218,7 +220,7 @@ def _train_and_evaluate(config: Config, workdir: Path, held: ExitStack) -> dict[
             metrics = evaluate_now(start_step)
             stopping = metrics is None
         device_metrics = None
-        stepped = prefetch.waited = 0.0
+        stepped = prefetch.wait_seconds = 0.0
         clock = time.perf_counter()
         for step in range(start_step + 1, total_steps + 1):
             stopping = stopping or ballot.any_of(interrupt.received is not None)
@@ -228,7 +230,7 @@ def _train_and_evaluate(config: Config, workdir: Path, held: ExitStack) -> dict[
             state, device_metrics = train_step(state, batch)
             if step == 1 and distributed.is_writer():  # drawn and written while the device is busy
                 shown = jax.device_get(own_part(batch, num_devices))
-                logger.picture("train", 0, draw_batch(shown, config, train))
+                logger.log_image("train", 0, draw_batch(shown, config, train))
             if step == start_step + 1:
                 backend.defragment_heap()  # that compiling the step has left
                 interrupt.catch()
@@ -240,12 +242,13 @@ def _train_and_evaluate(config: Config, workdir: Path, held: ExitStack) -> dict[
                 elapsed = time.perf_counter() - clock
                 numbers["images_per_second"] = stepped * config.data.batch_size / elapsed
                 try:
-                    skips.tell(logger.say)
+                    skips.report(logger.say)
                 except UserError:
                     checkpoints.save(state)
                     raise
-                logger.train(step, -(-step // steps_each), numbers, prefetch.waited / elapsed)
-                stepped = prefetch.waited = 0.0
+                waiting = prefetch.wait_seconds / elapsed
+                logger.log_train(step, -(-step // steps_each), numbers, waiting)
+                stepped = prefetch.wait_seconds = 0.0
                 clock = time.perf_counter()
             if due(config.training.checkpoint_every, step) or due(config.training.eval_every, step):
                 checkpoints.save(state)
@@ -258,7 +261,7 @@ def _train_and_evaluate(config: Config, workdir: Path, held: ExitStack) -> dict[
             checkpoints.save(state)
             checkpoints.wait()
             logger.say(f"stopped and saved at step {int(state.step)}; the same command goes on")
-            interrupt.leave()
+            interrupt.exit()
     if metrics is None:
         raise UserError(f"{workdir}: this run is complete, but was saved without an evaluation")
     return metrics
