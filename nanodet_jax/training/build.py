@@ -27,7 +27,7 @@ from nanodet_jax.structures import Array, Batch
 from nanodet_jax.training.agreement import check_agreement
 from nanodet_jax.training.initial_weights import initial_variables, read_initial_weights
 from nanodet_jax.training.length import Length
-from nanodet_jax.training.lock import lock_for_all
+from nanodet_jax.training.lock import lock_for_all_processes
 from nanodet_jax.training.metric_logger import MetricLogger, NullLogger
 from nanodet_jax.training.optimizer import learning_rate, make_optimizer, scale_learning_rate
 from nanodet_jax.training.parallel import (
@@ -40,7 +40,7 @@ from nanodet_jax.training.parallel import (
     store,
 )
 from nanodet_jax.training.prefetch import Prefetch
-from nanodet_jax.training.skips import Skips
+from nanodet_jax.training.skipped_steps import SkippedSteps
 from nanodet_jax.training.unfold_batch_norm import is_folded, unfold
 from nanodet_jax.training.workdir import has_checkpoint, prepare_workdir
 
@@ -63,7 +63,7 @@ class Run:
       render: compiled; what `prefetch` yields to a `Batch`.
       detect: compiled; see `make_detect`.
       prefetch: training batches, from the first step of this process on.
-      skips: steps whose update was skipped.
+      skipped_steps: steps whose update was skipped.
       checkpoints, logger: write to the workdir.
       resumed: whether the state comes from a checkpoint.
       state: newest state; replicated over the devices.
@@ -81,7 +81,7 @@ class Run:
     render: Callable[[Any], Batch]
     detect: Detect
     prefetch: Prefetch
-    skips: Skips
+    skipped_steps: SkippedSteps
     checkpoints: Checkpoints
     logger: MetricLogger | NullLogger
     resumed: bool
@@ -133,7 +133,7 @@ def build(config: Config, workdir: Path) -> Run:
 
         # Workdir. Whatever depends on its content comes after the lock, since another run may have
         # saved a checkpoint just before it ended.
-        lock = lock_for_all(workdir)
+        lock = lock_for_all_processes(workdir)
         if lock is not None:
             stack.callback(lock.release)
         resumed = distributed.gather(has_checkpoint(workdir))[0]
@@ -179,7 +179,9 @@ def build(config: Config, workdir: Path) -> Run:
         logger: MetricLogger | NullLogger = NullLogger()
         if distributed.is_writer():
             total_steps = length.total_steps
-            logger = MetricLogger(workdir, start_step, total_steps, rated=metrics is not None)
+            logger = MetricLogger(
+                workdir, start_step, total_steps, start_evaluated=metrics is not None
+            )
         stack.enter_context(closing(logger))
         logger.say(data.images.describe())
         stored = store(data.images, num_devices) if config.data.cache == "device" else None
@@ -205,7 +207,9 @@ def build(config: Config, workdir: Path) -> Run:
             render=make_render(config, num_devices, stored),
             detect=make_detect(model, split_detection(num_devices)),
             prefetch=prefetch,
-            skips=Skips(training.max_skipped, partial(images_of_step, data.train, config)),
+            skipped_steps=SkippedSteps(
+                training.max_skipped, partial(images_of_step, data.train, config)
+            ),
             checkpoints=checkpoints,
             logger=logger,
             resumed=resumed,

@@ -1,4 +1,4 @@
-"""Ctrl-C, `kill` and a closed terminal: finish the step, save, then leave."""
+"""Signals during training: on Ctrl-C, `kill` or a closed terminal, save before exiting."""
 
 import signal
 import threading
@@ -9,30 +9,34 @@ from types import FrameType
 HANGUP = getattr(signal, "SIGHUP", None)  # absent on Windows
 
 
-class Stopped(Exception):
-    """A signal came within `Interrupt.at_once`."""
+class Aborted(Exception):
+    """A signal was received within `Interrupt.abort_on_signal`."""
 
 
 class Interrupt:
-    """Between `catch` and the end of its context SIGINT, SIGTERM and SIGHUP set `received`.
+    """Record SIGINT, SIGTERM and SIGHUP in `received`, from `catch` to the end of the context.
 
-    Before, and from the second one on, they act as they did, at once in `train.py`: Python runs a
-    handler only when XLA returns, and a compilation may take a minute. Two exceptions: SIGHUP stays
-    ignored where it is (`nohup`), and after the first signal it is ignored, since a closed terminal
-    sends it twice, once by the shell and once by the kernel. Outside the main thread, where Python
-    takes no signals, it does nothing.
+    Before `catch`, and from the second signal on, the previous handlers are in force. Those of
+    `train.py` exit immediately, because Python runs a handler only when XLA returns, and a
+    compilation may take a minute. Two exceptions concern SIGHUP: where it is ignored (`nohup`) it
+    stays ignored, and after the first signal it is ignored, because a closed terminal sends it
+    twice, from the shell and from the kernel. Outside the main thread, where Python receives no
+    signals, this class does nothing.
+
+    Attributes:
+      received: number of the first signal, None before.
     """
 
     def __init__(self) -> None:
         self.received: int | None = None
-        self._at_once = False
+        self._abort = False
         self._previous: dict[int, object] = {}
 
     def __enter__(self) -> "Interrupt":
         return self
 
     def catch(self) -> None:
-        """From now on there is something to save."""
+        """Start to catch signals: from now on there is a state to save."""
         if threading.current_thread() is not threading.main_thread():
             return
         numbers = [signal.SIGINT, signal.SIGTERM]
@@ -42,15 +46,15 @@ class Interrupt:
             self._previous[number] = signal.signal(number, self._receive)
 
     @contextmanager
-    def at_once(self) -> Iterator[None]:
-        """For long work that may be dropped anywhere: a signal raises `Stopped` where it comes."""
-        self._at_once = True
+    def abort_on_signal(self) -> Iterator[None]:
+        """Raise `Aborted` when a signal is received, for long work that can be dropped anywhere."""
+        self._abort = True
         try:
             if self.received is not None:
-                raise Stopped
+                raise Aborted
             yield
         finally:
-            self._at_once = False
+            self._abort = False
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._previous.items():
@@ -60,13 +64,13 @@ class Interrupt:
     def _receive(self, number: int, _: FrameType | None) -> None:
         self.received = number
         for caught, handler in self._previous.items():
-            after = signal.SIG_IGN if caught == HANGUP else handler
-            signal.signal(caught, after)  # type: ignore[arg-type]
-        if self._at_once:
-            raise Stopped
+            restored = signal.SIG_IGN if caught == HANGUP else handler
+            signal.signal(caught, restored)  # type: ignore[arg-type]
+        if self._abort:
+            raise Aborted
 
-    def leave(self) -> None:
-        """End as the signal would have: KeyboardInterrupt, or exit status 128 + its number."""
+    def exit(self) -> None:
+        """Exit as the signal would: KeyboardInterrupt, or SystemExit with 128 + its number."""
         if self.received == signal.SIGINT:
             raise KeyboardInterrupt
         raise SystemExit(128 + int(self.received or signal.SIGTERM))

@@ -13,7 +13,7 @@ from nanodet_jax.runtime import backend, distributed
 from nanodet_jax.runtime.process import setup_process
 from nanodet_jax.training.batch_picture import draw_batch
 from nanodet_jax.training.build import Run, build
-from nanodet_jax.training.interrupt import Interrupt, Stopped
+from nanodet_jax.training.interrupt import Aborted, Interrupt
 from nanodet_jax.training.parallel import count_devices, own_copy, own_part
 from nanodet_jax.training.throughput import Throughput
 
@@ -83,13 +83,13 @@ def _train(run: Run, interrupt: Interrupt) -> bool:
         # has left, and save on signals from now on.
         if step == 1 and distributed.is_writer():
             shown = jax.device_get(own_part(batch, run.num_devices))
-            run.logger.picture("train", 0, draw_batch(shown, config, run.train))
+            run.logger.log_image("train", 0, draw_batch(shown, config, run.train))
         if step == start_step + 1:
             backend.defragment_heap()
             interrupt.catch()
 
         # Log.
-        run.skips.add(step, metrics.pop("skipped"))
+        run.skipped_steps.add(step, metrics.pop("skipped"))
         throughput.count_step()
         run.logger.advance()
         if step % training.log_every == 0 or step == length.total_steps:
@@ -115,11 +115,11 @@ def _log(run: Run, step: int, metrics: dict[str, jax.Array], throughput: Through
     numbers = {name: float(value) for name, value in jax.device_get(metrics).items()}
     numbers["images_per_second"], waiting = throughput.measure()
     try:
-        run.skips.tell(run.logger.say)
+        run.skipped_steps.report(run.logger.say)
     except UserError:
         run.checkpoints.save(run.state)
         raise
-    run.logger.train(step, run.length.epoch_of(step), numbers, waiting)
+    run.logger.log_train(step, run.length.epoch_of(step), numbers, waiting)
     throughput.restart()
 
 
@@ -127,8 +127,8 @@ def _evaluate(run: Run, step: int, interrupt: Interrupt) -> bool:
     """Evaluate the state after `step`, log and keep the metrics; return False if asked to stop."""
     result = None
     # Several processes stop together: one that stopped alone would leave the others waiting.
-    interruptible = interrupt.at_once if jax.process_count() == 1 else nullcontext
-    with suppress(Stopped):
+    interruptible = interrupt.abort_on_signal if jax.process_count() == 1 else nullcontext
+    with suppress(Aborted):
         result = evaluate.run_evaluation(
             run.detect,
             own_copy(run.state.inference_variables, run.num_devices),
@@ -142,9 +142,9 @@ def _evaluate(run: Run, step: int, interrupt: Interrupt) -> bool:
     run.metrics = None if result is None else result.metrics
     if result is None:
         return False
-    run.logger.evaluated(step, run.length.epoch_of(step), result.metrics)
+    run.logger.log_evaluation(step, run.length.epoch_of(step), result.metrics)
     if distributed.is_writer():
-        run.logger.picture("val", step, evaluate.draw_examples(run.val, result.examples))
+        run.logger.log_image("val", step, evaluate.draw_examples(run.val, result.examples))
     run.checkpoints.rate(step, result.metrics)
     return True
 
@@ -156,4 +156,4 @@ def _save_and_leave(run: Run, interrupt: Interrupt) -> None:
     run.logger.say(
         f"stopped and saved at step {int(run.state.step)}; the same command resumes the run"
     )
-    interrupt.leave()
+    interrupt.exit()

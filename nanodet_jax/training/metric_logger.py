@@ -1,4 +1,4 @@
-"""What a run says while it goes on: a bar, `metrics.jsonl`, TensorBoard, pictures."""
+"""Logs of a training run: progress bar, `metrics.jsonl`, TensorBoard and pictures."""
 
 import json
 import math
@@ -15,36 +15,42 @@ from nanodet_jax.errors import UserError, writing
 from nanodet_jax.files import NO_FOLLOW, make_folder, open_regular, replacing
 from nanodet_jax.training.tensorboard import EventWriter
 
-LINE_LIMIT = 1 << 24  # bytes of a line; 10,000 classes take a million
+LINE_LIMIT = 1 << 24  # bytes; an evaluation of 10,000 classes takes about a million
 APPEND = os.O_WRONLY | os.O_APPEND | os.O_CREAT | NO_FOLLOW
 
 
 class MetricLogger:
-    """Writes to a workdir; a resumed run goes on where its checkpoint was, nothing twice.
+    """Log a training run to its workdir and the terminal.
+
+    A resumed run first removes the entries of all steps that it will run again, so that no entry is
+    written twice.
 
     Args:
       workdir: of the run.
-      start_step, total_steps: steps done already, and in the end.
-      rated: whether the evaluation of `start_step`, if it has one, was completed.
+      start_step: steps done so far.
+      total_steps: steps at the end of the run.
+      start_evaluated: whether the evaluation at `start_step`, if one is due, is complete.
 
     Attributes:
       workdir: holds `metrics.jsonl`, `tensorboard/` and `pictures/`.
 
     Raises:
-      UserError: from all that writes, naming the file or folder that cannot be written.
+      UserError: from every method that writes, naming the file or folder that cannot be written.
     """
 
-    def __init__(self, workdir: Path, start_step: int, total_steps: int, rated: bool = True):
+    def __init__(
+        self, workdir: Path, start_step: int, total_steps: int, start_evaluated: bool = True
+    ) -> None:
         self.workdir = workdir
         self._path, self._folder = workdir / "metrics.jsonl", workdir / "tensorboard"
-        self._forget_after(start_step, rated)
+        self._remove_entries_after(start_step, start_evaluated)
         with writing(self._folder):
-            self._board = EventWriter(self._folder, start_step + 1)
+            self._events = EventWriter(self._folder, start_step + 1)
         try:
             with writing(self._path):
                 self._file = os.fdopen(os.open(self._path, APPEND, 0o666), "a", buffering=1)
         except UserError:
-            self._board.close()
+            self._events.close()
             raise
         self._bar = tqdm(
             total=total_steps,
@@ -54,32 +60,32 @@ class MetricLogger:
             mininterval=0.5 if sys.stderr.isatty() else 10,
         )
 
-    def _forget_after(self, step: int, rated: bool) -> None:
-        """Drop the lines of steps that are going to be done again, and lines that are damaged."""
+    def _remove_entries_after(self, step: int, evaluated: bool) -> None:
+        """Remove the entries of steps that will run again, and damaged lines."""
         damaged = 0
         try:
             with open_regular(self._path) as log, replacing(self._path) as kept:
                 while line := log.readline(LINE_LIMIT):
                     entry = _entry(line)
                     if entry is None:
-                        damaged += 1  # a crash may have cut it short
+                        damaged += 1  # as after a crash in the middle of a line
                         continue
-                    again = entry["kind"] == "eval" and entry["step"] == step and not rated
-                    if entry["step"] <= step and not again:
+                    repeated = entry["kind"] == "eval" and entry["step"] == step and not evaluated
+                    if entry["step"] <= step and not repeated:
                         kept.write(line)
         except FileNotFoundError:
             return
         except (OSError, ValueError) as error:
             raise UserError(f"{self._path}: {error}; move it elsewhere") from error
         if damaged:
-            terminal.say(f"note: {self._path}: {damaged} damaged line(s) are left out")
+            terminal.say(f"note: {self._path}: removed {damaged} damaged line(s)")
 
     def advance(self) -> None:
-        """One more step is done."""
+        """Advance the progress bar by a step."""
         self._bar.update()
 
-    def train(self, step: int, epoch: int, metrics: dict[str, float], waiting: float) -> None:
-        """Log a training step; `waiting` is the share of time spent waiting for data."""
+    def log_train(self, step: int, epoch: int, metrics: dict[str, float], waiting: float) -> None:
+        """Log the metrics of a training step, and the fraction of time spent waiting for data."""
         self._write("train", step, epoch, metrics | {"waiting": waiting})
         self._bar.set_postfix_str(
             f"epoch {epoch} loss {metrics['loss']:.3f} (qfl {metrics['loss_qfl']:.3f} "
@@ -89,8 +95,8 @@ class MetricLogger:
             refresh=False,
         )
 
-    def evaluated(self, step: int, epoch: int, metrics: dict[str, Any]) -> None:
-        """Log an evaluation."""
+    def log_evaluation(self, step: int, epoch: int, metrics: dict[str, Any]) -> None:
+        """Log the metrics of an evaluation, as from `coco_metrics.coco_metrics`."""
         numbers = {k: v for k, v in metrics.items() if k != "per_class"}
         self._write("eval", step, epoch, numbers, per_class=metrics["per_class"])
         self.say(
@@ -98,64 +104,67 @@ class MetricLogger:
             f"AP75 {metrics['AP75']:.4f}"
         )
 
-    def picture(self, name: str, step: int, image: np.ndarray) -> None:
-        """Keep an image uint8 BGR in `pictures/` and on the board."""
+    def log_image(self, name: str, step: int, image: np.ndarray) -> None:
+        """Write an image, uint8 BGR [H, W, 3], to `pictures/` and TensorBoard."""
         folder = make_folder(self.workdir / "pictures")
         visualize.save_image(folder / f"{name}_{step:07d}.jpg", image)
         with writing(self._folder):
-            self._board.image(name, image[..., ::-1], step)
+            self._events.add_image(name, image[..., ::-1], step)
 
     def say(self, line: str) -> None:
-        """Print a line without tearing the bar."""
+        """Print a line above the progress bar."""
         terminal.say(line)
 
-    def _write(self, kind: str, step: int, epoch: int, numbers: dict[str, float], **more: Any):
-        known = {name: x if math.isfinite(x) else None for name, x in numbers.items()}  # to json
-        line = {"kind": kind, "step": step, "epoch": epoch, **known, **more}
+    def _write(
+        self, kind: str, step: int, epoch: int, numbers: dict[str, float], **more: Any
+    ) -> None:
+        # JSON has no nan and no infinity.
+        finite = {name: x if math.isfinite(x) else None for name, x in numbers.items()}
+        line = {"kind": kind, "step": step, "epoch": epoch, **finite, **more}
         with writing(self._path):
             self._file.write(json.dumps(line) + "\n")
-        curves = {f"{kind}/{name}": value for name, value in known.items() if value is not None}
+        scalars = {f"{kind}/{name}": value for name, value in finite.items() if value is not None}
         with writing(self._folder):
-            self._board.scalars(curves, step)
+            self._events.add_scalars(scalars, step)
 
     def close(self) -> None:
-        """Flush everything."""
+        """Close the progress bar and all files."""
         self._bar.close()
         try:
             with writing(self._path):
                 self._file.close()
         finally:
             with writing(self._folder):
-                self._board.close()
+                self._events.close()
 
 
 def _entry(line: bytes) -> dict[str, Any] | None:
-    """A line of the log; None if it is damaged."""
+    """Parse a line of `metrics.jsonl`; return None if it is damaged."""
     try:
         entry = json.loads(line)
     except (ValueError, RecursionError):
         return None
-    sound = isinstance(entry, dict) and isinstance(entry.get("kind"), str)
-    return entry if sound and type(entry.get("step")) is int and line.endswith(b"\n") else None
+    valid = isinstance(entry, dict) and isinstance(entry.get("kind"), str)
+    return entry if valid and type(entry.get("step")) is int and line.endswith(b"\n") else None
 
 
 class NullLogger:
-    """In place of a `MetricLogger` where another process writes it."""
+    """Stand-in for `MetricLogger` that logs nothing, for all processes except the writer."""
 
     def advance(self) -> None:
-        """Nothing."""
+        """Do nothing."""
 
-    def train(self, step: int, epoch: int, metrics: dict[str, float], waiting: float) -> None:
-        """Nothing."""
+    def log_train(self, step: int, epoch: int, metrics: dict[str, float], waiting: float) -> None:
+        """Do nothing."""
 
-    def evaluated(self, step: int, epoch: int, metrics: dict[str, Any]) -> None:
-        """Nothing."""
+    def log_evaluation(self, step: int, epoch: int, metrics: dict[str, Any]) -> None:
+        """Do nothing."""
 
-    def picture(self, name: str, step: int, image: np.ndarray) -> None:
-        """Nothing."""
+    def log_image(self, name: str, step: int, image: np.ndarray) -> None:
+        """Do nothing."""
 
     def say(self, line: str) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def close(self) -> None:
-        """Nothing."""
+        """Do nothing."""

@@ -1,4 +1,4 @@
-"""Batches on the devices ahead of the steps that eat them."""
+"""Prefetch batches: move them to the devices before the steps that use them."""
 
 import time
 from collections import deque
@@ -8,45 +8,49 @@ from typing import Any
 
 import jax
 
-AHEAD = 2  # batches on the devices that no step has taken yet
+DEPTH = 2  # batches that are prefetched
 
 
 class Prefetch:
-    """Moves batches to the devices in a thread, while these are busy with earlier ones.
+    """Load batches and move them to the devices in a thread, while the devices run earlier steps.
+
+    Args:
+      batches: of any type.
+      to_device: moves a batch to the devices.
 
     Attributes:
-      waited: seconds, so far, in which the devices had nothing to do for want of a batch.
+      wait_seconds: time so far in which the devices were idle because no batch was ready.
     """
 
-    def __init__(self, batches: Iterator[Any], place: Callable[[Any], Any]) -> None:
-        self._batches, self._place = batches, place
-        self._mover = ThreadPoolExecutor(1, thread_name_prefix="prefetch")
-        self._moving = deque(self._mover.submit(self._move) for _ in range(AHEAD))
-        self._before: Any = None
-        self.waited = 0.0
+    def __init__(self, batches: Iterator[Any], to_device: Callable[[Any], Any]) -> None:
+        self._batches, self._to_device = batches, to_device
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="prefetch")
+        self._queue = deque(self._thread.submit(self._load) for _ in range(DEPTH))
+        self._previous_output: Any = None
+        self.wait_seconds = 0.0
 
-    def next(self, running: Any) -> Any:
-        """The next batch, placed.
+    def next(self, last_output: Any) -> Any:
+        """Return the next batch, on the devices.
 
         Args:
-          running: an output of the step that was started last, None at first. When this returns,
-            all earlier steps have ended: where the host is quicker than the devices, what they
-            have yet to do would otherwise pile up in their memory.
+          last_output: an output of the step that was dispatched last; None before the first. On
+            return, all steps before that one have ended. Otherwise the steps that a fast host
+            dispatches would accumulate in the memory of the devices.
         """
-        jax.block_until_ready(self._before)
-        self._before = running
-        moving = self._moving.popleft()
-        if not moving.done():
-            jax.block_until_ready(running)  # for so long the devices do not wait
-        asked = time.perf_counter()
-        batch = moving.result()
-        self.waited += time.perf_counter() - asked
-        self._moving.append(self._mover.submit(self._move))
+        jax.block_until_ready(self._previous_output)
+        self._previous_output = last_output
+        future = self._queue.popleft()
+        if not future.done():
+            jax.block_until_ready(last_output)  # until then the devices are busy
+        started = time.perf_counter()
+        batch = future.result()
+        self.wait_seconds += time.perf_counter() - started
+        self._queue.append(self._thread.submit(self._load))
         return batch
 
     def close(self) -> None:
-        """Move no more."""
-        self._mover.shutdown(wait=False, cancel_futures=True)
+        """Stop loading batches."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
 
-    def _move(self) -> Any:
-        return self._place(next(self._batches))
+    def _load(self) -> Any:
+        return self._to_device(next(self._batches))

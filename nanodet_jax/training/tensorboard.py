@@ -1,4 +1,4 @@
-"""TensorBoard's event files."""
+"""Writer of TensorBoard event files."""
 
 import re
 import secrets
@@ -13,25 +13,30 @@ from tensorboardX.record_writer import RecordWriter
 
 from nanodet_jax.files import make_folder
 
-FLUSH_S = 30  # between flushes, which wait for the disk
-NAME = re.compile(r"events\.out\.tfevents\.(\d{1,12})\.")
+FLUSH_S = 30  # seconds between flushes, which block on the disk
+FILE_NAME = re.compile(r"events\.out\.tfevents\.(\d{1,12})\.")
 
 
 class EventWriter:
-    """Writes an event file; what others of the same folder have from `first_step` on is hidden.
+    """Write a new event file, which hides events from `first_step` on in older files of the folder.
 
-    Nothing but a file: tensorboardX's `SummaryWriter` writes in a thread, whose first error nobody
-    hears of, and whose queue, ten values later, would stop the run for good.
+    It writes in the calling thread. tensorboardX's `SummaryWriter` writes in a separate thread,
+    which hides its first error. Ten values later its queue is full, and the run blocks forever.
 
-    TensorBoard reads the files of a folder by name, which begins with the time. The name of a new
-    one follows all that are there, and the times in it never go backwards, whatever the clock does.
+    TensorBoard reads the files of a folder in the order of their names, which begin with the time.
+    The name of a new file follows all existing ones, and the times in it never decrease, even if
+    the system clock is set back.
+
+    Args:
+      folder: created if missing.
+      first_step: first step that will be written.
 
     Raises:
-      UserError: if the folder cannot be made or is a symbolic link.
-      OSError: from all methods, if the disk is full, for one.
+      UserError: if the folder cannot be created or is a symbolic link.
+      OSError: from every method that writes, for example if the disk is full.
     """
 
-    def __init__(self, folder: Path, first_step: int):
+    def __init__(self, folder: Path, first_step: int) -> None:
         make_folder(folder)
         self._start = time.time() - time.monotonic()
         self._file = RecordWriter(str(_new_file(folder)))
@@ -39,24 +44,24 @@ class EventWriter:
         self._write(0, file_version="brain.Event:2")
         self._write(first_step, session_log=SessionLog(status=SessionLog.START))
 
-    def scalars(self, numbers: dict[str, float], step: int) -> None:
-        """Add a value to each curve."""
-        for name, value in numbers.items():
+    def add_scalars(self, values: dict[str, float], step: int) -> None:
+        """Write scalars by tag."""
+        for name, value in values.items():
             self._write(step, summary=summary.scalar(name, value))
 
-    def image(self, name: str, image: np.ndarray, step: int) -> None:
-        """Add a picture, uint8 RGB [H, W, 3]."""
+    def add_image(self, name: str, image: np.ndarray, step: int) -> None:
+        """Write an image, uint8 RGB [H, W, 3]."""
         self._write(step, summary=summary.image(name, image, dataformats="HWC"))
 
-    def _write(self, step: int, **what: summary.Summary | SessionLog | str) -> None:
-        event = Event(wall_time=self._start + time.monotonic(), step=step, **what)
+    def _write(self, step: int, **content: summary.Summary | SessionLog | str) -> None:
+        event = Event(wall_time=self._start + time.monotonic(), step=step, **content)
         self._file.write(event.SerializeToString())
         if time.monotonic() > self._flushed + FLUSH_S:
             self._file.flush()
             self._flushed = time.monotonic()
 
     def close(self) -> None:
-        """Flush everything."""
+        """Flush and close the file."""
         try:
             self._file.flush()
         finally:
@@ -64,10 +69,10 @@ class EventWriter:
 
 
 def _new_file(folder: Path) -> Path:
-    """An event file that was not there before, last by name."""
-    taken = [int(match[1]) for path in folder.iterdir() if (match := NAME.match(path.name))]
-    number = max([int(time.time()), *(one + 1 for one in taken)])
+    """Create an empty event file whose name sorts after all others in the folder."""
+    taken = [int(match[1]) for path in folder.iterdir() if (match := FILE_NAME.match(path.name))]
+    number = max([int(time.time()), *(other + 1 for other in taken)])
     name = f"events.out.tfevents.{number:010d}.{socket.gethostname()}.{secrets.token_hex(4)}"
-    path = folder.absolute() / name  # tensorboardX takes "s3:x" for a bucket
+    path = folder.absolute() / name  # tensorboardX takes a relative path like "s3:x" for a bucket
     path.touch(exist_ok=False)
     return path

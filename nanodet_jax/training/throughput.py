@@ -21,7 +21,7 @@ class Throughput:
 
     def restart(self) -> None:
         """Start a new interval."""
-        self._steps, self._prefetch.waited = 0, 0.0
+        self._steps, self._prefetch.wait_seconds = 0, 0.0
         self._start = time.perf_counter()
 
     def count_step(self) -> None:
@@ -31,7 +31,7 @@ class Throughput:
     def measure(self) -> tuple[float, float]:
         """Return images per second and the waiting fraction since `restart`."""
         elapsed = time.perf_counter() - self._start
-        return self._steps * self._batch_size / elapsed, self._prefetch.waited / elapsed
+        return self._steps * self._batch_size / elapsed, self._prefetch.wait_seconds / elapsed
 
     @contextmanager
     def paused(self) -> Iterator[None]:

@@ -1,8 +1,9 @@
-"""Give batch norms back their statistics where weights were published with them folded away.
+"""Restore the statistics of batch norms that are folded into the convolutions before them.
 
-Deployed files have each batch norm multiplied into the convolution before it, which leaves the
-identity and a bias. Evaluation does not notice. Training does: the batch's statistics normalise
-what should have kept its scale, and the network starts from other features than those learned.
+In the published weights each batch norm is multiplied into the preceding convolution, and what
+remains is the identity plus a bias. That does not change inference. In training, however, the
+batch's statistics would normalize activations that should keep their scale, and the network would
+start from features other than the learned ones.
 """
 
 from collections.abc import Iterable
@@ -22,9 +23,9 @@ EPSILON = BatchNorm.epsilon
 
 
 def is_folded(variables: Any) -> bool:
-    """Whether every batch norm is the identity plus a bias, as no training leaves it.
+    """Return whether every batch norm is the identity plus a bias, which training never yields.
 
-    Fresh variables are told apart by their variance: 1, where a folded one has 1 - epsilon.
+    Freshly initialized variables have a variance of 1, folded ones of 1 - epsilon.
     """
     leaves = flatten(variables)
     means = [leaf for path, leaf in leaves.items() if path.endswith("/mean")]
@@ -38,21 +39,22 @@ def is_folded(variables: Any) -> bool:
 
 
 def unfold(model: NanoDet, variables: Any, batches: Iterable[Array]) -> Any:
-    """The same network in evaluation, with the statistics that training will see.
+    """Set the statistics of all batch norms to those of their inputs, without changing inference.
 
     Args:
-      model: that of the variables.
+      model: the network of the variables.
       variables: params and batch_stats.
       batches: images [B, H, W, 3] as in training; their moments are averaged.
 
     Returns:
-      Variables whose batch norms hold the mean and variance of their inputs, and scales and
-      biases that make up for it.
+      Variables, float32 numpy, whose batch norms have the mean and variance of their inputs, and
+      scales and biases that compensate for them.
     """
 
     @backend.jit
-    def moments(variables, images):
-        _, seen = model.apply(
+    def moments(variables: Any, images: jax.Array) -> dict[str, tuple[jax.Array, jax.Array]]:
+        """Return mean and mean square of each channel of every batch norm's output, by path."""
+        _, captured = model.apply(
             variables,
             images,
             method="branches",
@@ -60,7 +62,7 @@ def unfold(model: NanoDet, variables: Any, batches: Iterable[Array]) -> Any:
             mutable=["intermediates"],
             capture_intermediates=lambda module, _: isinstance(module, BatchNorm),
         )
-        outputs = flatten(seen["intermediates"])
+        outputs = flatten(captured["intermediates"])
         return {
             path.removesuffix("/__call__"): (
                 jnp.mean(values[0], axis=(0, 1, 2)),
@@ -69,17 +71,19 @@ def unfold(model: NanoDet, variables: Any, batches: Iterable[Array]) -> Any:
             for path, values in outputs.items()
         }
 
-    each = [jax.device_get(moments(variables, images)) for images in batches]
+    measured = [jax.device_get(moments(variables, images)) for images in batches]
     leaves = dict(flatten(variables))
-    for path in each[0]:
-        first, second = (np.mean([batch[path][i] for batch in each], axis=0) for i in (0, 1))
+    for path in measured[0]:
+        first, second = (np.mean([batch[path][i] for batch in measured], axis=0) for i in (0, 1))
         scale, bias = leaves[f"params/{path}/scale"], leaves[f"params/{path}/bias"]
         mean, var = leaves[f"batch_stats/{path}/mean"], leaves[f"batch_stats/{path}/var"]
-        slope = scale / np.sqrt(var + EPSILON)  # of the output over the input
-        seen_mean = mean + (first - bias) / slope
-        seen_var = np.maximum(second - np.square(first), 0) / np.square(slope)
-        leaves[f"batch_stats/{path}/mean"] = seen_mean
-        leaves[f"batch_stats/{path}/var"] = seen_var
-        leaves[f"params/{path}/scale"] = slope * np.sqrt(seen_var + EPSILON)
-        leaves[f"params/{path}/bias"] = bias + slope * (seen_mean - mean)
+        # The norm computes output = slope * (input - mean) + bias. Solve for the moments of the
+        # input, then choose scale and bias such that the same slope and offset remain.
+        slope = scale / np.sqrt(var + EPSILON)
+        input_mean = mean + (first - bias) / slope
+        input_var = np.maximum(second - np.square(first), 0) / np.square(slope)
+        leaves[f"batch_stats/{path}/mean"] = input_mean
+        leaves[f"batch_stats/{path}/var"] = input_var
+        leaves[f"params/{path}/scale"] = slope * np.sqrt(input_var + EPSILON)
+        leaves[f"params/{path}/bias"] = bias + slope * (input_mean - mean)
     return unflatten({path: np.asarray(leaf, np.float32) for path, leaf in leaves.items()})

@@ -31,7 +31,7 @@ def test_boards_of_the_same_second_keep_their_files(tmp_path, monkeypatch):
     monkeypatch.setattr(time, "time", lambda: NOW)
     for step in (1, 2, 3):
         board = EventWriter(tmp_path, first_step=step)
-        board.scalars({"loss": float(step)}, step)
+        board.add_scalars({"loss": float(step)}, step)
         board.close()
     steps = [event.step for event in all_events(tmp_path) if event.HasField("summary")]
     assert steps == [1, 2, 3]
@@ -53,7 +53,7 @@ def test_times_in_a_board_never_go_back(tmp_path, monkeypatch):
     monkeypatch.setattr(time, "time", lambda: NOW + next(jumps))
     board = EventWriter(tmp_path, first_step=1)
     for step in range(20):
-        board.scalars({"loss": 1.0}, step)
+        board.add_scalars({"loss": 1.0}, step)
     board.close()
     times = [event.wall_time for event in all_events(tmp_path)]
     assert times == sorted(times) and times[-1] - times[0] < HOUR

@@ -40,7 +40,7 @@ def test_a_damaged_line_is_left_out_and_counted(tmp_path, capsys, damage):
     path.write_bytes(before + DAMAGED[damage] + whole)
     MetricLogger(tmp_path, start_step=2, total_steps=4).close()
     assert path.read_bytes() == before + whole
-    assert f"{path}: 1 damaged line(s) are left out" in capsys.readouterr().out
+    assert f"{path}: removed 1 damaged line(s)" in capsys.readouterr().out
 
 
 def test_a_sound_log_is_kept_to_the_byte_without_a_word(tmp_path, capsys):
@@ -49,7 +49,7 @@ def test_a_sound_log_is_kept_to_the_byte_without_a_word(tmp_path, capsys):
     path.write_bytes(kept + line("train", 3) + line("eval", 4))
     MetricLogger(tmp_path, start_step=2, total_steps=4).close()
     assert path.read_bytes() == kept and capsys.readouterr().out == ""
-    MetricLogger(tmp_path, start_step=2, total_steps=4, rated=False).close()
+    MetricLogger(tmp_path, start_step=2, total_steps=4, start_evaluated=False).close()
     assert path.read_bytes() == line("train", 1) + line("train", 2)
 
 

@@ -30,8 +30,8 @@ STEPS = 8
 WRITES = {
     "config.json": (build, "prepare_workdir", 1, "config.json: cannot be written"),
     "metrics.jsonl": (MetricLogger, "_write", 1, "cannot be written"),
-    "TensorBoard": (EventWriter, "image", 1, "tensorboard: cannot be written"),
-    "a picture": (MetricLogger, "picture", 2, "cannot be written"),
+    "TensorBoard": (EventWriter, "add_image", 1, "tensorboard: cannot be written"),
+    "a picture": (MetricLogger, "log_image", 2, "cannot be written"),
     "a checkpoint": (Checkpoints, "save", 1, "cannot be written"),
     "a later checkpoint": (Checkpoints, "save", 2, "cannot be written"),
     "metrics of a checkpoint": (CheckpointMetrics, "note", 1, "cannot be written"),

@@ -16,7 +16,7 @@ from nanodet_jax.files import (
     replacing,
     write_json,
 )
-from nanodet_jax.training.lock import lock
+from nanodet_jax.training.lock import lock_workdir
 from nanodet_jax.training.metric_logger import MetricLogger
 from nanodet_jax.visualize import save_image
 
@@ -74,7 +74,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(workdir):
 def test_the_log_is_never_written_through_a_link(workdir, victim, name):
     (workdir / name).symlink_to(victim)
     log = MetricLogger(workdir, start_step=0, total_steps=1)
-    log.train(1, 1, dict.fromkeys(
+    log.log_train(1, 1, dict.fromkeys(
         ("loss", "loss_qfl", "loss_bbox", "loss_dfl", "learning_rate", "images_per_second"), 1.0
     ), 0.5)  # fmt: skip
     log.close()
@@ -94,7 +94,7 @@ def test_a_linked_folder_is_refused_by_name(workdir, elsewhere, name):
     with pytest.raises(UserError, match=rf"run/{name}: is a symbolic link"):
         log = MetricLogger(workdir, start_step=0, total_steps=1)
         try:
-            log.picture("val", 1, PICTURE)
+            log.log_image("val", 1, PICTURE)
         finally:
             log.close()
 
@@ -108,7 +108,7 @@ def test_a_linked_workdir_is_the_users_own_choice(workdir, tmp_path):
 def test_a_linked_lock_is_refused(workdir, victim):
     (workdir / "lock").symlink_to(victim)
     with pytest.raises(UserError, match="cannot be written to"):
-        lock(workdir)
+        lock_workdir(workdir)
 
 
 @pytest.mark.parametrize("kind", ["fifo", "device", "folder", "linked fifo", "linked device"])

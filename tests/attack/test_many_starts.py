@@ -19,7 +19,7 @@ def test_of_twenty_starts_at_once_one_trains_and_the_workdir_ends_as_of_one(tmp_
     assert said.count("; starting from random weights") == 1
     # The others wait for the one that trains. They find the run complete, or give up by a line.
     assert set(statuses) <= {0, 2} and 0 in statuses
-    busy = f"error: {shared}: another run is going on there; wait for it"
+    busy = f"error: {shared}: in use by another run; wait until it ends"
     assert said.count(busy) == said.count("error: ") == statuses.count(2)
     assert said.count("; resuming at step 24") == statuses.count(0) - 1
     assert difference(shared, alone) == ""

@@ -5,8 +5,8 @@ import typing
 from pathlib import Path
 
 import pytest
-from nanodet_jax.cli.config_flags import load_config
 
+from nanodet_jax.cli.config_flags import load_config
 from nanodet_jax.config import Config, Data, Distributed, Model, Training, check, from_json
 from nanodet_jax.config.values import choices
 from nanodet_jax.errors import UserError

@@ -5,8 +5,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
-from nanodet_jax.cli.config_flags import load_config
 
+from nanodet_jax.cli.config_flags import load_config
 from nanodet_jax.config import Config, LrMultipliers, from_json, rename_flags
 from nanodet_jax.config.renamed import RENAMED
 from nanodet_jax.errors import UserError

@@ -5,7 +5,7 @@ import pytest
 from nanodet_jax.errors import UserError
 from nanodet_jax.io.checkpoint import Checkpoints
 from nanodet_jax.training import build
-from nanodet_jax.training.lock import lock
+from nanodet_jax.training.lock import lock_workdir
 from nanodet_jax.training.metric_logger import MetricLogger
 from nanodet_jax.training.prefetch import Prefetch
 from tests.training.test_loop import tiny_config
@@ -50,13 +50,13 @@ def test_build_that_fails_closes_what_it_opened(part, closed, tmp_path, monkeypa
     with pytest.raises(UserError, match="failed on purpose"):
         build.build(config, tmp_path)
     assert closed == PARTS[part]
-    lock(tmp_path).release()  # raises if the failed run still held it
+    lock_workdir(tmp_path).release()  # raises if the failed run still held it
 
 
 def test_run_closes_what_build_opened(closed, tmp_path):
     with build.build(tiny_config(), tmp_path) as run:
         assert closed == [] and not run.resumed and run.length.total_steps == 8
-        with pytest.raises(UserError, match="another run is going on"):
-            lock(tmp_path)
+        with pytest.raises(UserError, match="in use by another run"):
+            lock_workdir(tmp_path)
     assert closed == ["Prefetch", "MetricLogger", "Checkpoints"]
-    lock(tmp_path).release()
+    lock_workdir(tmp_path).release()

@@ -26,7 +26,7 @@ from nanodet_jax.io.checkpoint import Checkpoints
 from nanodet_jax.structures import Detections
 from nanodet_jax.training import build
 from nanodet_jax.training import lock as locks
-from nanodet_jax.training.lock import lock
+from nanodet_jax.training.lock import lock_workdir
 from nanodet_jax.training.metric_logger import MetricLogger
 from nanodet_jax.training.workdir import prepare_workdir
 from tests.runs import final_state, journal
@@ -253,13 +253,13 @@ def test_losses_that_are_no_numbers_end_the_run_with_what_was_before(tmp_path, m
 
 def test_two_runs_in_one_workdir_are_refused(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(locks, "WAIT_S", 0.1)
-    held = lock(tmp_path)
-    with pytest.raises(UserError, match="another run is going on"):
+    held = lock_workdir(tmp_path)
+    with pytest.raises(UserError, match="in use by another run"):
         train_and_evaluate(tiny_config(), tmp_path)
     assert capsys.readouterr().out.count("waiting up to 0 s") == 1
     assert {path.name for path in tmp_path.iterdir()} == {"lock"}
     held.release()
-    lock(tmp_path).release()  # the file is there, but nobody holds it
+    lock_workdir(tmp_path).release()  # the file is there, but nobody holds it
     with pytest.raises(UserError, match=f"{tmp_path}/lock/deeper: cannot be written to"):
         train_and_evaluate(tiny_config(), tmp_path / "lock" / "deeper")
 
@@ -280,14 +280,14 @@ def test_a_save_that_ends_while_the_next_run_starts_is_resumed(
 ):
     first, metrics = unbroken
     workdir = tmp_path / "run"
-    lock_for_all = build.lock_for_all
+    lock_for_all_processes = build.lock_for_all_processes
 
     def lock_after_the_first_has_saved(path):
         assert path == workdir and not workdir.exists()
         shutil.copytree(first, workdir)
-        return lock_for_all(path)
+        return lock_for_all_processes(path)
 
-    monkeypatch.setattr(build, "lock_for_all", lock_after_the_first_has_saved)
+    monkeypatch.setattr(build, "lock_for_all_processes", lock_after_the_first_has_saved)
     log = (first / "metrics.jsonl").read_bytes()
     assert train_and_evaluate(tiny_config(), workdir) == metrics
     assert f"resuming at step {STEPS}" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""NanoDet-Plus through the front door: its average, its guidance, and a run that was stopped."""
+"""Training of NanoDet-Plus: moving average, guidance, and resuming a stopped run."""
 
 import signal
 
@@ -26,7 +26,7 @@ STEPS, BATCH = 4, 4
 
 
 def tiny_config():
-    """Two epochs of two steps; the guidance lets go of backbone and neck in the second."""
+    """Return a config of two epochs of two steps; the guidance is detached in the second."""
     config = shapes.get_config("nanodet-plus-m-tiny")
     config.input_size = (64, 64)
     config.model.stacked_convs = config.model.guidance_convs = 1
@@ -44,7 +44,7 @@ def tiny_config():
 
 @pytest.fixture(scope="module", autouse=True)
 def shallow():
-    """A block per stage of the backbone, of which nothing is asked here: half the compilation."""
+    """Build the backbone with one block per stage, which halves the compilation time."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(shufflenet_v2, "STAGE_BLOCKS", (1, 1, 1))
         yield
@@ -57,7 +57,7 @@ def unbroken(one_device, shallow, tmp_path_factory):  # noqa: F811
     return workdir
 
 
-def test_stopped_and_resumed_is_as_unbroken(unbroken, tmp_path):
+def test_resumed_run_equals_an_uninterrupted_one(unbroken, tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         signal_at(patch, MetricLogger, "advance", 3, signal.SIGTERM)
         with pytest.raises(SystemExit):
@@ -69,7 +69,7 @@ def test_stopped_and_resumed_is_as_unbroken(unbroken, tmp_path):
     assert journal(tmp_path) == journal(unbroken)
 
 
-def test_both_branches_are_told_of(unbroken):
+def test_losses_of_both_branches_are_logged(unbroken):
     for line in journal(unbroken):
         if line["kind"] == "train":
             parts = [line[prefix + part] for prefix in ("loss_", "aux_loss_")
@@ -78,7 +78,7 @@ def test_both_branches_are_told_of(unbroken):
             assert min(parts) > 0
 
 
-def test_inference_takes_the_average_and_no_guidance(unbroken):
+def test_inference_weights_are_the_average_without_guidance(unbroken):
     state = final_state(unbroken, STEPS)
     loaded = torch_names.flatten(load_weights(unbroken).variables)
     average = torch_names.flatten(strip_guidance(state.ema))
@@ -89,7 +89,7 @@ def test_inference_takes_the_average_and_no_guidance(unbroken):
     assert len(moved) > len(loaded) / 2
 
 
-def test_fine_tuning_takes_the_guidance_too(unbroken):
+def test_fine_tuning_weights_include_the_guidance(unbroken):
     entries = load_entries(unbroken)
     assert any(name.startswith("aux_head.") for name in entries)
     like = abstract_variables(build_model(load_weights(unbroken).config.model), guided=True)
@@ -98,8 +98,8 @@ def test_fine_tuning_takes_the_guidance_too(unbroken):
     assert all(np.array_equal(restored[path], average[path]) for path in average)
 
 
-def test_average_matches_the_loop():
-    """The ramp is the original's: a = a (1 - d) + v d, with d from the step after the update."""
+def test_moving_average_follows_the_originals_ramp():
+    """a = a (1 - d) + v d, with d from the number of the step after the update."""
     random = np.random.default_rng(0)
     start, values = random.normal(size=3), random.normal(size=(5, 3))
     average, expected = {"leaf": jnp.asarray(start, jnp.float32)}, start

@@ -1,4 +1,4 @@
-"""Batches arrive in order and ahead of time, and only what the devices miss counts as waiting."""
+"""Prefetching: order, depth, errors, and the time that counts as waiting."""
 
 import itertools
 import threading
@@ -11,13 +11,13 @@ import pytest
 
 from nanodet_jax.errors import UserError
 from nanodet_jax.training import prefetch as module
-from nanodet_jax.training.prefetch import AHEAD, Prefetch
+from nanodet_jax.training.prefetch import DEPTH, Prefetch
 
-LONG = 30  # seconds after which a test has failed
+TIMEOUT = 30  # seconds
 
 
-class Running:
-    """An output of a step, as `jax.block_until_ready` takes it."""
+class Output:
+    """Output of a step, for `jax.block_until_ready`."""
 
     def __init__(self, at_end=lambda: None):
         self.at_end, self.ended = at_end, False
@@ -28,30 +28,30 @@ class Running:
         return self
 
 
-def test_in_order_and_placed():
+def test_batches_are_returned_in_order_and_moved():
     with closing(Prefetch(itertools.count(), lambda batch: -batch)) as feed:
         assert [feed.next(None) for _ in range(20)] == [-i for i in range(20)]
 
 
-def test_so_many_ahead_and_no_more():
-    made = []
+def test_prefetch_loads_exactly_depth_batches_ahead():
+    loaded = []
 
     def batches():
         for number in itertools.count():
-            made.append(number)
+            loaded.append(number)
             yield number
 
     with closing(Prefetch(batches(), lambda batch: batch)) as feed:
         for taken in range(5):
-            deadline = time.monotonic() + LONG
-            while len(made) < taken + AHEAD and time.monotonic() < deadline:
+            deadline = time.monotonic() + TIMEOUT
+            while len(loaded) < taken + DEPTH and time.monotonic() < deadline:
                 time.sleep(0.001)
-            time.sleep(0.02)  # in which it could make another
-            assert len(made) == taken + AHEAD
+            time.sleep(0.02)  # time to load another one
+            assert len(loaded) == taken + DEPTH
             assert feed.next(None) == taken
 
 
-def test_a_fault_is_told_where_its_batch_is_asked_for():
+def test_loading_error_is_raised_when_its_batch_is_requested():
     def batches():
         yield "first"
         raise UserError("image.jpg is missing")
@@ -62,25 +62,25 @@ def test_a_fault_is_told_where_its_batch_is_asked_for():
             feed.next(None)
 
 
-def test_steps_do_not_pile_up():
-    """When a batch is handed out, only the step that was started last may still run."""
-    steps = [Running() for _ in range(6)]
+def test_next_waits_for_all_but_the_last_step():
+    """When a batch is returned, only the step that was dispatched last may still be running."""
+    steps = [Output() for _ in range(6)]
     with closing(Prefetch(itertools.count(), lambda batch: batch)) as feed:
         feed.next(None)
         for number, step in enumerate(steps):
-            feed._moving[0].result(LONG)
+            feed._queue[0].result(TIMEOUT)
             feed.next(step)
             assert [other.ended for other in steps] == [i < number for i in range(len(steps))]
 
 
-def test_waiting_is_what_the_device_waits(monkeypatch):
-    """A step that takes 100 s and, once it has ended, 7 s until the batch is there."""
-    clock, ended, looked = [0.0], threading.Event(), threading.Event()
+def test_wait_seconds_counts_only_idle_devices(monkeypatch):
+    """A step takes 100 s, and the batch is ready 7 s after its end."""
+    clock, ended, read = [0.0], threading.Event(), threading.Event()
 
-    def look():
+    def perf_counter():
         now = clock[0]
         if ended.is_set():
-            looked.set()
+            read.set()
         return now
 
     def end():
@@ -89,22 +89,22 @@ def test_waiting_is_what_the_device_waits(monkeypatch):
 
     def batches():
         yield 0
-        assert looked.wait(LONG)
+        assert read.wait(TIMEOUT)
         clock[0] += 7
         yield from (1, 2, 3)
 
-    monkeypatch.setattr(module.time, "perf_counter", look)
+    monkeypatch.setattr(module.time, "perf_counter", perf_counter)
     with closing(Prefetch(batches(), lambda batch: batch)) as feed:
         feed.next(None)
-        feed.waited = 0.0
-        assert feed.next(Running(end)) == 1
-        assert feed.waited == 7
-        feed._moving[0].result(LONG)
-        feed.next(Running(lambda: clock.__setitem__(0, clock[0] + 100)))
-        assert feed.waited == 7  # of a batch that is there, for nothing
+        feed.wait_seconds = 0.0
+        assert feed.next(Output(end)) == 1
+        assert feed.wait_seconds == 7
+        feed._queue[0].result(TIMEOUT)
+        feed.next(Output(lambda: clock.__setitem__(0, clock[0] + 100)))
+        assert feed.wait_seconds == 7  # unchanged: the batch was ready
 
 
-def test_arrays_are_moved():
+def test_numpy_batch_becomes_jax_arrays():
     batch = {"images": np.ones((2, 3), np.float32), "labels": np.zeros(2, np.int32)}
     with closing(Prefetch(itertools.repeat(batch), jax.device_put)) as feed:
         moved = feed.next(None)

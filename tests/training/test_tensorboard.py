@@ -1,4 +1,4 @@
-"""TensorBoard's files, read back record by record."""
+"""TensorBoard event files, read back record by record."""
 
 import struct
 
@@ -12,13 +12,13 @@ from nanodet_jax.training.tensorboard import EventWriter
 
 
 def events(folder):
-    """What lies in the folder's only file."""
+    """Read the only event file of a folder."""
     (path,) = folder.iterdir()
     return read_events(path)
 
 
 def read_events(path):
-    """Records of a file: length, its checksum, data, their checksum."""
+    """Read the records of a file: length, its checksum, data, their checksum."""
     data, place, found = path.read_bytes(), 0, []
     while place < len(data):
         (length,) = struct.unpack_from("<Q", data, place)
@@ -28,39 +28,39 @@ def read_events(path):
     return found
 
 
-def test_values_and_pictures_are_there_with_their_steps(tmp_path):
+def test_scalars_and_images_are_written_with_their_steps(tmp_path):
     writer = EventWriter(tmp_path / "deep" / "board", first_step=5)
-    writer.scalars({"train/loss": 1.5, "train/learning_rate": 0.25}, 5)
-    writer.image("val", np.zeros((4, 6, 3), np.uint8), 7)
-    writer.scalars({"train/loss": 0.5}, 8)
+    writer.add_scalars({"train/loss": 1.5, "train/learning_rate": 0.25}, 5)
+    writer.add_image("val", np.zeros((4, 6, 3), np.uint8), 7)
+    writer.add_scalars({"train/loss": 0.5}, 8)
     writer.close()
     version, start, *rest = events(tmp_path / "deep" / "board")
     assert version.file_version == "brain.Event:2"
     assert start.step == 5 and start.session_log.status == SessionLog.START
-    loss, rate, picture, later = ((event.step, event.summary.value[0]) for event in rest)
+    loss, lr, image, later = ((event.step, event.summary.value[0]) for event in rest)
     assert (loss[0], loss[1].tag, loss[1].simple_value) == (5, "train/loss", 1.5)
-    assert (rate[0], rate[1].tag, rate[1].simple_value) == (5, "train/learning_rate", 0.25)
-    assert (picture[0], picture[1].tag) == (7, "val")
-    assert (picture[1].image.height, picture[1].image.width) == (4, 6)
+    assert (lr[0], lr[1].tag, lr[1].simple_value) == (5, "train/learning_rate", 0.25)
+    assert (image[0], image[1].tag) == (7, "val")
+    assert (image[1].image.height, image[1].image.width) == (4, 6)
     assert (later[0], later[1].simple_value) == (8, 0.5)
     assert all(event.wall_time > 1.7e9 for event in rest)
 
 
-def test_the_disk_has_it_before_the_end(tmp_path, monkeypatch):
+def test_events_are_flushed_before_close(tmp_path, monkeypatch):
     monkeypatch.setattr(tensorboard, "FLUSH_S", -1)
     writer = EventWriter(tmp_path / "board", first_step=1)
-    writer.scalars({"train/loss": 2.0}, 3)
+    writer.add_scalars({"train/loss": 2.0}, 3)
     assert events(tmp_path / "board")[-1].summary.value[0].simple_value == 2.0
     writer.close()
 
 
-def test_what_cannot_be_written_is_raised_where_it_happens(tmp_path):
+def test_folder_that_cannot_be_created_raises(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="file/board: cannot be written"):
         EventWriter(tmp_path / "file" / "board", first_step=1)
 
 
-def test_a_folder_that_is_a_link_is_refused(tmp_path):
+def test_folder_that_is_a_symbolic_link_is_rejected(tmp_path):
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "board").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(UserError, match="symbolic link"):

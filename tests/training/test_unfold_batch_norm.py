@@ -1,4 +1,4 @@
-"""Folded weights regain batch statistics without a change of what the network computes."""
+"""Unfolding restores batch statistics without changing inference."""
 
 from dataclasses import replace
 from functools import partial
@@ -32,7 +32,7 @@ PLUS = replace(
 
 
 def as_published(shapes):
-    """Random weights whose norms are the identity plus a random bias."""
+    """Draw random weights whose norms are the identity plus a random bias."""
     random = np.random.RandomState(0)
     leaves = {}
     for path, leaf in flatten(shapes).items():
@@ -66,12 +66,12 @@ def outputs(variables, images, train):
     return jax.device_get(apply(variables, images))
 
 
-def test_what_is_folded(folded):
+def test_is_folded_tells_published_from_fresh_weights(folded):
     assert is_folded(folded)
     assert not is_folded(init_variables(MODEL, 0))
 
 
-def test_evaluation_stays_and_training_joins_it(folded, images):
+def test_unfold_keeps_inference_and_aligns_training(folded, images):
     unfolded = unfold(MODEL, folded, [images])
     before = outputs(folded, images, train=False)
     far = outputs(folded, images, train=True)
@@ -80,13 +80,13 @@ def test_evaluation_stays_and_training_joins_it(folded, images):
     for was, lost, now, trained in zip(before, far, after, training):
         scale = np.abs(was).max()
         assert np.abs(now - was).max() < 1e-4 * scale
-        # The batch is the one measured, so training normalises by the very same statistics.
+        # Training normalizes by the statistics of the same batch that was measured.
         assert np.abs(trained - was).max() < 1e-3 * scale
-        assert np.abs(lost - was).max() > 0.1 * scale  # what folded weights would start from
+        assert np.abs(lost - was).max() > 0.1 * scale  # without unfolding
     assert not is_folded(unfolded)
 
 
-def test_moments_of_batches_are_averaged(folded, images):
+def test_unfold_averages_the_moments_of_batches(folded, images):
     whole = flatten(unfold(MODEL, folded, [images]))
     halves = flatten(unfold(MODEL, folded, [images[:2], images[2:]]))
     for path, leaf in whole.items():
@@ -94,11 +94,11 @@ def test_moments_of_batches_are_averaged(folded, images):
 
 
 class Unfolded(NamedTuple):
-    """A NanoDet-Plus with its guidance, on the images that were measured."""
+    """Results of a NanoDet-Plus with guidance, on the images that were measured."""
 
     folded: dict
     unfolded: dict
-    before: tuple  # predictions of head and guidance, and what batch norms give, in evaluation
+    before: tuple  # predictions of head and guidance in evaluation, and outputs of batch norms
     after: tuple
     training: tuple  # predictions, and the statistics after a step
     updated: dict
@@ -106,7 +106,7 @@ class Unfolded(NamedTuple):
 
 @pytest.fixture(scope="module")
 def plus():
-    # Of squares of 8 x 8, since that backbone takes the mean of each.
+    # Constant over squares of 8 x 8, whose mean the backbone takes.
     images = np.random.RandomState(2).randn(4, 8, 8, 3).repeat(8, 1).repeat(8, 2)
     images = images.astype(np.float32)
     patch = with_tiny_backbone()
@@ -128,7 +128,7 @@ def plus():
     return Unfolded(folded, unfolded, before, after, training, updated)
 
 
-def test_a_guidance_stays_in_evaluation_and_training_joins_it(plus):
+def test_unfold_keeps_inference_and_aligns_training_of_a_guidance(plus):
     assert is_folded(plus.folded) and not is_folded(plus.unfolded)
     before, after = plus.before[0], plus.after[0]
     assert len(before) == 2
@@ -138,20 +138,20 @@ def test_a_guidance_stays_in_evaluation_and_training_joins_it(plus):
         assert np.abs(trained - was).max() < 1e-3 * scale
 
 
-def normalised(variables, seen):
-    """What batch norms gave before scale and bias, by path, float64."""
+def normalized(variables, captured):
+    """Return the outputs of batch norms before scale and bias, by path, float64."""
     params = flatten(variables["params"])
     found = {}
-    for path, (output,) in flatten(seen["intermediates"]).items():
+    for path, (output,) in flatten(captured["intermediates"]).items():
         path = path.removesuffix("/__call__")
         bias, scale = (np.asarray(params[f"{path}/{name}"], float) for name in ("bias", "scale"))
         found[path] = (np.asarray(output, float) - bias) / scale
     return found
 
 
-def test_batch_norms_of_a_guidance_too_give_unit_variance(plus):
+def test_unfolded_batch_norms_of_a_guidance_have_unit_variance(plus):
     stats = flatten(plus.unfolded["batch_stats"])
-    after = normalised(plus.unfolded, plus.after[1])
+    after = normalized(plus.unfolded, plus.after[1])
     own = {path for path in after if path.startswith("neck/")}
     assert {path for path in after if path.startswith(GUIDANCE)} == {
         f"{GUIDANCE}/{path}" for path in own
@@ -163,15 +163,15 @@ def test_batch_norms_of_a_guidance_too_give_unit_variance(plus):
         axes = (0, 1, 2)
         np.testing.assert_allclose(values.mean(axes), 0, atol=1e-3, err_msg=path)
         np.testing.assert_allclose(values.var(axes), var / (var + EPSILON), rtol=2e-3, err_msg=path)
-        # Training finds them where they are; it keeps the unbiased variance.
+        # Training keeps these statistics, with the unbiased variance.
         count = values[..., 0].size
         unbiased = 0.9 + 0.1 * count / (count - 1)
         np.testing.assert_allclose(updated[f"{path}/var"], unbiased * var, rtol=2e-3, err_msg=path)
         difference = updated[f"{path}/mean"] - stats[f"{path}/mean"]
         assert np.all(np.abs(difference) < 1e-3 * np.sqrt(var + EPSILON)), path
-    before = normalised(plus.folded, plus.before[1])
+    before = normalized(plus.folded, plus.before[1])
     assert all(np.abs(values.var(axes) - 1).max() > 0.1 for values in before.values())
-    # What began as a copy, and sees the same features, is one still.
+    # The guidance's neck is still a copy: it started as one and sees the same features.
     for collection in ("params", "batch_stats"):
         guidance = flatten(plus.unfolded[collection][GUIDANCE]["neck"])
         for path, leaf in flatten(plus.unfolded[collection]["neck"]).items():

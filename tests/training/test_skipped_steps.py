@@ -1,4 +1,4 @@
-"""A loss or gradient that is not finite leaves everything as it was, and is told."""
+"""Steps with a non-finite loss or gradient change no weights, and are reported."""
 
 import jax
 import numpy as np
@@ -12,7 +12,7 @@ from nanodet_jax.errors import UserError
 from nanodet_jax.state import create_state
 from nanodet_jax.training.optimizer import skip_update
 from nanodet_jax.training.parallel import make_train_step
-from nanodet_jax.training.skips import NAMED, Skips
+from nanodet_jax.training.skipped_steps import NAMED_IMAGES, SkippedSteps
 from tests.training.test_parallel import IMAGES, MANY, PARTS, Tiny, make_batch
 
 DEVICES = 2
@@ -35,11 +35,11 @@ def assert_same(one, other):
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, 3e38])
-def test_one_bad_image_changes_nothing_but_the_number_of_the_step(step, value):
+def test_non_finite_image_changes_only_the_step_number(step, value):
     step, optimizer = step
     batch = make_batch((MANY, MANY))
     images = batch.images.copy()
-    images[-1, 5, 5] = value  # of the last device
+    images[-1, 5, 5] = value  # on the last device
     state, metrics = step(make_state(optimizer), batch._replace(images=images))
     assert metrics["skipped"] == 1
     assert int(state.step) == 1
@@ -61,31 +61,32 @@ def test_one_bad_image_changes_nothing_but_the_number_of_the_step(step, value):
     assert all(moved)
 
 
-def told(skips, flags, first=1):
+def report(skipped, flags, first=1):
+    """Add the flags of consecutive steps, and return the reported lines."""
     lines = []
     for number, flag in enumerate(flags, start=first):
-        skips.add(number, np.float32(flag))
-    skips.tell(lines.append)
+        skipped.add(number, np.float32(flag))
+    skipped.report(lines.append)
     return lines
 
 
-def test_images_are_named():
-    skips = Skips(3, lambda step: [f"{step}_{i}.jpg" for i in range(NAMED + 2)])
-    assert told(skips, [0, 0]) == []
-    (line,) = told(skips, [0, 1, 0], first=3)
+def test_report_names_the_images_of_a_skipped_step():
+    skipped = SkippedSteps(3, lambda step: [f"{step}_{i}.jpg" for i in range(NAMED_IMAGES + 2)])
+    assert report(skipped, [0, 0]) == []
+    (line,) = report(skipped, [0, 1, 0], first=3)
     assert line.startswith("step 4: ") and "4_0.jpg, 4_1.jpg" in line and "and 2 more" in line
-    assert skips.total == 1
+    assert skipped.total == 1
 
 
-def test_too_many_in_a_row_end_the_run():
-    skips = Skips(3, lambda step: ["a.jpg"])
-    told(skips, [1, 1, 0, 1, 1, 0, 1])
-    assert skips.total == 5
+def test_too_many_consecutive_skipped_steps_raise():
+    skipped = SkippedSteps(3, lambda step: ["a.jpg"])
+    report(skipped, [1, 1, 0, 1, 1, 0, 1])
+    assert skipped.total == 5
     with pytest.raises(UserError, match="in 3 steps in a row"):
-        told(skips, [1, 1], first=8)
+        report(skipped, [1, 1], first=8)
 
 
-def test_images_of_a_step_are_those_that_it_gets():
+def test_images_of_step_equal_those_of_the_loader():
     config = Config(input_size=(64, 64))
     config.data.batch_size = 3
     config.data.workers = 2

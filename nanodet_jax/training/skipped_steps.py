@@ -1,0 +1,65 @@
+"""Training steps whose update was skipped because loss or gradient was not finite."""
+
+from collections.abc import Callable
+
+import jax
+
+from nanodet_jax.errors import UserError
+
+NAMED_IMAGES = 8  # images of a batch that a message names
+
+
+class SkippedSteps:
+    """Count skipped steps, and stop the run after too many consecutive ones.
+
+    Flags stay on the device until `report`, so that no step waits for them.
+
+    Args:
+      max_consecutive: number of consecutive skipped steps that stops the run.
+      image_names: returns the names of the images of a step.
+
+    Attributes:
+      total: number of skipped steps since the start of this process.
+    """
+
+    def __init__(self, max_consecutive: int, image_names: Callable[[int], list[str]]) -> None:
+        self._max_consecutive, self._image_names = max_consecutive, image_names
+        self._flags: list[tuple[int, jax.Array]] = []
+        self._consecutive = 0
+        self.total = 0
+
+    def add(self, step: int, flag: jax.Array) -> None:
+        """Add the metric `skipped` of a step."""
+        self._flags.append((step, flag))
+
+    def report(self, say: Callable[[str], None]) -> None:
+        """Print which steps were skipped since the last report, with their images.
+
+        Args:
+          say: prints a line.
+
+        Raises:
+          UserError: after too many consecutive skipped steps. The weights are still the last good
+            ones.
+        """
+        flags, self._flags = jax.device_get(self._flags), []
+        for step, flag in flags:
+            if not flag:
+                self._consecutive = 0
+                continue
+            self._consecutive += 1
+            self.total += 1
+            if self._consecutive > self._max_consecutive:
+                continue
+            names = self._image_names(int(step))
+            more = f" and {len(names) - NAMED_IMAGES} more" if len(names) > NAMED_IMAGES else ""
+            say(
+                f"step {step}: loss or gradient is not finite, update skipped; images: "
+                f"{', '.join(names[:NAMED_IMAGES])}{more}"
+            )
+        if self._consecutive >= self._max_consecutive:
+            raise UserError(
+                f"loss or gradient was not finite in {self._consecutive} steps in a row: lower "
+                "config.training.learning_rate, or check the images named above; the last good "
+                "weights are kept"
+            )
