@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 
 from nanodet_jax.errors import UserError
-from nanodet_jax.files import replacing
+from nanodet_jax.files import atomic_write
 
 FONT = cv2.FONT_HERSHEY_SIMPLEX
 BLACK, WHITE, GREY = (0, 0, 0), (255, 255, 255), (114, 114, 114)
@@ -173,7 +173,7 @@ def save_image(path: Path, image: np.ndarray) -> None:
         done = False
     if not done:
         raise UserError(f"{path}: cannot be saved as {path.suffix!r}; end the name in .jpg or .png")
-    with replacing(path) as file:
+    with atomic_write(path) as file:
         file.write(data.tobytes())
 
 

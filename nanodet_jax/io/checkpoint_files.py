@@ -96,7 +96,7 @@ def check_folder(folder: Path, arrays: int, size: int) -> None:
                 elif stat.S_ISREG(about.st_mode):
                     total += about.st_size
                 else:
-                    raise ValueError(f"{name} is no regular file")
+                    raise ValueError(f"{name} is not a regular file")
                 found += 1
                 if found > most:
                     raise ValueError(f"it has more than {most} files, too many for this model")

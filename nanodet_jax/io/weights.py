@@ -13,7 +13,7 @@ from nanodet_jax.config import Config
 from nanodet_jax.data.json_text import loads_unique
 from nanodet_jax.data.records import is_name
 from nanodet_jax.errors import UserError
-from nanodet_jax.files import read_regular, replacing
+from nanodet_jax.files import atomic_write, read_regular
 from nanodet_jax.io import torch_names
 from nanodet_jax.io.checkpoint import CHECKPOINTS, Checkpoints
 from nanodet_jax.io.npz import read_npz
@@ -145,7 +145,7 @@ def save_weights(path: str | Path, weights: Weights) -> None:
     arrays = {
         name: np.asarray(leaf) for name, leaf in torch_names.flatten(weights.variables).items()
     }
-    with replacing(path) as file:
+    with atomic_write(path) as file:
         np.savez(file, **{ABOUT: about}, **arrays)  # type: ignore[arg-type]
 
 

@@ -11,8 +11,8 @@ import numpy as np
 from tqdm import tqdm
 
 from nanodet_jax import terminal, visualize
-from nanodet_jax.errors import UserError, writing
-from nanodet_jax.files import NO_FOLLOW, make_folder, open_regular, replacing
+from nanodet_jax.errors import UserError, reporting_write_errors
+from nanodet_jax.files import NO_FOLLOW, atomic_write, make_folder, open_regular
 from nanodet_jax.training.tensorboard import EventWriter
 
 LINE_LIMIT = 1 << 24  # bytes of a line; 10,000 classes take a million
@@ -38,10 +38,10 @@ class MetricLogger:
         self.workdir = workdir
         self._path, self._folder = workdir / "metrics.jsonl", workdir / "tensorboard"
         self._forget_after(start_step, rated)
-        with writing(self._folder):
+        with reporting_write_errors(self._folder):
             self._board = EventWriter(self._folder, start_step + 1)
         try:
-            with writing(self._path):
+            with reporting_write_errors(self._path):
                 self._file = os.fdopen(os.open(self._path, APPEND, 0o666), "a", buffering=1)
         except UserError:
             self._board.close()
@@ -58,7 +58,7 @@ class MetricLogger:
         """Drop the lines of steps that are going to be done again, and lines that are damaged."""
         damaged = 0
         try:
-            with open_regular(self._path) as log, replacing(self._path) as kept:
+            with open_regular(self._path) as log, atomic_write(self._path) as kept:
                 while line := log.readline(LINE_LIMIT):
                     entry = _entry(line)
                     if entry is None:
@@ -102,7 +102,7 @@ class MetricLogger:
         """Keep an image uint8 BGR in `pictures/` and on the board."""
         folder = make_folder(self.workdir / "pictures")
         visualize.save_image(folder / f"{name}_{step:07d}.jpg", image)
-        with writing(self._folder):
+        with reporting_write_errors(self._folder):
             self._board.image(name, image[..., ::-1], step)
 
     def say(self, line: str) -> None:
@@ -112,20 +112,20 @@ class MetricLogger:
     def _write(self, kind: str, step: int, epoch: int, numbers: dict[str, float], **more: Any):
         known = {name: x if math.isfinite(x) else None for name, x in numbers.items()}  # to json
         line = {"kind": kind, "step": step, "epoch": epoch, **known, **more}
-        with writing(self._path):
+        with reporting_write_errors(self._path):
             self._file.write(json.dumps(line) + "\n")
         curves = {f"{kind}/{name}": value for name, value in known.items() if value is not None}
-        with writing(self._folder):
+        with reporting_write_errors(self._folder):
             self._board.scalars(curves, step)
 
     def close(self) -> None:
         """Flush everything."""
         self._bar.close()
         try:
-            with writing(self._path):
+            with reporting_write_errors(self._path):
                 self._file.close()
         finally:
-            with writing(self._folder):
+            with reporting_write_errors(self._folder):
                 self._board.close()
 
 

@@ -84,7 +84,10 @@ def test_an_irregular_file_in_a_checkpoint_is_damage(tmp_path, part, kind):
         os.mkfifo(path)
     else:
         path.symlink_to("/dev/zero" if kind == "link to a device" else tmp_path / "moved")
-    with within(10), pytest.raises(Damaged, match=f"{step}: is damaged .{part} is no regular file"):
+    with (
+        within(10),
+        pytest.raises(Damaged, match=f"{step}: is damaged .{part} is not a regular file"),
+    ):
         restore(tmp_path)
 
 

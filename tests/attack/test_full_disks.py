@@ -177,7 +177,7 @@ def test_evaluate_on_a_full_disk_writes_files_wholly_or_not_at_all(
 ):
     config = tiny_config()
     with small_disk(tmp_path / "disk", megabytes=4) as disk:
-        real = files.replacing
+        real = files.atomic_write
 
         def filling(path):
             if path.name == name:
@@ -185,8 +185,8 @@ def test_evaluate_on_a_full_disk_writes_files_wholly_or_not_at_all(
             return real(path)
 
         with monkeypatch.context() as patch:
-            patch.setattr(files, "replacing", filling)
-            patch.setattr("nanodet_jax.visualize.replacing", filling)
+            patch.setattr(files, "atomic_write", filling)
+            patch.setattr("nanodet_jax.visualize.atomic_write", filling)
             with pytest.raises(UserError, match=f"{name}: cannot be written: No space left"):
                 scoring.evaluate(config, unbroken, disk / "out")
         empty(disk)

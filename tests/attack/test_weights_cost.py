@@ -128,8 +128,8 @@ def with_device(path):
 @pytest.mark.parametrize(
     ("make", "reason"),
     [
-        (with_fifo, "is no regular file"),
-        (with_device, "is no regular file"),
+        (with_fifo, "is not a regular file"),
+        (with_device, "is not a regular file"),
         (lambda path: path.mkdir(), "no workdir of a run"),
     ],
     ids=["fifo", "device", "folder"],

@@ -346,7 +346,7 @@ def test_archives_are_checked_before_they_are_read(torch, tmp_path, monkeypatch)
     path.unlink()
     refused("No such file")
     path.mkdir()
-    refused("is no regular file")
+    refused("is not a regular file")
 
 
 def test_old_archives_do_not_tell_their_order(torch, tmp_path):
