@@ -134,7 +134,7 @@ def _train_and_evaluate(config: Config, workdir: Path, held: ExitStack) -> dict[
     metrics = None
     if resuming:
         like = jax.eval_shape(begin_with, abstract_variables(model, guided=True))
-        state = checkpoints.restore_newest(like)
+        state = checkpoints.restore_latest(like)
         metrics = checkpoints.metrics(int(state.step))
         origin = f"resuming at step {int(state.step)}"
     else:
@@ -210,7 +210,7 @@ def _train_and_evaluate(config: Config, workdir: Path, held: ExitStack) -> dict[
             logger.evaluated(step, -(-step // steps_each), result.metrics)
             if distributed.is_writer():
                 logger.picture("val", step, scoring.picture(val, result.pictured))
-            checkpoints.rate(step, result.metrics)
+            checkpoints.save_metrics(step, result.metrics)
             return result.metrics
 
         ballot, stopping = distributed.Ballot(), False

@@ -84,7 +84,9 @@ def initial_variables(
     variables = init_variables(model, config.training.seed)
     if entries is None:
         return variables, "starting from random weights"
-    variables, report = torch_names.take_over(entries, variables, 4 * (config.model.reg_max + 1))
+    variables, report = torch_names.load_matching(
+        entries, variables, 4 * (config.model.reg_max + 1)
+    )
     if not report.kept:
         raise UserError(f"config.training.init_weights={path}: nothing in it fits this model")
     if not any(name.startswith("aux_") for name in report.kept):
@@ -158,7 +160,7 @@ def agree(config: Config, train: Source, val: Source, state: TrainState) -> None
         "number of validation images": len(val),
         "list of classes": [category.name for category in train.categories],
         "step to start from": int(state.step),
-        "set of weights to start from": checksums.of_tree(state),
+        "set of weights to start from": checksums.digest_of_tree(state),
     }
     distributed.must_agree(facts)
 

@@ -34,7 +34,7 @@ WRITES = {
     "a picture": (MetricLogger, "picture", 2, "cannot be written"),
     "a checkpoint": (Checkpoints, "save", 1, "cannot be written"),
     "a later checkpoint": (Checkpoints, "save", 2, "cannot be written"),
-    "metrics of a checkpoint": (CheckpointMetrics, "note", 1, "cannot be written"),
+    "metrics of a checkpoint": (CheckpointMetrics, "save", 1, "cannot be written"),
 }
 # They take minutes, and what Orbax leaves behind after an error is reported in later tests of the
 # same process. `tests/training/test_full_disk.py` has the case of a checkpoint in its own process.

@@ -203,7 +203,7 @@ def test_unreadable_description_in_a_workdir_is_refused_by_its_name(tmp_path, ca
     make, reason = UNREADABLE[case]
     make(tmp_path / ABOUT)
     if reason is None:
-        reason = "no workdir of a run"
+        reason = "is not the workdir of a run"
     else:
         with pytest.raises(UserError, match=f"{ABOUT}: .*{reason}"):
             load_description(tmp_path / ABOUT)

@@ -52,7 +52,7 @@ def save_all(folder, scores, keep_every_steps=0):
     for step, score in enumerate(scores, start=1):
         checkpoints.save(make_state(step))
         if score is not None:
-            checkpoints.rate(step, corrupt.metrics_of(score))
+            checkpoints.save_metrics(step, corrupt.metrics_of(score))
     checkpoints.wait()
     return checkpoints
 
@@ -155,7 +155,7 @@ def test_a_saved_step_is_left_as_it_is_and_rated_later(tmp_path):
     checkpoints = save_all(tmp_path, [None])
     checkpoints.save(make_state(7).replace(step=np.int32(1)))
     assert checkpoints.metrics(1) is None
-    checkpoints.rate(1, corrupt.metrics_of(0.5))
+    checkpoints.save_metrics(1, corrupt.metrics_of(0.5))
     checkpoints.close()
     again = Checkpoints(tmp_path)
     assert again.metrics(1) == corrupt.metrics_of(0.5)
@@ -172,12 +172,12 @@ def test_a_damaged_checkpoint_is_set_aside(tmp_path, capsys):
         assert_same(variables, make_state(2).variables)  # these are whole
         looking.close()
         checkpoints = Checkpoints(tmp_path)
-        assert_same(checkpoints.restore_newest(make_state(7)), make_state(1))
+        assert_same(checkpoints.restore_latest(make_state(7)), make_state(1))
         assert f"{tmp_path}/checkpoints/2: is damaged" in capsys.readouterr().out
         assert (tmp_path / "checkpoints" / again).is_dir()
         assert checkpoints.latest_step() == checkpoints.best_step() == 1
         checkpoints.save(make_state(2))
-        checkpoints.rate(2, corrupt.metrics_of(0.5))
+        checkpoints.save_metrics(2, corrupt.metrics_of(0.5))
         checkpoints.close()
 
 
@@ -186,12 +186,14 @@ def test_nothing_is_guessed_where_no_checkpoint_is_whole(tmp_path):
     for step in "12":
         (tmp_path / "checkpoints" / step / "record" / "metadata").write_text("{}")
     checkpoints = Checkpoints(tmp_path, writing=False)
-    with pytest.raises(UserError, match="no checkpoint is whole"):
+    with pytest.raises(UserError, match="all checkpoints are damaged"):
         checkpoints.restore_best_variables(make_state(7).variables)
     checkpoints.close()
     checkpoints = Checkpoints(tmp_path)
-    with pytest.raises(UserError, match=r"no checkpoint is whole \(.*damaged_2, .*damaged_1\)"):
-        checkpoints.restore_newest(make_state(7))
+    with pytest.raises(
+        UserError, match=r"all checkpoints are damaged \(.*damaged_2, .*damaged_1\)"
+    ):
+        checkpoints.restore_latest(make_state(7))
     checkpoints.close()
 
 

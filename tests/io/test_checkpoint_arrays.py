@@ -29,8 +29,8 @@ def test_a_reader_that_cannot_run_leaves_the_checkpoint_where_it_is(tmp_path, mo
             if case == "no libraries":
                 patched.setattr(sys, "executable", _python_without_packages(tmp_path))
             with pytest.raises(UserError, match=f"{tmp_path}/checkpoints/1: .*{message}"):
-                checkpoints.restore_newest(corrupt.state_of(7))
-        restored = checkpoints.restore_newest(corrupt.state_of(7))
+                checkpoints.restore_latest(corrupt.state_of(7))
+        restored = checkpoints.restore_latest(corrupt.state_of(7))
     assert corrupt.same(restored, corrupt.state_of(1))
 
 

@@ -195,12 +195,15 @@ PTH = {
     ),
     "a value inside itself, doubled 60 times": (
         lambda p, c: archive(p, b"}q\x00" + text("b") + b")" + b"q\x01h\x01\x86" * 60 + b"s."),
-        "holds no tensors",
+        "contains no named tensors",
     ),
     "a shape of 2**80": (stored(2, (2**40, 2**40), (0, 0)), "repeats elements"),
     "no elements in 2**40 rows": (stored(0, (0, 2**40), (0, 0)), "impossible shape"),
-    "a stride to the end of memory": (stored(2, (2,), (2**62,)), "outside its storage"),
-    "a storage of 10**12": (stored(2, (2,), (1,), length=10**12), "not as long as its tensor"),
+    "a stride to the end of memory": (stored(2, (2,), (2**62,)), "beyond its storage"),
+    "a storage of 10**12": (
+        stored(2, (2,), (1,), length=10**12),
+        "does not have the length of its storage",
+    ),
     "overlapping members": (overlapping, "claim more bytes than the file has"),
     "a member that claims 4 GB": (
         lambda p, c: patch_sizes(
@@ -211,7 +214,7 @@ PTH = {
     "a zip bomb": (bomb, "compressed or encrypted members"),
     "members outside": (
         lambda p, c: with_members(p, [f"../{c.name}", str(c), "archive/data/../../x"]),
-        "holds no tensors",
+        "contains no named tensors",
     ),
     "a storage outside": (
         stored(2, (2,), (1,)),
@@ -227,7 +230,7 @@ PTH = {
     ),
     "no archive but a pickle": (
         lambda p, c: p.write_bytes(pickle.dumps(Canary(c))) and p,
-        "no archive of torch.save",
+        "is not a zip archive of torch.save",
     ),
 }
 NPZ = {
@@ -255,7 +258,7 @@ NPZ = {
         replace_some(
             npy_header(f"{{'descr':'<f4','fortran_order':False,'shape':({2**40},{2**40})}}")
         ),
-        "not as long as its shape says",
+        "not have the length of its shape",
     ),
     "no elements in 2**62 rows": (
         replace_some(npy_header(f"{{'descr':'<f4','fortran_order':False,'shape':(0,{2**62})}}")),
@@ -265,15 +268,15 @@ NPZ = {
         replace_some(
             npy_header("{'descr':'<f4','fortran_order':False,'shape':(-2,-4)}", bytes(32))
         ),
-        "not as long as its shape says",
+        "not have the length of its shape",
     ),
     "an element of 2**30 bytes": (
         replace_some(npy_header("{'descr':'|S1073741824','fortran_order':False,'shape':(1,)}")),
-        "not as long",
+        "not have the length",
     ),
     "text for numbers": (
         replace_some(npy(np.full((3, 3, 3, 24), "a", "U1"))),
-        "of another shape or type",
+        "has another shape or dtype",
     ),
     "a zip bomb": (
         lambda p, c: weights(
@@ -295,22 +298,22 @@ NPZ = {
     ),
     "an array twice": (
         lambda p, c: with_twin(weights(p), f"{SOME}.npy"),
-        "not arrays with a name each",
+        "not arrays with unique names",
     ),
     "a million channels": (set_model(channels=10**6), "config.model.channels=1000000: must be at"),
     "a billion layers": (set_model(stacked_convs=10**9), "config.model.stacked_convs"),
     "classes without end": (set_model(num_classes=2**62), "config.model.num_classes"),
     "a description without end": (
         lambda p, c: weights(p, about=lambda a: "[" * 100_000),
-        "does not describe weights",
+        "not a valid description of weights",
     ),
     "a number without end": (
         lambda p, c: weights(p, about=lambda a: '{"config": ' + "9" * 5000 + "}"),
-        "does not describe weights",
+        "not a valid description of weights",
     ),
     "more names than classes": (
         lambda p, c: weights(p, about=lambda a: a.update(class_names=["x"] * 1000)),
-        "names 1000 classes, for a network of 2",
+        "has 1000 class names, but config.model.num_classes=2",
     ),
 }
 

@@ -178,7 +178,7 @@ def test_names(torch, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="two tensors are called 'a'"):
         names({"model.a": one, "module.a": two})
     for nothing in ({}, {"state_dict": {}}, {"a": 1}, one, [one], None):
-        with pytest.raises(UserError, match="holds no tensors"):
+        with pytest.raises(UserError, match="contains no named tensors"):
             names(nothing)
 
 
@@ -204,12 +204,12 @@ S = StorageStub
 @pytest.mark.parametrize(
     ("build", "reason"),
     [
-        (lambda: TensorStub(S("0", [1, 2]), (3,), (1,)), "outside"),
-        (lambda: TensorStub(S("0", [1, 2]), (2,), (1,), offset=1), "outside"),
-        (lambda: TensorStub(S("0", [1, 2]), (), (), offset=2), "outside"),
-        (lambda: TensorStub(S("0", [1] * 8), (2, 2), (7, 1)), "outside"),
-        (lambda: TensorStub(S("0", [1, 2]), (2,), (2**62,)), "outside"),
-        (lambda: TensorStub(S("0", []), (), ()), "outside"),
+        (lambda: TensorStub(S("0", [1, 2]), (3,), (1,)), "beyond"),
+        (lambda: TensorStub(S("0", [1, 2]), (2,), (1,), offset=1), "beyond"),
+        (lambda: TensorStub(S("0", [1, 2]), (), (), offset=2), "beyond"),
+        (lambda: TensorStub(S("0", [1] * 8), (2, 2), (7, 1)), "beyond"),
+        (lambda: TensorStub(S("0", [1, 2]), (2,), (2**62,)), "beyond"),
+        (lambda: TensorStub(S("0", []), (), ()), "beyond"),
         (lambda: TensorStub(S("0", [1, 2]), (10**9,), (0,)), "repeats"),
         (lambda: TensorStub(S("0", [1, 2]), (2**40, 2**40), (0, 0)), "repeats"),
         (lambda: TensorStub(S("0", [1, 2]), (2,), (-1,), offset=1), "impossible"),
@@ -224,8 +224,8 @@ S = StorageStub
         (lambda: TensorStub(S("0", [1], length=True), (1,), (1,)), "impossible"),
         (lambda: TensorStub(S("0", [1, 2]), (2,), (1, 1)), "unknown way"),
         (lambda: TensorStub(S("0", [1, 2]), (1,) * 40, (1,) * 40), "unknown way"),
-        (lambda: TensorStub(S("0", [1, 2], length=3), (2,), (1,)), "not as long"),
-        (lambda: TensorStub(S("0", [1, 2], length=10**12), (2,), (1,)), "not as long"),
+        (lambda: TensorStub(S("0", [1, 2], length=3), (2,), (1,)), "not have the length"),
+        (lambda: TensorStub(S("0", [1, 2], length=10**12), (2,), (1,)), "not have the length"),
         (lambda: TensorStub(S("lost", [1, 2]), (2,), (1,)), "no member 'archive/data/lost'"),
         (lambda: TensorStub(None, (2,), (1,)), "unknown way"),
     ],
@@ -306,7 +306,7 @@ def test_values_without_end_are_harmless(torch, tmp_path):
     # A dict inside itself, and 60 doublings: as values, all are small.
     doublings = text("b") + b")" + b"q\x01h\x01\x86" * 60 + b"s"
     path = archive(tmp_path / "m.pth", b"}q\x00" + text("a") + b"h\x00s" + doublings + b".")
-    with pytest.raises(UserError, match="holds no tensors"):
+    with pytest.raises(UserError, match="contains no named tensors"):
         read_state_dict(path)
 
 
@@ -334,10 +334,10 @@ def test_archives_are_checked_before_they_are_read(torch, tmp_path, monkeypatch)
     refused("more bytes than the file")
     for content in (b"", b"PK", b"not a zip", pickle.dumps({"a": 1}), b"<html>"):
         path.write_bytes(content)
-        refused("no archive of torch.save")
+        refused("not a zip archive of torch.save")
     with zipfile.ZipFile(path, "w") as file:
         file.writestr("readme", "x")
-    refused("none of torch.save: no NAME/data.pkl")
+    refused("not of torch.save: it has no NAME/data.pkl")
     archive(path, b"}.", order="middle")
     refused("byteorder 'middle'")
     monkeypatch.setattr(torch_archive, "PICKLE_LIMIT", 10)

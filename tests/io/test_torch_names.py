@@ -290,12 +290,12 @@ def test_take_over_keeps_the_box_rows_of_other_classes():
     fresh = drawn(abstract_variables(build_model(more)), seed=1)
     entries = entries_of("shared")
     initial = jax.tree.map(np.copy, fresh)
-    taken, report = torch_names.take_over(entries, fresh, num_bins=BINS)
+    taken, report = torch_names.load_matching(entries, fresh, num_bins=BINS)
     assert_same(fresh, initial)  # the argument is left as it was
     outputs = [f"head.gfl_cls.{level}.{leaf}" for level in range(3) for leaf in ("bias", "weight")]
-    assert sorted(report.cut) == outputs and report.new == []
+    assert sorted(report.box_rows) == outputs and report.new == []
     everything = torch_names.to_entries(taken)
-    assert sorted([*report.kept, *report.cut]) == sorted(everything)
+    assert sorted([*report.kept, *report.box_rows]) == sorted(everything)
     before = torch_names.to_entries(initial)
     for name, value in everything.items():
         if name in outputs:
@@ -303,8 +303,8 @@ def test_take_over_keeps_the_box_rows_of_other_classes():
             np.testing.assert_array_equal(value[more.num_classes :], entries[name][3:])
         else:
             np.testing.assert_array_equal(value, entries[name])
-    assert f"kept {len(report.kept)} entries" in str(report)
-    assert "box rows of 6 (head.gfl_cls.0.bias" in str(report) and str(report).endswith("new 0")
+    assert f"loaded {len(report.kept)} entries" in str(report)
+    assert "box rows of 6 (head.gfl_cls.0.bias" in str(report) and str(report).endswith("new: 0")
     assert model.num_classes != more.num_classes
 
 
@@ -312,10 +312,10 @@ def test_take_over_of_a_guidance_keeps_its_box_outputs():
     more = replace(MODELS["plus"], num_classes=5)
     fresh = drawn(abstract_variables(build_model(more), guided=True), seed=1)
     entries, before = entries_of("plus"), torch_names.to_entries(fresh)
-    taken, report = torch_names.take_over(entries, fresh, num_bins=BINS)
+    taken, report = torch_names.load_matching(entries, fresh, num_bins=BINS)
     outputs = [f"head.gfl_cls.{level}.{leaf}" for level in range(4) for leaf in ("bias", "weight")]
     classes = ["aux_head.gfl_cls.bias", "aux_head.gfl_cls.weight"]
-    assert sorted(report.cut) == outputs and sorted(report.new) == classes
+    assert sorted(report.box_rows) == outputs and sorted(report.new) == classes
     assert {"aux_head.gfl_reg.weight", "aux_head.gfl_reg.bias"} < set(report.kept)
     after = torch_names.to_entries(taken)
     for name, value in after.items():
@@ -327,7 +327,7 @@ def test_take_over_of_a_guidance_keeps_its_box_outputs():
             np.testing.assert_array_equal(value, kept[name], err_msg=name)
             assert value.shape == before[name].shape
     # From a deployed network, all of the guidance is new.
-    taken, report = torch_names.take_over(without_guidance(entries), fresh, num_bins=BINS)
+    taken, report = torch_names.load_matching(without_guidance(entries), fresh, num_bins=BINS)
     assert sorted(report.new) == sorted(name for name in before if name.startswith("aux_"))
     assert_same(taken["params"]["guidance"], fresh["params"]["guidance"])
 
@@ -335,17 +335,17 @@ def test_take_over_of_a_guidance_keeps_its_box_outputs():
 def test_take_over_reports_what_is_new():
     entries = entries_of("shared")
     fresh = drawn(shapes("shared"), seed=1)
-    same, report = torch_names.take_over(entries, fresh, num_bins=BINS)
+    same, report = torch_names.load_matching(entries, fresh, num_bins=BINS)
     assert_same(same, drawn(shapes("shared")))
-    assert report.cut == report.new == []
+    assert report.box_rows == report.new == []
     # Another width of the neck: whatever touches it is new, and no row of it is cut to fit.
     wider = config.Model(num_classes=5, width=0.5, channels=36, stacked_convs=1, reg_max=4)
     fresh = drawn(abstract_variables(build_model(wider)), seed=1)
-    taken, report = torch_names.take_over(entries, fresh, num_bins=BINS)
+    taken, report = torch_names.load_matching(entries, fresh, num_bins=BINS)
     assert "fpn.lateral_convs.0.conv.weight" in report.new
     assert "head.gfl_cls.0.weight" in report.new
     # An output's bias does not depend on that width.
-    assert report.cut == [f"head.gfl_cls.{level}.bias" for level in range(3)]
+    assert report.box_rows == [f"head.gfl_cls.{level}.bias" for level in range(3)]
     assert {name.split(".")[0] for name in report.kept} == {"backbone"}
     for name, value in torch_names.to_entries(taken).items():
         if name in report.new:
@@ -369,7 +369,9 @@ def test_a_model_is_read_off_what_is_left_of_it():
     assert torch_names.infer_model(whole) == model  # the guidance's outputs tell boxes from classes
     # Without it the published 32 box outputs are taken for granted.
     deployed = without_guidance(whole)
-    with pytest.raises(UserError, match=r"plus\.pth: its output layer has no room for classes"):
+    with pytest.raises(
+        UserError, match=r"plus\.pth: its output layer predicts boxes but no classes"
+    ):
         torch_names.infer_model(deployed, "plus.pth")
     for level in range(4):
         bias, weight = (f"head.gfl_cls.{level}.{leaf}" for leaf in ("bias", "weight"))
