@@ -1,4 +1,4 @@
-"""A reader that cannot run says nothing of the checkpoint, which is not moved aside."""
+"""A reader process that cannot run is an error, and no sign of a damaged checkpoint."""
 
 import sys
 from contextlib import closing
@@ -19,7 +19,9 @@ FAILURES = {
 
 
 @pytest.mark.parametrize("case", FAILURES)
-def test_a_reader_that_cannot_run_leaves_the_checkpoint_where_it_is(tmp_path, monkeypatch, case):
+def test_failure_of_the_reader_process_does_not_move_the_checkpoint_aside(
+    tmp_path, monkeypatch, case
+):
     where, name, value, message = FAILURES[case]
     with closing(Checkpoints(tmp_path)) as checkpoints:
         checkpoints.save(corrupt.state_of(1))
