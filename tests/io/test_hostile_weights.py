@@ -1,7 +1,7 @@
-"""Files of weights made to do harm: refused with the reason, nothing run, no memory taken.
+"""Malicious weight files are refused with the reason, without executing code or using much memory.
 
-Each goes through the door that users take, `load_weights`. What they would do, had it been done,
-shows in a canary: a file that foreign code or a member's name would write.
+Each is loaded with `load_weights`, as users do. If its code were executed, or a member's name used
+as a path, that would write a file, the canary.
 """
 
 import functools
