@@ -1,4 +1,4 @@
-"""The one error a user is meant to read, and what becomes of others in its message."""
+"""The error that users read, and how other errors become one."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -6,21 +6,21 @@ from pathlib import Path
 
 
 class UserError(Exception):
-    """Input that cannot be used: the message names the file, field or key, and the fix.
+    """Input that cannot be used. The message names the file, field or key, and the fix.
 
-    The entry points (`train.py`, `eval.py`, `nanodet-jax`) print the message on one line and exit
-    with code 2. A traceback means a fault of the program.
+    The command line prints the message on one line and exits with code 2. Any other exception is a
+    bug in the program, and shows its traceback.
     """
 
 
 def first_line(error: BaseException) -> str:
-    """Of a message of many lines, as libraries write, what fits into ours; its type if empty."""
+    """Return the first line of an error's message, or its type if the message is empty."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Raise a UserError that names `path`, where the disk is full or may not be written to."""
+def reporting_write_errors(path: Path) -> Iterator[None]:
+    """Turn an OSError, such as that of a full disk, into a UserError that names `path`."""
     try:
         yield
     except OSError as error:

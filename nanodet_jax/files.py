@@ -1,7 +1,7 @@
-"""Files: read within bounds, written wholly or not at all, never through a symbolic link.
+"""Files that are read within bounds, and written completely or not at all.
 
-What a data set, a file of weights or a workdir holds may come from a stranger. A name may be a
-device that never ends or a pipe that blocks, and a link may lead to a file of the user's.
+A data set, a weight file or a workdir may come from an untrusted source. A path in it may be an
+endless device or a blocking pipe, and a symbolic link may point to any file of the user.
 """
 
 import contextlib
@@ -13,25 +13,25 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from nanodet_jax.errors import UserError, writing
+from nanodet_jax.errors import UserError, reporting_write_errors
 
-# Bytes of a json file in a workdir: the metrics of 30 thousand classes whose names are as long as
-# they may be, or of 6 thousand if json escapes every letter.
+# Bytes of a json file in a workdir. Enough for the metrics of 30 thousand classes with names of the
+# maximum length, or of 6 thousand if json escapes every character.
 JSON_LIMIT = 8 << 20
-# Absent on Windows, which has neither such pipes nor, for most users, symbolic links.
+# Missing on Windows, which has no such pipes and, for most users, no symbolic links.
 NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)
 NO_WAIT = getattr(os, "O_NONBLOCK", 0)
 BINARY = getattr(os, "O_BINARY", 0)
 
 
 def open_regular(path: Path) -> BinaryIO:
-    """Open a file for reading, whichever links lead to it.
+    """Open a file for reading; symbolic links to it are followed.
 
     Raises:
       OSError: if it cannot be opened.
-      ValueError: if it is no regular file: reading it might block or never end.
+      ValueError: if it is not a regular file, so that reading might block or never end.
     """
-    _check_regular(os.stat(path).st_mode)  # a device is not even opened
+    _check_regular(os.stat(path).st_mode)  # do not even open a device
     file = os.fdopen(os.open(path, os.O_RDONLY | NO_WAIT | BINARY), "rb")
     try:
         _check_regular(os.fstat(file.fileno()).st_mode)
@@ -43,20 +43,20 @@ def open_regular(path: Path) -> BinaryIO:
 
 def _check_regular(mode: int) -> None:
     if not stat.S_ISREG(mode):
-        raise ValueError("is no regular file")
+        raise ValueError("is not a regular file")
 
 
 def read_regular(path: Path, limit: float, what: str) -> bytes:
-    """Read a file of at most `limit` bytes; `what` names its kind in the message.
+    """Read a file of at most `limit` bytes; `what` is the kind of file, for the error.
 
     Raises:
       OSError: if it cannot be read.
-      ValueError: if it is no regular file, or larger.
+      ValueError: if it is not a regular file, or is larger.
     """
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
         if size > limit:
-            raise ValueError(f"{size / 1e6:.0f} MB are more than {what} may take")
+            raise ValueError(f"has {size:,} bytes; the limit for {what} is {limit:,.0f}")
         return file.read(int(min(size, limit)))
 
 
@@ -65,27 +65,27 @@ def read_json(path: Path, limit: int = JSON_LIMIT) -> Any:
 
     Raises:
       OSError: if it cannot be read.
-      ValueError: if it is no regular file, larger, or not json.
+      ValueError: if it is not a regular file, is larger, or is not json.
     """
     try:
-        return json.loads(read_regular(path, limit, "such a file"))
+        return json.loads(read_regular(path, limit, "a json file"))
     except RecursionError as error:
         raise ValueError("is nested too deeply") from error
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-    """Write a file that replaces `path` once it is complete; folders are made.
+def atomic_write(path: Path) -> Iterator[BinaryIO]:
+    """Open a file for writing that replaces `path` when the context ends without an error.
 
-    The data go to a new file in the same folder, which is then renamed. So a reader never sees half
-    a file, an error leaves the old one in place, and where `path` is a symbolic link, the link is
-    replaced and its target is not touched.
+    Missing folders are made. The data go to a new file in the same folder, which is then renamed:
+    a reader never sees half a file, an error leaves the old file in place, and if `path` is a
+    symbolic link, the link is replaced and its target does not change.
 
     Raises:
       UserError: naming the path, if it cannot be written.
     """
     temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")
-    with writing(path):
+    with reporting_write_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | NO_FOLLOW | BINARY
         file = os.fdopen(os.open(temporary, flags, 0o666), "wb")
@@ -100,14 +100,14 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
 
 def write_json(path: Path, value: Any, indent: int | None = None) -> None:
-    """Write a value as json, as `replacing` does.
+    """Write a value as json with `atomic_write`.
 
     Raises:
       UserError: naming the path, if it cannot be written.
-      ValueError: on NaN or infinity, which json lacks.
+      ValueError: if it contains NaN or infinity, which json cannot represent.
     """
     text = json.dumps(value, indent=indent, allow_nan=False) + "\n"
-    with replacing(Path(path)) as file:
+    with atomic_write(Path(path)) as file:
         file.write(text.encode())
 
 
@@ -115,11 +115,11 @@ def make_folder(path: Path) -> Path:
     """Make a folder of a workdir if it is missing.
 
     Raises:
-      UserError: if it cannot be made, or is a symbolic link, through which files elsewhere would
-        be overwritten or deleted.
+      UserError: if it cannot be made, or is a symbolic link: files elsewhere would be overwritten
+        or deleted through it.
     """
     refuse_link(path)
-    with writing(path):
+    with reporting_write_errors(path):
         path.mkdir(parents=True, exist_ok=True)
     return path
 

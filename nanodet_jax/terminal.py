@@ -1,15 +1,15 @@
-"""Text for a terminal: escaped, of bounded length, and never the reason why a run ends."""
+"""Output on a terminal: escaped, of bounded length, and without effect once it is closed."""
 
 import contextlib
 import io
 import re
 import sys
-from typing import TextIO
+from typing import Any, TextIO
 
 from tqdm import tqdm
 
-NAME_LIMIT = 200  # characters of a name that comes from a file
-LINE_LIMIT = 4000  # characters of a whole line
+NAME_LIMIT = 200  # characters of a name from a file
+LINE_LIMIT = 4000  # characters of a line
 # C0 and C1 controls, delete, line separators, bidirectional controls, lone surrogates.
 UNPRINTABLE = re.compile(
     "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
@@ -17,10 +17,10 @@ UNPRINTABLE = re.compile(
 
 
 def printable(text: str, limit: int = NAME_LIMIT) -> str:
-    r"""Escape what could control a terminal, and cut long text.
+    r"""Escape characters that could control a terminal, and cut long text.
 
     Control characters, bidirectional controls and lone surrogates become `\x1b`, `\u202e` and so
-    on; text of more than `limit` characters ends in "...". Other text is returned as it is.
+    on. Text of more than `limit` characters is cut and ends in "...". Other text is unchanged.
     """
     if len(text) > limit:
         text = text[:limit] + "..."
@@ -28,25 +28,24 @@ def printable(text: str, limit: int = NAME_LIMIT) -> str:
 
 
 def say(line: str, stream: TextIO | None = None) -> None:
-    """Print one line, made printable, to stdout or `stream`, above any progress bar."""
+    """Print one line to stdout or `stream`, above any progress bar, after `printable`."""
     stream = stream or sys.stdout
     tqdm.write(printable(line, LINE_LIMIT), file=stream)
     stream.flush()
 
 
 def say_lines(text: str) -> None:
-    """Print text of several lines, such as a table, each as `say` does."""
+    """Print each line of a text, such as a table, with `say`."""
     for line in text.split("\n"):
         say(line)
 
 
 def tolerate_closed_output() -> None:
-    """Let the process go on where its output can no longer be written.
+    """Drop output that can no longer be written, instead of raising an error.
 
-    After `| head -1`, or once the terminal is closed, a write to stdout or stderr fails with an
-    OSError, which would end a training run before it has saved. From now on such output is
-    dropped, and characters that the encoding lacks are escaped. Streams that someone has replaced
-    (pytest, a notebook) are left alone.
+    After `| head -1`, or once the terminal is closed, a write to stdout or stderr raises an
+    OSError, which would end a training run before it saves. Characters that the encoding lacks are
+    escaped. Streams that other code has replaced (pytest, a notebook) do not change.
     """
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
@@ -65,11 +64,11 @@ def tolerate_closed_output() -> None:
 
 
 class _Lossy(io.FileIO):
-    """A file whose errors of writing are ignored."""
+    """A file that ignores write errors."""
 
-    def write(self, data) -> int:  # type: ignore[no-untyped-def]
+    def write(self, data: Any, /) -> int:
         with contextlib.suppress(OSError):
             written = super().write(data)
-            if written is not None:  # None: a non-blocking pipe that is full
+            if written is not None:  # None if a non-blocking pipe is full
                 return written
         return memoryview(data).nbytes

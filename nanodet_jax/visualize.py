@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 
 from nanodet_jax.errors import UserError
-from nanodet_jax.files import replacing
+from nanodet_jax.files import atomic_write
 
 FONT = cv2.FONT_HERSHEY_SIMPLEX
 BLACK, WHITE, GREY = (0, 0, 0), (255, 255, 255), (114, 114, 114)
@@ -224,7 +224,7 @@ def save_image(path: Path, image: np.ndarray) -> None:
         done = False
     if not done:
         raise UserError(f"{path}: cannot save an image as {path.suffix!r}; use .jpg or .png")
-    with replacing(path) as file:
+    with atomic_write(path) as file:
         file.write(data.tobytes())
 
 

@@ -1,4 +1,4 @@
-"""Json is written wholly or not at all."""
+"""Json files are written completely or not at all."""
 
 import json
 
@@ -8,7 +8,7 @@ from nanodet_jax.errors import UserError
 from nanodet_jax.files import write_json
 
 
-def test_json_is_written_wholly_or_not_at_all(tmp_path):
+def test_write_json_writes_the_whole_file_or_nothing(tmp_path):
     path = tmp_path / "new" / "metrics.json"
     write_json(path, {"AP": 0.1, "name": "猫"}, indent=2)
     with pytest.raises(ValueError, match="JSON"):
@@ -19,7 +19,7 @@ def test_json_is_written_wholly_or_not_at_all(tmp_path):
     assert [file.name for file in path.parent.iterdir()] == ["metrics.json"]
 
 
-def test_json_that_cannot_be_written(tmp_path):
+def test_write_json_to_an_unwritable_path_raises_a_user_error_with_the_path(tmp_path):
     (tmp_path / "folder.json").mkdir()
     (tmp_path / "file").write_text("")
     for path in (tmp_path / "folder.json", tmp_path / "file" / "metrics.json"):

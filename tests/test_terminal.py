@@ -1,4 +1,4 @@
-"""Text for a terminal: escaped, cut, and harmless where nobody reads it."""
+"""Text for a terminal is escaped and cut, and a closed terminal does no harm."""
 
 import io
 import subprocess
@@ -12,7 +12,7 @@ from nanodet_jax.terminal import LINE_LIMIT, NAME_LIMIT, printable, say, say_lin
 @pytest.mark.parametrize(
     "text", ["", "person", "traffic light", "猫", "çédille", "emoji 👩‍🚀", "\\x1b"]
 )
-def test_printable_text_is_unchanged(text):
+def test_printable_leaves_ordinary_text_unchanged(text):
     assert printable(text) == text
 
 
@@ -28,24 +28,24 @@ def test_printable_text_is_unchanged(text):
         ("bytes \udcff", "bytes \\udcff"),
     ],
 )
-def test_control_characters_are_escaped(text, expected):
+def test_printable_escapes_control_characters(text, expected):
     assert printable(text) == expected
 
 
-def test_long_text_is_cut_before_it_is_escaped():
+def test_printable_cuts_long_text_before_it_escapes():
     assert printable("x" * NAME_LIMIT) == "x" * NAME_LIMIT
     assert printable("x" * (NAME_LIMIT + 1)) == "x" * NAME_LIMIT + "..."
     assert printable("\0" * 10**6, limit=3) == "\\x00" * 3 + "..."
 
 
-def test_a_line_stays_one_line_and_a_table_keeps_its_own():
+def test_say_prints_one_line_whatever_the_text():
     stream = io.StringIO()
     say("one\nerror: two" + "x" * LINE_LIMIT, stream)
     assert stream.getvalue().count("\n") == 1
     assert stream.getvalue().startswith("one\\nerror: two")
 
 
-def test_a_table_keeps_its_lines(capsys):
+def test_say_lines_keeps_line_breaks(capsys):
     say_lines("a\x1b\nb")
     assert capsys.readouterr().out == "a\\x1b\nb\n"
 
@@ -62,7 +62,7 @@ open(sys.argv[1], "w").write("done")
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
-def test_a_process_goes_on_when_its_reader_has_left(tmp_path, encoding):
+def test_process_continues_after_its_output_is_closed(tmp_path, encoding):
     done = tmp_path / "done"
     process = subprocess.Popen(
         [sys.executable, "-c", SCRIPT, str(done)],
@@ -77,7 +77,7 @@ def test_a_process_goes_on_when_its_reader_has_left(tmp_path, encoding):
     assert first == ("line 0 café\n" if encoding == "utf-8" else "line 0 caf\\xe9\n")
 
 
-def test_a_full_disk_behind_the_output_ends_nothing(tmp_path):
+def test_process_continues_when_its_output_goes_to_a_full_disk(tmp_path):
     done = tmp_path / "done"
     with open("/dev/full", "w") as full:
         process = subprocess.Popen(

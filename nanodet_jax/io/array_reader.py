@@ -1,19 +1,19 @@
-"""The program that decodes the arrays of a checkpoint, run by `checkpoint_arrays` as a process.
+"""A program that decodes the arrays of a checkpoint; `checkpoint_arrays` runs it in a new process.
 
 It reads a request from stdin, as json:
 
     {"arrays": [{"base": FOLDER, "key": NAME, "shape": [...], "dtype": "float32"}, ...],
      "memory": BYTES}
 
-It writes READY to stdout once its libraries are loaded, then the bytes of each array in turn. Where
-an array cannot be read, the reason goes to stderr and the exit status is DAMAGED.
+It writes READY to stdout once its libraries are loaded, then the bytes of each array in order. If
+an array cannot be read, it writes the reason to stderr and exits with status DAMAGED.
 
-Orbax stores an array as one zstd-compressed chunk `NAME/0.0...` in an OCDBT database, one database
-per part of a checkpoint. Everything else that the files say about an array (`NAME/.zarray`,
-`_METADATA`) is ignored: shape, dtype, chunk and codec are those of the request. So no file can
-declare a larger chunk, another codec or another place to read from.
+Orbax stores an array as one zstd-compressed chunk `NAME/0.0...` in an OCDBT database, with one
+database per part of a checkpoint. All other metadata in the files (`NAME/.zarray`, `_METADATA`) is
+ignored: shape, dtype, chunk and codec come from the request. So no file can declare a larger chunk,
+another codec or another location.
 
-This file imports nothing of its package, whose import takes seconds.
+This file imports nothing from its package, because that would take seconds.
 """
 
 import json
@@ -29,9 +29,9 @@ DAMAGED = 3
 
 
 def bound_memory(limit: int) -> None:
-    """Let this process take `limit` bytes more than it has now; no effect except on Linux.
+    """Limit this process to `limit` bytes more than it uses now. Only Linux is supported.
 
-    Beyond that, an allocation fails, which ends the process or raises MemoryError.
+    Beyond the limit an allocation fails, which aborts the process or raises MemoryError.
     """
     if not sys.platform.startswith("linux"):
         return
@@ -39,14 +39,14 @@ def bound_memory(limit: int) -> None:
 
     data_pages = int(Path("/proc/self/statm").read_text().split()[5])
     limit += data_pages * resource.getpagesize()
-    for what, wanted in ((resource.RLIMIT_DATA, limit), (resource.RLIMIT_CORE, 0)):
-        hard = resource.getrlimit(what)[1]
+    for resource_type, wanted in ((resource.RLIMIT_DATA, limit), (resource.RLIMIT_CORE, 0)):
+        hard = resource.getrlimit(resource_type)[1]
         bound = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-        resource.setrlimit(what, (bound, bound))
+        resource.setrlimit(resource_type, (bound, bound))
 
 
 def metadata(shape: list[int], dtype: str) -> dict[str, Any]:
-    """What Orbax writes to `.zarray`: one chunk, whatever the size."""
+    """Return the content of Orbax's `.zarray`: the whole array is one chunk."""
     return {
         "zarr_format": 2,
         "shape": shape,
@@ -61,10 +61,11 @@ def metadata(shape: list[int], dtype: str) -> dict[str, Any]:
 
 
 def main() -> int:
+    """Serve one request."""
     request = json.load(sys.stdin.buffer)
     import tensorstore
 
-    one = {"limit": 1}  # a thread for each core would take memory by the number of cores
+    one = {"limit": 1}  # with a thread for each core, memory would grow with the cores
     context = tensorstore.Context({"file_io_concurrency": one, "data_copy_concurrency": one})
     bound_memory(request["memory"])
     sys.stdout.buffer.write(READY)
@@ -91,7 +92,7 @@ def main() -> int:
         reads = [store.result().read(order="C") for store in opened]
         for read in reads:
             sys.stdout.buffer.write(np.asarray(read.result(), order="C").tobytes())
-    except Exception as error:  # tensorstore has many kinds
+    except Exception as error:  # tensorstore raises many types
         print(" ".join(str(error).split()) or type(error).__name__, file=sys.stderr)
         return DAMAGED
     sys.stdout.buffer.flush()
@@ -101,4 +102,4 @@ def main() -> int:
 if __name__ == "__main__":
     status = main()
     sys.stderr.flush()
-    os._exit(status)  # without a wait for threads that still read
+    os._exit(status)  # without waiting for threads that still read

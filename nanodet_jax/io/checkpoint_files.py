@@ -1,7 +1,7 @@
-"""What a `checkpoints/` folder may contain, checked before it is read.
+"""Checks of a `checkpoints/` folder before its content is read.
 
-A workdir may come from a stranger. A digest tells that a file is what was written, not who wrote it
-or that it makes sense, so everything is checked here as if it had none.
+A workdir may come from an untrusted source. A checksum shows that a file is unchanged, not who
+wrote it or that it makes sense. So everything is checked here as if there were no checksums.
 """
 
 import os
@@ -16,23 +16,23 @@ from nanodet_jax.io import checksums
 from nanodet_jax.terminal import printable
 
 STEP = re.compile("0|[1-9][0-9]{0,17}")  # within 64 bits
-RECORD_LIMIT = 8 << 20  # bytes; that of nanodet-m has 0.17 MB
-# A folder of nanodet-m, of 909 arrays and 11.5 MB, has 28 files and 8.5 MB. Where only the
-# variables are asked for, the folder also holds what the optimizer keeps of each.
-FILES_PER_ARRAY, FILES_BESIDES = 1, 200
-SIZE_FACTOR, SIZE_PER_ARRAY, SIZE_BESIDES = 16, 8 << 10, 16 << 20
+RECORD_LIMIT = 8 << 20  # bytes; the record of nanodet-m has 0.17 MB
+# A checkpoint of nanodet-m, with 909 arrays and 11.5 MB, has 28 files and 8.5 MB. If only the
+# variables are requested, the folder also contains the optimizer's state of each.
+FILES_PER_ARRAY, EXTRA_FILES = 1, 200
+SIZE_FACTOR, SIZE_PER_ARRAY, EXTRA_SIZE = 16, 8 << 10, 16 << 20
 NAME = re.compile(r"(training|variables)(/[A-Za-z0-9_][A-Za-z0-9_.-]*)+")
 NAME_LENGTH = 500
 DTYPE = re.compile("[a-z][a-z0-9_]{0,31}")
 SHA256 = re.compile("[0-9a-f]{64}")
-LONGEST_SHAPE = 16
-LARGEST_SIZE = 1 << 40
+MAX_DIMENSIONS = 16
+MAX_LENGTH = 1 << 40
 
 
 def saved_steps(folder: Path) -> list[int]:
-    """Steps of the checkpoints in `folder`, ascending; none if the folder is missing.
+    """Return the steps of the checkpoints in `folder`, ascending; none if it is missing.
 
-    A checkpoint is a folder named by its step, in decimal digits as Python writes them.
+    A checkpoint is a folder named by its step, in decimal digits without leading zeros.
 
     Raises:
       UserError: if the folder cannot be read.
@@ -51,7 +51,7 @@ def saved_steps(folder: Path) -> list[int]:
 
 
 def refuse_links(folder: Path) -> None:
-    """Check that neither `folder` nor an entry of it is a symbolic link.
+    """Refuse a folder that is, or directly contains, a symbolic link.
 
     Raises:
       UserError: naming the link: files elsewhere would be read, moved or deleted through it.
@@ -67,54 +67,54 @@ def refuse_links(folder: Path) -> None:
         if path.is_symlink():
             raise UserError(
                 f"{folder}/{printable(path.name)}: is a symbolic link, which {folder.name}/ may "
-                "not contain; delete it, or move what it leads to there"
+                "not contain; delete it, or move its target there"
             )
 
 
 def check_folder(folder: Path, arrays: int, size: int) -> None:
-    """Check that a folder has only regular files and folders, and no more than such arrays need.
+    """Check that a checkpoint has only regular files and folders, and is not too large.
 
     Args:
-      folder: a checkpoint.
-      arrays: how many are going to be read.
-      size: of these, in bytes.
+      folder: of the checkpoint.
+      arrays: the number of arrays that are going to be read.
+      size: of these arrays, in bytes.
 
     Raises:
-      OSError: if it cannot be looked through.
-      ValueError: naming the first entry that is something else, or what there is too much of.
+      OSError: if the folder cannot be listed.
+      ValueError: naming the first entry of another kind, or the limit that is exceeded.
     """
-    most = FILES_PER_ARRAY * arrays + FILES_BESIDES
-    largest = SIZE_FACTOR * size + SIZE_PER_ARRAY * arrays + SIZE_BESIDES
+    max_files = FILES_PER_ARRAY * arrays + EXTRA_FILES
+    max_size = SIZE_FACTOR * size + SIZE_PER_ARRAY * arrays + EXTRA_SIZE
     found, total, folders = 0, 0, [folder]
     while folders:
         with os.scandir(folders.pop()) as entries:
             for entry in entries:
-                about = entry.stat(follow_symlinks=False)
+                status = entry.stat(follow_symlinks=False)
                 name = printable(os.path.relpath(entry.path, folder))
-                if stat.S_ISDIR(about.st_mode):
+                if stat.S_ISDIR(status.st_mode):
                     folders.append(Path(entry.path))
-                elif stat.S_ISREG(about.st_mode):
-                    total += about.st_size
+                elif stat.S_ISREG(status.st_mode):
+                    total += status.st_size
                 else:
-                    raise ValueError(f"{name} is no regular file")
+                    raise ValueError(f"{name} is not a regular file")
                 found += 1
-                if found > most:
-                    raise ValueError(f"it has more than {most} files, too many for this model")
-                if total > largest:
+                if found > max_files:
+                    raise ValueError(f"it has more than {max_files} files, too many for this model")
+                if total > max_size:
                     raise ValueError(
-                        f"its files have more than {largest / 1e6:.0f} MB, too much for this model"
+                        f"its files have more than {max_size / 1e6:.0f} MB, too much for this model"
                     )
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """The record of a checkpoint: `version`, and whatever that version has besides.
+    """Return the record of a checkpoint: its `version`, and what that version defines.
 
     Raises:
       OSError: if it cannot be read.
       ValueError: if it is damaged.
     """
     try:
-        record = checksums.verified(read_json(path, RECORD_LIMIT))
+        record = checksums.verify(read_json(path, RECORD_LIMIT))
     except RecursionError as error:
         raise ValueError("is nested too deeply") from error
     if not isinstance(record, dict) or type(record.get("version")) is not int:
@@ -123,23 +123,27 @@ def read_record(path: Path) -> dict[str, Any]:
 
 
 def check_arrays(record: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """The arrays that a record describes, as `checksums.of_arrays` does.
+    """Return the array descriptions in a record, as `checksums.describe_arrays` returns them.
 
     Raises:
-      ValueError: if it describes anything else.
+      ValueError: if the record contains anything else.
     """
     if record.keys() != {"version", "arrays"} or not isinstance(record["arrays"], dict):
-        raise ValueError("it describes no arrays")
-    for name, about in record["arrays"].items():
+        raise ValueError("it does not describe arrays")
+    for name, description in record["arrays"].items():
         if len(name) > NAME_LENGTH or not NAME.fullmatch(name) or ".." in name:
-            raise ValueError(f"{printable(name)} is no name of an array")
-        if not isinstance(about, dict) or about.keys() != {"shape", "dtype", checksums.DIGEST}:
+            raise ValueError(f"{printable(name)} is not the name of an array")
+        if not isinstance(description, dict) or description.keys() != {
+            "shape",
+            "dtype",
+            checksums.DIGEST,
+        }:
             raise ValueError(f"{name} is not described")
-        if not _is_shape(about["shape"]):
+        if not _is_shape(description["shape"]):
             raise ValueError(f"{name} has no valid shape")
-        if not isinstance(about["dtype"], str) or not DTYPE.fullmatch(about["dtype"]):
+        if not isinstance(description["dtype"], str) or not DTYPE.fullmatch(description["dtype"]):
             raise ValueError(f"{name} has no valid dtype")
-        digest = about[checksums.DIGEST]
+        digest = description[checksums.DIGEST]
         if not isinstance(digest, str) or not SHA256.fullmatch(digest):
             raise ValueError(f"{name} has no valid digest")
     return record["arrays"]
@@ -148,6 +152,6 @@ def check_arrays(record: dict[str, Any]) -> dict[str, dict[str, Any]]:
 def _is_shape(shape: Any) -> bool:
     return (
         isinstance(shape, list)
-        and len(shape) <= LONGEST_SHAPE
-        and all(type(length) is int and 0 <= length <= LARGEST_SIZE for length in shape)
+        and len(shape) <= MAX_DIMENSIONS
+        and all(type(length) is int and 0 <= length <= MAX_LENGTH for length in shape)
     )

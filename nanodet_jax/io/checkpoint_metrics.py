@@ -1,4 +1,4 @@
-"""What was measured of a run's checkpoints: a file in each, from which the best one follows."""
+"""The metrics of a run's checkpoints: one file in each, which also decide which one is best."""
 
 import sys
 from collections.abc import Iterable
@@ -11,48 +11,51 @@ from nanodet_jax.files import read_json, write_json
 from nanodet_jax.io import checksums
 from nanodet_jax.terminal import printable, say
 
-METRIC = "AP"  # the more, the better
+METRIC = "AP"  # higher is better
 FILE = "metrics.json"
 PER_CLASS = "per_class"
 CLASS_METRICS = {"AP", "AP50"}
 
 
 class CheckpointMetrics:
-    """Those of the checkpoints in `folder`, by step; kept there alone, so that none disagree."""
+    """Metrics by step. The files in the checkpoints are the only copy, so none can disagree."""
 
     def __init__(self, folder: Path):
         self._folder = folder
-        self._known: dict[int, dict[str, Any] | None] = {}
+        self._loaded: dict[int, dict[str, Any] | None] = {}
 
-    def of(self, step: int) -> dict[str, Any] | None:
-        """Metrics of a checkpoint; None if it has none, or if they are damaged, which is told."""
-        if step not in self._known:
-            self._known[step] = self._read(step)
-        return self._known[step]
+    def get(self, step: int) -> dict[str, Any] | None:
+        """Return the metrics of a checkpoint; None if it has none, or if they are damaged.
 
-    def best(self, steps: Iterable[int]) -> int | None:
-        """The one with the highest METRIC, of equals the latest; None if none was rated."""
-        rated = {step: metrics[METRIC] for step in steps if (metrics := self.of(step))}
-        return max(rated, key=lambda step: (rated[step], step)) if rated else None
+        Damaged metrics are reported.
+        """
+        if step not in self._loaded:
+            self._loaded[step] = self._read(step)
+        return self._loaded[step]
 
-    def begin(self, step: int) -> None:
-        """A checkpoint is being saved anew: nothing is known of it."""
-        self._known[step] = None
+    def best_of(self, steps: Iterable[int]) -> int | None:
+        """Return the step with the highest METRIC, the latest of equals; None without metrics."""
+        values = {step: metrics[METRIC] for step in steps if (metrics := self.get(step))}
+        return max(values, key=lambda step: (values[step], step)) if values else None
 
-    def note(self, step: int, metrics: dict[str, Any], writing: bool = True) -> None:
-        """Metrics of a checkpoint that is there; written by one of several processes.
+    def forget(self, step: int) -> None:
+        """Drop the metrics of a step whose checkpoint is saved again."""
+        self._loaded[step] = None
+
+    def save(self, step: int, metrics: dict[str, Any], writing: bool = True) -> None:
+        """Set the metrics of a checkpoint on disk; one of several processes writes them.
 
         Raises:
           UserError: if they cannot be written.
         """
         if writing:
-            write_json(self._folder / str(step) / FILE, checksums.signed(metrics))
-        self._known[step] = metrics
+            write_json(self._folder / str(step) / FILE, checksums.sign(metrics))
+        self._loaded[step] = metrics
 
     def _read(self, step: int) -> dict[str, Any] | None:
         path = self._folder / str(step) / FILE
         try:
-            return check_metrics(checksums.verified(read_json(path)))
+            return check_metrics(checksums.verify(read_json(path)))
         except FileNotFoundError:
             return None
         except (OSError, ValueError, RecursionError) as error:
@@ -62,32 +65,29 @@ class CheckpointMetrics:
 
 
 def check_metrics(metrics: Any) -> dict[str, Any]:
-    """Metrics as `evaluation.coco_metrics` gives them: numbers by name, and those of each class.
+    """Return metrics after a check that they are what `evaluation.coco_metrics` returns.
+
+    That is numbers by name, and `per_class` with the numbers of each class.
 
     Raises:
       ValueError: if they are anything else.
     """
     if not isinstance(metrics, dict):
-        raise ValueError("it holds no metrics")
+        raise ValueError("it contains no metrics")
     per_class = metrics.get(PER_CLASS)
     if not isinstance(per_class, dict):
-        raise ValueError(f"{PER_CLASS} is no object")
+        raise ValueError(f"{PER_CLASS} is not an object")
     overall = {name: value for name, value in metrics.items() if name != PER_CLASS}
-    for place, numbers, required in (
-        ("it", overall, METRIC_DESCRIPTIONS.keys()),
-        *(
-            (f"class {printable(name)}", numbers, CLASS_METRICS)
-            for name, numbers in per_class.items()
-        ),
-    ):
-        if not isinstance(numbers, dict) or not numbers.keys() >= required:
-            raise ValueError(f"{place} does not have all metrics")
-        for name, value in numbers.items():
-            if not _is_number(value):
-                raise ValueError(f"{place} has {printable(name)} that is no finite number")
+    _check_numbers("it", overall, METRIC_DESCRIPTIONS.keys())
+    for name, numbers in per_class.items():
+        _check_numbers(f"class {printable(name)}", numbers, CLASS_METRICS)
     return metrics
 
 
-def _is_number(value: Any) -> bool:
-    largest = sys.float_info.max  # NaN and infinity are not within it, nor is 10**400
-    return type(value) in (int, float) and -largest <= value <= largest
+def _check_numbers(where: str, numbers: Any, required: Iterable[str]) -> None:
+    if not isinstance(numbers, dict) or not numbers.keys() >= set(required):
+        raise ValueError(f"{where} lacks some metrics")
+    largest = sys.float_info.max  # excludes NaN, infinity and 10**400
+    for name, value in numbers.items():
+        if type(value) not in (int, float) or not -largest <= value <= largest:
+            raise ValueError(f"{where} has {printable(name)} that is not a finite number")

@@ -1,7 +1,7 @@
-"""Digests of arrays and json values: what tells that a file holds what was written.
+"""Checksums of arrays and json values, which show that a file contains what was written.
 
 An array is described by `{"shape": [...], "dtype": "float32", "sha256": "..."}`, under its path in
-a tree, names joined by `/`.
+a tree, with names joined by `/`.
 """
 
 import hashlib
@@ -17,74 +17,83 @@ from nanodet_jax.terminal import printable
 DIGEST = "sha256"
 
 
-def of_arrays(tree: Any) -> dict[str, dict[str, Any]]:
-    """A description of every array of a tree."""
-    return {name: {**_form(leaf), DIGEST: _digest(leaf)} for name, leaf in named(tree).items()}
+def describe_arrays(tree: Any) -> dict[str, dict[str, Any]]:
+    """Return a description of every array in a tree, by name."""
+    return {
+        name: {**_shape_and_dtype(leaf), DIGEST: _digest(leaf)}
+        for name, leaf in flatten(tree).items()
+    }
 
 
-def of_tree(tree: Any) -> str:
-    """One digest of all arrays of a tree, names and shapes included."""
-    return _digest_of_json(of_arrays(tree))
+def digest_of_tree(tree: Any) -> str:
+    """Return one digest of all arrays in a tree, including their names and shapes."""
+    return _digest_of_json(describe_arrays(tree))
 
 
-def named(tree: Any) -> dict[str, Any]:
-    """The arrays of a tree by name, in its order."""
+def flatten(tree: Any) -> dict[str, Any]:
+    """Return the arrays of a tree by name, in the order of its leaves."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
 
-def difference_in_shape(described: Mapping[str, Any], tree: Any) -> str:
-    """The first array that a tree and a description do not share, in words; "" if all agree.
+def find_shape_mismatch(described: Mapping[str, Any], tree: Any) -> str:
+    """Compare structure, shapes and dtypes of a tree with a description.
 
-    Nothing but structure, shapes and dtypes is compared: the tree may be of abstract arrays.
+    Args:
+      described: as `describe_arrays` returns it.
+      tree: of arrays, which may be abstract.
+
+    Returns:
+      The first difference in words, "" if there is none.
     """
-    forms = {name: _form(leaf) for name, leaf in named(tree).items()}
-    for name in sorted(forms.keys() | described.keys()):
+    expected = {name: _shape_and_dtype(leaf) for name, leaf in flatten(tree).items()}
+    for name in sorted(expected.keys() | described.keys()):
         if name not in described:
             return f"{printable(name)} is not in it"
-        if name not in forms:
+        if name not in expected:
             return f"{printable(name)} is in it, not in the model"
         saved = described[name]
-        for what, wanted in forms[name].items():
-            if saved[what] != wanted:
-                was = printable(str(saved[what]))
-                return f"{printable(name)} has {what} {was} in place of {wanted}"
+        for what, value in expected[name].items():
+            if saved[what] != value:
+                return f"{printable(name)} has {what} {printable(str(saved[what]))}, not {value}"
     return ""
 
 
-def difference(described: Mapping[str, Any], tree: Any) -> str:
-    """The first array of a tree whose bytes are not those that were described; "" if all are."""
-    for name, leaf in named(tree).items():
+def find_content_mismatch(described: Mapping[str, Any], tree: Any) -> str:
+    """Return the first array whose bytes differ from the description, in words; "" if none."""
+    for name, leaf in flatten(tree).items():
         if described[name][DIGEST] != _digest(leaf):
             return f"{printable(name)} is not what was saved"
     return ""
 
 
-def signed(value: dict[str, Any]) -> dict[str, Any]:
-    """A json object with a digest of itself."""
-    value = json.loads(json.dumps(value))  # as it is going to be read: keys are texts
+def sign(value: dict[str, Any]) -> dict[str, Any]:
+    """Return a json object that contains a value and its digest."""
+    value = json.loads(json.dumps(value))  # as it will be read: keys become strings
     return {"value": value, DIGEST: _digest_of_json(value)}
 
 
-def verified(document: Any) -> Any:
-    """The value in what `signed` gave; any json value, as whoever wrote it may have signed it.
+def verify(document: Any) -> Any:
+    """Return the value in a document from `sign`.
+
+    It may be any json value: the digest proves that it is unchanged, not that it is trustworthy.
 
     Raises:
-      ValueError: if it is another, or something else altogether.
+      ValueError: if the value has changed, or the document is not of this form.
     """
     if not isinstance(document, dict) or document.keys() != {"value", DIGEST}:
-        raise ValueError("it is no record")
+        raise ValueError(f"it is not an object with value and {DIGEST}")
     if _digest_of_json(document["value"]) != document[DIGEST]:
         raise ValueError("it is not what was saved")
     return document["value"]
 
 
-def _form(leaf: Any) -> dict[str, Any]:
+def _shape_and_dtype(leaf: Any) -> dict[str, Any]:
     return {"shape": list(leaf.shape), "dtype": np.dtype(leaf.dtype).name}
 
 
 def _digest(leaf: Any) -> str:
-    array = np.asarray(leaf, order="C")  # np.ascontiguousarray would make [1] of a scalar
+    array = np.asarray(leaf, order="C")  # np.ascontiguousarray would turn a scalar into [1]
     return hashlib.sha256(f"{array.dtype.name}{array.shape}".encode() + array.tobytes()).hexdigest()
 
 

@@ -1,4 +1,4 @@
-"""This project's files of arrays (.npz), read without a pickle and within the file's own size."""
+"""Reading `.npz` files without pickle, in memory bounded by the file's size."""
 
 import math
 import warnings
@@ -12,18 +12,18 @@ from numpy.lib import format as npy
 from nanodet_jax.errors import UserError
 from nanodet_jax.io.zip_limits import open_zip
 
-NO_ZIP = "is damaged or no .npz archive"
+NOT_NPZ = "is damaged or not an .npz archive"
 
 
 def read_npz(path: Path) -> dict[str, np.ndarray]:
-    """Arrays by name, read-only. They take no more memory than the file has bytes.
+    """Return the arrays of a file by name, read-only. They use no more memory than the file.
 
     Raises:
-      UserError: naming the file, if it cannot be read, is damaged, or holds anything but arrays of
-        plain numbers, not compressed, as `numpy.savez` writes them.
+      UserError: naming the file, if it cannot be read, is damaged, or contains anything but
+        uncompressed arrays of plain numbers, as `numpy.savez` writes them.
     """
     try:
-        with open_zip(path, NO_ZIP) as archive:
+        with open_zip(path, NOT_NPZ) as archive:
             members = archive.infolist()
             _check_names([info.filename for info in members])
             return {info.filename.removesuffix(".npy"): _read(archive, info) for info in members}
@@ -31,30 +31,30 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
         raise UserError(f"{path}: {error}") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
-    # What zipfile, NumPy and Python's parser, which reads the headers, make of damaged bytes.
+    # zipfile, NumPy and Python's parser, which reads the headers, raise many types of error.
     except Exception as error:
-        raise UserError(f"{path}: is damaged or no .npz archive ({ascii(error)[:200]})") from error
+        raise UserError(f"{path}: {NOT_NPZ} ({ascii(error)[:200]})") from error
 
 
 def _check_names(names: list[str]) -> None:
     if len(set(names)) < len(names) or not all(name.endswith(".npy") for name in names):
-        raise UserError("is no .npz archive: its members are not arrays with a name each")
+        raise UserError("is not an .npz archive: its members are not arrays with unique names")
 
 
 def _read(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:
     with archive.open(info) as member:
         shape, fortran, dtype = _read_header(member)
         if dtype.hasobject:
-            raise UserError(f"{info.filename[:100]!a} holds Python objects; nothing was run")
+            raise UserError(f"{info.filename[:100]!a} contains Python objects; nothing was run")
         raw = member.read()
     if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize != len(raw):
-        raise UserError(f"{info.filename[:100]!a} is not as long as its shape says")
+        raise UserError(f"{info.filename[:100]!a} does not have the length of its shape")
     return np.frombuffer(raw, dtype).reshape(shape, order="F" if fortran else "C")
 
 
 def _read_header(member: Any) -> tuple[tuple[int, ...], bool, np.dtype]:
     with warnings.catch_warnings():
-        warnings.simplefilter("error")  # NumPy would mend headers of Python 2
+        warnings.simplefilter("error")  # NumPy would repair headers of Python 2
         match npy.read_magic(member):
             case (1, 0):
                 return npy.read_array_header_1_0(member)

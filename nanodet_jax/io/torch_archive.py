@@ -1,7 +1,7 @@
-"""Weights out of a PyTorch file (.pth, .pt, .ckpt), without PyTorch and without running a pickle.
+"""Reading weights from a PyTorch file (.pth, .pt, .ckpt), without PyTorch or executing a pickle.
 
-torch.save writes a zip: NAME/data.pkl describes the tensors, NAME/data/<key> are their numbers,
-one member for each storage, and NAME/byteorder tells how the numbers are written.
+torch.save writes a zip archive. NAME/data.pkl describes the tensors, each NAME/data/<key> contains
+the numbers of one storage, and NAME/byteorder is their byte order.
 """
 
 import math
@@ -19,37 +19,38 @@ from nanodet_jax.io.torch_pickle import STORAGES, Storage, Tensor, quoted
 from nanodet_jax.io.zip_limits import open_zip
 from nanodet_jax.terminal import printable
 
-PICKLE_LIMIT = 4 << 20  # bytes; 645 tensors take 80 thousand
-MAX_TENSORS = 20_000  # the deepest network that config.check allows has fewer
-MAX_SHARING = 4  # elements of all tensors, for each element stored
-NO_ZIP = (
-    "is no archive of torch.save (zip). If it is of PyTorch before 1.6, load it there and re-save "
+PICKLE_LIMIT = 4 << 20  # bytes; for 645 tensors it has 80 thousand
+MAX_TENSORS = 20_000  # more than the deepest network that config.check accepts
+MAX_SHARING = 4  # elements of all tensors per stored element
+NOT_ARCHIVE = (
+    "is not a zip archive of torch.save; if PyTorch before 1.6 wrote it, load it there and save it "
     "with torch>=1.6"
 )
 
 
 def read_state_dict(path: Path) -> dict[str, np.ndarray]:
-    """Tensors by name, of a file that torch.save (PyTorch 1.6 or newer) or Lightning wrote.
+    """Read the tensors of a file that torch.save (PyTorch 1.6 or newer) or Lightning wrote.
 
-    Takes the file's `state_dict` if it has one, else the file itself. Of a Lightning checkpoint
-    the averaged weights (`avg_model.`) alone if present, as the original does. Names lose
-    `avg_model.`, `model.` and `module.`; entries that are no tensors are left out.
+    They are those of the file's `state_dict` if it has one, otherwise of the file itself. If a
+    Lightning checkpoint has averaged weights (`avg_model.`), only these are read, as the original
+    does. The prefixes `avg_model.`, `model.` and `module.` are removed, and entries other than
+    tensors are skipped.
 
     Returns:
-      Read-only arrays with PyTorch's shapes and dtypes, but bfloat16 widened to float32. Tensors
-      that share a storage share memory.
+      Read-only arrays by name, with PyTorch's shapes and dtypes, except that bfloat16 becomes
+      float32. Tensors that share a storage share memory.
 
     Raises:
-      UserError: naming the file, if it cannot be read, is damaged, is of another format, asks for
-        anything but tensors and plain values, or holds no tensors.
+      UserError: naming the file, if it cannot be read, is damaged, has another format, contains
+        anything but tensors and plain values, or has no tensors.
     """
     try:
-        with open_zip(path, NO_ZIP) as archive:
+        with open_zip(path, NOT_ARCHIVE) as archive:
             return _read(archive)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
-    # What zipfile raises on a file that was cut or altered: it has no one error for that, and
-    # seeks where such a file tells it to, which is an OSError without a number.
+    # zipfile raises many types of error on a truncated or altered file. A seek to a position that
+    # such a file contains raises an OSError without a number.
     except (
         zipfile.BadZipFile,
         EOFError,
@@ -59,7 +60,7 @@ def read_state_dict(path: Path) -> dict[str, np.ndarray]:
         OverflowError,
     ) as error:
         raise UserError(
-            f"{path}: damaged archive ({printable(str(error))}); fetch it again"
+            f"{path}: damaged archive ({printable(str(error))}); download it again"
         ) from error
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
@@ -69,14 +70,14 @@ def _read(archive: zipfile.ZipFile) -> dict[str, np.ndarray]:
     members = {info.filename: info for info in archive.infolist()}
     pickles = [name for name in members if re.fullmatch(r"[^/]+/data\.pkl", name)]
     if not pickles:
-        raise UserError("is a zip, but none of torch.save: no NAME/data.pkl")
+        raise UserError("is a zip archive, but not of torch.save: it has no NAME/data.pkl")
     if len(pickles) > 1:
         several = f"{quoted(pickles[0])} and {quoted(pickles[1])}"
-        raise UserError(f"damaged archive: several NAME/data.pkl, such as {several}")
+        raise UserError(f"damaged archive: it has several NAME/data.pkl, such as {several}")
     root = pickles[0].removesuffix("data.pkl")
     if members[pickles[0]].file_size > PICKLE_LIMIT:
-        raise UserError(f"data.pkl has over {PICKLE_LIMIT} bytes: no file of weights")
-    order = "little"  # of files before PyTorch 2.1, which do not say
+        raise UserError(f"data.pkl has over {PICKLE_LIMIT} bytes, too many for weights")
+    order = "little"  # files before PyTorch 2.1 do not contain it
     if f"{root}byteorder" in members:
         order = archive.read(f"{root}byteorder")[:8].decode("ascii", "replace")
     if order not in ("little", "big"):
@@ -84,30 +85,34 @@ def _read(archive: zipfile.ZipFile) -> dict[str, np.ndarray]:
 
     tensors = _unwrap(torch_pickle.interpret(archive.read(pickles[0])))
     if len(tensors) > MAX_TENSORS:
-        raise UserError(f"has {len(tensors)} tensors; {MAX_TENSORS} are the most")
+        raise UserError(f"has {len(tensors)} tensors; the limit is {MAX_TENSORS}")
     arrays: dict[str, np.ndarray] = {}
     for key, storage in _storages(tensors).items():
         name = f"{root}data/{key}"
         if name not in members:
-            raise UserError(f"damaged archive: no member {quoted(name)}")
+            raise UserError(f"damaged archive: it has no member {quoted(name)}")
         if members[name].file_size != storage.length * np.dtype(STORAGES[storage.kind]).itemsize:
-            raise UserError(f"damaged archive: {quoted(name)} is not as long as its tensor says")
+            raise UserError(
+                f"damaged archive: {quoted(name)} does not have the length of its storage"
+            )
         arrays[key] = _numbers(archive.read(name), storage.kind, order)
     views = {name: _view(name, each, arrays[each.storage.key]) for name, each in tensors.items()}
-    # Whoever copies tensors would make a network of any size out of a small file.
+    # A copy of each tensor could otherwise be any number of times larger than the file.
     stored = sum(array.size for array in arrays.values())
     if sum(view.size for view in views.values()) > MAX_SHARING * stored:
-        raise UserError("its tensors share their numbers; re-save contiguous copies")
+        raise UserError("its tensors share too many elements; save contiguous copies")
     return views
 
 
 def _storages(tensors: dict[str, Tensor]) -> dict[str, Storage]:
-    """Storages by key."""
+    """Return the storages of all tensors by key."""
     storages: dict[str, Storage] = {}
     for tensor in tensors.values():
         storage = storages.setdefault(tensor.storage.key, tensor.storage)
         if storage != tensor.storage:
-            raise UserError(f"damaged archive: storage {quoted(storage.key)} is of two kinds")
+            raise UserError(
+                f"damaged archive: storage {quoted(storage.key)} has two types or lengths"
+            )
     return storages
 
 
@@ -122,21 +127,21 @@ def _numbers(raw: bytes, kind: str, order: str) -> np.ndarray:
 
 
 def _view(name: str, tensor: Tensor, storage: np.ndarray) -> np.ndarray:
-    """The tensor's window on its storage, which it may neither leave nor outgrow."""
+    """Return a tensor as a view of its storage, which it must not leave or exceed."""
     shape, strides = tensor.shape, tensor.strides
     elements = math.prod(shape)
     last = tensor.offset + sum((size - 1) * step for size, step in zip(shape, strides))
     if elements and last >= len(storage):
-        raise UserError(f"tensor {quoted(name)} reaches outside its storage")
-    # It could be of any size, then; weights of a network never are.
+        raise UserError(f"tensor {quoted(name)} extends beyond its storage")
+    # With a stride of 0 it could have any size; weights of a network never do.
     if elements > len(storage):
-        raise UserError(f"tensor {quoted(name)} repeats elements; re-save a contiguous copy")
+        raise UserError(f"tensor {quoted(name)} repeats elements; save a contiguous copy")
     if not elements:
         if math.prod(size or 1 for size in shape) >= 2**31:
             raise UserError(f"tensor {quoted(name)} has an impossible shape")
         return np.zeros(shape, storage.dtype)
     width = storage.dtype.itemsize
-    # PyTorch gives a dimension of size 1 any stride; no step of it is ever taken.
+    # PyTorch gives a dimension of size 1 an arbitrary stride, which is never used.
     steps = tuple(step * width if size > 1 else 0 for size, step in zip(shape, strides))
     view: np.ndarray = np.ndarray(shape, storage.dtype, storage, tensor.offset * width, steps)
     view.flags.writeable = False
@@ -144,7 +149,7 @@ def _view(name: str, tensor: Tensor, storage: np.ndarray) -> np.ndarray:
 
 
 def _unwrap(value: Any) -> dict[str, Tensor]:
-    """Tensors of the state dict in `value`, by their names without prefixes."""
+    """Return the tensors of the state dict in `value`, by name without prefixes."""
     if isinstance(value, dict) and isinstance(value.get("state_dict"), dict):
         value = value["state_dict"]
     state = [
@@ -153,7 +158,7 @@ def _unwrap(value: Any) -> dict[str, Tensor]:
         if isinstance(key, str) and isinstance(entry, Tensor)
     ]
     if not state:
-        raise UserError("holds no tensors by name: neither a state dict nor a checkpoint")
+        raise UserError("contains no named tensors: it is neither a state dict nor a checkpoint")
     averaged = any(name.startswith("avg_model.") for name, _ in state)
     tensors: dict[str, Tensor] = {}
     for name, tensor in state:

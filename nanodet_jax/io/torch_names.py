@@ -1,7 +1,7 @@
-"""Entries of the original's state_dict to and from this project's variables, by name.
+"""Converting the original's state_dict to and from the variables of this project, by name.
 
-A variable's path determines the PyTorch name; everything else follows from comparing two sets
-of names. Kernels turn from OIHW to HWIO. Nothing is matched by position.
+The path of a variable determines its PyTorch name; everything else follows from comparing two sets
+of names. Kernels change from OIHW to HWIO. Nothing is matched by position.
 """
 
 import re
@@ -18,7 +18,7 @@ from nanodet_jax.terminal import printable
 
 Entries = Mapping[str, np.ndarray]
 
-# Module paths here -> module names there. {} stands for the position in an nn.Sequential.
+# Our module paths -> the original's module names. {} is the position in an nn.Sequential.
 RULES: tuple[tuple[str, str, dict[str, str]], ...] = (
     (r"backbone/stem", r"backbone.conv1.0", {}),
     (r"backbone/stem_norm", r"backbone.conv1.1", {}),
@@ -62,7 +62,7 @@ RULES: tuple[tuple[str, str, dict[str, str]], ...] = (
     (r"head/(cls|reg)_tower_(\d)_(\d)/(\w+)", r"head.\1_convs.\2.\3.\4", {}),
     (r"head/output_(\d)", r"head.gfl_cls.\1", {}),
     (r"head/(cls|reg)_output_(\d)", r"head.gfl_\1.\2", {}),
-    # Of the guidance's head. Whatever is below guidance/ is called aux_ there.
+    # Head of the guidance module. The original calls everything below guidance/ aux_.
     (
         r"head/(cls|reg)_tower_(\d)/(\w+)",
         r"head.\1_convs.\2.{}",
@@ -79,18 +79,18 @@ LEAVES = {
     "var": "running_var",
     "factor": "scale",
 }
-# Entries of the original that no forward pass reads.
+# Entries of the original that no forward pass uses.
 UNUSED = r".*\.num_batches_tracked|head\.distribution_project\.project"
 UNUSED_IF_SHARED = r"head\.gfl_reg\.\d\.(weight|bias)"
 UNUSED_IF_DEPLOYED = r"aux_(fpn|head)\..*"
 
 
-class Report(NamedTuple):
-    """What became of each variable when only some could be taken over; PyTorch's names."""
+class LoadReport(NamedTuple):
+    """Variables that `load_matching` loaded, by PyTorch's names."""
 
-    kept: list[str]
-    cut: list[str]  # output layers whose box rows were kept: the class count differs
-    new: list[str]  # left at their initial values
+    kept: list[str]  # loaded completely
+    box_rows: list[str]  # output layers of another class count: only the box rows are loaded
+    new: list[str]  # at their initial values
 
     def __str__(self) -> str:
         def names(group: list[str]) -> str:
@@ -98,13 +98,13 @@ class Report(NamedTuple):
             return f"{len(group)}" + (f" ({shown})" if group else "")
 
         return (
-            f"kept {len(self.kept)} entries, kept the box rows of {names(self.cut)}, "
-            f"new {names(self.new)}"
+            f"loaded {len(self.kept)} entries, and the box rows of {names(self.box_rows)}; "
+            f"new: {names(self.new)}"
         )
 
 
 def pytorch_name(path: str) -> str:
-    """The original's name of the variable at `path`, e.g. `params/head/output_0/kernel`."""
+    """Return the PyTorch name of the variable at `path`, e.g. `params/head/output_0/kernel`."""
     _, module_path = path.split("/", 1)
     module, leaf = module_path.rsplit("/", 1)
     prefix = "aux_" if module.startswith("guidance/") else ""
@@ -120,32 +120,35 @@ def pytorch_name(path: str) -> str:
 
 
 def flatten(variables: Any) -> dict[str, Any]:
-    """Leaves by path, `params/...` and `batch_stats/...`."""
+    """Return leaves by path: `params/...` and `batch_stats/...`."""
     return flax.traverse_util.flatten_dict(variables, sep="/")
 
 
 def unflatten(leaves: Mapping[str, Any]) -> Any:
-    """Inverse of `flatten`."""
+    """Return the tree of leaves by path, the inverse of `flatten`."""
     return flax.traverse_util.unflatten_dict(dict(leaves), sep="/")
 
 
 def from_pytorch(array: np.ndarray) -> np.ndarray:
-    """An entry in this project's layout: OIHW becomes HWIO, all else stays."""
+    """Transpose a kernel from OIHW to HWIO; return other arrays unchanged."""
     return array.transpose(2, 3, 1, 0) if array.ndim == 4 else array
 
 
 def to_pytorch(array: np.ndarray) -> np.ndarray:
-    """Inverse of `from_pytorch`."""
+    """Transpose a kernel from HWIO to OIHW; return other arrays unchanged."""
     return array.transpose(3, 2, 0, 1) if array.ndim == 4 else array
 
 
 def convert(entries: Entries, like: Any, where: str = "weights") -> Any:
-    """Variables of the shapes of `like` from a state_dict: complete, or an error.
+    """Convert a state_dict to variables. Every entry has to match.
 
     Args:
-      entries: the original's names to arrays.
-      like: variables or their shapes (`jax.eval_shape` of the model's init).
-      where: what to call the entries in an error, e.g. the file's name.
+      entries: arrays by the original's names.
+      like: variables, or their shapes (`jax.eval_shape` of the model's init).
+      where: name of the entries in an error, for example the file's.
+
+    Returns:
+      Variables with the structure and shapes of `like`, float32.
 
     Raises:
       UserError: listing entries that are missing, left over, or of another shape.
@@ -164,9 +167,9 @@ def convert(entries: Entries, like: Any, where: str = "weights") -> Any:
             array = from_pytorch(np.asarray(entries[name]))
             if array.shape != tuple(leaf.shape):
                 misfits.append(f"{name} {array.shape} instead of {tuple(leaf.shape)}")
-                continue  # before it is copied: many could share the numbers of one
+                continue  # do not copy it: many entries could share one storage
             leaves[path] = np.array(array, np.float32, order="C")
-    faults = [
+    problems = [
         f"{title}: {', '.join(group[:5])}" + (f" and {len(group) - 5} more" if group[5:] else "")
         for title, group in (
             ("missing", missing),
@@ -175,13 +178,13 @@ def convert(entries: Entries, like: Any, where: str = "weights") -> Any:
         )
         if group
     ]
-    if faults:
-        raise UserError(f"{where}: does not fit this model; {'; '.join(faults)}")
+    if problems:
+        raise UserError(f"{where}: does not fit this model; {'; '.join(problems)}")
     return unflatten(leaves)
 
 
 def _unused(targets: Mapping[str, Any]) -> str:
-    """A pattern of the entries that no variable needs."""
+    """Return a pattern of the entries that no variable needs."""
     patterns = [UNUSED]
     if not any(target.startswith("head.gfl_reg.") for target in targets):
         patterns.append(UNUSED_IF_SHARED)
@@ -190,16 +193,19 @@ def _unused(targets: Mapping[str, Any]) -> str:
     return "|".join(patterns)
 
 
-def take_over(entries: Entries, variables: Any, num_bins: int) -> tuple[Any, Report]:
-    """Variables with every entry that fits, for fine-tuning with other classes.
+def load_matching(entries: Entries, variables: Any, num_bins: int) -> tuple[Any, LoadReport]:
+    """Load every entry that fits, for fine-tuning with other classes.
 
     Args:
-      entries: the original's names to arrays, in the original's layout.
-      variables: freshly initialised; what does not fit keeps its value.
-      num_bins: rows of an output layer, from the end, that predict boxes: 4 * (reg_max + 1).
-        They are kept where only the number of classes differs.
+      entries: arrays by the original's names, in its layout.
+      variables: initial variables. Those without an entry of the same shape keep their values.
+      num_bins: rows at the end of an output layer that predict boxes: 4 * (reg_max + 1). They are
+        loaded if only the number of classes differs.
+
+    Returns:
+      The variables, and a report.
     """
-    leaves, kept, cut, new = {}, [], [], []
+    leaves, kept, box_rows, new = {}, [], [], []
     for path, leaf in flatten(variables).items():
         name, value = pytorch_name(path), np.array(leaf)
         entry = entries.get(name)
@@ -209,11 +215,11 @@ def take_over(entries: Entries, variables: Any, num_bins: int) -> tuple[Any, Rep
             kept.append(name)
         elif array is not None and _only_classes_differ(path, array, value, num_bins):
             value[..., -num_bins:] = array[..., -num_bins:]
-            cut.append(name)
+            box_rows.append(name)
         else:
             new.append(name)
         leaves[path] = value
-    return unflatten(leaves), Report(kept, cut, new)
+    return unflatten(leaves), LoadReport(kept, box_rows, new)
 
 
 def _only_classes_differ(path: str, array: np.ndarray, value: np.ndarray, num_bins: int) -> bool:
@@ -225,7 +231,7 @@ def _only_classes_differ(path: str, array: np.ndarray, value: np.ndarray, num_bi
 
 
 def to_entries(variables: Any) -> dict[str, np.ndarray]:
-    """The original's names and layouts of all variables."""
+    """Return all variables by the original's names, in its layout."""
     return {
         pytorch_name(path): np.array(to_pytorch(np.asarray(leaf)), order="C")
         for path, leaf in flatten(variables).items()
@@ -233,13 +239,13 @@ def to_entries(variables: Any) -> dict[str, np.ndarray]:
 
 
 def infer_model(entries: Entries, where: str = "weights") -> config.Model:
-    """The architecture that a state_dict belongs to, read off its names and shapes.
+    """Infer the architecture from the names and shapes of a state_dict.
 
-    A NanoDet-Plus of which only the deployed weights are left tells everything but the split of
-    its output layers: `reg_max` is then taken for 7, that of all published ones.
+    With only the deployed weights of a NanoDet-Plus, the split of its output layers is unknown;
+    then `reg_max` is assumed to be 7, as in all published weights.
 
     Raises:
-      UserError: if it is none of those this project builds.
+      UserError: if it is not an architecture of this project.
     """
     try:
         channels_of_width = {channels[0] // 2: width for width, channels in STAGE_CHANNELS.items()}
@@ -251,7 +257,7 @@ def infer_model(entries: Entries, where: str = "weights") -> config.Model:
         raise UserError(f"{where}: not a NanoDet state_dict ({error})") from error
     model.stacked_convs = _count(entries, r"head\.cls_convs\.0\.(\d+)\.")
     if model.num_classes < 1:
-        raise UserError(f"{where}: its output layer has no room for classes beside the boxes")
+        raise UserError(f"{where}: its output layer predicts boxes but no classes")
     return model
 
 
@@ -283,5 +289,5 @@ def _infer_plus(entries: Entries, model: config.Model) -> None:
 
 
 def _count(entries: Entries, pattern: str) -> int:
-    """Distinct values of the pattern's group among the entries' names."""
+    """Count the distinct values of the pattern's group in the entries' names."""
     return len({match[1] for name in entries if (match := re.match(pattern, name))})

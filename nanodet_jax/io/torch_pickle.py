@@ -1,9 +1,9 @@
-"""The pickle inside a file of torch.save, interpreted instead of run.
+"""Interpreting the pickle in a file of torch.save, without executing it.
 
-A pickle is a program that names functions and calls them, and a file from the net may hold any.
-So it is not given to `pickle`, which would run it, and which takes memory on the file's word.
-`interpret` knows the few instructions that such files use; what they build are plain values and
-the records of this module, and the names that they call are matched here, never looked up.
+A pickle is a program that calls functions by name, and a downloaded file may call any. `pickle`
+would execute it, and would allocate as much memory as the file asks for. `interpret` supports only
+the few instructions that such files need. They build plain values and the records of this module.
+Names of functions are compared with a list, never looked up.
 """
 
 import pickletools
@@ -14,7 +14,7 @@ from typing import Any
 
 from nanodet_jax.errors import UserError
 
-# dtype as stored. bfloat16, which numpy lacks, is read as its 16 bits.
+# Stored dtype. numpy has no bfloat16, so its 16 bits are read.
 STORAGES = {
     "torch.FloatStorage": "f4",
     "torch.DoubleStorage": "f8",
@@ -30,17 +30,17 @@ STORAGES = {
 # State dicts, and the milestones of a learning-rate schedule.
 MAPPINGS = ("collections.OrderedDict", "collections.Counter")
 REBUILD, PARAMETER = "torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_parameter"
-# Named but never called: Lightning before 1.5 files the state of this class under the class.
+# Named but never called: Lightning before 1.5 uses this class as a key of its state.
 LABELS = ("pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",)
 KNOWN = {*STORAGES, *MAPPINGS, *LABELS, REBUILD, PARAMETER, "torch.Size"}
 MAX_DIMENSIONS = 32
-# NanoDet-Plus takes 20 thousand; a Lightning checkpoint, with averages and the optimizer's state,
-# some five times as many. One takes some 3 microseconds and at most 100 bytes of memory.
+# NanoDet-Plus has 20 thousand; a Lightning checkpoint, with averages and the optimizer's state,
+# about five times as many. Each takes about 3 microseconds and at most 100 bytes of memory.
 MAX_INSTRUCTIONS = 400_000
 MAX_KEY_LENGTH = 1000  # characters; comparing keys must stay cheap
 
 CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
-# Instructions whose argument is the value; those that store it in the memo; those that fetch it.
+# Instructions whose argument is the value; that store a value in the memo; that load it from there.
 LITERALS = {
     *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"),
     *("STRING", "BINSTRING", "SHORT_BINSTRING", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8"),
@@ -52,14 +52,14 @@ FIXED_TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 
 @dataclass(frozen=True)
 class Global:
-    """A name that the pickle looks up: one of `KNOWN`, and no more than its name."""
+    """A class or function that the pickle names: one of `KNOWN`."""
 
     name: str
 
 
 @dataclass(frozen=True)
 class Storage:
-    """Numbers in a row, in a member of the archive."""
+    """A sequence of numbers in a member of the archive."""
 
     kind: str  # one of STORAGES
     key: str  # the member is data/key
@@ -68,7 +68,7 @@ class Storage:
 
 @dataclass(frozen=True)
 class Tensor:
-    """A window on a storage. Nothing says yet that it lies inside."""
+    """A view of a storage. It is not checked yet that it lies inside."""
 
     storage: Storage
     offset: int  # offset and strides count elements; none is negative
@@ -77,27 +77,27 @@ class Tensor:
 
 
 def interpret(pickled: bytes) -> Any:
-    """What the pickle describes: None, bool, int, float, str, bytes, tuple, list, dict, records.
+    """Return the value of a pickle: None, bool, int, float, str, bytes, tuple, list, dict, records.
 
-    Mappings of any class come as dict, parameters as their tensor. No value is ever copied, so
-    memory stays in proportion to the length of `pickled`; values may contain themselves. A dict
-    has only those entries whose key is a str.
+    Mappings of any class become dict, and parameters their tensor. No value is copied, so memory is
+    proportional to the length of `pickled`. Values may contain themselves. A dict has only the
+    entries whose key is a str.
 
     Raises:
       UserError: if it names a class or function that is not in `KNOWN`, is too long, or is damaged.
     """
     try:
         with warnings.catch_warnings():
-            # pickletools warns of a broken name's escapes; such a name is refused below.
+            # pickletools warns about escapes in a damaged name; such a name is refused below.
             warnings.simplefilter("ignore", DeprecationWarning)
             return _interpret(pickled)
-    # pickletools on broken instructions; ours on a stack or memo that lacks what they need.
+    # From pickletools for damaged instructions, from below for a missing stack or memo entry.
     except (ValueError, IndexError, KeyError) as error:
         raise UserError(f"damaged pickle ({ascii(error)[:200]})") from error
 
 
 def quoted(name: str) -> str:
-    """A name from a file, fit for a message: in quotes, escaped and cut."""
+    """Return a name from a file for an error message: in quotes, escaped and cut."""
     return ascii(name[:100])
 
 
@@ -120,7 +120,9 @@ def _interpret(pickled: bytes) -> Any:
     argument: Any
     for count, (opcode, argument, _) in enumerate(pickletools.genops(pickled)):
         if count == MAX_INSTRUCTIONS:
-            raise UserError(f"pickle of over {MAX_INSTRUCTIONS} instructions: no file of weights")
+            raise UserError(
+                f"its pickle has over {MAX_INSTRUCTIONS} instructions, too many for weights"
+            )
         match opcode.name:
             case "PROTO" | "FRAME" | "STOP":
                 pass
@@ -164,7 +166,7 @@ def _interpret(pickled: bytes) -> Any:
             case "STACK_GLOBAL":
                 name, module = _expect(stack.pop(), str), _expect(stack.pop(), str)
                 stack.append(_global(f"{module}.{name}"))
-            case "INST":  # looks up and calls at once
+            case "INST":  # names a class and calls it
                 raise ValueError(f"instance of {_global(argument.replace(' ', '.', 1)).name}")
             case "BINPERSID":
                 stack.append(_storage(stack.pop()))
@@ -186,11 +188,11 @@ def _expect(value: Any, kind: type) -> Any:
 
 
 def _set_items(target: Any, items: list[Any]) -> None:
-    """Set entries of a dict. Those under numbers, names or None are left out: nothing reads them.
+    """Set entries of a dict, except those with numbers, names or None as keys, which are not used.
 
-    Anyone can choose numbers whose hashes collide, so that each insertion passes over all others;
-    hashes of texts are seeded anew in each process. Tuples are refused: the hash of one that is
-    deeply nested takes for ever.
+    A file can contain numbers whose hashes collide, so that each insertion compares with all other
+    keys; hashes of strings have a random seed in each process. Tuples are refused, because hashing
+    a deeply nested one does not end.
     """
     mapping: dict[str, Any] = _expect(target, dict)
     for key, value in zip(items[::2], items[1::2], strict=True):
@@ -205,8 +207,8 @@ def _set_items(target: Any, items: list[Any]) -> None:
 def _global(name: str) -> Global:
     if name not in KNOWN:
         raise UserError(
-            f"{quoted(name)} is foreign pickle code; nothing was run. If you trust the file, load "
-            "it with PyTorch and re-save its state_dict alone"
+            f"{quoted(name)} is foreign pickle code; nothing was executed. If you trust the file, "
+            "load it with PyTorch and save only its state_dict"
         )
     return Global(name)
 
@@ -215,7 +217,7 @@ def _storage(identity: Any) -> Storage:
     match identity:
         case ("storage", Global(name=kind), str(key), str(), int(length)) if kind in STORAGES:
             return Storage(kind, key, _counts([length])[0])
-    raise ValueError("a persistent id that is no storage")
+    raise ValueError("a persistent id that is not a storage")
 
 
 def _call(name: str, arguments: tuple[Any, ...]) -> Any:
@@ -237,7 +239,7 @@ def _call(name: str, arguments: tuple[Any, ...]) -> Any:
 
 def _counts(numbers: Iterable[Any]) -> tuple[int, ...]:
     counts = (*numbers,)
-    # No bool, which is an int to Python but not to NumPy.
+    # Not bool, which is an int in Python but not in NumPy.
     if not all(type(number) is int and 0 <= number < 2**63 for number in counts):
         raise ValueError("an impossible offset, shape or stride")
     return counts

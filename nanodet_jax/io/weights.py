@@ -1,4 +1,4 @@
-"""Weights from wherever they lie: the original's files, this project's, or a run's workdir."""
+"""Loading weights from files of the original, files of this project, or the workdir of a run."""
 
 import json
 from contextlib import closing
@@ -13,7 +13,7 @@ from nanodet_jax.config import Config
 from nanodet_jax.data.json_text import loads_unique
 from nanodet_jax.data.records import is_name
 from nanodet_jax.errors import UserError
-from nanodet_jax.files import read_regular, replacing
+from nanodet_jax.files import atomic_write, read_regular
 from nanodet_jax.io import torch_names
 from nanodet_jax.io.checkpoint import CHECKPOINTS, Checkpoints
 from nanodet_jax.io.npz import read_npz
@@ -23,38 +23,38 @@ from nanodet_jax.models.nanodet import build_model
 from nanodet_jax.state import abstract_variables
 from nanodet_jax.terminal import printable
 
-ABOUT = "about.json"  # in a .npz and beside checkpoints: the config and the classes
-ABOUT_LIMIT = 4 << 20  # bytes of it; 20 thousand of the longest class names
-# Weights come from strangers, and so does their input size, which memory grows with: 2048 x 2048
-# takes up to 2 GB to predict. Only the caller raises this.
+ABOUT = "about.json"  # in a .npz file, and next to checkpoints: the config and class names
+ABOUT_LIMIT = 4 << 20  # bytes; enough for 20 thousand of the longest class names
+# The input size comes with weights, possibly from an untrusted source, and memory grows with it:
+# prediction at 2048 x 2048 takes up to 2 GB. Only the caller can raise the limit.
 MAX_INPUT_SIDE = 2048  # pixels
-BYTES_PER_PIXEL = 512  # of the largest input; networks of 80 classes take some 130
+BYTES_PER_PIXEL = 512  # of the largest input; networks with 80 classes take about 130
 PYTORCH_SUFFIXES = (".pth", ".pt", ".ckpt")
 
 
 class Weights(NamedTuple):
-    """Variables and what is needed to use them."""
+    """Variables, and what is needed to use them."""
 
     variables: Any
-    config: Config  # its model, input size and normalisation are those of the training
-    class_names: tuple[str, ...]  # empty where the file does not tell
+    config: Config  # model, input size and normalisation as in training
+    class_names: tuple[str, ...]  # empty if unknown
 
 
 def load_weights(path: str | Path, max_input_side: float | None = MAX_INPUT_SIDE) -> Weights:
-    """Weights of a `.pth`, `.pt` or `.ckpt` of the original, a `.npz` of ours, or a workdir.
+    """Load weights from a file of the original or of this project, or from a workdir.
 
-    They are those of the deployed network, without what served only its training. A workdir
-    yields its best checkpoint, or its newest if none was evaluated. Files of the original do not
-    name their classes nor their input: 80 classes are taken for COCO's, and the input for 320 x
-    320, with the image's proportions kept for NanoDet and not for NanoDet-Plus.
+    The result is the deployed network, without the parts that are used only in training. From a
+    workdir the best checkpoint is loaded, or the newest if none was evaluated. Files of the
+    original contain neither class names nor the input size: 80 classes are assumed to be COCO's,
+    and the input 320 x 320, with the aspect ratio kept for NanoDet and not for NanoDet-Plus.
 
     Args:
-      path: the file or workdir.
-      max_input_side: the largest height or width of input that the weights may ask for, and by
-        its square a bound on the memory of the features; None if their input size is not used.
+      path: `.pth`, `.pt` or `.ckpt` of the original, `.npz` of this project, or a workdir.
+      max_input_side: largest height or width of input that the weights may have; its square also
+        limits the memory of the features. None for no limit, if the input size is not used.
 
     Raises:
-      UserError: if there is nothing there, or not what it should be.
+      UserError: if the weights do not exist, are damaged, or exceed a limit.
     """
     loaded = _load(_existing(path))
     if max_input_side is not None:
@@ -67,7 +67,7 @@ def _existing(path: str | Path) -> Path:
         path = Path(path).expanduser()
         if path.exists():
             return path
-    except (OSError, RuntimeError) as error:  # a name that is too long, an unknown user's home
+    except (OSError, RuntimeError) as error:  # the name is too long, or ~user does not exist
         raise UserError(f"{path}: cannot be read: {error}") from error
     raise UserError(f"{path}: no such weights; give a .pth, .ckpt or .npz file, or a workdir")
 
@@ -79,7 +79,7 @@ def _load(path: Path) -> Weights:
     if path.suffix == ".npz":
         return _load_npz(path)
     if path.suffix not in PYTORCH_SUFFIXES:
-        raise UserError(f"{path}: weights are .pth, .pt, .ckpt or .npz files, or a workdir")
+        raise UserError(f"{path}: weights must be a .pth, .pt, .ckpt or .npz file, or a workdir")
     entries = read_state_dict(path)
     config = Config(model=torch_names.infer_model(entries, str(path)))
     try:
@@ -93,31 +93,33 @@ def _load(path: Path) -> Weights:
 
 
 def _check_input(config: Config, max_side: float, where: str) -> None:
-    """Refuse weights whose input, or whose features on it, take more memory than expected."""
+    """Refuse weights whose input, or whose features of it, exceed the memory limit."""
     height, width = config.input_size
-    raised = "if you trust the weights, raise max_input_side (predict: --max-input-side)"
+    fix = "if you trust the weights, raise max_input_side (predict: --max-input-side)"
     if max(height, width) > max_side:
         size = f"config.input_size={height},{width}"
-        raise UserError(f"{where}: {size} is over {max_side:g} a side; {raised}")
+        raise UserError(f"{where}: {size}: sides must be at most {max_side:g}; {fix}")
     needed = feature_bytes(config)
     if needed > BYTES_PER_PIXEL * max_side**2:
         what = f"config.model takes about {needed / 1e9:.1f} GB for an image of {width}x{height}"
-        raise UserError(f"{where}: {what}, too much for inputs of {max_side:g} a side; {raised}")
+        raise UserError(f"{where}: {what}, over the limit for sides of {max_side:g}; {fix}")
 
 
 def feature_bytes(config: Config) -> int:
-    """About how many bytes the features of one image of full size take, float32."""
+    """Estimate the bytes of the float32 features of one image of full size."""
     model, (height, width) = config.model, config.input_size
-    image_and_stem = 18 * height * width  # numbers; 24 channels at half the resolution, three times
+    image_and_stem = 18 * height * width  # 24 channels at half the resolution, three times
     per_prior = 3 * (model.num_classes + 4 * (model.reg_max + 1)) + 4 * model.channels
     return 4 * (image_and_stem + configs.num_priors(config) * per_prior)
 
 
 def load_entries(path: str | Path) -> dict[str, np.ndarray]:
-    """What a file or workdir holds, by the original's names and in its layout, for fine-tuning.
+    """Load the entries of a file or workdir, by the original's names and in its layout.
+
+    Unlike `load_weights`, it accepts entries of any model, for fine-tuning.
 
     Raises:
-      UserError: as `load_weights`; but entries of any model are taken.
+      UserError: as `load_weights`.
     """
     path = _existing(path)
     if path.suffix in PYTORCH_SUFFIXES and not path.is_dir():
@@ -127,40 +129,43 @@ def load_entries(path: str | Path) -> dict[str, np.ndarray]:
 
 
 def class_names_of(weights: Weights) -> tuple[str, ...]:
-    """The weights' class names, or numbers in their place."""
+    """Return the class names of weights, or "class 0", "class 1" and so on if unknown."""
     numbers = (f"class {i}" for i in range(weights.config.model.num_classes))
     return weights.class_names or tuple(numbers)
 
 
 def save_weights(path: str | Path, weights: Weights) -> None:
-    """Write a `.npz`: an array per variable, by path, and `about.json`. Whole or not at all.
+    """Write a `.npz` file, completely or not at all: an array per variable, and `about.json`.
 
     Raises:
       UserError: if the file cannot be written.
     """
     path = Path(path)
     if path.suffix != ".npz":
-        raise UserError(f"{path}: this project's weights are .npz files")
+        raise UserError(f"{path}: must end in .npz")
     about = np.frombuffer(describe(weights.config, weights.class_names).encode(), np.uint8)
     arrays = {
         name: np.asarray(leaf) for name, leaf in torch_names.flatten(weights.variables).items()
     }
-    with replacing(path) as file:
+    with atomic_write(path) as file:
         np.savez(file, **{ABOUT: about}, **arrays)  # type: ignore[arg-type]
 
 
 def describe(config: Config, class_names: tuple[str, ...]) -> str:
-    """The text of `about.json`."""
+    """Return the text of `about.json`."""
     return json.dumps(
         {"config": json.loads(configs.to_json(config)), "class_names": class_names}, indent=2
     )
 
 
 def read_description(text: str, where: str) -> tuple[Config, tuple[str, ...]]:
-    """Config and class names from the text of `about.json`.
+    """Parse the text of `about.json`.
+
+    Returns:
+      Config and class names.
 
     Raises:
-      UserError: naming `where` if it is not such a text.
+      UserError: naming `where`, if the text is not valid.
     """
     try:
         about = loads_unique(text)
@@ -170,28 +175,35 @@ def read_description(text: str, where: str) -> tuple[Config, tuple[str, ...]]:
     except UserError as error:
         raise UserError(f"{where}: {printable(str(error), 400)}") from error
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise UserError(f"{where}: does not describe weights ({ascii(error)[:400]})") from error
+        raise UserError(
+            f"{where}: is not a valid description of weights ({ascii(error)[:400]})"
+        ) from error
     if not isinstance(names, list) or not all(map(is_name, names)):
         raise UserError(f"{where}: class_names must be a list of names of 1 to 200 characters")
     count = config.model.num_classes
     if count == 0:
-        raise UserError(f"{where}: config.model.num_classes=0: weights have at least one class")
+        raise UserError(f"{where}: config.model.num_classes=0: must be at least 1 in weights")
     if len(names) not in (0, count):
-        raise UserError(f"{where}: names {len(names)} classes, for a network of {count}")
+        raise UserError(
+            f"{where}: has {len(names)} class names, but config.model.num_classes={count}"
+        )
     return config, tuple(names)
 
 
 def load_description(path: Path) -> tuple[Config, tuple[str, ...]]:
-    """Config and class names from a file `about.json`.
+    """Read a file `about.json`.
+
+    Returns:
+      Config and class names.
 
     Raises:
-      UserError: naming the file, if it cannot be read, is too large, or does not describe weights.
+      UserError: naming the file, if it cannot be read, is too large, or is not valid.
     """
     try:
         text = read_regular(path, ABOUT_LIMIT, ABOUT).decode()
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except ValueError as error:  # also bytes that are no UTF-8
+    except ValueError as error:  # also if it is not UTF-8
         raise UserError(f"{path}: {ascii(str(error))[1:-1][:200]}") from error
     return read_description(text, str(path))
 
@@ -199,10 +211,10 @@ def load_description(path: Path) -> tuple[Config, tuple[str, ...]]:
 def _load_npz(path: Path) -> Weights:
     arrays = read_npz(path)
     if ABOUT not in arrays:
-        raise UserError(f"{path}: has no {ABOUT}: not written by this project")
+        raise UserError(f"{path}: has no {ABOUT}; only .npz files of this project can be loaded")
     about = arrays.pop(ABOUT)
     if about.nbytes > ABOUT_LIMIT:
-        raise UserError(f"{path}: {ABOUT} has {about.nbytes} bytes; {ABOUT_LIMIT} are the most")
+        raise UserError(f"{path}: {ABOUT} has {about.nbytes} bytes; the limit is {ABOUT_LIMIT}")
     config, names = read_description(about.tobytes().decode(errors="replace"), str(path))
     expected = torch_names.flatten(_abstract(config))
     wrong = sorted(set(expected) ^ set(arrays)) or [
@@ -212,14 +224,16 @@ def _load_npz(path: Path) -> Weights:
     ]
     if wrong:
         name = ascii(wrong[0][:100])
-        raise UserError(f"{path}: array {name} is missing, left over or of another shape or type")
+        raise UserError(
+            f"{path}: array {name} is missing, left over, or has another shape or dtype"
+        )
     return Weights(torch_names.unflatten(arrays), config, names)
 
 
 def _load_workdir(path: Path) -> Weights:
     about = path / ABOUT
     if not about.exists():
-        raise UserError(f"{path}: no workdir of a run (it has no {ABOUT})")
+        raise UserError(f"{path}: is not the workdir of a run (it has no {ABOUT})")
     config, names = load_description(about)
     if not (path / CHECKPOINTS).is_dir():
         raise UserError(f"{path}: has no checkpoint yet")

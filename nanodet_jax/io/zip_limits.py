@@ -1,4 +1,4 @@
-"""Zip archives of anyone's making, opened within bounds: what `.pth` and `.npz` files are."""
+"""Opening zip archives (`.pth` and `.npz` files) from untrusted sources, within bounds."""
 
 import contextlib
 import os
@@ -10,21 +10,24 @@ from typing import BinaryIO
 from nanodet_jax.errors import UserError
 from nanodet_jax.files import open_regular
 
-# Bytes of the list of members. One of 645 tensors takes 60 thousand; this has room for 90 thousand
-# members at most, which take half a second.
+# Bytes of the list of members. For 645 tensors it has 60 thousand. The limit allows 90 thousand
+# members at most, which are read in half a second.
 MAX_LISTING = 4 << 20
 START = b"PK\x03\x04"
 
 
 @contextlib.contextmanager
-def open_zip(path: Path, otherwise: str) -> Iterator[zipfile.ZipFile]:
-    """Open an archive whose members are stored as they are and together fit into the file.
+def open_zip(path: Path, not_zip: str) -> Iterator[zipfile.ZipFile]:
+    """Open an archive whose members are not compressed and fit into the file together.
+
+    Args:
+      path: of the archive.
+      not_zip: message of the error for a file that does not start as a zip archive.
 
     Raises:
-      UserError: without the path, if it is not such an archive; with the text `otherwise`, if it
-        does not even start as one.
+      UserError: without the path, if it is not such an archive.
       OSError: if it cannot be opened.
-      Exception: what zipfile makes of damaged bytes.
+      Exception: of any type that zipfile raises on damaged bytes.
     """
     try:
         opened = open_regular(path)
@@ -32,7 +35,7 @@ def open_zip(path: Path, otherwise: str) -> Iterator[zipfile.ZipFile]:
         raise UserError(str(error)) from error
     with opened as file:
         if file.read(len(START)) != START:
-            raise UserError(otherwise)
+            raise UserError(not_zip)
         size = os.fstat(file.fileno()).st_size
         bounded = _BoundedReads(file)
         with zipfile.ZipFile(bounded) as archive:  # type: ignore[call-overload]
@@ -40,16 +43,16 @@ def open_zip(path: Path, otherwise: str) -> Iterator[zipfile.ZipFile]:
             members = archive.infolist()
             # Neither torch.save nor this project compresses or encrypts: nothing grows when read.
             if any(info.compress_type or info.flag_bits & 1 for info in members):
-                raise UserError("has compressed or encrypted members, which no such file has")
+                raise UserError("has compressed or encrypted members; save it again without")
             if sum(info.file_size for info in members) > size:
                 raise UserError("damaged archive: its members claim more bytes than the file has")
             yield archive
 
 
 class _BoundedReads:
-    """A file that refuses to read more than `limit` bytes at once.
+    """A file that refuses to read more than `limit` bytes in one call.
 
-    zipfile reads the list of members at once, and makes some 600 bytes of each.
+    zipfile reads the list of members in one call, and allocates some 600 bytes for each.
     """
 
     def __init__(self, file: BinaryIO) -> None:
@@ -59,5 +62,5 @@ class _BoundedReads:
 
     def read(self, size: int = -1) -> bytes:
         if size > self.limit:
-            raise UserError(f"lists members in {size} bytes; {self.limit} are the most")
+            raise UserError(f"lists members in {size} bytes; the limit is {self.limit}")
         return self._file.read(size)

@@ -38,7 +38,7 @@ def check_agreement(config: Config, train: Source, val: Source, state: TrainStat
         "number of validation images": len(val),
         "list of classes": [category.name for category in train.categories],
         "step to start from": int(state.step),
-        "set of weights to start from": checksums.of_tree(state),
+        "set of weights to start from": checksums.digest_of_tree(state),
     }
     distributed.must_agree(facts)
 

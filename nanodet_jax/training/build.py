@@ -170,7 +170,7 @@ def build(config: Config, workdir: Path) -> Run:
         metrics = None
         if resumed:
             like = jax.eval_shape(new_state, abstract_variables(model, guided=True))
-            state = checkpoints.restore_newest(like)
+            state = checkpoints.restore_latest(like)
             metrics = checkpoints.metrics(int(state.step))
             origin = f"resuming at step {int(state.step)}"
         else:

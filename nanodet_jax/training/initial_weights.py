@@ -46,7 +46,7 @@ def initial_variables(
     variables = init_variables(model, config.training.seed)
     if arrays is None:
         return variables, "starting from random weights"
-    variables, report = torch_names.take_over(arrays, variables, 4 * (config.model.reg_max + 1))
+    variables, report = torch_names.load_matching(arrays, variables, 4 * (config.model.reg_max + 1))
     if not report.kept:
         raise UserError(f"config.training.init_weights={path}: nothing in it fits this model")
     if not any(name.startswith("aux_") for name in report.kept):

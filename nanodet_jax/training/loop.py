@@ -145,7 +145,7 @@ def _evaluate(run: Run, step: int, interrupt: Interrupt) -> bool:
     run.logger.log_evaluation(step, run.length.epoch_of(step), result.metrics)
     if distributed.is_writer():
         run.logger.log_image("val", step, evaluate.draw_examples(run.val, result.examples))
-    run.checkpoints.rate(step, result.metrics)
+    run.checkpoints.save_metrics(step, result.metrics)
     return True
 
 

@@ -11,8 +11,8 @@ import numpy as np
 from tqdm import tqdm
 
 from nanodet_jax import terminal, visualize
-from nanodet_jax.errors import UserError, writing
-from nanodet_jax.files import NO_FOLLOW, make_folder, open_regular, replacing
+from nanodet_jax.errors import UserError, reporting_write_errors
+from nanodet_jax.files import NO_FOLLOW, atomic_write, make_folder, open_regular
 from nanodet_jax.training.tensorboard import EventWriter
 
 LINE_LIMIT = 1 << 24  # bytes; an evaluation of 10,000 classes takes about a million
@@ -44,10 +44,10 @@ class MetricLogger:
         self.workdir = workdir
         self._path, self._folder = workdir / "metrics.jsonl", workdir / "tensorboard"
         self._remove_entries_after(start_step, start_evaluated)
-        with writing(self._folder):
+        with reporting_write_errors(self._folder):
             self._events = EventWriter(self._folder, start_step + 1)
         try:
-            with writing(self._path):
+            with reporting_write_errors(self._path):
                 self._file = os.fdopen(os.open(self._path, APPEND, 0o666), "a", buffering=1)
         except UserError:
             self._events.close()
@@ -64,7 +64,7 @@ class MetricLogger:
         """Remove the entries of steps that will run again, and damaged lines."""
         damaged = 0
         try:
-            with open_regular(self._path) as log, replacing(self._path) as kept:
+            with open_regular(self._path) as log, atomic_write(self._path) as kept:
                 while line := log.readline(LINE_LIMIT):
                     entry = _entry(line)
                     if entry is None:
@@ -108,7 +108,7 @@ class MetricLogger:
         """Write an image, uint8 BGR [H, W, 3], to `pictures/` and TensorBoard."""
         folder = make_folder(self.workdir / "pictures")
         visualize.save_image(folder / f"{name}_{step:07d}.jpg", image)
-        with writing(self._folder):
+        with reporting_write_errors(self._folder):
             self._events.add_image(name, image[..., ::-1], step)
 
     def say(self, line: str) -> None:
@@ -121,20 +121,20 @@ class MetricLogger:
         # JSON has no nan and no infinity.
         finite = {name: x if math.isfinite(x) else None for name, x in numbers.items()}
         line = {"kind": kind, "step": step, "epoch": epoch, **finite, **more}
-        with writing(self._path):
+        with reporting_write_errors(self._path):
             self._file.write(json.dumps(line) + "\n")
         scalars = {f"{kind}/{name}": value for name, value in finite.items() if value is not None}
-        with writing(self._folder):
+        with reporting_write_errors(self._folder):
             self._events.add_scalars(scalars, step)
 
     def close(self) -> None:
         """Close the progress bar and all files."""
         self._bar.close()
         try:
-            with writing(self._path):
+            with reporting_write_errors(self._path):
                 self._file.close()
         finally:
-            with writing(self._folder):
+            with reporting_write_errors(self._folder):
                 self._events.close()
 
 

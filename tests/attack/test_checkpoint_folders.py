@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 
 from nanodet_jax.errors import UserError
-from nanodet_jax.io import checkpoint
-from nanodet_jax.io.checkpoint import Checkpoints, Damaged, saved_steps
+from nanodet_jax.io import checkpoint_restore
+from nanodet_jax.io.checkpoint import Checkpoints
+from nanodet_jax.io.checkpoint_files import saved_steps
+from nanodet_jax.io.checkpoint_restore import DamagedCheckpointError
 from tests.attack import checkpoints as made
 from tests.tools import corrupt
 
@@ -84,7 +86,12 @@ def test_an_irregular_file_in_a_checkpoint_is_damage(tmp_path, part, kind):
         os.mkfifo(path)
     else:
         path.symlink_to("/dev/zero" if kind == "link to a device" else tmp_path / "moved")
-    with within(10), pytest.raises(Damaged, match=f"{step}: is damaged .{part} is no regular file"):
+    with (
+        within(10),
+        pytest.raises(
+            DamagedCheckpointError, match=f"{step}: is damaged .{part} is not a regular file"
+        ),
+    ):
         restore(tmp_path)
 
 
@@ -92,7 +99,7 @@ def test_too_many_files_are_damage(tmp_path):
     step = made.save(tmp_path)
     for number in range(300):
         (step / f"file{number}").touch()
-    with pytest.raises(Damaged, match="more than 208 files"):
+    with pytest.raises(DamagedCheckpointError, match="more than 208 files"):
         restore(tmp_path)
 
 
@@ -100,7 +107,7 @@ def test_too_large_files_are_damage(tmp_path):
     step = made.save(tmp_path)
     with (step / "variables" / "d" / "more").open("wb") as file:
         file.truncate(1 << 40)
-    with pytest.raises(Damaged, match="more than 17 MB"):
+    with pytest.raises(DamagedCheckpointError, match="more than 17 MB"):
         restore(tmp_path)
 
 
@@ -125,7 +132,7 @@ def test_a_folder_that_only_looks_like_a_step_is_ignored(tmp_path, name):
     shutil.copytree(step, step.with_name(name))
     with closing(Checkpoints(tmp_path)) as checkpoints:
         assert checkpoints.latest_step() == made.STEP
-        assert corrupt.same(checkpoints.restore_newest(LIKE), corrupt.state_of(made.STEP))
+        assert corrupt.same(checkpoints.restore_latest(LIKE), corrupt.state_of(made.STEP))
         for later in (2, 3):
             checkpoints.save(corrupt.state_of(later))
         checkpoints.wait()
@@ -161,31 +168,31 @@ def test_a_step_that_another_process_saved_is_not_taken_for_ours(tmp_path):
 @pytest.mark.parametrize("when", ["check_folder", "read_record", "read_arrays"])
 def test_a_checkpoint_that_is_deleted_meanwhile_is_damage(tmp_path, monkeypatch, when):
     step = made.save(tmp_path)
-    function = getattr(checkpoint, when)
+    function = getattr(checkpoint_restore, when)
 
     def deleting(*args):
         shutil.rmtree(step)
         return function(*args)
 
-    monkeypatch.setattr(checkpoint, when, deleting)
+    monkeypatch.setattr(checkpoint_restore, when, deleting)
     with within(30), closing(Checkpoints(tmp_path)) as checkpoints:
-        with pytest.raises(Damaged, match=f"{step}: is damaged"):
+        with pytest.raises(DamagedCheckpointError, match=f"{step}: is damaged"):
             checkpoints.restore(made.STEP, LIKE)
         with pytest.raises(UserError):
-            checkpoints.restore_newest(LIKE)
+            checkpoints.restore_latest(LIKE)
 
 
 def test_a_checkpoint_that_is_deleted_before_it_is_set_aside_is_an_error(tmp_path, monkeypatch):
     step = made.save(tmp_path)
-    read = checkpoint.read_arrays
+    read = checkpoint_restore.read_arrays
 
     def deleting(*args):
         shutil.rmtree(step)
         return read(*args)
 
-    monkeypatch.setattr(checkpoint, "read_arrays", deleting)
+    monkeypatch.setattr(checkpoint_restore, "read_arrays", deleting)
     with (
         closing(Checkpoints(tmp_path)) as checkpoints,
         pytest.raises(UserError, match="damaged and cannot be moved aside"),
     ):
-        checkpoints.restore_newest(LIKE)
+        checkpoints.restore_latest(LIKE)

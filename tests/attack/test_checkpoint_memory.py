@@ -66,7 +66,7 @@ def repeat_mean(step: Path) -> bytes:
 
     def change(record):
         name = "variables/" + MEAN.replace(".", "/")
-        zeros = checksums.of_arrays({"mean": np.zeros(50, np.float32)})["mean"]
+        zeros = checksums.describe_arrays({"mean": np.zeros(50, np.float32)})["mean"]
         record["arrays"][name] = zeros
 
     made.change_record(step, change)

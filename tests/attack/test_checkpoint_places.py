@@ -15,7 +15,8 @@ from contextlib import closing
 import numpy as np
 import pytest
 
-from nanodet_jax.io.checkpoint import Checkpoints, Damaged
+from nanodet_jax.io.checkpoint import Checkpoints
+from nanodet_jax.io.checkpoint_restore import DamagedCheckpointError
 from tests.attack import checkpoints as made
 from tests.tools import corrupt
 
@@ -91,7 +92,7 @@ def test_no_file_outside_a_database_is_read(tmp_path, base):
         (place / "chunk").write_bytes(chunk)
     base = base.format(outside=str(step)[1:] if base.startswith("/{") else step)
     made.replace_tree(part, tree(made.files_table(base, "chunk")))
-    with pytest.raises(Damaged, match=f"{step}: is damaged"):
+    with pytest.raises(DamagedCheckpointError, match=f"{step}: is damaged"):
         restore(tmp_path)
 
 
@@ -104,7 +105,7 @@ def test_no_manifest_leads_to_another_database(tmp_path):
     path.write_bytes(made.manifest("", f"d/{node.name}", node.stat().st_size))
     assert corrupt.same(restore(tmp_path), corrupt.state_of(made.STEP))  # the attack could work
     path.write_bytes(made.manifest("../../2/variables/", f"d/{node.name}", node.stat().st_size))
-    with pytest.raises(Damaged, match=f"{step}: is damaged"):
+    with pytest.raises(DamagedCheckpointError, match=f"{step}: is damaged"):
         restore(tmp_path)
 
 
@@ -142,6 +143,6 @@ def test_no_server_is_contacted(tmp_path, server, name):
     node = next((part / "d").iterdir())
     manifest = made.manifest(base, f"d/{node.name}", node.stat().st_size)
     (part / "manifest.ocdbt").write_bytes(manifest)
-    with pytest.raises(Damaged):
+    with pytest.raises(DamagedCheckpointError):
         restore(tmp_path)
     assert not connections

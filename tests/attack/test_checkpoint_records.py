@@ -199,6 +199,6 @@ def test_good_metrics_are_read_as_they_are(whole):
 
 def test_a_name_in_a_message_is_escaped_and_cut():
     described = {f"\x1b[2J{'a' * 1000}": {"shape": [], "dtype": "float32"}}
-    difference = checksums.difference_in_shape(described, {})
+    difference = checksums.find_shape_mismatch(described, {})
     assert difference.isprintable()
     assert len(difference) < 300

@@ -55,7 +55,9 @@ def test_a_sound_log_is_kept_to_the_byte_without_a_word(tmp_path, capsys):
 
 def test_a_log_that_is_a_folder_is_named(tmp_path):
     (tmp_path / "metrics.jsonl").mkdir()
-    with pytest.raises(UserError, match=r"metrics\.jsonl: is no regular file; move it elsewhere"):
+    with pytest.raises(
+        UserError, match=r"metrics\.jsonl: is not a regular file; move it elsewhere"
+    ):
         MetricLogger(tmp_path, start_step=0, total_steps=1)
 
 

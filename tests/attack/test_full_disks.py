@@ -34,7 +34,7 @@ WRITES = {
     "a picture": (MetricLogger, "log_image", 2, "cannot be written"),
     "a checkpoint": (Checkpoints, "save", 1, "cannot be written"),
     "a later checkpoint": (Checkpoints, "save", 2, "cannot be written"),
-    "metrics of a checkpoint": (CheckpointMetrics, "note", 1, "cannot be written"),
+    "metrics of a checkpoint": (CheckpointMetrics, "save", 1, "cannot be written"),
 }
 # They take minutes, and what Orbax leaves behind after an error is reported in later tests of the
 # same process. `tests/training/test_full_disk.py` has the case of a checkpoint in its own process.
@@ -177,7 +177,7 @@ def test_evaluate_on_a_full_disk_writes_files_wholly_or_not_at_all(
 ):
     config = tiny_config()
     with small_disk(tmp_path / "disk", megabytes=4) as disk:
-        real = files.replacing
+        real = files.atomic_write
 
         def filling(path):
             if path.name == name:
@@ -185,8 +185,8 @@ def test_evaluate_on_a_full_disk_writes_files_wholly_or_not_at_all(
             return real(path)
 
         with monkeypatch.context() as patch:
-            patch.setattr(files, "replacing", filling)
-            patch.setattr("nanodet_jax.visualize.replacing", filling)
+            patch.setattr(files, "atomic_write", filling)
+            patch.setattr("nanodet_jax.visualize.atomic_write", filling)
             with pytest.raises(UserError, match=f"{name}: cannot be written: No space left"):
                 evaluate.evaluate(config, unbroken, disk / "out")
         empty(disk)

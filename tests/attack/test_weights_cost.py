@@ -46,7 +46,7 @@ def shared_tensor(count):
 
 
 PICKLES = {
-    "keys whose hashes collide": (colliding_keys, "holds no tensors"),
+    "keys whose hashes collide": (colliding_keys, "contains no named tensors"),
     "memo indexes without end": (
         lambda: b"}" + b"".join(b"p%d\n" % (PRIME * i) for i in range(1, 30_000)) + b".",
         "instruction PUT",
@@ -56,26 +56,26 @@ PICKLES = {
     "4 million dicts": (lambda: b"}" * 4_000_000 + b".", "over 400000 instructions"),
     "tuples nested as deep as may be": (
         lambda: b")" + b"\x85" * (MOST - 2) + b".",
-        "holds no tensors",
+        "contains no named tensors",
     ),
     "lists nested as deep as may be": (
         lambda: b"]" * (MOST // 2) + b"a" * (MOST // 2 - 1) + b".",
-        "holds no tensors",
+        "contains no named tensors",
     ),
     "dicts nested as deep as may be": (
         lambda: b"}" + (text("a") + b"}") * (MOST // 3 - 1) + b"s" * (MOST // 3 - 1) + b".",
-        "holds no tensors",
+        "contains no named tensors",
     ),
     "a list extended by itself": (
         lambda: b"]q\x00" + b"(h\x00h\x00e" * (MOST // 4 - 2) + b".",
-        "holds no tensors",
+        "contains no named tensors",
     ),
     "a number of 4 MB": (
         lambda: b"\x8b" + (4_000_000).to_bytes(4, "little") + b"\xff" * 4_000_000 + b".",
-        "holds no tensors",
+        "contains no named tensors",
     ),
     "130,000 tensors of one storage": (lambda: shared_tensor(130_000), "has 130000 tensors"),
-    "tensors that share a number": (lambda: shared_tensor(9), "share their numbers"),
+    "tensors that share a number": (lambda: shared_tensor(9), "share too many elements"),
 }
 
 
@@ -128,9 +128,9 @@ def with_device(path):
 @pytest.mark.parametrize(
     ("make", "reason"),
     [
-        (with_fifo, "is no regular file"),
-        (with_device, "is no regular file"),
-        (lambda path: path.mkdir(), "no workdir of a run"),
+        (with_fifo, "is not a regular file"),
+        (with_device, "is not a regular file"),
+        (lambda path: path.mkdir(), "is not the workdir of a run"),
     ],
     ids=["fifo", "device", "folder"],
 )

@@ -190,10 +190,10 @@ def too_long(file):
 
 UNREADABLE = {
     "a bad byte": (bad_byte, "utf-8"),
-    "5 MB": (too_long, "MB are more than"),
-    "a pipe": (os.mkfifo, "is no regular file"),
-    "a device": (lambda file: file.symlink_to("/dev/zero"), "is no regular file"),
-    "a folder": (lambda file: file.mkdir(), "is no regular file"),
+    "5 MB": (too_long, "bytes; the limit for about.json is"),
+    "a pipe": (os.mkfifo, "is not a regular file"),
+    "a device": (lambda file: file.symlink_to("/dev/zero"), "is not a regular file"),
+    "a folder": (lambda file: file.mkdir(), "is not a regular file"),
     "a link to nothing": (lambda file: file.symlink_to("nothing"), None),
 }
 
@@ -203,7 +203,7 @@ def test_unreadable_description_in_a_workdir_is_refused_by_its_name(tmp_path, ca
     make, reason = UNREADABLE[case]
     make(tmp_path / ABOUT)
     if reason is None:
-        reason = "no workdir of a run"
+        reason = "is not the workdir of a run"
     else:
         with pytest.raises(UserError, match=f"{ABOUT}: .*{reason}"):
             load_description(tmp_path / ABOUT)

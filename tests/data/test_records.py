@@ -116,7 +116,7 @@ def test_files_longer_than_any_image_are_not_read(tmp_path):
     file = tmp_path / "sparse.jpg"
     with file.open("wb") as stream:
         stream.truncate(1 << 40)
-    with pytest.raises(UserError, match="cannot be read: 1099512 MB are more than an image may"):
+    with pytest.raises(UserError, match=r"cannot be read: has .* bytes; the limit for an image"):
         decode(record(file))
 
 

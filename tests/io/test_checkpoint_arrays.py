@@ -1,4 +1,4 @@
-"""A reader that cannot run says nothing of the checkpoint, which is not moved aside."""
+"""A reader process that cannot run is an error, and no sign of a damaged checkpoint."""
 
 import sys
 from contextlib import closing
@@ -19,7 +19,9 @@ FAILURES = {
 
 
 @pytest.mark.parametrize("case", FAILURES)
-def test_a_reader_that_cannot_run_leaves_the_checkpoint_where_it_is(tmp_path, monkeypatch, case):
+def test_failure_of_the_reader_process_does_not_move_the_checkpoint_aside(
+    tmp_path, monkeypatch, case
+):
     where, name, value, message = FAILURES[case]
     with closing(Checkpoints(tmp_path)) as checkpoints:
         checkpoints.save(corrupt.state_of(1))
@@ -29,8 +31,8 @@ def test_a_reader_that_cannot_run_leaves_the_checkpoint_where_it_is(tmp_path, mo
             if case == "no libraries":
                 patched.setattr(sys, "executable", _python_without_packages(tmp_path))
             with pytest.raises(UserError, match=f"{tmp_path}/checkpoints/1: .*{message}"):
-                checkpoints.restore_newest(corrupt.state_of(7))
-        restored = checkpoints.restore_newest(corrupt.state_of(7))
+                checkpoints.restore_latest(corrupt.state_of(7))
+        restored = checkpoints.restore_latest(corrupt.state_of(7))
     assert corrupt.same(restored, corrupt.state_of(1))
 
 

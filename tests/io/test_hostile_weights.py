@@ -1,7 +1,7 @@
-"""Files of weights made to do harm: refused with the reason, nothing run, no memory taken.
+"""Malicious weight files are refused with the reason, without executing code or using much memory.
 
-Each goes through the door that users take, `load_weights`. What they would do, had it been done,
-shows in a canary: a file that foreign code or a member's name would write.
+Each is loaded with `load_weights`, as users do. If its code were executed, or a member's name used
+as a path, that would write a file, the canary.
 """
 
 import functools
@@ -28,12 +28,12 @@ from nanodet_jax.state import abstract_variables
 from tests.io.test_torch_archive import StorageStub as Stored
 from tests.io.test_torch_archive import TensorStub, archive, save, text, torch  # noqa: F401
 
-ROOM = 4e6  # bytes that refusing a file may take, beside those that the file has
+MEMORY = 4e6  # bytes of memory to refuse a file, in addition to the file itself
 CONFIG = Config(model=Model(width=0.5, num_classes=2))
 
 
 class Canary:
-    """Writes a file when it is unpickled."""
+    """An object that writes a file when it is unpickled."""
 
     def __init__(self, path):
         self.path = path
@@ -43,7 +43,7 @@ class Canary:
 
 
 def call(module, name, canary, by=b"R"):
-    """A pickle that calls a function with the command that makes the canary."""
+    """Return a pickle that calls a function with the command to write the canary."""
     return f"c{module}\n{name}\n".encode() + text(f"touch {canary}") + b"\x85" + by + b"."
 
 
@@ -54,7 +54,7 @@ def npy(array):
 
 
 def npy_header(header, content=b"", version=b"\x01\x00"):
-    """An array with a header of one's own."""
+    """Return an .npy file with a given header."""
     line = header.encode() + b"\n"
     return b"\x93NUMPY" + version + struct.pack("<H", len(line)) + line + content
 
@@ -69,7 +69,7 @@ def sound_arrays():
 
 
 def weights(path, change=lambda arrays: None, about=lambda about: None, **options):
-    """Weights as this project writes them, zeros all, changed by whoever means harm."""
+    """Write weights of this project, all zeros, with malicious changes."""
     arrays = dict(sound_arrays())
     described = json.loads(describe(CONFIG, ("cat", "dog")))
     replaced = about(described) or json.dumps(described)
@@ -93,7 +93,7 @@ def set_model(**fields):
 
 
 def patch_sizes(path, name, size):
-    """Let the archive's list of contents claim another size of a member."""
+    """Change the size of a member in the archive's directory."""
     raw = bytearray(path.read_bytes())
     place = raw.rindex(name.encode()) - 46
     raw[place + 20 : place + 28] = struct.pack("<II", size, size)
@@ -102,7 +102,7 @@ def patch_sizes(path, name, size):
 
 
 def overlapping(path, _):
-    """Two entries in the list of contents for the bytes of one storage."""
+    """Write an archive with two directory entries for the bytes of one storage."""
     state = {"a": TensorStub(Stored("0", np.zeros(100_000)), (100_000,), (1,))}
     save(path, state)
     raw = path.read_bytes()
@@ -136,7 +136,7 @@ def stored(size, shape, strides, **options):
 
 
 def with_twin(path, name):
-    """The same archive with a member a second time."""
+    """Add a member to an archive a second time."""
     with zipfile.ZipFile(path, "a") as file, pytest.warns(UserWarning, match="Duplicate name"):
         file.writestr(name, npy(np.zeros(2)))
     return path
@@ -167,16 +167,16 @@ PTH = {
         lambda p, c: archive(p, b"(" + text(f"touch {c}") + b"ios\nsystem\n."),
         "foreign pickle code",
     ),
-    "INST of what is known": (
+    "INST of a known class": (
         lambda p, c: archive(p, b"(icollections\nOrderedDict\n."),
         "damaged pickle",
     ),
     "NEWOBJ": (lambda p, c: archive(p, MAPPING + b")\x81."), "instruction NEWOBJ"),
-    "a name with a path to more": (
+    "dotted name": (
         lambda p, c: archive(p, call("torch", "_utils.os.system", c)),
         "foreign pickle code",
     ),
-    "torch.load within": (
+    "nested torch.load": (
         lambda p, c: archive(p, call("torch", "load", c)),
         "'torch.load' is foreign pickle code",
     ),
@@ -184,23 +184,26 @@ PTH = {
         lambda p, c: archive(p, pickle.dumps({"a": np.zeros(3)})),
         "foreign pickle code",
     ),
-    "a memo slot overwritten by a command": (
+    "memo slot overwritten by a command": (
         lambda p, c: archive(p, MAPPING + b"q\x000" + text(f"touch {c}") + b"q\x000h\x00)R."),
         "damaged pickle",
     ),
-    "a memo slot that nothing was put in": (lambda p, c: archive(p, b"h\x09)R."), "damaged"),
-    "a memo of four billion": (
+    "empty memo slot": (lambda p, c: archive(p, b"h\x09)R."), "damaged"),
+    "memo index of four billion": (
         lambda p, c: archive(p, b"}r\xff\xff\xff\xff."),
         "damaged pickle .*memo index 4294967295 after 0 entries",
     ),
-    "a value inside itself, doubled 60 times": (
+    "value inside itself, doubled 60 times": (
         lambda p, c: archive(p, b"}q\x00" + text("b") + b")" + b"q\x01h\x01\x86" * 60 + b"s."),
-        "holds no tensors",
+        "contains no named tensors",
     ),
     "a shape of 2**80": (stored(2, (2**40, 2**40), (0, 0)), "repeats elements"),
     "no elements in 2**40 rows": (stored(0, (0, 2**40), (0, 0)), "impossible shape"),
-    "a stride to the end of memory": (stored(2, (2,), (2**62,)), "outside its storage"),
-    "a storage of 10**12": (stored(2, (2,), (1,), length=10**12), "not as long as its tensor"),
+    "a stride to the end of memory": (stored(2, (2,), (2**62,)), "beyond its storage"),
+    "a storage of 10**12": (
+        stored(2, (2,), (1,), length=10**12),
+        "does not have the length of its storage",
+    ),
     "overlapping members": (overlapping, "claim more bytes than the file has"),
     "a member that claims 4 GB": (
         lambda p, c: patch_sizes(
@@ -211,7 +214,7 @@ PTH = {
     "a zip bomb": (bomb, "compressed or encrypted members"),
     "members outside": (
         lambda p, c: with_members(p, [f"../{c.name}", str(c), "archive/data/../../x"]),
-        "holds no tensors",
+        "contains no named tensors",
     ),
     "a storage outside": (
         stored(2, (2,), (1,)),
@@ -225,9 +228,9 @@ PTH = {
         lambda p, c: archive(p, b"}" + b"0}" * (5 << 19) + b"."),
         "over 4194304 bytes",
     ),
-    "no archive but a pickle": (
+    "pickle without an archive": (
         lambda p, c: p.write_bytes(pickle.dumps(Canary(c))) and p,
-        "no archive of torch.save",
+        "is not a zip archive of torch.save",
     ),
 }
 NPZ = {
@@ -235,7 +238,7 @@ NPZ = {
         replace_some(npy(np.array([None]))),
         "holds Python objects; nothing was run",
     ),
-    "objects that run": (
+    "objects that execute code": (
         lambda p, c: replace_some(npy(np.array([Canary(c)], object)))(p, c),
         "holds Python objects; nothing was run",
     ),
@@ -255,7 +258,7 @@ NPZ = {
         replace_some(
             npy_header(f"{{'descr':'<f4','fortran_order':False,'shape':({2**40},{2**40})}}")
         ),
-        "not as long as its shape says",
+        "not have the length of its shape",
     ),
     "no elements in 2**62 rows": (
         replace_some(npy_header(f"{{'descr':'<f4','fortran_order':False,'shape':(0,{2**62})}}")),
@@ -265,15 +268,15 @@ NPZ = {
         replace_some(
             npy_header("{'descr':'<f4','fortran_order':False,'shape':(-2,-4)}", bytes(32))
         ),
-        "not as long as its shape says",
+        "not have the length of its shape",
     ),
     "an element of 2**30 bytes": (
         replace_some(npy_header("{'descr':'|S1073741824','fortran_order':False,'shape':(1,)}")),
-        "not as long",
+        "not have the length",
     ),
     "text for numbers": (
         replace_some(npy(np.full((3, 3, 3, 24), "a", "U1"))),
-        "of another shape or type",
+        "has another shape or dtype",
     ),
     "a zip bomb": (
         lambda p, c: weights(
@@ -295,28 +298,28 @@ NPZ = {
     ),
     "an array twice": (
         lambda p, c: with_twin(weights(p), f"{SOME}.npy"),
-        "not arrays with a name each",
+        "not arrays with unique names",
     ),
     "a million channels": (set_model(channels=10**6), "config.model.channels=1000000: must be at"),
     "a billion layers": (set_model(stacked_convs=10**9), "config.model.stacked_convs"),
-    "classes without end": (set_model(num_classes=2**62), "config.model.num_classes"),
-    "a description without end": (
+    "2**62 classes": (set_model(num_classes=2**62), "config.model.num_classes"),
+    "deeply nested description": (
         lambda p, c: weights(p, about=lambda a: "[" * 100_000),
-        "does not describe weights",
+        "not a valid description of weights",
     ),
-    "a number without end": (
+    "number of 5000 digits": (
         lambda p, c: weights(p, about=lambda a: '{"config": ' + "9" * 5000 + "}"),
-        "does not describe weights",
+        "not a valid description of weights",
     ),
     "more names than classes": (
         lambda p, c: weights(p, about=lambda a: a.update(class_names=["x"] * 1000)),
-        "names 1000 classes, for a network of 2",
+        "has 1000 class names, but config.model.num_classes=2",
     ),
 }
 
 
 def memory_taken(path):
-    """Bytes at most that Python and NumPy held while the file was read."""
+    """Return the peak memory of Python and NumPy while the file is read, in bytes."""
     tracemalloc.start()
     try:
         (read_state_dict if path.suffix == ".pth" else read_npz)(path)
@@ -331,7 +334,7 @@ def memory_taken(path):
 @pytest.mark.parametrize(
     ("suffix", "case"), [(".pth", case) for case in PTH] + [(".npz", case) for case in NPZ]
 )
-def test_refused_with_the_reason(torch, tmp_path, monkeypatch, suffix, case):  # noqa: F811
+def test_hostile_weights_are_refused_with_the_reason(torch, tmp_path, monkeypatch, suffix, case):  # noqa: F811
     make, reason = (PTH if suffix == ".pth" else NPZ)[case]
     inner = tmp_path / "inner"
     inner.mkdir()
@@ -341,11 +344,11 @@ def test_refused_with_the_reason(torch, tmp_path, monkeypatch, suffix, case):  #
     with pytest.raises(UserError, match=reason) as caught:
         load_weights(path)
     assert str(caught.value).startswith(str(path)) and "\n" not in str(caught.value)
-    assert memory_taken(path) < ROOM + 6 * path.stat().st_size
+    assert memory_taken(path) < MEMORY + 6 * path.stat().st_size
     assert sorted(tmp_path.rglob("*")) == [inner, path]
 
 
-def test_the_weights_they_were_made_from_are_sound(tmp_path):
+def test_weights_without_changes_load(tmp_path):
     loaded = load_weights(weights(tmp_path / "sound.npz"))
     assert loaded.class_names == ("cat", "dog")
     assert loaded.config.model == CONFIG.model

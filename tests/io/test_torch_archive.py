@@ -1,4 +1,4 @@
-"""PyTorch files, built by hand: PyTorch is not needed, and no test runs a foreign pickle."""
+"""PyTorch files, built by hand: no test needs PyTorch or executes a foreign pickle."""
 
 import io
 import pickle
@@ -39,7 +39,7 @@ class StorageStub:
 
 
 class TensorStub:
-    """Pickles as a tensor does: a call of torch._utils._rebuild_tensor_v2."""
+    """A tensor that is pickled as a call of torch._utils._rebuild_tensor_v2."""
 
     def __init__(self, storage, shape, strides, offset=0):
         self.arguments = (storage, offset, shape, strides, False, OrderedDict())
@@ -70,7 +70,7 @@ def stand_in(module, name, base=()):
 
 @pytest.fixture
 def torch(monkeypatch):
-    """A module in place of torch that has the names which torch.save writes."""
+    """A module in place of torch, with the names that torch.save writes."""
     torch = types.ModuleType("torch")
     torch._utils = types.ModuleType("torch._utils")
     for kind in KINDS:
@@ -94,7 +94,7 @@ def archive(path, pickled, members=None, order="little", compression=zipfile.ZIP
 
 
 def save(path, value, *, protocol=2, order="little", drop=(), **options):
-    """What torch.save does, for a value that holds TensorStubs."""
+    """Write a value with TensorStubs as torch.save does."""
     storages = {}
 
     class Pickler(pickle.Pickler):
@@ -113,7 +113,7 @@ def save(path, value, *, protocol=2, order="little", drop=(), **options):
 
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
 @pytest.mark.parametrize("order", ["little", "big"])
-def test_dtypes_and_orders(torch, tmp_path, protocol, order):
+def test_every_dtype_and_byte_order_is_read(torch, tmp_path, protocol, order):
     values = {
         kind: np.arange(6).reshape(2, 3) for kind in KINDS if kind not in ("BFloat16", "Bool")
     }
@@ -131,7 +131,7 @@ def test_dtypes_and_orders(torch, tmp_path, protocol, order):
     assert not any(array.flags.writeable for array in read.values())
 
 
-def test_windows_on_storages(torch, tmp_path):
+def test_tensors_are_views_of_their_storages(torch, tmp_path):
     base = np.random.default_rng(0).normal(size=(6, 5, 4)).astype(np.float32)
     shared = StorageStub("0", base.ravel())
     state = OrderedDict(
@@ -140,7 +140,7 @@ def test_windows_on_storages(torch, tmp_path):
         sliced=TensorStub(shared, (2, 5, 3), (40, 4, 1), offset=21),
         scalar=TensorStub(shared, (), (), offset=119),
         empty=TensorStub(shared, (0, 3), (3, 1)),
-        one=TensorStub(shared, (1, 2), (10**18, 1), offset=118),  # the stride is never taken
+        one=TensorStub(shared, (1, 2), (10**18, 1), offset=118),  # the stride is never used
         parameter=Called(
             torch._utils._rebuild_parameter,
             TensorStub(shared, (4,), (1,)),
@@ -148,7 +148,7 @@ def test_windows_on_storages(torch, tmp_path):
             OrderedDict(),
         ),
     )
-    state._metadata = {"": {"version": 1}}  # as module.state_dict() has: pickled with BUILD
+    state._metadata = {"": {"version": 1}}  # as module.state_dict() does; it is pickled with BUILD
     read = read_state_dict(save(tmp_path / "m.pth", {"state_dict": state}))
     np.testing.assert_array_equal(read["whole"], base)
     np.testing.assert_array_equal(read["turned"], base.transpose(2, 0, 1))
@@ -160,12 +160,12 @@ def test_windows_on_storages(torch, tmp_path):
     assert np.shares_memory(read["whole"], read["turned"])
 
 
-def test_empty_storage(torch, tmp_path):
+def test_empty_storage_gives_an_empty_array(torch, tmp_path):
     read = read_state_dict(save(tmp_path / "m.pth", {"x": tensor("0", np.zeros((0, 4)))}))
     assert read["x"].shape == (0, 4) and read["x"].dtype == np.float32
 
 
-def test_names(torch, tmp_path, monkeypatch):
+def test_prefixes_of_names_are_removed(torch, tmp_path, monkeypatch):
     def names(state):
         return {k: v.item() for k, v in read_state_dict(save(tmp_path / "m.pth", state)).items()}
 
@@ -178,11 +178,11 @@ def test_names(torch, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="two tensors are called 'a'"):
         names({"model.a": one, "module.a": two})
     for nothing in ({}, {"state_dict": {}}, {"a": 1}, one, [one], None):
-        with pytest.raises(UserError, match="holds no tensors"):
+        with pytest.raises(UserError, match="contains no named tensors"):
             names(nothing)
 
 
-def test_lightning_checkpoint(torch, tmp_path, monkeypatch):
+def test_lightning_checkpoint_gives_its_averaged_weights(torch, tmp_path, monkeypatch):
     parts = ("pytorch_lightning", "callbacks", "model_checkpoint")
     for depth in (1, 2, 3):
         name = ".".join(parts[:depth])
@@ -204,12 +204,12 @@ S = StorageStub
 @pytest.mark.parametrize(
     ("build", "reason"),
     [
-        (lambda: TensorStub(S("0", [1, 2]), (3,), (1,)), "outside"),
-        (lambda: TensorStub(S("0", [1, 2]), (2,), (1,), offset=1), "outside"),
-        (lambda: TensorStub(S("0", [1, 2]), (), (), offset=2), "outside"),
-        (lambda: TensorStub(S("0", [1] * 8), (2, 2), (7, 1)), "outside"),
-        (lambda: TensorStub(S("0", [1, 2]), (2,), (2**62,)), "outside"),
-        (lambda: TensorStub(S("0", []), (), ()), "outside"),
+        (lambda: TensorStub(S("0", [1, 2]), (3,), (1,)), "beyond"),
+        (lambda: TensorStub(S("0", [1, 2]), (2,), (1,), offset=1), "beyond"),
+        (lambda: TensorStub(S("0", [1, 2]), (), (), offset=2), "beyond"),
+        (lambda: TensorStub(S("0", [1] * 8), (2, 2), (7, 1)), "beyond"),
+        (lambda: TensorStub(S("0", [1, 2]), (2,), (2**62,)), "beyond"),
+        (lambda: TensorStub(S("0", []), (), ()), "beyond"),
         (lambda: TensorStub(S("0", [1, 2]), (10**9,), (0,)), "repeats"),
         (lambda: TensorStub(S("0", [1, 2]), (2**40, 2**40), (0, 0)), "repeats"),
         (lambda: TensorStub(S("0", [1, 2]), (2,), (-1,), offset=1), "impossible"),
@@ -224,13 +224,13 @@ S = StorageStub
         (lambda: TensorStub(S("0", [1], length=True), (1,), (1,)), "impossible"),
         (lambda: TensorStub(S("0", [1, 2]), (2,), (1, 1)), "unknown way"),
         (lambda: TensorStub(S("0", [1, 2]), (1,) * 40, (1,) * 40), "unknown way"),
-        (lambda: TensorStub(S("0", [1, 2], length=3), (2,), (1,)), "not as long"),
-        (lambda: TensorStub(S("0", [1, 2], length=10**12), (2,), (1,)), "not as long"),
+        (lambda: TensorStub(S("0", [1, 2], length=3), (2,), (1,)), "not have the length"),
+        (lambda: TensorStub(S("0", [1, 2], length=10**12), (2,), (1,)), "not have the length"),
         (lambda: TensorStub(S("lost", [1, 2]), (2,), (1,)), "no member 'archive/data/lost'"),
         (lambda: TensorStub(None, (2,), (1,)), "unknown way"),
     ],
 )
-def test_false_tensors_are_refused(torch, tmp_path, build, reason):
+def test_invalid_tensors_are_refused(torch, tmp_path, build, reason):
     path = save(tmp_path / "m.pth", {"a": build()}, drop=("lost",))
     with pytest.raises(UserError, match=reason) as caught:
         read_state_dict(path)
@@ -302,15 +302,15 @@ def test_damaged_pickles_are_refused(tmp_path, case):
         read_state_dict(archive(tmp_path / "m.pth", DAMAGED[case]))
 
 
-def test_values_without_end_are_harmless(torch, tmp_path):
-    # A dict inside itself, and 60 doublings: as values, all are small.
+def test_recursive_values_are_harmless(torch, tmp_path):
+    # A dict inside itself, and 60 doublings; all of them are small values.
     doublings = text("b") + b")" + b"q\x01h\x01\x86" * 60 + b"s"
     path = archive(tmp_path / "m.pth", b"}q\x00" + text("a") + b"h\x00s" + doublings + b".")
-    with pytest.raises(UserError, match="holds no tensors"):
+    with pytest.raises(UserError, match="contains no named tensors"):
         read_state_dict(path)
 
 
-def test_archives_are_checked_before_they_are_read(torch, tmp_path, monkeypatch):
+def test_damaged_archives_are_refused_before_their_tensors_are_read(torch, tmp_path, monkeypatch):
     path = tmp_path / "m.pth"
     good = {"a": tensor("0", np.arange(2000))}
 
@@ -328,16 +328,16 @@ def test_archives_are_checked_before_they_are_read(torch, tmp_path, monkeypatch)
     position = raw.index(np.arange(2000, dtype=np.float32).tobytes())
     path.write_bytes(raw[: position + 900] + b"\x99" + raw[position + 901 :])
     refused("damaged")
-    entry = raw.rindex(b"archive/data/0") - 46  # the central directory's, with both sizes
+    entry = raw.rindex(b"archive/data/0") - 46  # in the central directory, with both sizes
     claimed = (10**9).to_bytes(4, "little") * 2
     path.write_bytes(raw[: entry + 20] + claimed + raw[entry + 28 :])
     refused("more bytes than the file")
     for content in (b"", b"PK", b"not a zip", pickle.dumps({"a": 1}), b"<html>"):
         path.write_bytes(content)
-        refused("no archive of torch.save")
+        refused("not a zip archive of torch.save")
     with zipfile.ZipFile(path, "w") as file:
         file.writestr("readme", "x")
-    refused("none of torch.save: no NAME/data.pkl")
+    refused("not of torch.save: it has no NAME/data.pkl")
     archive(path, b"}.", order="middle")
     refused("byteorder 'middle'")
     monkeypatch.setattr(torch_archive, "PICKLE_LIMIT", 10)
@@ -346,10 +346,10 @@ def test_archives_are_checked_before_they_are_read(torch, tmp_path, monkeypatch)
     path.unlink()
     refused("No such file")
     path.mkdir()
-    refused("is no regular file")
+    refused("is not a regular file")
 
 
-def test_old_archives_do_not_tell_their_order(torch, tmp_path):
+def test_archive_without_byteorder_is_little_endian(torch, tmp_path):
     path = save(tmp_path / "m.pth", {"a": tensor("0", [2])})
     with zipfile.ZipFile(path) as file:
         pickled, raw = file.read("archive/data.pkl"), file.read("archive/data/0")
@@ -375,12 +375,12 @@ def test_altered_bytes_give_user_errors_only(torch, tmp_path):
     ("name", "entries", "total"),
     [("nanodet-m_320", 421, 90132.9552288529), ("nanodet-plus-m_320", 645, 154870.32271933992)],
 )
-def test_published_weights(name, entries, total):
+def test_published_weights_have_the_values_that_pytorch_reads(name, entries, total):
     path = WEIGHTS / f"{name}.pth"
     if not path.exists():
         pytest.skip(f"{name}.pth is not here")
     state = read_state_dict(path)
     assert len(state) == entries
     assert state["backbone.conv1.0.weight"].shape == (24, 3, 3, 3)
-    # The sum of absolute values as PyTorch 2.13 reads them.
+    # Sum of the absolute values that PyTorch 2.13 reads.
     np.testing.assert_allclose(sum(np.abs(v.astype(float)).sum() for v in state.values()), total)

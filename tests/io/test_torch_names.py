@@ -1,4 +1,4 @@
-"""Names, layouts and the errors of conversion, without a single weight file."""
+"""Conversion of names and layouts, and its errors, without weight files."""
 
 import functools
 import json
@@ -42,7 +42,7 @@ MODELS = {
         guidance_convs=3,
     ),
 }
-BINS = 20  # of "shared" and "plus": four sides of five
+BINS = 20  # of "shared" and "plus": 4 sides with 5 bins
 
 
 @functools.cache
@@ -56,7 +56,7 @@ def drawn(like, seed=0):
 
 
 def entries_of(name, seed=0):
-    """A state_dict as the original writes it, with all that no forward pass reads."""
+    """Return a state_dict as the original writes it, with the entries that are not used."""
     entries = torch_names.to_entries(drawn(shapes(name), seed))
     entries |= {
         re.sub("running_mean", "num_batches_tracked", key): np.int64(7)
@@ -79,7 +79,7 @@ def assert_same(actual, expected):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_round_trip_is_exact(name):
+def test_convert_is_the_exact_inverse_of_to_entries(name):
     variables = drawn(shapes(name))
     entries = torch_names.to_entries(variables)
     assert len(entries) == len(jax.tree.leaves(variables))
@@ -89,7 +89,7 @@ def test_round_trip_is_exact(name):
     assert_same(torch_names.convert(entries_of(name), shapes(name)), variables)
 
 
-def test_names_and_layouts_are_the_originals():
+def test_names_and_layouts_of_nanodet_match_the_original():
     variables = drawn(shapes("separate"))
     leaves, entries = torch_names.flatten(variables), torch_names.to_entries(variables)
     for path, name in {
@@ -122,7 +122,7 @@ def test_names_and_layouts_are_the_originals():
         torch_names.pytorch_name("params/head/unknown/kernel")
 
 
-def test_names_of_nanodet_plus_are_the_originals():
+def test_names_of_nanodet_plus_match_the_original():
     variables = drawn(shapes("plus of three levels"))
     leaves, entries = torch_names.flatten(variables), torch_names.to_entries(variables)
     for path, name in {
@@ -174,7 +174,7 @@ def test_names_of_nanodet_plus_are_the_originals():
         torch_names.pytorch_name("params/guidance/other/kernel")
 
 
-def test_every_entry_of_nanodet_plus_is_known():
+def test_every_entry_of_nanodet_plus_is_converted_or_unused():
     manifest = json.loads(MANIFEST.read_text())["nanodet-plus-m"]
     model = coco.get_config("nanodet-plus-m_320").model
     model.num_classes = 80
@@ -189,7 +189,7 @@ def test_every_entry_of_nanodet_plus_is_known():
     assert actual == {name: shape for name, shape in manifest.items() if name not in unread}
 
 
-def test_scalars_stay_scalars():
+def test_scalars_keep_their_shape():
     variables, entries = drawn(shapes("plus")), entries_of("plus")
     for level in range(4):
         factor = variables["params"]["guidance"]["head"][f"scale_{level}"]["factor"]
@@ -211,7 +211,7 @@ def fails(entries, *messages, name="shared"):
     return str(caught.value)
 
 
-def test_missing_entries_are_named():
+def test_convert_names_missing_entries():
     entries = entries_of("shared")
     del entries["backbone.conv1.1.running_var"]
     message = fails(entries, "missing: backbone.conv1.1.running_var")
@@ -220,19 +220,19 @@ def test_missing_entries_are_named():
     fails(entries, "missing: ", "backbone.conv1.1.running_var", "head.gfl_cls.2.bias")
 
 
-def test_entries_left_over_are_named():
+def test_convert_names_entries_left_over():
     entries = entries_of("shared") | {"other_head.scales.0.scale": np.float32(1)}
     message = fails(entries, "left over: other_head.scales.0.scale")
     assert "missing" not in message
     for i in range(9):
         entries[f"neck.{i}"] = np.zeros(1)
-    message = fails(entries, "neck.3 and 5 more")  # the first five are written out
+    message = fails(entries, "neck.3 and 5 more")  # the first five are listed
     assert "neck.4" not in message
 
 
-def test_other_shapes_are_named():
+def test_convert_names_entries_of_another_shape():
     entries = entries_of("shared")
-    # The right number of values is not the right shape.
+    # The number of values is right, the shape is not.
     entries["fpn.lateral_convs.0.conv.weight"] = np.zeros((48, 32, 1, 1))
     entries["head.gfl_cls.0.bias"] = np.zeros(24)
     fails(
@@ -243,12 +243,12 @@ def test_other_shapes_are_named():
     )
 
 
-def test_what_counts_as_unused():
+def test_convert_ignores_only_entries_that_no_forward_pass_uses():
     shared = entries_of("shared")
     for name in ("head.gfl_reg.3.weights", "gfl_reg.0.weight", "head.gfl_reg.0.conv.weight"):
         fails(shared | {name: np.zeros(1)}, f"left over: {name}")
     fails(shared | {"num_batches_tracked": np.zeros(())}, "left over: num_batches_tracked")
-    # With a tower of their own, the box outputs are read, and must be there.
+    # With separate towers the box outputs are used, and required.
     separate = entries_of("separate")
     del separate["head.gfl_reg.1.weight"]
     fails(separate, "missing: head.gfl_reg.1.weight", name="separate")
@@ -256,7 +256,7 @@ def test_what_counts_as_unused():
     fails(surplus, "left over: head.gfl_reg.3.weight", name="separate")
 
 
-def test_the_guidance_is_left_out_of_a_deployed_network(monkeypatch, tmp_path):
+def test_deployed_network_ignores_the_guidance(monkeypatch, tmp_path):
     entries, variables = entries_of("plus"), drawn(shapes("plus"))
     like = strip_guidance(shapes("plus"))
     assert_same(torch_names.convert(entries, like), strip_guidance(variables))
@@ -269,7 +269,7 @@ def test_the_guidance_is_left_out_of_a_deployed_network(monkeypatch, tmp_path):
     surplus = entries | {"auxiliary_head.gfl_cls.weight": np.zeros(1)}
     with pytest.raises(UserError, match=r"left over: auxiliary_head\.gfl_cls\.weight"):
         torch_names.convert(surplus, like)
-    # A file is read as a deployed network, too.
+    # load_weights also returns the deployed network.
     monkeypatch.setattr(weights, "read_state_dict", lambda path: entries)
     (tmp_path / "plus.pth").touch()
     loaded = weights.load_weights(tmp_path / "plus.pth")
@@ -278,24 +278,24 @@ def test_the_guidance_is_left_out_of_a_deployed_network(monkeypatch, tmp_path):
     assert set(weights.load_entries(tmp_path / "plus.pth")) == set(entries)
 
 
-def test_nanodet_and_nanodet_plus_are_no_substitutes():
+def test_entries_of_nanodet_plus_do_not_fit_nanodet():
     message = fails(entries_of("plus"), "missing: fpn.lateral_convs.0.conv.bias", "left over: ")
     assert "aux_" not in message
     fails(entries_of("shared"), "missing: ", "left over: fpn.lateral_convs.0.conv", name="plus")
 
 
-def test_take_over_keeps_the_box_rows_of_other_classes():
+def test_load_matching_loads_the_box_rows_with_other_classes():
     model = MODELS["shared"]
     more = config.Model(num_classes=5, width=0.5, channels=32, stacked_convs=1, reg_max=4)
     fresh = drawn(abstract_variables(build_model(more)), seed=1)
     entries = entries_of("shared")
     initial = jax.tree.map(np.copy, fresh)
-    taken, report = torch_names.take_over(entries, fresh, num_bins=BINS)
-    assert_same(fresh, initial)  # the argument is left as it was
+    taken, report = torch_names.load_matching(entries, fresh, num_bins=BINS)
+    assert_same(fresh, initial)  # the argument is unchanged
     outputs = [f"head.gfl_cls.{level}.{leaf}" for level in range(3) for leaf in ("bias", "weight")]
-    assert sorted(report.cut) == outputs and report.new == []
+    assert sorted(report.box_rows) == outputs and report.new == []
     everything = torch_names.to_entries(taken)
-    assert sorted([*report.kept, *report.cut]) == sorted(everything)
+    assert sorted([*report.kept, *report.box_rows]) == sorted(everything)
     before = torch_names.to_entries(initial)
     for name, value in everything.items():
         if name in outputs:
@@ -303,19 +303,19 @@ def test_take_over_keeps_the_box_rows_of_other_classes():
             np.testing.assert_array_equal(value[more.num_classes :], entries[name][3:])
         else:
             np.testing.assert_array_equal(value, entries[name])
-    assert f"kept {len(report.kept)} entries" in str(report)
-    assert "box rows of 6 (head.gfl_cls.0.bias" in str(report) and str(report).endswith("new 0")
+    assert f"loaded {len(report.kept)} entries" in str(report)
+    assert "box rows of 6 (head.gfl_cls.0.bias" in str(report) and str(report).endswith("new: 0")
     assert model.num_classes != more.num_classes
 
 
-def test_take_over_of_a_guidance_keeps_its_box_outputs():
+def test_load_matching_loads_the_box_outputs_of_the_guidance():
     more = replace(MODELS["plus"], num_classes=5)
     fresh = drawn(abstract_variables(build_model(more), guided=True), seed=1)
     entries, before = entries_of("plus"), torch_names.to_entries(fresh)
-    taken, report = torch_names.take_over(entries, fresh, num_bins=BINS)
+    taken, report = torch_names.load_matching(entries, fresh, num_bins=BINS)
     outputs = [f"head.gfl_cls.{level}.{leaf}" for level in range(4) for leaf in ("bias", "weight")]
     classes = ["aux_head.gfl_cls.bias", "aux_head.gfl_cls.weight"]
-    assert sorted(report.cut) == outputs and sorted(report.new) == classes
+    assert sorted(report.box_rows) == outputs and sorted(report.new) == classes
     assert {"aux_head.gfl_reg.weight", "aux_head.gfl_reg.bias"} < set(report.kept)
     after = torch_names.to_entries(taken)
     for name, value in after.items():
@@ -326,26 +326,26 @@ def test_take_over_of_a_guidance_keeps_its_box_outputs():
             kept = before if name in classes else entries
             np.testing.assert_array_equal(value, kept[name], err_msg=name)
             assert value.shape == before[name].shape
-    # From a deployed network, all of the guidance is new.
-    taken, report = torch_names.take_over(without_guidance(entries), fresh, num_bins=BINS)
+    # With a deployed network the whole guidance is new.
+    taken, report = torch_names.load_matching(without_guidance(entries), fresh, num_bins=BINS)
     assert sorted(report.new) == sorted(name for name in before if name.startswith("aux_"))
     assert_same(taken["params"]["guidance"], fresh["params"]["guidance"])
 
 
-def test_take_over_reports_what_is_new():
+def test_load_matching_reports_new_variables():
     entries = entries_of("shared")
     fresh = drawn(shapes("shared"), seed=1)
-    same, report = torch_names.take_over(entries, fresh, num_bins=BINS)
+    same, report = torch_names.load_matching(entries, fresh, num_bins=BINS)
     assert_same(same, drawn(shapes("shared")))
-    assert report.cut == report.new == []
-    # Another width of the neck: whatever touches it is new, and no row of it is cut to fit.
+    assert report.box_rows == report.new == []
+    # With another width of the neck, every layer of that width is new; no rows are loaded.
     wider = config.Model(num_classes=5, width=0.5, channels=36, stacked_convs=1, reg_max=4)
     fresh = drawn(abstract_variables(build_model(wider)), seed=1)
-    taken, report = torch_names.take_over(entries, fresh, num_bins=BINS)
+    taken, report = torch_names.load_matching(entries, fresh, num_bins=BINS)
     assert "fpn.lateral_convs.0.conv.weight" in report.new
     assert "head.gfl_cls.0.weight" in report.new
-    # An output's bias does not depend on that width.
-    assert report.cut == [f"head.gfl_cls.{level}.bias" for level in range(3)]
+    # The bias of an output does not depend on the width.
+    assert report.box_rows == [f"head.gfl_cls.{level}.bias" for level in range(3)]
     assert {name.split(".")[0] for name in report.kept} == {"backbone"}
     for name, value in torch_names.to_entries(taken).items():
         if name in report.new:
@@ -353,7 +353,7 @@ def test_take_over_reports_what_is_new():
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_the_model_is_read_off_its_entries(name):
+def test_infer_model_returns_the_model_of_complete_entries(name):
     assert torch_names.infer_model(entries_of(name)) == MODELS[name]
 
 
@@ -361,15 +361,19 @@ def without_guidance(entries):
     return {name: entry for name, entry in entries.items() if not name.startswith("aux_")}
 
 
-def test_a_model_is_read_off_what_is_left_of_it():
+def test_infer_model_returns_the_model_of_deployed_entries():
     whole, model = entries_of("plus"), MODELS["plus"]
     alone = replace(model, guidance_channels=0, guidance_convs=config.Model().guidance_convs)
     assert torch_names.infer_model(without_guidance(whole)) == alone
     del whole["head.distribution_project.project"]
-    assert torch_names.infer_model(whole) == model  # the guidance's outputs tell boxes from classes
-    # Without it the published 32 box outputs are taken for granted.
+    assert (
+        torch_names.infer_model(whole) == model
+    )  # the outputs of the guidance separate boxes from classes
+    # Without it, the 32 box outputs of published weights are assumed.
     deployed = without_guidance(whole)
-    with pytest.raises(UserError, match=r"plus\.pth: its output layer has no room for classes"):
+    with pytest.raises(
+        UserError, match=r"plus\.pth: its output layer predicts boxes but no classes"
+    ):
         torch_names.infer_model(deployed, "plus.pth")
     for level in range(4):
         bias, weight = (f"head.gfl_cls.{level}.{leaf}" for leaf in ("bias", "weight"))
@@ -378,7 +382,7 @@ def test_a_model_is_read_off_what_is_left_of_it():
 
 
 @pytest.mark.parametrize("width", [0.5, 1.0, 1.5, 2.0])
-def test_every_width_is_recognised(width):
+def test_infer_model_recognises_every_width(width):
     model = config.Model(num_classes=80, width=width, channels=96)
     variables = abstract_variables(build_model(model))
     like = {
@@ -389,7 +393,7 @@ def test_every_width_is_recognised(width):
     assert torch_names.infer_model(like) == model
 
 
-def test_other_networks_are_refused():
+def test_infer_model_refuses_other_networks():
     entries = entries_of("shared")
     del entries["head.gfl_reg.0.weight"]
     with pytest.raises(UserError, match=r"plus\.pth: not a NanoDet .*head\.gfl_reg\.0\.weight"):

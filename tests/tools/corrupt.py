@@ -58,7 +58,7 @@ def write(workdir: Path) -> None:
     with closing(Checkpoints(workdir)) as checkpoints:
         for step in (BEFORE, NEWEST):
             checkpoints.save(state_of(step))
-            checkpoints.rate(step, metrics_of(SCORES[step]))
+            checkpoints.save_metrics(step, metrics_of(SCORES[step]))
 
 
 def same(one: TrainState, other: TrainState) -> bool:
@@ -86,7 +86,7 @@ def outcome(workdir: Path) -> str:
             with closing(Checkpoints(workdir)) as checkpoints:
                 best = checkpoints.best_step()
                 scored = {step: checkpoints.metrics(step) for step in (BEFORE, NEWEST)}
-                state = checkpoints.restore_newest(state_of(7))
+                state = checkpoints.restore_latest(state_of(7))
         except UserError as error:
             return "refused" if str(workdir) in str(error) else f"UNNAMED: {error}"
         except Exception as error:

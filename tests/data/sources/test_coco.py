@@ -190,7 +190,7 @@ def test_annotations_that_are_no_regular_file_are_refused(content, tmp_path, mak
     images, file = write(tmp_path, content)
     file.unlink()
     make(file)
-    with pytest.raises(UserError, match=r"labels\.json: is no regular file"):
+    with pytest.raises(UserError, match=r"labels\.json: is not a regular file"):
         CocoSource(images, file)
 
 

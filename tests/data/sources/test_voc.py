@@ -156,7 +156,7 @@ def test_doctype_is_found_in_other_encodings(tmp_path):
 def test_a_pipe_is_not_waited_for(tmp_path):
     write_split(tmp_path, "train", {"a": xml()})
     os.mkfifo(tmp_path / "train" / "annotations" / "b.xml")
-    with pytest.raises(UserError, match=r"b\.xml: cannot be read: is no regular file"):
+    with pytest.raises(UserError, match=r"b\.xml: cannot be read: is not a regular file"):
         VocSource(tmp_path, "train", CLASSES)
 
 

@@ -1,0 +1,65 @@
+"""The Orbax manager that writes and deletes the checkpoints of a run."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import orbax.checkpoint as ocp
+from etils import epath
+from orbax.checkpoint import checkpoint_managers
+
+from nanodet_jax.io.checkpoint_files import saved_steps
+
+NEWEST = 2  # newest checkpoints that are kept; the older one in case the newer is damaged
+
+
+def open_manager(
+    folder: Path, best_of: Callable[[Iterable[int]], int | None], keep_every_steps: int
+) -> ocp.CheckpointManager:
+    """Open a manager that keeps the newest checkpoints, the best one, and those of some steps.
+
+    Args:
+      folder: of the checkpoints; it must exist.
+      best_of: returns the best of several steps, None if none was evaluated.
+      keep_every_steps: checkpoints of multiples of this are never deleted; 0 for none.
+    """
+    kept: list[Any] = [checkpoint_managers.LatestN(NEWEST), _Best(best_of)]
+    if keep_every_steps:
+        kept.append(checkpoint_managers.EveryNSteps(keep_every_steps))
+    options = ocp.CheckpointManagerOptions(
+        preservation_policy=checkpoint_managers.AnyPreservationPolicy(kept),
+        cleanup_tmp_directories=True,  # incomplete checkpoints of a crash
+        create=False,
+        step_name_format=_DecimalSteps(),
+        lightweight_initialize=True,  # read nothing in the folders of steps
+    )
+    return ocp.CheckpointManager(folder, options=options)
+
+
+class _Best(checkpoint_managers.PreservationPolicy):
+    """Keep the best checkpoint."""
+
+    def __init__(self, best_of: Callable[[Iterable[int]], int | None]):
+        self._best_of = best_of
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        best = self._best_of(info.step for info in checkpoints)
+        return [info.step == best for info in checkpoints]
+
+
+class _DecimalSteps(ocp.path.step.NameFormat):
+    """The names of step folders that `saved_steps` accepts, so that Orbax accepts the same."""
+
+    def build_name(self, step: int) -> str:
+        return str(step)
+
+    def find_all(self, base_path: Any) -> Iterator[ocp.path.step.Metadata]:
+        return (self._metadata(base_path, step) for step in saved_steps(Path(base_path)))
+
+    def find_step(self, base_path: Any, step: int) -> ocp.path.step.Metadata:
+        if step not in saved_steps(Path(base_path)):
+            raise ValueError(f"{base_path}/{step} does not exist")
+        return self._metadata(base_path, step)
+
+    def _metadata(self, base_path: Any, step: int) -> ocp.path.step.Metadata:
+        return ocp.path.step.Metadata(step=step, path=epath.Path(base_path) / str(step))
