@@ -24,7 +24,7 @@ from nanodet_jax.io.weights import Weights, load_weights
 from nanodet_jax.models.nanodet import build_model
 from nanodet_jax.runtime import backend, distributed
 from nanodet_jax.structures import Detections
-from nanodet_jax.terminal import say
+from nanodet_jax.terminal import join_first, say
 
 PICTURES = 12
 ASKED_EVERY = 8  # images, after which processes ask each other whether to stop
@@ -125,9 +125,9 @@ def match_classes(weights: Weights, source: Source) -> None:
     count = weights.config.model.num_classes
     if len(names) != count:
         raise UserError(
-            f"the weights know {count} classes, the data has {len(names)} ({', '.join(names[:5])}"
-            f"{', ...' if len(names) > 5 else ''}); evaluate on the data they were trained for, "
-            "or fine-tune with --config.training.init_weights"
+            f"the weights know {count} classes, the data has {len(names)} ({join_first(names)}); "
+            "evaluate on the data they were trained for, or fine-tune with "
+            "--config.training.init_weights"
         )
     for label, (mine, other) in enumerate(zip(weights.class_names, names)):
         if plain(mine) != plain(other):

@@ -14,7 +14,7 @@ import numpy as np
 from nanodet_jax import config
 from nanodet_jax.errors import UserError
 from nanodet_jax.models.backbones.shufflenet_v2 import STAGE_CHANNELS
-from nanodet_jax.terminal import printable
+from nanodet_jax.terminal import join_first, printable
 
 Entries = Mapping[str, np.ndarray]
 
@@ -94,8 +94,7 @@ class Report(NamedTuple):
 
     def __str__(self) -> str:
         def names(group: list[str]) -> str:
-            shown = ", ".join(group[:6]) + (", ..." if len(group) > 6 else "")
-            return f"{len(group)}" + (f" ({shown})" if group else "")
+            return f"{len(group)}" + (f" ({join_first(group)})" if group else "")
 
         return (
             f"kept {len(self.kept)} entries, kept the box rows of {names(self.cut)}, "
@@ -167,7 +166,7 @@ def convert(entries: Entries, like: Any, where: str = "weights") -> Any:
                 continue  # before it is copied: many could share the numbers of one
             leaves[path] = np.array(array, np.float32, order="C")
     faults = [
-        f"{title}: {', '.join(group[:5])}" + (f" and {len(group) - 5} more" if group[5:] else "")
+        f"{title}: {join_first(group)}"
         for title, group in (
             ("missing", missing),
             ("left over", left_over),

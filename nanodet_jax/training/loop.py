@@ -13,7 +13,8 @@ from tqdm import tqdm
 from nanodet_jax.config import Config, check
 from nanodet_jax.data.cache import TrainingImages
 from nanodet_jax.data.open_source import open_source
-from nanodet_jax.data.pipeline import count_slots, images_of_step, steps_per_epoch, training_batches
+from nanodet_jax.data.pipeline import count_slots, images_of_step, training_batches
+from nanodet_jax.data.run_length import run_length
 from nanodet_jax.doctor.report import brief
 from nanodet_jax.errors import UserError
 from nanodet_jax.evaluation import scoring
@@ -86,9 +87,8 @@ def _train_and_evaluate(config: Config, workdir: Path, held: ExitStack) -> dict[
     distributed.say(f"{config.name}: reading the data")
     train, val = open_source(config, "train"), open_source(config, "val")
     config = resolve(config, train, val)
-    steps_each = steps_per_epoch(train, config.data.batch_size)
-    total_steps = config.training.steps or config.training.epochs * steps_each
-    epochs = -(-total_steps // steps_each)
+    length = run_length(config, len(train))
+    steps_each, total_steps, epochs = length.steps_per_epoch, length.total_steps, length.epochs
     for line in brief(config, train, val):
         distributed.say(line)
     slots, over = count_slots(train, config.data.max_boxes)
@@ -206,7 +206,7 @@ def _train_and_evaluate(config: Config, workdir: Path, held: ExitStack) -> dict[
             backend.defragment_heap()
             if result is None:
                 return None
-            logger.evaluated(step, -(-step // steps_each), result.metrics)
+            logger.evaluated(step, length.epoch_of(step), result.metrics)
             if distributed.is_writer():
                 logger.picture("val", step, scoring.picture(val, result.pictured))
             checkpoints.rate(step, result.metrics)
@@ -244,7 +244,7 @@ def _train_and_evaluate(config: Config, workdir: Path, held: ExitStack) -> dict[
                 except UserError:
                     checkpoints.save(state)
                     raise
-                logger.train(step, -(-step // steps_each), numbers, prefetch.waited / elapsed)
+                logger.train(step, length.epoch_of(step), numbers, prefetch.waited / elapsed)
                 stepped = prefetch.waited = 0.0
                 clock = time.perf_counter()
             if due(config.training.checkpoint_every, step) or due(config.training.eval_every, step):

@@ -25,6 +25,7 @@ from nanodet_jax.models.nanodet import NanoDet
 from nanodet_jax.runtime import distributed
 from nanodet_jax.state import TrainState, init_variables
 from nanodet_jax.structures import Batch
+from nanodet_jax.terminal import join_first
 
 # What may differ between the processes of a run: their own place in it, and where files lie.
 OWN_FIELDS = {
@@ -50,7 +51,7 @@ def resolve(config: Config, train: Source, val: Source) -> Config:
     if config.model.num_classes not in (0, len(names)):
         raise UserError(
             f"config.model.num_classes={config.model.num_classes}: the data has {len(names)} "
-            f"({', '.join(names[:5])}{', ...' if names[5:] else ''}); leave it at 0"
+            f"({join_first(names)}); leave it at 0"
         )
     resolved = copy.deepcopy(config)
     resolved.model.num_classes = len(names)

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import jax
 
 from nanodet_jax.errors import UserError
+from nanodet_jax.terminal import join_first
 
 NAMED = 8  # images of a batch
 
@@ -45,10 +46,9 @@ class Skips:
             if self._in_a_row > self._most:
                 continue
             images = self._images_of(int(step))
-            more = f" and {len(images) - NAMED} more" if len(images) > NAMED else ""
             say(
                 f"step {step}: loss or gradient is not finite, the update is skipped; its images: "
-                f"{', '.join(images[:NAMED])}{more}"
+                f"{join_first(images, NAMED)}"
             )
         if self._in_a_row >= self._most:
             raise UserError(
