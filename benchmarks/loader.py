@@ -12,7 +12,8 @@ from nanodet_jax import config
 from nanodet_jax.cli.config_flags import load_config
 from nanodet_jax.data.cache import TrainingImages
 from nanodet_jax.data.open_source import open_source
-from nanodet_jax.data.pipeline import count_slots, steps_per_epoch, training_batches
+from nanodet_jax.data.pipeline import count_slots, training_batches
+from nanodet_jax.data.run_length import steps_per_epoch
 from nanodet_jax.training.parallel import make_place, make_render, store
 
 DRAWN = 512  # shapes, where no photographs are given
@@ -45,7 +46,7 @@ def load(file: str, data: dict[str, Any], seconds: float) -> dict[str, Row]:
     loaded = _with_data(load_config(file), data)
     batch, source = loaded.data.batch_size, open_source(loaded, "train")
     batches = training_batches(source, loaded, count_slots(source, loaded.data.max_boxes)[0])
-    for _ in range(steps_per_epoch(source, batch)):
+    for _ in range(steps_per_epoch(len(source), batch)):
         next(batches)
     wall, cpu, count = time.perf_counter(), time.process_time(), 0
     while time.perf_counter() - wall < seconds:

@@ -4,6 +4,7 @@ import contextlib
 import io
 import re
 import sys
+from collections.abc import Sequence
 from typing import Any, TextIO
 
 from tqdm import tqdm
@@ -25,6 +26,12 @@ def printable(text: str, limit: int = NAME_LIMIT) -> str:
     if len(text) > limit:
         text = text[:limit] + "..."
     return UNPRINTABLE.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+
+
+def join_first(items: Sequence[str], limit: int = 5, separator: str = ", ") -> str:
+    """Join the first `limit` items and count the rest, as in "a, b and 3 more"."""
+    rest = len(items) - limit
+    return separator.join(items[:limit]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def say(line: str, stream: TextIO | None = None) -> None:

@@ -1,7 +1,7 @@
-"""Pixels of a training batch made on the device: what `data.transforms` does with OpenCV.
+"""Augmentation on the device: the pixel transforms of `data.transforms`, in JAX.
 
-Written for one image. Letters: Hc, Wc the canvas, H, W the input. Sizes are (height, width), int32,
-and may be traced; shapes are static.
+Hc, Wc are the size of a canvas, H, W that of the input. Sizes are (height, width), int32, and may
+be traced; shapes are static.
 """
 
 import math
@@ -13,8 +13,8 @@ from jax import lax
 from nanodet_jax.runtime import backend
 from nanodet_jax.structures import RawBatch
 
-FLT_EPSILON = 1.1920929e-07  # what OpenCV adds to a divisor
-CHUNK = 32  # images warped at once, to bound the memory for it; on a CPU one, which stays in cache
+FLT_EPSILON = 1.1920929e-07  # OpenCV adds it to a divisor
+CHUNK = 32  # images warped together, which limits memory; 1 on a CPU, where it fits the cache
 
 
 def warp_batch(
@@ -24,20 +24,20 @@ def warp_batch(
     input_size: tuple[int, int],
     shrinks: bool,
 ) -> jax.Array:
-    """Images warped as `transforms.warp_image` does, the first of two programs.
+    """Warp images as `transforms.warp_image` does, the first of two programs.
 
     Args:
       raw: B images.
-      stored: [N, Hc, Wc, 3] uint8, canvases of all images, if `raw` has their places instead.
+      stored: [N, Hc, Wc, 3] uint8, canvases of all images, if `raw` has indices instead.
       input_size: H, W.
-      shrinks: whether `raw.shrunk` may differ from `raw.sizes`; if not, that part is left out.
+      shrinks: whether `raw.shrunk` may differ from `raw.sizes`; False omits the averaging.
 
     Returns:
       [B, H, W, 3] uint8 BGR.
     """
-    taps = jnp.max(-(-raw.sizes // raw.shrunk)) + 1  # of all, so that no image loops by itself
+    taps = jnp.max(-(-raw.sizes // raw.shrunk)) + 1  # the same for all, for one loop
 
-    def one(images) -> jax.Array:
+    def warp_one(images: tuple[jax.Array, ...]) -> jax.Array:
         canvas, size, shrunk, inverse = images
         if stored is not None:
             canvas = stored[canvas]
@@ -47,7 +47,7 @@ def warp_batch(
 
     chunk = math.gcd(len(raw.sizes), backend.choose(cpu=1, default=CHUNK))
     images = raw.canvases, raw.sizes, raw.shrunk, raw.inverse_warps
-    return lax.map(one, images, batch_size=chunk)
+    return lax.map(warp_one, images, batch_size=chunk)
 
 
 def color_batch(
@@ -58,37 +58,37 @@ def color_batch(
     mean: tuple[float, float, float],
     std: tuple[float, float, float],
 ) -> jax.Array:
-    """Warped images in their colours and normalised, the second program.
+    """Transform the colors of warped images, and normalize them: the second program.
 
-    One of its own, since XLA on a CPU would otherwise warp anew for each use of a pixel.
+    It is separate because XLA on a CPU would otherwise repeat the warp for each use of a pixel.
 
     Args:
       pixels: [B, H, W, 3] uint8 BGR.
-      filled, colors: of a `RawBatch`.
-      mean, std: of blue, green, red, in 0 .. 255.
+      filled, colors: as in `RawBatch`.
+      mean, std: of blue, green, red, in 0 to 255.
 
     Returns:
-      [B, H, W, 3] float32, 0 outside what is filled.
+      [B, H, W, 3] float32, 0 outside the filled part.
     """
     center, scale = (jnp.asarray(values).reshape(1, 1, 3) / 255 for values in (mean, std))
 
-    def one(image, filled, factors):
+    def color_one(image: jax.Array, filled: jax.Array, factors: jax.Array) -> jax.Array:
         normalized = (color(image.astype(jnp.float32) / 255, factors) - center) / scale
         rows, columns = (jnp.arange(side) < end for side, end in zip(image.shape, filled))
         return jnp.where((rows[:, None] & columns[None])[..., None], normalized, 0.0)
 
-    return jax.vmap(one)(pixels, filled, colors)
+    return jax.vmap(color_one)(pixels, filled, colors)
 
 
 def warp(
     image: jax.Array, size: jax.Array, inverse: jax.Array, output_size: tuple[int, int]
 ) -> jax.Array:
-    """Bilinear, black outside: `cv2.warpPerspective` of image[:size[0], :size[1]].
+    """Warp image[:size[0], :size[1]] as `cv2.warpPerspective`: bilinear, black outside.
 
     Args:
-      image: [Hc, Wc, 3] uint8.
-      size: of the part that is the image.
-      inverse: [3, 3] float32, pixel indices of the output to those of the image.
+      image: [Hc, Wc, 3] uint8 canvas.
+      size: size of the image on the canvas.
+      inverse: [3, 3] float32, from pixel indices of the output to those of the image.
       output_size: H, W.
 
     Returns:
@@ -97,71 +97,75 @@ def warp(
     height, width = output_size
     x = jnp.arange(width, dtype=jnp.float32)[None]
     y = jnp.arange(height, dtype=jnp.float32)[:, None]
-    # Written out, since a product of matrices may be taken in less than float32.
+    # Written out because a matrix product may be computed in less than float32.
     u, v, w = (row[0] * x + row[1] * y + row[2] for row in inverse)
-    u, v = u / w, v / w  # not a number, or infinite, is not inside either
+    u, v = u / w, v / w  # nan and inf are outside the image
     left, top = jnp.floor(u), jnp.floor(v)
-    right_share, lower_share = u - left, v - top
+    right_weight, lower_weight = u - left, v - top
 
     rows, columns = image.shape[:2]
     pixels = image.reshape(rows * columns, 3)
     mixed = jnp.zeros((height, width, 3), jnp.float32)
-    for down, share_y in ((0, 1 - lower_share), (1, lower_share)):
-        for across, share_x in ((0, 1 - right_share), (1, right_share)):
+    for down, weight_y in ((0, 1 - lower_weight), (1, lower_weight)):
+        for across, weight_x in ((0, 1 - right_weight), (1, right_weight)):
             row, column = top + down, left + across
             inside = (row >= 0) & (row < size[0]) & (column >= 0) & (column < size[1])
-            share = jnp.where(inside, share_x * share_y, 0.0)
-            # Three bytes at a place: gathered one by one they would take as many times longer.
+            weight = jnp.where(inside, weight_x * weight_y, 0.0)
+            # Gather all three channels together, which is three times as fast.
             row, column = (jnp.where(inside, x, 0.0).astype(jnp.int32) for x in (row, column))
-            place = row * columns + column
-            mixed += share[..., None] * pixels[place].astype(jnp.float32)
+            index = row * columns + column
+            mixed += weight[..., None] * pixels[index].astype(jnp.float32)
     return jnp.round(mixed).astype(jnp.uint8)
 
 
 def shrink(image: jax.Array, size: jax.Array, shrunk: jax.Array, taps: jax.Array) -> jax.Array:
-    """Means over the squares that become one pixel: `cv2.INTER_AREA` where nothing grows.
+    """Average the area of each output pixel, as `cv2.INTER_AREA` does when shrinking.
 
     Args:
-      image: [Hc, Wc, 3] uint8.
-      size: of the part that is the image.
-      shrunk: what it becomes, at most `size`.
-      taps: int32, at least 1 + size / shrunk: the most pixels, along an axis, with a share in one.
+      image: [Hc, Wc, 3] uint8 canvas.
+      size: size of the image on the canvas.
+      shrunk: size of the result, at most `size`.
+      taps: int32, at least 1 + size / shrunk: the number of pixels that an output pixel can overlap
+        along an axis.
 
     Returns:
-      [Hc, Wc, 3] uint8, of which [:shrunk[0], :shrunk[1]] is the image.
+      [Hc, Wc, 3] uint8, of which [:shrunk[0], :shrunk[1]] is the result.
     """
     rows, columns = image.shape[:2]
     lower = _shrink_rows(image.reshape(rows, columns * 3), size[0], shrunk[0], taps)
-    turned = lower.reshape(rows, columns, 3).swapaxes(0, 1).reshape(columns, rows * 3)
-    narrower = _shrink_rows(turned, size[1], shrunk[1], taps)
+    transposed = lower.reshape(rows, columns, 3).swapaxes(0, 1).reshape(columns, rows * 3)
+    narrower = _shrink_rows(transposed, size[1], shrunk[1], taps)
     return jnp.round(narrower).astype(jnp.uint8).reshape(columns, rows, 3).swapaxes(0, 1)
 
 
-def _shrink_rows(image: jax.Array, size: jax.Array, shrunk: jax.Array, taps: jax.Array):
-    """Rows [n, m] averaged, `size` to `shrunk` of them: [n, m] float32.
+def _shrink_rows(
+    image: jax.Array, size: jax.Array, shrunk: jax.Array, taps: jax.Array
+) -> jax.Array:
+    """Average `size` rows of [n, m] to `shrunk` rows: [n, m] float32.
 
-    As a product with a matrix of weights, nearly all of them 0, it takes ten times as long.
+    A product with the matrix of weights, which is nearly all zeros, would take ten times as long.
     """
     count = len(image)
     factor = size / shrunk
     start = jnp.arange(count, dtype=jnp.float32) * factor
     first = jnp.floor(start)
 
-    def add(tap, total):
+    def add(tap: jax.Array, total: jax.Array) -> jax.Array:
         row = first + tap
         overlap = jnp.minimum(start + factor, row + 1) - jnp.maximum(start, row)
-        share = jnp.maximum(overlap, 0.0) / factor
+        weight = jnp.maximum(overlap, 0.0) / factor
         taken = image[jnp.minimum(row, count - 1).astype(jnp.int32)]
-        return total + share[:, None] * taken
+        return total + weight[:, None] * taken
 
     return lax.fori_loop(0, taps, add, jnp.zeros(image.shape, jnp.float32))
 
 
 def color(pixels: jax.Array, factors: jax.Array) -> jax.Array:
-    """`data.transforms.color_image` of pixels [..., 3] in [0, 1] by factors [3]; without clipping.
+    """Transform the colors of pixels [..., 3] in [0, 1] by factors [3], without clipping.
 
-    A factor of saturation scales the distance of each channel to the largest, as the way over HSV
-    does. Where the largest is negative that way takes its distance with the other sign.
+    Equivalent to `data.transforms.color_image`. The saturation factor scales the distance of each
+    channel to the largest one, like the conversion to HSV, which inverts the distance where the
+    largest is negative.
     """
     brightness, contrast, saturation = factors
     pixels = (pixels + brightness) * contrast

@@ -1,6 +1,7 @@
-"""One training example: a record, a random generator of its own, and what is made of them where.
+"""Training examples: a record and random numbers become an augmented image and its ground truth.
 
-Both ways draw the same numbers and the same ground truth; they differ in who warps the pixels.
+Host and device augmentation draw the same random numbers and give the same ground truth. They
+differ in where the pixels are warped.
 """
 
 from collections.abc import Sequence
@@ -10,26 +11,26 @@ import numpy as np
 
 from nanodet_jax.config import Config
 from nanodet_jax.data import transforms
-from nanodet_jax.data.cache import TrainingImages, on_canvases, reduced_size
+from nanodet_jax.data.cache import TrainingImages, reduced_size, stack_on_canvases
 from nanodet_jax.data.records import Record, decode
 from nanodet_jax.structures import Batch, GroundTruth, RawBatch
 
 
 class _Warped(NamedTuple):
-    pixels: np.ndarray  # [h, w, 3] uint8 BGR, as much of the input as the image fills
+    pixels: np.ndarray  # [h, w, 3] uint8 BGR, the part of the input that the image fills
     color: transforms.Color
     ground_truth: GroundTruth  # [G, ...]
 
 
-class OnHost:
-    """Examples made by OpenCV: warped one by one, coloured when they are put into their batch."""
+class HostExamples:
+    """Examples augmented on the host: warped one by one, and colored while they are batched."""
 
     def __init__(self, config: Config, slots: int, images: TrainingImages) -> None:
         self._config, self._slots = config, slots
 
-    def draw(self, numbered: tuple[int, Record], rng: np.random.Generator) -> _Warped:
-        """A decoded record, which comes with its position, warped."""
-        config, (_, record) = self._config, numbered
+    def draw(self, indexed: tuple[int, Record], rng: np.random.Generator) -> _Warped:
+        """Warp a decoded record, given with its index."""
+        config, (_, record) = self._config, indexed
         warp, color = transforms.sample(rng, config.augment)
         matrix, filled = _warp_matrix(record, warp, config)
         warped = transforms.warp_image(
@@ -38,7 +39,7 @@ class OnHost:
         return _Warped(warped, color, _ground_truth(record, matrix, filled, config, self._slots))
 
     def batch(self, items: Sequence[_Warped]) -> Batch:
-        """B of them as one, in which every pixel is written once."""
+        """Color and stack B examples; every pixel of the batch is written once."""
         data = self._config.data
         images = np.zeros((len(items), *self._config.input_size, 3), np.float32)
         for image, item in zip(images, items):
@@ -48,17 +49,17 @@ class OnHost:
         return Batch(images, _stack([item.ground_truth for item in items]))
 
 
-class ForDevice:
-    """Examples as `render` wants them: pixels as decoded, or their place, and the numbers drawn."""
+class DeviceExamples:
+    """Examples to augment on the device: decoded pixels or their index, and random numbers."""
 
     def __init__(self, config: Config, slots: int, images: TrainingImages) -> None:
         self._config, self._slots = config, slots
         self._largest, self._canvas = images.largest, images.canvas
         self._stored = config.data.cache == "device"
 
-    def draw(self, numbered: tuple[int, Record], rng: np.random.Generator) -> RawBatch:
-        """A decoded record, which comes with its position, as a `RawBatch` of one, unstacked."""
-        config, (position, record) = self._config, numbered
+    def draw(self, indexed: tuple[int, Record], rng: np.random.Generator) -> RawBatch:
+        """Return a `RawBatch` without batch axis for a decoded record and its index."""
+        config, (index, record) = self._config, indexed
         pixel_indices = config.compat.pixel_index_warp
         warp, color = transforms.sample(rng, config.augment)
         matrix, filled = _warp_matrix(record, warp, config)
@@ -69,7 +70,7 @@ class ForDevice:
             from_canvas = matrix @ transforms.from_reduced(size, reduced, pixel_indices)
         shrunk, from_shrunk = transforms.resampling(from_canvas, reduced, pixel_indices)
         return RawBatch(
-            canvases=np.asarray(position, np.int32) if self._stored else decode(record),
+            canvases=np.asarray(index, np.int32) if self._stored else decode(record),
             sizes=np.asarray(reduced, np.int32),
             shrunk=np.asarray(shrunk, np.int32),
             inverse_warps=transforms.inverse(from_shrunk),
@@ -79,10 +80,10 @@ class ForDevice:
         )
 
     def batch(self, items: Sequence[RawBatch]) -> RawBatch:
-        """B of them as one."""
+        """Stack B examples."""
         pixels, sizes, shrunk, inverse_warps, filled, colors, ground_truth = zip(*items)
         return RawBatch(
-            np.stack(pixels) if self._stored else on_canvases(pixels, self._canvas),
+            np.stack(pixels) if self._stored else stack_on_canvases(pixels, self._canvas),
             np.stack(sizes),
             np.stack(shrunk),
             np.stack(inverse_warps),

@@ -1,8 +1,7 @@
-"""What can be wrong with an entry of a data set, and what a reader does when it meets that.
+"""Faults of a dataset, and how a reader reports them.
 
-Readers tell each fault to a function that they are given. The default, `refuse`, stops at the
-first, so that training never begins on data that are not what they seem; `nanodet-jax doctor`
-gives one that collects them.
+Readers pass each fault to a callback. The default, `raise_fault`, raises the first one that is not
+tolerated, so that training never starts on wrong data. `nanodet-jax doctor` collects them all.
 """
 
 from collections.abc import Callable
@@ -11,30 +10,30 @@ from enum import StrEnum
 from nanodet_jax.errors import UserError
 
 
-class Kind(StrEnum):
-    """Kinds of faults, in words for a heading."""
+class FaultKind(StrEnum):
+    """Kinds of faults, worded as headings of a report."""
 
-    FILE = "annotation files that cannot be used"
-    PATH = "paths that lead out of the data"
+    FILE = "unusable annotation files"
+    PATH = "paths outside the dataset"
     MISSING = "missing images"
     UNREADABLE = "unreadable images"
-    SIZE = "images of another size than annotated"
-    IDS = "ids that are missing, no numbers, unknown or used twice"
+    SIZE = "images whose size differs from the annotated one"
+    IDS = "missing, invalid, unknown or repeated ids"
     CLASSES = "unknown classes"
-    NUMBERS = "boxes and fields that are no numbers"
+    NUMBERS = "invalid numbers in boxes and fields"
     INVERTED = "inverted boxes"
     OUTSIDE = "boxes outside their image"
-    EMPTY = "boxes below one pixel"
-    DUPLICATES = "boxes that occur twice"
+    EMPTY = "boxes smaller than one pixel"
+    DUPLICATES = "duplicate boxes"
 
 
 class Fault(UserError):
-    """An entry that cannot be used, or that is `tolerated`: left out or mended by rule.
+    """Entry of a dataset that is wrong; the message names the file and the entry.
 
-    The message names the file and the entry.
+    A `tolerated` fault does not stop a run: the entry is skipped, or corrected by a fixed rule.
     """
 
-    def __init__(self, kind: Kind, message: str, *, tolerated: bool = False) -> None:
+    def __init__(self, kind: FaultKind, message: str, *, tolerated: bool = False) -> None:
         super().__init__(message)
         self.kind, self.tolerated = kind, tolerated
 
@@ -42,7 +41,11 @@ class Fault(UserError):
 OnFault = Callable[[Fault], None]
 
 
-def refuse(fault: Fault) -> None:
-    """Raise what is not tolerated."""
+def raise_fault(fault: Fault) -> None:
+    """Raise the fault unless it is tolerated.
+
+    Raises:
+      Fault: `fault` itself.
+    """
     if not fault.tolerated:
         raise fault

@@ -1,4 +1,4 @@
-"""Json text in which no key of an object occurs twice: Python would keep the last one silently."""
+"""Json parsing that rejects repeated keys, of which Python silently keeps the last."""
 
 import json
 import reprlib
@@ -11,19 +11,19 @@ def loads_unique(text: str) -> Any:
     """Parse json text.
 
     Raises:
-      UserError: naming the key and its object, if a key occurs twice.
+      UserError: naming the key and the object, if a key occurs twice in it.
       ValueError, RecursionError: as `json.loads`.
     """
-    return json.loads(text, object_pairs_hook=_unique)
+    return json.loads(text, object_pairs_hook=_check_unique)
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    made = dict(pairs)
-    if len(made) < len(pairs):
+def _check_unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
         seen: set[str] = set()
         for key, _ in pairs:
             if key in seen:
-                where = ascii(reprlib.repr(made))
-                raise UserError(f"key {key[:100]!a} occurs twice in an object {where}")
+                where = ascii(reprlib.repr(content))
+                raise UserError(f"key {key[:100]!a} occurs twice in an object {where}; keep one")
             seen.add(key)
-    return made
+    return content

@@ -1,10 +1,10 @@
-"""From a config to the data it names."""
+"""Open the data source that a config names."""
 
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 from nanodet_jax.config import Config, Format
-from nanodet_jax.data.faults import OnFault, refuse
+from nanodet_jax.data.faults import OnFault, raise_fault
 from nanodet_jax.data.records import Source
 from nanodet_jax.data.sources.coco import CocoSource
 from nanodet_jax.data.sources.shapes import ShapesSource
@@ -14,38 +14,38 @@ from nanodet_jax.data.sources.yolo import YoloSource
 from nanodet_jax.errors import UserError
 
 
-def open_source(config: Config, split: str, on_fault: OnFault = refuse) -> Source:
-    """The `train` or `val` split of what `config.data` names.
+def open_source(config: Config, split: str, on_fault: OnFault = raise_fault) -> Source:
+    """Open the `train` or `val` split of `config.data`.
 
-    Readers of annotations tell their faults to `on_fault`; what they then leave out is what could
-    not be used.
+    Faults of the annotations are reported to `on_fault`. If it does not raise, the entries at fault
+    are skipped.
 
     Raises:
-      UserError: if a path is not set, or for what the source itself refuses.
+      UserError: if a path is not set, and as the source itself raises.
     """
     data = config.data
-    reading: Any = {"follow_links": data.follow_links, "on_fault": on_fault}
+    links = data.follow_links
     match data.format:
         case "coco":
             images = _path(config, f"{split}_images", "the folder of images")
             annotations = _path(config, f"{split}_annotations", "the COCO json file")
-            return CocoSource(images, annotations, **reading)
+            return CocoSource(images, annotations, follow_links=links, on_fault=on_fault)
         case "voc":
             root = _path(config, "root", "the folder with train/ and val/, or of VOC2007")
-            return VocSource(root, split, data.classes or voc_classes(root, **reading), **reading)
+            classes = data.classes or voc_classes(root, follow_links=links, on_fault=on_fault)
+            return VocSource(root, split, classes, follow_links=links, on_fault=on_fault)
         case "yolo":
             root = _path(config, "root", "data.yaml, or the folder that holds it")
             if data.classes:
-                raise UserError(
-                    "config.data.classes: with data.format=yolo data.yaml has the names"
-                )
-            return YoloSource(root, split, **reading)
+                found = f"config.data.classes={data.classes}: data.yaml defines the classes"
+                raise UserError(f"{found}; leave it empty")
+            return YoloSource(root, split, follow_links=links, on_fault=on_fault)
         case "tfds":
-            root = _path(config, "root", "the TFDS data_dir, or the data set's own folder")
-            judge = Path(data.val_annotations).expanduser() if data.val_annotations else None
+            root = _path(config, "root", "the TFDS data_dir, or the folder of the dataset")
             if split == "train":
                 return TfdsSource(data.name, root, "train", None)
-            return TfdsSource(data.name, root, "validation", judge)
+            official = Path(data.val_annotations).expanduser() if data.val_annotations else None
+            return TfdsSource(data.name, root, "validation", official)
         case "shapes":
             count = data.train_size if split == "train" else data.val_size
             return ShapesSource(split, size=max(config.input_size), count=count)
@@ -56,5 +56,6 @@ def open_source(config: Config, split: str, on_fault: OnFault = refuse) -> Sourc
 def _path(config: Config, field: str, meaning: str) -> Path:
     value = getattr(config.data, field)
     if not value:
-        raise UserError(f"config.data.{field} is empty: give {meaning}, --config.data.{field}=PATH")
+        found = f"config.data.{field}: is empty"
+        raise UserError(f"{found}; set it to {meaning}: --config.data.{field}=PATH")
     return Path(value).expanduser()

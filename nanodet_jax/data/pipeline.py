@@ -1,7 +1,7 @@
-"""From a source to batches: shuffled and augmented for training, grouped by shape to evaluate."""
+"""Batches from a source: shuffled and augmented for training, grouped by shape for evaluation."""
 
-from collections.abc import Iterator, Sized
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import grain
 import numpy as np
@@ -9,35 +9,26 @@ import numpy as np
 from nanodet_jax.config import Config
 from nanodet_jax.data import transforms
 from nanodet_jax.data.cache import TrainingImages
-from nanodet_jax.data.examples import ForDevice, OnHost
+from nanodet_jax.data.examples import DeviceExamples, HostExamples
 from nanodet_jax.data.records import Record, Source, decode
-from nanodet_jax.data.unreadable import Unreadable
+from nanodet_jax.data.run_length import steps_per_epoch
+from nanodet_jax.data.unreadable import UnreadableImages
 from nanodet_jax.errors import UserError
 from nanodet_jax.structures import Batch, RawBatch
 
-PREFETCHED_BATCHES = 1  # beyond those that are being made
-PREFETCHED_IMAGES = 16  # of evaluation
-
-
-def steps_per_epoch(source: Sized, batch_size: int) -> int:
-    """Whole batches in the data; the rest of a shuffled epoch is left out, as in the original.
-
-    Raises:
-      UserError: if there is not even one.
-    """
-    steps = len(source) // batch_size
-    if steps == 0:
-        raise UserError(
-            f"config.data.batch_size={batch_size}: there are only {len(source)} training images"
-        )
-    return steps
+PREFETCHED_BATCHES = 1  # in addition to one per worker
+PREFETCHED_IMAGES = 16  # in evaluation
 
 
 def count_slots(source: Source, limit: int) -> tuple[int, list[tuple[str, int]]]:
-    """Ground-truth slots that hold every image, or `limit` if set and what then exceeds it.
+    """Return the number of ground-truth slots per image, and the images that have more boxes.
+
+    Args:
+      source: training images.
+      limit: number of slots; 0 for the largest number of boxes of an image, at least 1.
 
     Returns:
-      The number of slots, at least 1, and (image name, boxes left out) of images over the limit.
+      The number of slots, and (image name, number of dropped boxes) of each image over the limit.
     """
     counts = [source.num_boxes(index) for index in range(len(source))]
     if not limit:
@@ -48,27 +39,27 @@ def count_slots(source: Source, limit: int) -> tuple[int, list[tuple[str, int]]]
     return limit, over
 
 
-def _reading(config: Config, ahead: int) -> grain.ReadOptions:
+def _read_options(config: Config, ahead: int) -> grain.ReadOptions:
     return grain.ReadOptions(num_threads=config.data.workers, prefetch_buffer_size=ahead)
 
 
-def _epochs(images: Any, config: Config) -> grain.MapDataset:
-    """Positions or images of one epoch, shuffled; `repeat` shuffles the next ones otherwise."""
+def _shuffled(images: "Sequence[int] | _Indexed", config: Config) -> grain.MapDataset:
+    """Return one epoch in random order; `repeat` gives every further epoch another order."""
     return grain.MapDataset.source(images).seed(config.training.seed).shuffle()
 
 
 def images_of_step(source: Source, config: Config, step: int) -> list[str]:
-    """Names of the images of training step `step`, counted from 1."""
+    """Return the names of the images of training step `step`, counted from 1."""
     size = config.data.batch_size
-    used = steps_per_epoch(source, size) * size
-    order = _epochs(range(len(source)), config)[:used].repeat()
+    used = steps_per_epoch(len(source), size) * size
+    order = _shuffled(range(len(source)), config)[:used].repeat()
     return [source[order[place]].name for place in range((step - 1) * size, step * size)]
 
 
-class _Numbered:
-    """Records with their positions; what the reading threads call."""
+class _Indexed:
+    """Records with their indices, as the worker threads read them."""
 
-    def __init__(self, images: Source | TrainingImages):
+    def __init__(self, images: Source | TrainingImages) -> None:
         self.images = images
 
     def __len__(self) -> int:
@@ -85,69 +76,71 @@ def training_batches(
     start_step: int = 0,
     process: tuple[int, int] = (0, 1),
 ) -> Iterator[Batch] | Iterator[RawBatch]:
-    """Endless batches; the one of a step depends on seed and step alone, not on the workers.
+    """Yield training batches endlessly.
 
-    The parts of all processes, put together in their order, are the batch of a single one.
+    The batch of a step depends on the seed and the step alone, not on the number of workers. The
+    parts of all processes, concatenated in process order, are the batch of a single process.
 
     Args:
-      source: training images; as `TrainingImages` to share what they keep, and for cache=device.
+      source: training images; pass `TrainingImages` to share their cache, and for cache=device.
       config: batch size, seed, workers, input size and augmentation.
-      slots: G.
-      start_step: steps already done: the position in the data follows from it.
-      process: index and number of the processes that share a batch between them.
+      slots: number of ground-truth slots per image.
+      start_step: number of completed steps, which determines the position in the data.
+      process: (process index, process count).
 
     Yields:
-      Batches of the process's share of `config.data.batch_size` images, numpy: `RawBatch` if they
-      are to be augmented on the device.
+      The process's part of `config.data.batch_size` images, numpy arrays: a `RawBatch` with
+      config.data.augment=device, else a `Batch`.
 
     Raises:
-      UserError: if there is no whole batch, or config.augment makes pixels that are too large.
+      UserError: if the images do not fill one batch, or config.augment makes pixels too large.
     """
     transforms.check_pixels(config.data.mean, config.data.std, config.augment)
-    index, count = process
-    size = config.data.batch_size // count
-    used = steps_per_epoch(source, config.data.batch_size) * config.data.batch_size
+    process_index, process_count = process
+    size = config.data.batch_size // process_count
+    used = steps_per_epoch(len(source), config.data.batch_size) * config.data.batch_size
     images = source if isinstance(source, TrainingImages) else TrainingImages(source, config)
-    augmented = ForDevice if config.data.augment == "device" else OnHost
-    examples = augmented(config, slots, images)
-    # Sliced twice to no effect: the seed that grain gives to `draw` follows from its place in this
-    # chain, and the numbers that a seed of the config stands for are to stay what they were.
+    examples_class = DeviceExamples if config.data.augment == "device" else HostExamples
+    examples = examples_class(config, slots, images)
+    part = slice(process_index, None, process_count)
+    # The second slice [:] has no effect but stays: grain derives the seed of `draw` from its
+    # position in this chain, and a config's seed must keep giving the same random numbers.
     dataset = (
-        _epochs(_Numbered(images), config)[:used][:]
+        _shuffled(_Indexed(images), config)[:used][:]
         .repeat()
         .random_map(examples.draw)
-        .batch(size, drop_remainder=True, batch_fn=examples.batch)[index::count][start_step:]
+        .batch(size, drop_remainder=True, batch_fn=examples.batch)[part][start_step:]
     )
-    # A thread makes a whole batch: with fewer asked for at once, some threads would have none.
+    # A thread makes a whole batch: with a smaller buffer, some threads would be idle.
     ahead = config.data.workers + PREFETCHED_BATCHES
-    return iter(dataset.to_iter_dataset(_reading(config, ahead)))
+    return iter(dataset.to_iter_dataset(_read_options(config, ahead)))
 
 
 class Prepared(NamedTuple):
-    """An image ready for the network, and the way back to its own pixels."""
+    """Image ready for the network, and the transform back to its original pixels."""
 
     image: np.ndarray  # [H, W, 3] float32, padded
     inverse_warp: np.ndarray  # [3, 3] float64: input to image pixels
-    size: np.ndarray  # [2] int32: height and width of the image
+    size: np.ndarray  # [2] int32: height and width of the original image
 
 
 class EvaluationBatch(NamedTuple):
-    """B images of one shape; rows after `indices` are empty."""
+    """Batch of B images of one shape; rows from `len(indices)` on are zeros."""
 
     images: np.ndarray  # [B, H, W, 3] float32
     inverse_warps: np.ndarray  # [B, 3, 3] float32
     sizes: np.ndarray  # [B, 2] float32
-    indices: list[int]  # positions of the images in the source
+    indices: list[int]  # of the images in the source
 
 
 def prepare_for_inference(pixels: np.ndarray, config: Config) -> Prepared:
-    """An image uint8 BGR as the network sees it without augmentation.
+    """Resize and normalize an image, uint8 BGR, for inference.
 
-    With keep_ratio it is padded to the next multiple of 32 of its own size, so that what is
-    found in it does not depend on other images.
+    With keep_ratio it is padded to the next multiple of 32 of its own size, so that its detections
+    do not depend on other images.
 
     Raises:
-      UserError: if config.data.mean and std do not normalise.
+      UserError: if config.data.mean and std make pixels too large.
     """
     transforms.check_pixels(config.data.mean, config.data.std)
     matrix, size = transforms.warp_matrix(
@@ -164,35 +157,35 @@ def prepare_for_inference(pixels: np.ndarray, config: Config) -> Prepared:
 def evaluation_batches(
     source: Source, config: Config, process: tuple[int, int] = (0, 1)
 ) -> Iterator[EvaluationBatch]:
-    """Every image once, in batches of one shape each; those that cannot be read are left out.
+    """Yield every readable image once, in batches of one shape each.
 
     Args:
       source: images.
       config: batch size, input size and resizing.
-      process: index and number of the processes that share the images between them, and the size
-        of a batch too.
+      process: (process index, process count); each process gets a part of the images, in batches
+        of config.data.batch_size divided by the process count.
 
     Raises:
-      UserError: if that is more than config.data.max_unreadable of them.
+      UserError: if more than config.data.max_unreadable of the images cannot be read.
     """
-    share, count = process
-    size = max(1, config.data.batch_size // count)
-    unreadable = Unreadable(len(source), config.data.max_unreadable)
+    process_index, process_count = process
+    size = max(1, config.data.batch_size // process_count)
+    unreadable = UnreadableImages(len(source), config.data.max_unreadable)
 
-    def prepare(numbered: tuple[int, Record]) -> tuple[int, Prepared | UserError]:
-        index, record = numbered
+    def prepare(indexed: tuple[int, Record]) -> tuple[int, Prepared | UserError]:
+        index, record = indexed
         try:
             pixels = decode(record, config.data.max_megapixels)
         except UserError as error:
-            return index, error.with_traceback(None)  # which holds on to pixels
+            return index, error.with_traceback(None)  # a traceback references pixels
         return index, prepare_for_inference(pixels, config)
 
-    images = grain.MapDataset.source(_Numbered(source))[share::count].map(prepare)
-    prepared = images.to_iter_dataset(_reading(config, PREFETCHED_IMAGES))
+    images = grain.MapDataset.source(_Indexed(source))[process_index::process_count].map(prepare)
+    prepared = images.to_iter_dataset(_read_options(config, PREFETCHED_IMAGES))
     waiting: dict[tuple[int, ...], list[tuple[int, Prepared]]] = {}
     for index, item in prepared:
         if isinstance(item, UserError):
-            unreadable.add(index, item, "nothing is detected in it")
+            unreadable.add(index, item, "it has no detections")
             continue
         group = waiting.setdefault(item.image.shape, [])
         group.append((index, item))
@@ -203,7 +196,7 @@ def evaluation_batches(
 
 
 def stack(group: list[tuple[int, Prepared]], batch_size: int) -> EvaluationBatch:
-    """Images of one shape as a batch, filled up with empty ones."""
+    """Stack images of one shape to a batch, padded with zeros to `batch_size` images."""
     empty = batch_size - len(group)
     first = group[0][1].image
     return EvaluationBatch(

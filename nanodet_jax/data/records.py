@@ -1,4 +1,4 @@
-"""What a data source yields: one `Record` per image, decoded only when its pixels are asked for."""
+"""Records of a data source: one per image, decoded only when its pixels are requested."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -8,15 +8,15 @@ from typing import Any, NamedTuple, Protocol, TypeGuard
 import cv2
 import numpy as np
 
-from nanodet_jax.data.faults import Fault, Kind
+from nanodet_jax.data.faults import Fault, FaultKind
 from nanodet_jax.data.image_files import imdecode, is_truncated, read_bytes, stored_size
 from nanodet_jax.terminal import printable
 
-MAX_MEGAPIXELS = 50.0  # unless config.data.max_megapixels says otherwise
+MAX_MEGAPIXELS = 50.0  # where there is no config.data.max_megapixels
 
 
 class Category(NamedTuple):
-    """A class; its label is its place in `Source.categories`, its id is what the data calls it."""
+    """Class of objects, with its id in the dataset; its label is its index in `categories`."""
 
     id: int
     name: str
@@ -24,11 +24,11 @@ class Category(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """An image and its boxes, as annotated.
+    """Image and its n boxes, as annotated.
 
-    Letters: n boxes. `image` is a file, encoded bytes, or uint8 BGR pixels [height, width, 3].
-    `name` is the file name as a user would recognise it; `image_id` is what evaluation matches by.
-    `width` and `height` are pixels, 0 where the data does not say.
+    `image` is a file, encoded bytes, or uint8 BGR pixels [height, width, 3]. `name` is the file
+    name as the user knows it. `image_id` identifies the image in the evaluation. `width` and
+    `height` are in pixels, 0 where the annotation has none.
     """
 
     image_id: int
@@ -37,13 +37,13 @@ class Record:
     width: int
     height: int
     boxes: np.ndarray  # [n, 4] float32 xyxy, pixels of the original image
-    labels: np.ndarray  # [n] int32, 0 .. C-1; without meaning where `ignore`
-    ignore: np.ndarray  # [n] bool: a crowd, neither object nor background
-    areas: np.ndarray  # [n] float32, square pixels: of the object's outline if known, else its box
+    labels: np.ndarray  # [n] int32, 0 .. C-1; meaningless where `ignore`
+    ignore: np.ndarray  # [n] bool: an ignore region, neither object nor background
+    areas: np.ndarray  # [n] float32, square pixels: of the object's outline if known, or the box
 
 
 class Source(Protocol):
-    """Annotated images in a fixed order; reading one is cheap and touches no pixel if possible."""
+    """Annotated images in a fixed order; reading a record is cheap and decodes no pixels."""
 
     categories: tuple[Category, ...]
 
@@ -52,20 +52,23 @@ class Source(Protocol):
     def __getitem__(self, index: int) -> Record: ...
 
     def num_boxes(self, index: int) -> int:
-        """How many boxes `self[index]` has, crowds included; at most, where counting is dear."""
+        """Return the number of boxes of `self[index]`, ignore regions included.
+
+        An upper bound where counting would be expensive.
+        """
         ...
 
     def image_size(self, index: int) -> tuple[int, int]:
-        """Height and width of image `index`; 0 where only reading it would tell."""
+        """Return the (height, width) of image `index`; 0 where it is unknown without reading it."""
         ...
 
     def ground_truth(self) -> dict[str, Any]:
-        """Images, annotations and categories as a COCO file has them: evaluation's judge."""
+        """Return images, annotations and categories in COCO format, to evaluate against."""
         ...
 
 
 def is_name(value: Any) -> TypeGuard[str]:
-    """Whether a value is a text of 1 to 200 characters, all of which can be printed."""
+    """Return whether a value is a text of 1 to 200 printable characters."""
     return isinstance(value, str) and value != "" and printable(value) == value
 
 
@@ -79,14 +82,14 @@ def make_record(
     ignore: Sequence[bool] | np.ndarray,
     areas: Sequence[float] | np.ndarray,
 ) -> Record:
-    """A `Record` from lists or arrays; `size` is (height, width), `boxes` n rows of xyxy."""
+    """Return a `Record` from lists or arrays; `size` is (height, width), `boxes` n rows of xyxy."""
     return Record(
         image_id=image_id,
         name=name,
         image=image,
         width=size[1],
         height=size[0],
-        boxes=np.asarray(boxes, np.float32).reshape(-1, 4),  # [0, 4] where there is none
+        boxes=np.asarray(boxes, np.float32).reshape(-1, 4),  # [0, 4] without boxes
         labels=np.asarray(labels, np.int32),
         ignore=np.asarray(ignore, bool),
         areas=np.asarray(areas, np.float32),
@@ -94,31 +97,29 @@ def make_record(
 
 
 def decode(record: Record, max_megapixels: float = MAX_MEGAPIXELS) -> np.ndarray:
-    """Pixels of a record, uint8 BGR [height, width, 3], turned upright as EXIF says.
+    """Return the pixels of a record, uint8 BGR [height, width, 3], in EXIF orientation.
 
-    How many there are is read from the file's header, and memory taken for no more than
-    `max_megapixels`.
+    The size is read from the file header first, and memory allocated for at most `max_megapixels`.
 
     Raises:
-      Fault: naming the file, if it is missing, truncated, no image or too large, or if its size is
-        not the annotated one: boxes would then lie beside their objects.
+      Fault: naming the file, if it is missing, truncated, not an image or too large, or if its size
+        differs from the annotated one, which would misplace its boxes.
     """
     if isinstance(record.image, np.ndarray):
         return record.image
     where, data = _read(record, max_megapixels * 1e6)
     if is_truncated(data):
-        raise _unreadable(where, "image is truncated (its end is missing); copy it again")
+        raise _unreadable(where, "image is truncated; copy it again")
     size = stored_size(data)
     if size is not None and size[0] * size[1] > max_megapixels * 1e6:
         raise _unreadable(
             where,
-            f"is {size[1]}x{size[0]}, {size[0] * size[1] / 1e6:.1f} megapixels; reduce it, or "
-            f"allow more than --config.data.max_megapixels={max_megapixels:g} (predict: "
-            "--max-megapixels)",
+            f"is {size[1]}x{size[0]}, {size[0] * size[1] / 1e6:.1f} megapixels; resize it, or "
+            f"raise --config.data.max_megapixels={max_megapixels:g} (predict: --max-megapixels)",
         )
     pixels = imdecode(data, cv2.IMREAD_COLOR) if size is not None else None
     if pixels is None:
-        raise _unreadable(where, "no image that OpenCV can read; replace it or remove it")
+        raise _unreadable(where, "not an image that OpenCV can read; replace or remove it")
     height, width = pixels.shape[:2]
     if (record.width and record.width != width) or (record.height and record.height != height):
         reason = "correct the annotation"
@@ -126,20 +127,20 @@ def decode(record: Record, max_megapixels: float = MAX_MEGAPIXELS) -> np.ndarray
         if unturned is not None and unturned.shape[:2] == (record.height, record.width):
             reason = (
                 "its EXIF orientation swaps the sides; save the image upright without EXIF, "
-                "or annotate it as it is shown"
+                "or annotate it as displayed"
             )
         annotated = f"{record.width}x{record.height}"
         found = f"is {width}x{height} but annotated as {annotated}: {reason}"
-        raise Fault(Kind.SIZE, f"{where}: {found}")
+        raise Fault(FaultKind.SIZE, f"{where}: {found}")
     return pixels
 
 
 def coco_ground_truth(
     records: Iterable[Record], categories: tuple[Category, ...]
 ) -> dict[str, list[dict[str, Any]]]:
-    """Records as a COCO file has them: boxes xywh, annotations numbered from 1.
+    """Return records in COCO format: boxes xywh, annotations numbered from 1.
 
-    Numbering starts at 1 because pycocotools takes annotation 0 for "matched nothing".
+    Numbering starts at 1 because pycocotools uses annotation id 0 for "not matched".
     """
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
@@ -165,6 +166,7 @@ def coco_ground_truth(
 
 
 def _read(record: Record, max_pixels: float) -> tuple[str, bytes]:
+    """Return the image's description for messages, and its encoded bytes."""
     if isinstance(record.image, bytes):
         return f"{record.name} (image {record.image_id})", record.image
     assert isinstance(record.image, Path)
@@ -180,4 +182,4 @@ def _read(record: Record, max_pixels: float) -> tuple[str, bytes]:
 
 
 def _unreadable(where: str, reason: str) -> Fault:
-    return Fault(Kind.UNREADABLE, f"{where}: {reason}")
+    return Fault(FaultKind.UNREADABLE, f"{where}: {reason}")

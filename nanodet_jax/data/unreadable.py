@@ -1,42 +1,49 @@
-"""Images that turn out to be unreadable in the middle of a run: told once, counted, bounded."""
+"""Images that cannot be read during a run: each is reported once, and their number is limited."""
 
 import threading
 
 from nanodet_jax.errors import UserError
-from nanodet_jax.terminal import say
+from nanodet_jax.terminal import join_first, say
 
-LISTED = 3  # in the message of a run that stops
+EXAMPLES = 3  # in the error
 
 
-class Unreadable:
-    """The unreadable images among `total`; may be told of them by several threads.
+class UnreadableImages:
+    """Unreadable images of a split; thread-safe.
 
-    What it remembers decides what is printed and when to stop, never what takes an image's place:
-    that is left to functions of the index alone, so that a resumed run meets the same batches.
+    Its state decides what is printed and when to stop, never which image replaces an unreadable
+    one. That depends on the index alone, so that a resumed run sees the same batches.
+
+    Args:
+      total: number of images of the split.
+      max_fraction: fraction of them that may be unreadable.
     """
 
-    def __init__(self, total: int, share: float) -> None:
-        self._total, self._share = total, share
-        self._reasons: dict[int, str] = {}  # not the errors, whose tracebacks hold on to pixels
+    def __init__(self, total: int, max_fraction: float) -> None:
+        self._total, self._max_fraction = total, max_fraction
+        self._reasons: dict[int, str] = {}  # not the errors, whose tracebacks reference pixels
         self._lock = threading.Lock()
 
-    def add(self, index: int, error: UserError, instead: str) -> None:
-        """Note that image `index` cannot be read, and say what happens instead.
+    def add(self, index: int, error: UserError, consequence: str) -> None:
+        """Record that image `index` cannot be read; print the error and its consequence once.
 
         Raises:
-          UserError: once there are more of them than the share allows, with the first few.
+          UserError: once there are more than `max_fraction` allows, with the first few.
         """
         with self._lock:
             known = index in self._reasons
             self._reasons.setdefault(index, str(error))
             count = len(self._reasons)
-        allowed = int(self._share * self._total)
+        allowed = int(self._max_fraction * self._total)
         if count > allowed or count == self._total:
-            first = "; ".join([*self._reasons.values()][:LISTED])
+            reasons = join_first([*self._reasons.values()], EXAMPLES, "; ")
             raise UserError(
-                f"{count} of {self._total} images are unreadable: {first}. "
-                f"config.data.max_unreadable={self._share:g} allows {allowed}; `nanodet-jax "
+                f"{count} of {self._total} images are unreadable: {reasons}. "
+                f"config.data.max_unreadable={self._max_fraction:g} allows {allowed}; `nanodet-jax "
                 "doctor` lists them all"
             )
         if not known:
-            say(f"note: {error}; {instead} ({count} such, at most {allowed} of {self._total})")
+            say(
+                f"note: {error}; {consequence} ({count} unreadable images, at most {allowed} of "
+                f"{self._total})"
+            )

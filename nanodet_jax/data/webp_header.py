@@ -1,18 +1,20 @@
 """Size and orientation of a WebP file, read from its header.
 
-Pillow allocates two canvases before it tells the size of a WebP: a file of 100 bytes could take
-gigabytes.
+Format: https://developers.google.com/speed/webp/docs/riff_container
+
+Pillow allocates two canvases before it returns the size of a WebP, so that a file of 100 bytes
+could take gigabytes.
 """
 
 from typing import BinaryIO, NamedTuple
 
 HAS_EXIF = 0x08  # flag in VP8X
 JPEG_PREFIX = b"Exif\0\0"
-MOST_CHUNKS = 1 << 16  # that are skipped in search of EXIF: an animation has one or two per frame
+MAX_CHUNKS = 1 << 16  # skipped in search of EXIF; an animation has one or two per frame
 
 
 class Header(NamedTuple):
-    """Sides in pixels, and the EXIF data, empty if there is none."""
+    """Size in pixels, and the EXIF data, empty if there is none."""
 
     width: int
     height: int
@@ -20,22 +22,22 @@ class Header(NamedTuple):
 
 
 def is_webp(start: bytes) -> bool:
-    """Whether a file with these first 16 bytes claims to be a WebP."""
+    """Return whether a file with these first 16 bytes claims to be a WebP."""
     return start.startswith(b"RIFF") and start[8:12] == b"WEBP"
 
 
-def read_header(stream: BinaryIO, most_exif: int) -> Header:
-    """The header of a WebP file that `stream` stands at the start of.
+def read_header(stream: BinaryIO, max_exif: int) -> Header:
+    """Read the header of a WebP file.
 
     Args:
-      stream: can be moved.
-      most_exif: bytes that the EXIF data may take.
+      stream: seekable, at the start of the file.
+      max_exif: largest accepted size of the EXIF data, in bytes.
 
     Raises:
-      ValueError: if it is no WebP, or has more chunks or EXIF data than allowed.
+      ValueError: if the file is not a WebP, or has more chunks or EXIF data than allowed.
     """
     if not is_webp(stream.read(12)):
-        raise ValueError("no WebP file")
+        raise ValueError("not a WebP file")
     name, size = _next_chunk(stream)
     data = stream.read(10)
     if len(data) < min(size, 10) or size < 5:
@@ -44,7 +46,7 @@ def read_header(stream: BinaryIO, most_exif: int) -> Header:
         case b"VP8X":
             width, height = (1 + int.from_bytes(data[i : i + 3], "little") for i in (4, 7))
             stream.seek(12 + 8 + size + size % 2)
-            return Header(width, height, _exif(stream, most_exif) if data[0] & HAS_EXIF else b"")
+            return Header(width, height, _exif(stream, max_exif) if data[0] & HAS_EXIF else b"")
         case b"VP8 " if data[3:6] == b"\x9d\x01\x2a":
             width, height = (int.from_bytes(data[i : i + 2], "little") & 0x3FFF for i in (6, 8))
             return Header(width, height, b"")
@@ -54,22 +56,22 @@ def read_header(stream: BinaryIO, most_exif: int) -> Header:
     raise ValueError("a WebP file of an unknown kind")
 
 
-def _exif(stream: BinaryIO, most: int) -> bytes:
-    for _ in range(MOST_CHUNKS):
+def _exif(stream: BinaryIO, limit: int) -> bytes:
+    for _ in range(MAX_CHUNKS):
         name, size = _next_chunk(stream)
         if not name:
             return b""
         if name == b"EXIF":
-            if size > most:
+            if size > limit:
                 raise ValueError("too much EXIF data")
             data = stream.read(size)
-            # OpenCV ignores EXIF data with the prefix that they have in a JPEG.
+            # OpenCV ignores EXIF data that start with the prefix used in JPEG files.
             return b"" if data.startswith(JPEG_PREFIX) else data
         stream.seek(size + size % 2, 1)
     raise ValueError("too many chunks")
 
 
 def _next_chunk(stream: BinaryIO) -> tuple[bytes, int]:
-    """Name and length; no name at the end of the file."""
+    """Return name and length of the next chunk; an empty name at the end of the file."""
     head = stream.read(8)
     return (head[:4], int.from_bytes(head[4:], "little")) if len(head) == 8 else (b"", 0)

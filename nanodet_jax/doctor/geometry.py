@@ -1,4 +1,4 @@
-"""Boxes as the network meets them: their size at its input, and the priors that learn them."""
+"""Objects at the input of the network: their size, and the number of priors that learn each."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -16,45 +16,45 @@ from nanodet_jax.models.nanodet import priors_of
 from nanodet_jax.runtime import backend
 from nanodet_jax.structures import GroundTruth, Predictions
 
-SAMPLE = 1000  # images whose boxes are assigned; COCO's 118,000 would take minutes
-AT_ONCE = 4  # of them: an array of slots and priors each
+MAX_SAMPLE = 1000  # images whose boxes are assigned; the 118,000 of COCO would take minutes
+CHUNK = 4  # images assigned together; each needs an array of slots times priors
 
 
 class Objects(NamedTuple):
-    """Boxes of n objects, ignore regions left out, at the network's input without augmentation."""
+    """Objects at the network's input, without augmentation and ignore regions."""
 
     labels: np.ndarray  # [n] int32
     sides: np.ndarray  # [n, 2] float32: width and height in pixels of the input
 
     @property
     def shorter(self) -> np.ndarray:
-        """Shorter side [n]."""
+        """Shorter side in pixels: [n] float32."""
         return self.sides.min(axis=1)
 
     @property
     def size(self) -> np.ndarray:
-        """Side [n] of the square of the same area."""
+        """Side of the square of the same area in pixels: [n] float32."""
         return np.sqrt(self.sides.prod(axis=1))
 
 
-def sample(records: Sequence[Record], most: int = SAMPLE) -> list[Record]:
-    """At most so many of the records, evenly spaced."""
-    places = np.linspace(0, len(records) - 1, min(most, len(records))).astype(int)
-    return [records[place] for place in places]
+def sample(records: Sequence[Record], limit: int = MAX_SAMPLE) -> list[Record]:
+    """Return at most `limit` of the records, evenly spaced."""
+    indices = np.linspace(0, len(records) - 1, min(limit, len(records))).astype(int)
+    return [records[index] for index in indices]
 
 
-def objects(records: Sequence[Record], config: Config) -> Objects:
-    """Objects of records whose sizes are known."""
+def objects_at_input(records: Sequence[Record], config: Config) -> Objects:
+    """Return the objects of records whose image sizes are known."""
     labels, sides = [np.zeros(0, np.int32)], [np.zeros((0, 2), np.float32)]
     for record in records:
-        boxes = at_input(record, config)[~record.ignore]
+        boxes = boxes_at_input(record, config)[~record.ignore]
         labels.append(record.labels[~record.ignore])
         sides.append(boxes[:, 2:] - boxes[:, :2])
     return Objects(np.concatenate(labels), np.concatenate(sides))
 
 
-def at_input(record: Record, config: Config) -> np.ndarray:
-    """Boxes [n, 4] float32 of a record in pixels of the input."""
+def boxes_at_input(record: Record, config: Config) -> np.ndarray:
+    """Return the boxes of a record in pixels of the input: [n, 4] float32 xyxy."""
     matrix, filled = transforms.warp_matrix(
         transforms.Warp(), (record.height, record.width), config.input_size, config.data.keep_ratio
     )
@@ -62,20 +62,20 @@ def at_input(record: Record, config: Config) -> np.ndarray:
 
 
 def priors_per_object(records: Sequence[Record], config: Config, num_classes: int) -> np.ndarray:
-    """How many priors learn each of the objects of `objects(records, config)`: [n] int.
+    """Return the number of priors assigned to each object of `objects_at_input`: [n] int.
 
-    As the config's assigner has it. Where predictions take part in that, they are those of a
-    network that knows nothing yet: all classes alike, and all distances.
+    An assigner that uses predictions gets uniform ones: all classes and all distances have the same
+    logit.
     """
     slots = max([1, *(len(record.boxes) for record in records)])
-    each = [
-        transforms.fill_slots(at_input(record, config), record.labels, record.ignore, slots)
+    ground_truths = [
+        transforms.fill_slots(boxes_at_input(record, config), record.labels, record.ignore, slots)
         for record in records
     ]
-    if not each:
+    if not ground_truths:
         return np.zeros(0, int)
     priors = priors_of(config.model, config.input_size)
-    blank = Predictions(
+    uniform = Predictions(
         jnp.zeros((len(priors.centers), num_classes)),
         jnp.zeros((len(priors.centers), 4, config.model.reg_max + 1)),
     )
@@ -84,9 +84,9 @@ def priors_per_object(records: Sequence[Record], config: Config, num_classes: in
     )
 
     def count(ground_truth: GroundTruth) -> jax.Array:
-        learned = assign((blank,), ground_truth).gt_index
-        return jnp.sum(learned[None] == jnp.arange(slots)[:, None], axis=1)
+        assigned = assign((uniform,), ground_truth).gt_index
+        return jnp.sum(assigned[None] == jnp.arange(slots)[:, None], axis=1)
 
-    stacked = GroundTruth(*(np.stack(part) for part in zip(*each)))
-    counted = backend.jit(partial(jax.lax.map, count, batch_size=AT_ONCE))(stacked)
+    stacked = GroundTruth(*(np.stack(part) for part in zip(*ground_truths)))
+    counted = backend.jit(partial(jax.lax.map, count, batch_size=CHUNK))(stacked)
     return np.asarray(counted)[stacked.valid]

@@ -1,4 +1,4 @@
-"""What `nanodet-jax doctor` prints, and the few lines of it that a run begins with."""
+"""Report of `nanodet-jax doctor`, and the warnings that are printed before training."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -7,33 +7,36 @@ import numpy as np
 
 from nanodet_jax.config import Config
 from nanodet_jax.data.records import Record, Source
+from nanodet_jax.data.run_length import run_length
 from nanodet_jax.doctor import findings
-from nanodet_jax.doctor.findings import Finding, Harm
-from nanodet_jax.doctor.geometry import Objects, objects, priors_per_object, sample
+from nanodet_jax.doctor.findings import Finding, Severity
+from nanodet_jax.doctor.geometry import Objects, objects_at_input, priors_per_object, sample
 from nanodet_jax.doctor.scan import Scan, scan
+from nanodet_jax.terminal import join_first
 
-EXAMPLES = 5  # of each finding
-BRIEF_SAMPLE = 2000  # images that a run measures before it begins
-BRIEF_FORMATS = ("coco", "voc")  # whose annotations are in memory
+MAX_EXAMPLES = 5  # per finding
+BRIEF_SAMPLE = 2000  # images whose boxes are measured before training
+BRIEF_FORMATS = ("coco", "voc")  # formats whose annotations are in memory
 
 
 class Report(NamedTuple):
-    """Findings, the most harmful first, and tables in words."""
+    """Findings, the most severe first, and a summary of the data with a table of classes."""
 
     findings: list[Finding]
     summary: str
 
     @property
     def serious(self) -> bool:
-        """Whether training would stop, or learn something else than was meant."""
-        return any(finding.harm is Harm.SERIOUS for finding in self.findings)
+        """Whether training would stop or learn the wrong thing."""
+        return any(finding.severity is Severity.SERIOUS for finding in self.findings)
 
 
 def examine(config: Config, *, progress: bool = True) -> Report:
-    """Read all data of a config, and report. Nothing is written."""
+    """Read all data of a config and report problems. Nothing is written."""
     train, val = (scan(config, split, progress=progress) for split in ("train", "val"))
-    told = set(map(str, train.faults))  # the classes of VOC are those of train, for val as well
-    val_faults = [fault for fault in val.faults if str(fault) not in told]
+    # VOC reads the training split for the class names of both splits, and reports its faults twice.
+    reported = set(map(str, train.faults))
+    val_faults = [fault for fault in val.faults if str(fault) not in reported]
     found = [
         *findings.of_faults(train.faults, "train", train.images, config),
         *findings.of_faults(val_faults, "val", val.images, config),
@@ -43,12 +46,12 @@ def examine(config: Config, *, progress: bool = True) -> Report:
         found += findings.of_empty(split, _without_boxes(one.records), len(one.records))
     names = [category.name for category in train.categories]
     if val.categories and names and [category.name for category in val.categories] != names:
-        title = "training and validation data have different classes, or in other order"
-        found.append(Finding(Harm.SERIOUS, title, "list the same classes in both"))
+        title = "training and validation data have different classes, or another order of classes"
+        found.append(Finding(Severity.SERIOUS, title, "list the same classes in both"))
     elif names and val.categories:
         found += findings.of_classes(names, *(_per_class(s.records, names) for s in (train, val)))
     sampled = sample(train.records)
-    measured = objects(sampled, config)
+    measured = objects_at_input(sampled, config)
     counts = priors_per_object(sampled, config, len(names))
     found += findings.of_sizes(names, measured, config)
     found += findings.of_priors(names, measured.labels, counts)
@@ -57,36 +60,35 @@ def examine(config: Config, *, progress: bool = True) -> Report:
         "",
         *_class_table(names, train, val, config, measured, counts),
     ]
-    return Report(findings.ranked(found), "\n".join(lines))
+    return Report(findings.by_severity(found), "\n".join(lines))
 
 
 def format_report(report: Report) -> str:
-    """The report as text: findings by harm with their ways out, then the tables."""
+    """Return the report as text: findings by severity with a suggested fix, then the summary."""
     headings = {
-        Harm.SERIOUS: "SERIOUS: training stops, or learns something else",
-        Harm.COSTLY: "COSTLY: lowers AP, or wastes part of the data",
-        Harm.NOTE: "NOTE",
+        Severity.SERIOUS: "SERIOUS: training stops, or learns the wrong thing",
+        Severity.COSTLY: "COSTLY: lowers AP, or wastes a part of the data",
+        Severity.NOTE: "NOTE",
     }
     lines = []
-    for harm, heading in headings.items():
-        alike = [finding for finding in report.findings if finding.harm is harm]
-        if alike:
+    for severity, heading in headings.items():
+        found = [finding for finding in report.findings if finding.severity is severity]
+        if found:
             lines += [heading, ""]
-        for finding in alike:
+        for finding in found:
+            examples = join_first(list(map(_printable, finding.examples)), MAX_EXAMPLES, "\n")
             lines.append(f"  * {finding.title}")
-            lines += [f"      {_printable(example)}" for example in finding.examples[:EXAMPLES]]
-            if finding.examples[EXAMPLES:]:
-                lines.append(f"      and {len(finding.examples) - EXAMPLES} more")
-            lines += [f"    -> {finding.way_out}", ""]
+            lines += [f"      {example}" for example in examples.splitlines()]
+            lines += [f"    -> {finding.fix}", ""]
     if not report.findings:
-        lines += ["nothing to complain of", ""]
+        lines += ["no problems found", ""]
     return "\n".join([*lines, report.summary])
 
 
 def brief(config: Config, train: Source, val: Source) -> list[str]:
-    """A line for each thing that annotations alone tell to be costly; none for drawn data.
+    """Return a line for each costly or serious finding that needs no image.
 
-    No image is read, so that it takes a second.
+    Reads only annotations in memory, which takes about a second for COCO.
     """
     found = findings.of_schedule(config, len(train))
     if config.data.format in BRIEF_FORMATS:
@@ -97,11 +99,13 @@ def brief(config: Config, train: Source, val: Source) -> list[str]:
             names, _per_class(records, names), _per_class(val_records, names)
         )
         found += findings.of_empty("train", _without_boxes(records), len(records))
-        found += findings.of_sizes(names, objects(sample(known, BRIEF_SAMPLE), config), config)
+        found += findings.of_sizes(
+            names, objects_at_input(sample(known, BRIEF_SAMPLE), config), config
+        )
     return [
-        f"note: {finding.title} -> {finding.way_out}"
-        for finding in findings.ranked(found)
-        if finding.harm > Harm.NOTE
+        f"note: {finding.title} -> {finding.fix}"
+        for finding in findings.by_severity(found)
+        if finding.severity > Severity.NOTE
     ]
 
 
@@ -115,12 +119,13 @@ def _per_class(records: Sequence[Record], names: Sequence[str]) -> np.ndarray:
 
 
 def _headline(config: Config, train: Scan, val: Scan) -> str:
-    steps_each = train.images // config.data.batch_size
-    steps = config.training.steps or config.training.epochs * steps_each
+    steps_each = steps = 0
+    if train.images >= config.data.batch_size:
+        steps_each, steps = run_length(config, train.images)
     return (
         f"{config.name}: {train.images} training and {val.images} validation images, "
         f"{len(train.categories)} classes; {steps_each} steps of {config.data.batch_size} images "
-        f"an epoch, {steps} in the run, {config.training.warmup_steps} of them warm-up; "
+        f"per epoch, {steps} in the run, {config.training.warmup_steps} of them warm-up; "
         f"{_without_boxes(train.records)} training images without boxes"
     )
 
@@ -133,7 +138,7 @@ def _class_table(
     measured: Objects,
     counts: np.ndarray,
 ) -> list[str]:
-    """Boxes by class; sizes and priors are those of the objects measured."""
+    """Return a table of the boxes by class; sizes and priors are those of `measured`."""
     if not names:
         return []
     stride = config.model.strides[0]
@@ -157,11 +162,11 @@ def _class_table(
     return [
         *lines,
         "",
-        f"(sizes in pixels of the input, {config.input_size[0]} x {config.input_size[1]}; "
-        "priors that learn a box, and boxes that have one, without augmentation)",
+        f"(sizes in pixels of the input, {config.input_size[0]} x {config.input_size[1]}; priors: "
+        "mean number per box; learned: boxes with a prior; all without augmentation)",
     ]
 
 
 def _printable(text: str) -> str:
-    """A text from a file, on one line, without what would move the cursor."""
+    """Escape control characters and line breaks of a text that comes from a file."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

@@ -1,7 +1,7 @@
-"""Everything in a split is read: all annotations, and every image in full. Nothing is written."""
+"""Read a split completely, all annotations and every image, and collect its faults."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import NamedTuple
@@ -10,38 +10,38 @@ import numpy as np
 from tqdm import tqdm
 
 from nanodet_jax.config import Config
-from nanodet_jax.data.faults import Fault, Kind
+from nanodet_jax.data.faults import Fault, FaultKind
 from nanodet_jax.data.open_source import open_source
 from nanodet_jax.data.records import Category, Record, Source, decode
 from nanodet_jax.errors import UserError
 
-OVERHANG = 1.0  # pixels by which a box may leave its image: rounding, and counting from 1
+OVERHANG = 1.0  # pixels that a box may leave its image, from rounding and indices from 1
 
 
 class Scan(NamedTuple):
-    """What is in a split, and what is wrong with it."""
+    """Content of a split, and its faults."""
 
-    categories: tuple[Category, ...]  # empty if the split could not be opened
-    records: list[Record]  # of readable images, without pixels, with their true sizes
-    images: int  # all that the readers could make sense of, readable or not
+    categories: tuple[Category, ...]  # empty if the split cannot be opened
+    records: list[Record]  # of the readable images, without pixels, with the decoded size
+    images: int  # number of images with usable annotations, readable or not
     faults: list[Fault]
 
 
 def scan(config: Config, split: str, *, progress: bool = True) -> Scan:
-    """Read the `train` or `val` split of `config.data` to the last pixel.
+    """Read the `train` or `val` split of `config.data`, and decode every image.
 
-    Memory holds `config.data.workers` images at a time.
+    Only `config.data.workers` images are in memory at a time.
     """
-    faults: dict[str, Fault] = {}  # by message: some files are read more than once
+    faults: dict[str, Fault] = {}  # by message, because some files are read twice
 
-    def note(fault: Fault) -> None:
-        # A copy: the traceback of the one that was raised holds on to pixels.
+    def add(fault: Fault) -> None:
+        # A copy, because the traceback of a raised fault references pixels.
         faults[str(fault)] = Fault(fault.kind, str(fault), tolerated=fault.tolerated)
 
     try:
-        source = open_source(config, split, note)
+        source = open_source(config, split, add)
     except UserError as error:
-        note(Fault(Kind.FILE, str(error)))
+        add(Fault(FaultKind.FILE, str(error)))
         return Scan((), [], 0, [*faults.values()])
     records = []
 
@@ -57,7 +57,7 @@ def scan(config: Config, split: str, *, progress: bool = True) -> Scan:
             disable=not progress,
         ):
             for fault in found:
-                note(fault)
+                add(fault)
             if record is not None:
                 records.append(record)
     return Scan(source.categories, records, len(source), [*faults.values()])
@@ -72,7 +72,7 @@ def _examine(
     except Fault as fault:
         return None, [fault]
     except UserError as error:
-        return None, [Fault(Kind.UNREADABLE, str(error))]
+        return None, [Fault(FaultKind.UNREADABLE, str(error))]
     record = replace(record, image=b"", height=height, width=width)
     return record, [*_outside(record), *_duplicates(record)]
 
@@ -82,20 +82,20 @@ def _outside(record: Record) -> Iterator[Fault]:
     out = np.any((record.boxes[:, :2] < low) | (record.boxes[:, 2:] > high), axis=1)
     for box in record.boxes[out]:
         found = f"box {_text(box)} leaves the image of {record.width}x{record.height}"
-        yield Fault(Kind.OUTSIDE, f"{_where(record)}: {found}", tolerated=True)
+        yield Fault(FaultKind.OUTSIDE, f"{_where(record)}: {found}", tolerated=True)
 
 
 def _duplicates(record: Record) -> Iterator[Fault]:
     labelled = zip(map(tuple, record.boxes.tolist()), record.labels.tolist())
     for (box, _), count in Counter(labelled).items():
         if count > 1:
-            found = f"box {_text(box)} of one class occurs {count} times"
-            yield Fault(Kind.DUPLICATES, f"{_where(record)}: {found}", tolerated=True)
+            found = f"box {_text(box)} occurs {count} times with the same class"
+            yield Fault(FaultKind.DUPLICATES, f"{_where(record)}: {found}", tolerated=True)
 
 
 def _where(record: Record) -> str:
     return f"{record.name} (image {record.image_id})"
 
 
-def _text(box) -> str:
+def _text(box: Iterable[float]) -> str:
     return f"[{', '.join(f'{float(x):g}' for x in box)}]"

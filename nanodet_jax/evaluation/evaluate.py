@@ -26,7 +26,7 @@ from nanodet_jax.models.nanodet import build_model
 from nanodet_jax.runtime import distributed
 from nanodet_jax.runtime.process import setup_process
 from nanodet_jax.structures import Detections
-from nanodet_jax.terminal import say
+from nanodet_jax.terminal import join_first, say
 
 NUM_EXAMPLES = 12  # images in pictures/detections.jpg
 STOP_CHECK_EVERY = 8  # images between two exchanges of `should_stop` among the processes
@@ -154,7 +154,7 @@ def check_classes(weights: Weights, source: Source) -> None:
     if len(names) != count:
         raise UserError(
             f"the weights have {count} classes, the dataset has {len(names)} "
-            f"({', '.join(names[:5])}{', ...' if len(names) > 5 else ''}); evaluate on the dataset "
+            f"({join_first(names)}); evaluate on the dataset "
             "they were trained on, or fine-tune them with --config.training.init_weights"
         )
     for label, (expected, found) in enumerate(zip(weights.class_names, names)):

@@ -14,7 +14,7 @@ import numpy as np
 from nanodet_jax import config
 from nanodet_jax.errors import UserError
 from nanodet_jax.models.backbones.shufflenet_v2 import STAGE_CHANNELS
-from nanodet_jax.terminal import printable
+from nanodet_jax.terminal import join_first, printable
 
 Entries = Mapping[str, np.ndarray]
 
@@ -94,8 +94,7 @@ class LoadReport(NamedTuple):
 
     def __str__(self) -> str:
         def names(group: list[str]) -> str:
-            shown = ", ".join(group[:6]) + (", ..." if len(group) > 6 else "")
-            return f"{len(group)}" + (f" ({shown})" if group else "")
+            return f"{len(group)}" + (f" ({join_first(group)})" if group else "")
 
         return (
             f"loaded {len(self.kept)} entries, and the box rows of {names(self.box_rows)}; "
@@ -170,7 +169,7 @@ def convert(entries: Entries, like: Any, where: str = "weights") -> Any:
                 continue  # do not copy it: many entries could share one storage
             leaves[path] = np.array(array, np.float32, order="C")
     problems = [
-        f"{title}: {', '.join(group[:5])}" + (f" and {len(group) - 5} more" if group[5:] else "")
+        f"{title}: {join_first(group)}"
         for title, group in (
             ("missing", missing),
             ("left over", left_over),

@@ -14,8 +14,9 @@ from tqdm import tqdm
 from nanodet_jax.config import Config
 from nanodet_jax.data.cache import TrainingImages
 from nanodet_jax.data.open_source import open_source
-from nanodet_jax.data.pipeline import count_slots, images_of_step, steps_per_epoch, training_batches
+from nanodet_jax.data.pipeline import count_slots, images_of_step, training_batches
 from nanodet_jax.data.records import Source
+from nanodet_jax.data.run_length import RunLength, run_length
 from nanodet_jax.doctor.report import brief
 from nanodet_jax.errors import UserError
 from nanodet_jax.inference.predict import Detect, make_detect
@@ -24,9 +25,9 @@ from nanodet_jax.models.nanodet import build_model, priors_of
 from nanodet_jax.runtime import distributed
 from nanodet_jax.state import TrainState, abstract_variables, create_state
 from nanodet_jax.structures import Array, Batch
+from nanodet_jax.terminal import join_first
 from nanodet_jax.training.agreement import check_agreement
 from nanodet_jax.training.initial_weights import initial_variables, read_initial_weights
-from nanodet_jax.training.length import Length
 from nanodet_jax.training.lock import lock_for_all_processes
 from nanodet_jax.training.metric_logger import MetricLogger, NullLogger
 from nanodet_jax.training.optimizer import learning_rate, make_optimizer, scale_learning_rate
@@ -75,7 +76,7 @@ class Run:
     workdir: Path
     train: Source
     val: Source
-    length: Length
+    length: RunLength
     num_devices: int
     train_step: Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]
     render: Callable[[Any], Batch]
@@ -106,7 +107,7 @@ class _Data:
     images: TrainingImages
     slots: int  # ground-truth slots of an image
     over: list[tuple[str, int]]  # images with more boxes than slots, and how many do not fit
-    length: Length
+    length: RunLength
 
 
 def build(config: Config, workdir: Path) -> Run:
@@ -222,8 +223,7 @@ def build(config: Config, workdir: Path) -> Run:
 def _open_data(config: Config) -> _Data:
     train, val = open_source(config, "train"), open_source(config, "val")
     config = resolve(config, train, val)
-    steps = steps_per_epoch(train, config.data.batch_size)
-    length = Length(steps, config.training.steps or config.training.epochs * steps)
+    length = run_length(config, len(train))
     for line in brief(config, train, val):
         distributed.say(line)
     slots, over = count_slots(train, config.data.max_boxes)
@@ -245,7 +245,7 @@ def resolve(config: Config, train: Source, val: Source) -> Config:
     if config.model.num_classes not in (0, len(names)):
         raise UserError(
             f"config.model.num_classes={config.model.num_classes}: the data has {len(names)} "
-            f"({', '.join(names[:5])}{', ...' if names[5:] else ''}); leave it at 0"
+            f"({join_first(names)}); leave it at 0"
         )
     resolved = copy.deepcopy(config)
     resolved.model.num_classes = len(names)

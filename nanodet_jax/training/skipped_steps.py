@@ -5,6 +5,7 @@ from collections.abc import Callable
 import jax
 
 from nanodet_jax.errors import UserError
+from nanodet_jax.terminal import join_first
 
 NAMED_IMAGES = 8  # images of a batch that a message names
 
@@ -52,10 +53,9 @@ class SkippedSteps:
             if self._consecutive > self._max_consecutive:
                 continue
             names = self._image_names(int(step))
-            more = f" and {len(names) - NAMED_IMAGES} more" if len(names) > NAMED_IMAGES else ""
             say(
                 f"step {step}: loss or gradient is not finite, update skipped; images: "
-                f"{', '.join(names[:NAMED_IMAGES])}{more}"
+                f"{join_first(names, NAMED_IMAGES)}"
             )
         if self._consecutive >= self._max_consecutive:
             raise UserError(

@@ -1,7 +1,9 @@
-"""COCO annotation files: read, checked, and turned into records.
+"""Source for the COCO format: a folder of images and one json file of annotations.
 
-A file is checked once, when it is opened, so that a fault stops a run in its first second and not
-in its third hour; every error names the file and the annotation or image, and the way out.
+Format: https://cocodataset.org/#format-data
+
+The file is checked completely when it is opened, so that a fault stops a run in its first second
+and not in its third hour. Every error names the file, the image or annotation, and the fix.
 """
 
 import json
@@ -12,14 +14,15 @@ from typing import Any, NamedTuple, TypeGuard
 
 import numpy as np
 
-from nanodet_jax.data.faults import Fault, Kind, OnFault, refuse
+from nanodet_jax.data.faults import Fault, FaultKind, OnFault, raise_fault
 from nanodet_jax.data.folder import Folder
 from nanodet_jax.data.json_text import loads_unique
 from nanodet_jax.data.records import Category, Record, is_name, make_record
+from nanodet_jax.data.sources.in_memory import InMemorySource
 from nanodet_jax.errors import UserError
 from nanodet_jax.files import open_regular
 
-LARGEST = 1e18  # below the limit of int64; refuses inf and, as it compares with nothing, nan
+MAX_NUMBER = 1e18  # below the limit of int64; comparisons with it also exclude inf and nan
 
 
 class _Annotation(NamedTuple):
@@ -30,16 +33,16 @@ class _Annotation(NamedTuple):
     area: float
 
 
-class CocoSource:
-    """A folder of images and the json file that annotates them, in the order of image ids.
+class CocoSource(InMemorySource):
+    """Images of a folder and their annotations in one json file, ordered by image id.
 
-    As in the original: labels are the rank of the category id; boxes of no area, or narrower or
-    lower than one pixel, are skipped; `iscrowd` and `ignore` mark regions to be ignored; images
-    without a box are kept.
+    As in the original, labels are the rank of the category id; boxes without area, or narrower or
+    lower than one pixel, are skipped; `iscrowd` and `ignore` mark ignore regions; images without
+    boxes are kept.
 
     Raises:
-      UserError: on a file that is missing or of another layout, by its name.
-      Fault: as `on_fault` raises them, by file and id; without it the first that there is.
+      UserError: naming the file, if it is missing or has another layout.
+      Fault: whatever `on_fault` raises; by default the first fault that is not tolerated.
     """
 
     def __init__(
@@ -48,24 +51,24 @@ class CocoSource:
         annotations: Path,
         *,
         follow_links: bool = False,
-        on_fault: OnFault = refuse,
+        on_fault: OnFault = raise_fault,
     ) -> None:
-        content = read_coco(annotations)
-        self.categories = read_categories(content, annotations)
         self._file = annotations
+        content = read_coco(annotations)
+        categories = read_categories(content, annotations)
         infos = _read_images(content["images"], annotations, on_fault)
         if not images.is_dir():
             raise UserError(f"{images}: folder of images is missing (annotations: {annotations})")
         files = _find_files(Folder(images, follow_links), infos, annotations, on_fault)
-        labels = {category.id: label for label, category in enumerate(self.categories)}
+        labels = {category.id: label for label, category in enumerate(categories)}
         kept: dict[int, list[_Annotation]] = {id: [] for id in files}
         seen: set[int] = set()
         for position, item in enumerate(content["annotations"]):
             try:
                 annotation = _read_annotation(item, position, infos, labels, annotations)
                 if annotation.id in seen:
-                    found = f"annotation id {annotation.id} occurs twice"
-                    raise Fault(Kind.IDS, f"{annotations}: {found}")
+                    found = f"annotation id {annotation.id} occurs twice; make ids unique"
+                    raise Fault(FaultKind.IDS, f"{annotations}: {found}")
                 seen.add(annotation.id)
                 _check_area(item, annotation, annotations)
             except Fault as fault:
@@ -74,37 +77,23 @@ class CocoSource:
             if item["image_id"] in files:
                 kept[item["image_id"]].append(annotation)
         ids = sorted(files)
-        self._records = [_make_record(infos[id], files[id], kept[id]) for id in ids]
-        # Arrays, since an int that survives from the file keeps alive the memory around it.
+        super().__init__(categories, [_make_record(infos[id], files[id], kept[id]) for id in ids])
+        # Arrays, because an int that survives from the file keeps its memory block alive.
         self._annotation_ids = [np.asarray([row.id for row in kept[id]], np.int64) for id in ids]
 
-    def __len__(self) -> int:
-        return len(self._records)
-
-    def __getitem__(self, index: int) -> Record:
-        return self._records[index]
-
-    def num_boxes(self, index: int) -> int:
-        """Boxes of image `index`, crowds included."""
-        return len(self._records[index].boxes)
-
-    def image_size(self, index: int) -> tuple[int, int]:
-        """Height and width as annotated, 0 where they are not."""
-        return self._records[index].height, self._records[index].width
-
     def annotation_ids(self, index: int) -> np.ndarray:
-        """Ids, in the file, of the boxes of `self[index]`: [n] int64."""
+        """Return the ids in the file of the boxes of `self[index]`: [n] int64."""
         return self._annotation_ids[index]
 
     def ground_truth(self) -> dict[str, Any]:
-        """The file, read again: kept in memory, COCO's training set would take 2 GB."""
+        """Read the file again and return it; kept in memory, COCO's train2017 would take 2 GB."""
         return read_ground_truth(self._file)
 
 
 def read_ground_truth(path: Path) -> dict[str, Any]:
-    """Content of a COCO file as it is, but for `area` and `iscrowd` where they are left out.
+    """Read a COCO file, and fill in `area` and `iscrowd` where they are missing.
 
-    Keys that occur twice are not looked for again: the file was checked when it was opened.
+    Repeated keys are not detected here: the file was checked when it was opened.
 
     Raises:
       UserError: as `read_coco`.
@@ -117,11 +106,11 @@ def read_ground_truth(path: Path) -> dict[str, Any]:
 
 
 def read_coco(path: Path, loads: Callable[[str], Any] = loads_unique) -> dict[str, Any]:
-    """Content of a COCO file, its three lists present and lists of objects.
+    """Read a COCO file, and check that its three lists exist and hold objects.
 
     Raises:
-      UserError: if the file is missing, no regular file, broken json (with line and column), has a
-        key twice in an object, or is of another layout.
+      UserError: if the file is missing, not a regular file or invalid json (with line and column),
+        if an object has a key twice, or if the layout is another.
     """
     try:
         content = loads(_read_text(path))
@@ -129,13 +118,13 @@ def read_coco(path: Path, loads: Callable[[str], Any] = loads_unique) -> dict[st
         raise UserError(f"{path}: {error}") from error
     except json.JSONDecodeError as error:
         at = f"line {error.lineno}, column {error.colno}"
-        raise UserError(f"{path}: broken json at {at}: {error.msg}") from error
-    except (ValueError, RecursionError) as error:  # no UTF-8, a number of 5,000 digits, depth
-        raise UserError(f"{path}: no json text: {error}") from error
+        raise UserError(f"{path}: invalid json at {at}: {error.msg}") from error
+    except (ValueError, RecursionError) as error:  # not UTF-8, a number of 5,000 digits, nesting
+        raise UserError(f"{path}: not json text: {error}") from error
     for key in ("images", "annotations", "categories"):
         items = content.get(key) if isinstance(content, dict) else None
         if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
-            raise UserError(f"{path}: no COCO layout: needs a list of objects named {key!r}")
+            raise UserError(f"{path}: not in COCO format: needs a list of objects named {key!r}")
     return content
 
 
@@ -153,10 +142,10 @@ def _read_text(path: Path) -> str:
 
 
 def read_categories(content: dict[str, Any], path: Path) -> tuple[Category, ...]:
-    """Categories of a COCO file by ascending id: the place of each is its label.
+    """Return the categories of a COCO file by ascending id; the index of each is its label.
 
     Raises:
-      UserError: if there is none, one lacks id or name, or two share an id.
+      UserError: if there are none, one lacks an id or a name, or two share an id.
     """
     categories: dict[int, Category] = {}
     for position, item in enumerate(content["categories"]):
@@ -164,7 +153,7 @@ def read_categories(content: dict[str, Any], path: Path) -> tuple[Category, ...]
         if not _is_id(id) or not is_name(name):
             raise UserError(f"{path}: category {position} needs an integer 'id' and a 'name'")
         if id in categories:
-            raise UserError(f"{path}: category id {id} occurs twice; give each its own")
+            raise UserError(f"{path}: category id {id} occurs twice; make ids unique")
         categories[id] = Category(id, name)
     if not categories:
         raise UserError(f"{path}: lists no categories; a detector needs at least one")
@@ -177,10 +166,10 @@ def _read_images(
     images: dict[int, dict[str, Any]] = {}
     for position, item in enumerate(items):
         try:
-            id = _read_image(item, position, path)
+            id = _read_image_id(item, position, path)
             if id in images:
-                message = f"{path}: image id {id} occurs twice; give each image its own"
-                raise Fault(Kind.IDS, message)
+                message = f"{path}: image id {id} occurs twice; make ids unique"
+                raise Fault(FaultKind.IDS, message)
             images[id] = item
         except Fault as fault:
             on_fault(fault)
@@ -189,26 +178,26 @@ def _read_images(
     return images
 
 
-def _read_image(item: dict[str, Any], position: int, path: Path) -> int:
-    """The id of an image, everything about it checked."""
+def _read_image_id(item: dict[str, Any], position: int, path: Path) -> int:
+    """Return the id of an image, after checking all its fields."""
     id, name = item.get("id"), item.get("file_name")
     if not _is_id(id):
         message = f"{path}: image {position} of the list needs an integer 'id'"
-        raise Fault(Kind.IDS, message)
+        raise Fault(FaultKind.IDS, message)
     if not is_name(name):
-        raise Fault(Kind.MISSING, f"{path}: image {id} needs a 'file_name'")
+        raise Fault(FaultKind.MISSING, f"{path}: image {id} needs a 'file_name'")
     for side in ("width", "height"):
         value = item.get(side) or 0
         if not _is_number(value) or value < 0 or value != int(value):
-            found = f"{side}={reprlib.repr(value)} is no number of pixels"
-            raise Fault(Kind.NUMBERS, f"{path}: image {id}: {found}")
+            found = f"{side}={reprlib.repr(value)} is not a number of pixels"
+            raise Fault(FaultKind.NUMBERS, f"{path}: image {id}: {found}")
     return id
 
 
 def _find_files(
     folder: Folder, images: dict[int, dict[str, Any]], path: Path, on_fault: OnFault
 ) -> dict[int, Path]:
-    """Files of the images by id, without those that are missing."""
+    """Return the files of the images by id, without the missing ones."""
     files: dict[int, Path] = {}
     missing = []
     for id, image in images.items():
@@ -221,11 +210,10 @@ def _find_files(
             missing.append(f"{image['file_name']!r} of image {id}")
         else:
             files[id] = file
-    for place, entry in enumerate(missing):
-        counts = f"{len(missing)} of {len(images)} images are missing"
-        found = f"{counts}, {'then' if place else 'first'} {entry}"
-        way_out = f"copy them there or take them out of {path}"
-        on_fault(Fault(Kind.MISSING, f"{folder.path}: {found}; {way_out}"))
+    for entry in missing:
+        found = f"{len(missing)} of {len(images)} images are missing, such as {entry}"
+        fix = f"copy them there or remove them from {path}"
+        on_fault(Fault(FaultKind.MISSING, f"{folder.path}: {found}; {fix}"))
     return files
 
 
@@ -239,30 +227,30 @@ def _read_annotation(
     id, image, category = item.get("id"), item.get("image_id"), item.get("category_id")
     if not _is_id(id):
         message = f"{path}: annotation {position} of the list needs an integer 'id'"
-        raise Fault(Kind.IDS, message)
+        raise Fault(FaultKind.IDS, message)
 
-    def fault(kind: Kind, reason: str) -> Fault:
+    def fault(kind: FaultKind, reason: str) -> Fault:
         return Fault(kind, f"{path}: annotation {id} (image {reprlib.repr(image)}): {reason}")
 
     if type(image) is not int or image not in images:
-        raise fault(Kind.IDS, "no such image id; add the image or delete the annotation")
+        raise fault(FaultKind.IDS, "unknown image id; add the image or delete the annotation")
     if type(category) is not int or category not in labels:
         found = reprlib.repr(category)
-        raise fault(Kind.CLASSES, f"unknown category id {found}; list it under 'categories'")
+        raise fault(FaultKind.CLASSES, f"unknown category id {found}; add it to 'categories'")
     box = item.get("bbox")
     if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)):
-        found = reprlib.repr(box)
-        raise fault(Kind.NUMBERS, f"bbox={found} is not four finite numbers x, y, width, height")
+        found = f"bbox={reprlib.repr(box)}"
+        raise fault(FaultKind.NUMBERS, f"{found} is not four finite numbers x, y, width, height")
     if box[2] < 0 or box[3] < 0:
-        raise fault(Kind.INVERTED, f"bbox={box} has negative width or height; correct or delete it")
+        found = f"bbox={box} has a negative width or height"
+        raise fault(FaultKind.INVERTED, f"{found}; correct or delete it")
     area = item.get("area", box[2] * box[3])
     if not _is_number(area):
-        found = reprlib.repr(area)
-        raise fault(Kind.NUMBERS, f"area={found} is no finite number; leave it out")
+        found = f"area={reprlib.repr(area)} is not a finite number"
+        raise fault(FaultKind.NUMBERS, f"{found}; correct it or leave it out")
     for flag in ("iscrowd", "ignore"):
         if item.get(flag) not in (0, 1, None):
-            found = reprlib.repr(item[flag])
-            raise fault(Kind.NUMBERS, f"{flag}={found} is neither 0 nor 1")
+            raise fault(FaultKind.NUMBERS, f"{flag}={reprlib.repr(item[flag])} must be 0 or 1")
     ignore = bool(item.get("iscrowd") or item.get("ignore"))
     return _Annotation(id, box, labels[category], ignore, area)
 
@@ -271,16 +259,16 @@ def _check_area(item: dict[str, Any], annotation: _Annotation, path: Path) -> No
     _, _, width, height = annotation.box
     if annotation.area <= 0 or width < 1 or height < 1:
         where = f"{path}: annotation {annotation.id} (image {item['image_id']})"
-        found = f"bbox={annotation.box}, area={annotation.area}: below a pixel, and left out"
-        raise Fault(Kind.EMPTY, f"{where}: {found}", tolerated=True)
+        found = f"bbox={annotation.box}, area={annotation.area}: smaller than one pixel, skipped"
+        raise Fault(FaultKind.EMPTY, f"{where}: {found}", tolerated=True)
 
 
 def _is_id(value: Any) -> TypeGuard[int]:
-    return type(value) is int and -LARGEST < value < LARGEST
+    return type(value) is int and -MAX_NUMBER < value < MAX_NUMBER
 
 
 def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and -LARGEST < value < LARGEST
+    return type(value) in (int, float) and -MAX_NUMBER < value < MAX_NUMBER
 
 
 def _make_record(info: dict[str, Any], file: Path, rows: list[_Annotation]) -> Record:

@@ -1,7 +1,9 @@
-"""TFDS data sets with the features of `coco/2017`, read from disk without TensorFlow.
+"""Source for TFDS datasets with the features of `coco/2017`, read without TensorFlow.
 
-They must have been prepared as `array_record`, by TFDS itself or by `nanodet-jax prepare`. Only
-the prepared files are read, never the code of a TFDS builder: that of COCO needs TensorFlow.
+Features: https://www.tensorflow.org/datasets/catalog/coco
+
+The dataset must be prepared as `array_record`, by TFDS itself or by `nanodet-jax prepare`. Only the
+prepared files are read, never the code of a TFDS builder, since that of COCO needs TensorFlow.
 """
 
 import warnings
@@ -18,29 +20,29 @@ from nanodet_jax.errors import UserError
 
 FEATURES = ("image", "image/filename", "image/id", "objects")
 OBJECT_FEATURES = ("area", "bbox", "id", "is_crowd", "label")
-ROUNDING = 1e-3  # pixels: boxes are float32 shares of a side
+ROUNDING = 1e-3  # pixels: boxes are float32 fractions of a side
 
 
 class TfdsSource:
-    """A split ("train", "validation", "train[:10%]") of a prepared data set, in its own order.
+    """A split ("train", "validation", "train[:10%]") of a prepared dataset, in its own order.
 
-    `root` is the TFDS data_dir that holds `name` (as "coco/2017:1.1.0", with the version), or the
-    folder of the data set itself if `name` is empty. Labels and class names are those of TFDS.
-    With `judged_by`, a COCO json file, category ids and ground truth are taken from there, so that
-    numbers are official: TFDS has no original category ids, and areas without their fraction.
+    `root` is the TFDS data_dir that holds `name` (with the version, as "coco/2017:1.1.0"), or the
+    folder of the dataset itself if `name` is empty. Labels and class names are those of TFDS.
+    With `annotations`, a COCO json file, category ids and ground truth are read from it, which
+    makes the metrics official: TFDS lacks the original category ids, and truncates areas.
 
     Raises:
-      UserError: if TFDS is not installed, the data set or split is not there, was prepared in
-        another format or with other features, or `judged_by` has other categories.
+      UserError: if TFDS is not installed; if the dataset or split is missing, or prepared in
+        another format or with other features; if `annotations` has other categories.
     """
 
-    def __init__(self, name: str, root: Path, split: str, judged_by: Path | None) -> None:
+    def __init__(self, name: str, root: Path, split: str, annotations: Path | None) -> None:
         tfds = import_tfds()
         folder = root / name.replace(":", "/") if name else root
         if not (folder / "features.json").is_file():
             raise UserError(
-                f"{folder}: no prepared TFDS data set (features.json is missing); name it with "
-                "its version, as coco/2017:1.1.0, or write one with `nanodet-jax prepare`"
+                f"{folder}: not a prepared TFDS dataset (features.json is missing); give its name "
+                "with the version, as coco/2017:1.1.0, or write one with `nanodet-jax prepare`"
             )
         builder = tfds.builder_from_directory(folder)
         features, splits = builder.info.features, builder.info.splits
@@ -48,24 +50,24 @@ class TfdsSource:
         if not lacking:
             lacking = [f"objects/{k}" for k in OBJECT_FEATURES if k not in features["objects"]]
         if lacking:
-            raise UserError(f"{folder}: lacks feature {lacking[0]!r}, which coco/2017 has")
+            raise UserError(f"{folder}: lacks the feature {lacking[0]!r} of coco/2017")
         if split.partition("[")[0] not in splits:
-            raise UserError(f"{folder}: no split {split!r}; there are {', '.join(splits)}")
+            raise UserError(f"{folder}: no split {split!r}; choose from {', '.join(splits)}")
         try:
             raw = {"image": tfds.decode.SkipDecoding()}
             self._data = builder.as_data_source(split, decoders=raw)
         except NotImplementedError as error:
             kind = builder.info.file_format.value
             raise UserError(
-                f"{folder}: prepared as {kind!r}; without TensorFlow it must be 'array_record'"
+                f"{folder}: prepared as {kind!r}; only 'array_record' is read without TensorFlow"
             ) from error
         except ValueError as error:
-            raise UserError(f"{folder}: no split {split!r}; write a part as train[:10%]") from error
+            raise UserError(f"{folder}: no split {split!r}; a part is train[:10%]") from error
         names = features["objects"]["label"].names
-        self._judge = judged_by
+        self._annotations = annotations
         self.categories = tuple(Category(i, name) for i, name in enumerate(names, start=1))
-        if judged_by is not None:
-            self.categories = _judged_categories(self.categories, judged_by, folder)
+        if annotations is not None:
+            self.categories = _official_categories(self.categories, annotations, folder)
 
     def __len__(self) -> int:
         return len(self._data)
@@ -76,11 +78,11 @@ class TfdsSource:
         item = self._data[index]
         name = item["image/filename"].decode(errors="backslashreplace")
         data, objects = item["image"], item["objects"]
-        # Of an image that is none no share of a side can be told; decoding it says so.
+        # The size of a broken image is unknown; the error is raised when it is decoded.
         height, width = shown_size(data) or (0, 0)
-        shares = np.asarray(objects["bbox"], np.float32).reshape(-1, 4).astype(np.float64)
-        boxes = shares[:, [1, 0, 3, 2]] * (width, height, width, height)  # from y x y x
-        # As in a COCO file; area is not asked for, as TFDS rounds that of tiny objects to 0.
+        fractions = np.asarray(objects["bbox"], np.float32).reshape(-1, 4).astype(np.float64)
+        boxes = fractions[:, [1, 0, 3, 2]] * (width, height, width, height)  # from y x y x
+        # As for a COCO file, except for the area, which TFDS truncates to 0 for tiny objects.
         kept = np.all(boxes[:, 2:] - boxes[:, :2] >= 1 - ROUNDING, axis=1)
         return make_record(
             image_id=int(item["image/id"]),
@@ -94,52 +96,52 @@ class TfdsSource:
         )
 
     def num_boxes(self, index: int) -> int:
-        """Boxes of image `index`, crowds and boxes below one pixel included.
+        """Return the number of boxes of image `index`, crowds and boxes below one pixel included.
 
-        TFDS has no index of them, so the record is read: half a minute and all the bytes for COCO's
-        training set. Setting config.data.max_boxes spares it.
+        TFDS has no index of boxes, so that the record is read. For COCO's train2017 this takes half
+        a minute and reads all bytes; setting config.data.max_boxes avoids it.
         """
         return len(self._data[index]["objects"]["label"])
 
     def image_size(self, index: int) -> tuple[int, int]:
-        """Unknown, 0, since TFDS keeps it in the image alone."""
+        """Return (0, 0), unknown: TFDS stores the size only in the image itself."""
         return 0, 0
 
     def ground_truth(self) -> dict[str, Any]:
-        """The content of `judged_by`, or the split in COCO's format, for which all is read once."""
-        if self._judge is not None:
-            return read_ground_truth(self._judge)
+        """Return the content of `annotations`, or else the split in COCO format, all of it read."""
+        if self._annotations is not None:
+            return read_ground_truth(self._annotations)
         return coco_ground_truth((self[i] for i in range(len(self))), self.categories)
 
 
 def import_tfds() -> ModuleType:
-    """The package `tensorflow_datasets`, an optional dependency.
+    """Import the package `tensorflow_datasets`, an optional dependency.
 
     Raises:
       UserError: if it is not installed.
     """
     try:
         with warnings.catch_warnings():
-            # Its imports warn of their own deprecations, which no one here can mend.
+            # Its imports warn about deprecations in its dependencies.
             warnings.simplefilter("ignore", DeprecationWarning)
             import array_record  # noqa: F401
             import tensorflow_datasets
     except ImportError as error:
         raise UserError(
-            f"config.data.format=tfds needs {error.name}: pip install 'nanodet_jax[tfds]'"
+            f"config.data.format=tfds: needs {error.name}; pip install 'nanodet_jax[tfds]'"
         ) from error
     return tensorflow_datasets
 
 
-def _judged_categories(
+def _official_categories(
     categories: tuple[Category, ...], path: Path, folder: Path
 ) -> tuple[Category, ...]:
-    judged = read_categories(read_coco(path), path)
-    if len(judged) != len(categories):
-        counts = f"{len(judged)} categories, but {folder} has {len(categories)}"
-        raise UserError(f"{path}: has {counts}; give the json of the same data set")
-    for own, other in zip(categories, judged):
+    official = read_categories(read_coco(path), path)
+    if len(official) != len(categories):
+        counts = f"{len(official)} categories, but {folder} has {len(categories)}"
+        raise UserError(f"{path}: has {counts}; give the json file of the same dataset")
+    for own, other in zip(categories, official):
         if own.name.replace("_", " ") != other.name.replace("_", " "):
             names = f"category {other.id} is {other.name!r}, but {own.name!r} in {folder}"
-            raise UserError(f"{path}: {names}; give the json of the same data set")
-    return judged
+            raise UserError(f"{path}: {names}; give the json file of the same dataset")
+    return official

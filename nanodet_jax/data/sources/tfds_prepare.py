@@ -1,10 +1,11 @@
-"""Writes a COCO data set as a TFDS one with the features of `coco/2017`, without TensorFlow.
+"""Convert a COCO dataset to a TFDS dataset with the features of `coco/2017`, without TensorFlow.
 
-The files are bigger than the images by the boxes only: a JPEG is stored byte for byte.
+JPEG files are stored byte for byte, so the result is larger than the images only by the boxes.
 """
 
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -29,27 +30,29 @@ def prepare(
     """Write splits `train` and `validation` to `out/name/1.0.0`, and return that folder.
 
     `TfdsSource(f"{name}:1.0.0", out, "train", None)` reads them. Boxes are clipped to their
-    image, and what training skips (boxes below one pixel) is left out. Every image is decoded
-    once, so that a broken one is found now.
+    image, and boxes smaller than one pixel are omitted, as in training. Every image is decoded
+    once, so that broken ones are found here.
 
     Raises:
       UserError: on faults of the COCO files, categories that differ between the splits, an image
-        that is broken or no JPEG, a name that TFDS refuses, or a data set that exists already.
+        that is broken or not a JPEG, a name that TFDS rejects, or a dataset that already exists.
     """
     tfds = import_tfds()
     if not (name.isidentifier() and name.isascii() and name == name.lower()):
-        raise UserError(f"name {name!r}: use lower-case letters, digits and _, a letter first")
+        raise UserError(f"--name={name}: use lower-case letters, digits and _, a letter first")
     folder = out / name / VERSION
     if folder.exists():
-        raise UserError(f"{folder}: exists already; delete it or choose another name")
+        raise UserError(f"{folder}: already exists; delete it or choose another name")
     train = CocoSource(train_images, train_annotations)
     validation = CocoSource(val_images, val_annotations)
     if train.categories != validation.categories:
-        raise UserError(f"{val_annotations}: categories differ from those of {train_annotations}")
+        found = f"categories differ from those of {train_annotations}"
+        raise UserError(f"{val_annotations}: {found}; list the same in both")
     names = [category.name for category in train.categories]
     repeated = [name for name in names if names.count(name) > 1]
     if repeated:
-        raise UserError(f"{train_annotations}: two categories are named {repeated[0]!r}")
+        found = f"two categories are named {repeated[0]!r}"
+        raise UserError(f"{train_annotations}: {found}; make names unique")
     builder = _builder_class(tfds, name, names, {"train": train, "validation": validation})
     builder(data_dir=out, file_format="array_record").download_and_prepare()
     return folder
@@ -57,13 +60,13 @@ def prepare(
 
 def _builder_class(
     tfds: Any, dataset_name: str, names: list[str], splits: dict[str, CocoSource]
-) -> Any:
-    """A TFDS builder; a class inside a function, since its base class is an optional import."""
+) -> type[Any]:
+    """Return a TFDS builder class; defined in a function because its base class is optional."""
 
     class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
         name = dataset_name
         VERSION = tfds.core.Version(VERSION)
-        code_path = None  # TFDS would look for checksums of downloads beside it; there are none
+        code_path = None  # otherwise TFDS looks beside it for checksums of downloads
 
         def _info(self) -> Any:
             objects = {
@@ -81,7 +84,7 @@ def _builder_class(
             }
             return tfds.core.DatasetInfo(
                 builder=self,
-                description="A COCO data set, written by nanodet_jax.",
+                description="A COCO dataset, written by nanodet_jax.",
                 features=tfds.features.FeaturesDict(features),
             )
 
@@ -96,15 +99,15 @@ def _builder_class(
     return Builder
 
 
-def _example(tfds: Any, source: CocoSource, index: int) -> dict[str, Any]:
+def _example(tfds: ModuleType, source: CocoSource, index: int) -> dict[str, Any]:
     record = source[index]
     assert isinstance(record.image, Path)
     height, width = decode(record).shape[:2]
     with record.image.open("rb") as file:
         if file.read(len(JPEG_START)) != JPEG_START:
-            raise UserError(f"{record.image}: no JPEG; TFDS stores the images of coco/2017 so")
+            raise UserError(f"{record.image}: not a JPEG file, the format of coco/2017; convert it")
     sides = np.asarray([width, height, width, height], np.float64)
-    shares = np.clip(record.boxes / sides, 0.0, 1.0).tolist()
+    fractions = np.clip(record.boxes / sides, 0.0, 1.0).tolist()
     objects = [
         {
             "area": int(area),
@@ -114,7 +117,7 @@ def _example(tfds: Any, source: CocoSource, index: int) -> dict[str, Any]:
             "label": int(label),
         }
         for id, (x1, y1, x2, y2), label, ignore, area in zip(
-            source.annotation_ids(index), shares, record.labels, record.ignore, record.areas
+            source.annotation_ids(index), fractions, record.labels, record.ignore, record.areas
         )
     ]
     return {

@@ -1,7 +1,9 @@
-"""Pascal VOC: a folder of images and one xml file of boxes for each.
+"""Source for the Pascal VOC format: a folder of images and one xml file of boxes per image.
 
-Boxes become what the original's converter makes of them, but for what it only skips with a
-warning: an inverted box, or a class that is not listed, is an error that names the xml.
+Format: http://host.robots.ox.ac.uk/pascal/VOC/voc2007/devkit_doc_07-Jun-2007.pdf
+
+Boxes are those that the original's converter makes, with one difference: an inverted box or an
+unlisted class, which the original skips with a warning, is an error that names the xml file.
 """
 
 import math
@@ -9,25 +11,29 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
-from nanodet_jax.data.faults import Fault, Kind, OnFault, refuse
+from nanodet_jax.data.faults import Fault, FaultKind, OnFault, raise_fault
 from nanodet_jax.data.folder import Folder, read_annotation
 from nanodet_jax.data.image_files import SUFFIXES
-from nanodet_jax.data.records import Category, Record, coco_ground_truth, make_record
+from nanodet_jax.data.records import Category, Record, make_record
+from nanodet_jax.data.sources.clip import clip_box
+from nanodet_jax.data.sources.in_memory import InMemorySource
 from nanodet_jax.errors import UserError
 
 XML_LIMIT = 16 << 20  # bytes; a thousand objects take 300 thousand
 
+Corners = tuple[float, float, float, float]  # xmin, ymin, xmax, ymax
 
-class VocSource:
-    """Split `train` or `val` of `root`, in the order of xml names; image and category ids from 1.
 
-    Two layouts are known: `root/{train,val}/{images,annotations}`, and that of VOC2007,
+class VocSource(InMemorySource):
+    """Split `train` or `val` of `root`, ordered by xml name; image and category ids start at 1.
+
+    Two layouts are read: `root/{train,val}/{images,annotations}`, and the one of VOC2007,
     `root/{JPEGImages,Annotations,ImageSets/Main/{train,val}.txt}`, also inside `root/VOC2007`.
-    `difficult` objects are ordinary ones, and boxes below one pixel are skipped.
+    Objects marked `difficult` are ordinary objects. Boxes smaller than one pixel are skipped.
 
     Raises:
-      UserError: naming the folder or list that is missing or cannot be used.
-      Fault: as `on_fault` raises them, naming the xml; without it the first that there is.
+      UserError: naming the folder or list that is missing or unusable.
+      Fault: whatever `on_fault` raises; by default the first fault that is not tolerated.
     """
 
     def __init__(
@@ -37,50 +43,32 @@ class VocSource:
         classes: tuple[str, ...],
         *,
         follow_links: bool = False,
-        on_fault: OnFault = refuse,
+        on_fault: OnFault = raise_fault,
     ) -> None:
         repeated = [name for name in classes if classes.count(name) > 1]
         if repeated:
-            raise UserError(f"class {repeated[0]!r} is listed twice in config.data.classes")
-        self.categories = tuple(Category(i, name) for i, name in enumerate(classes, start=1))
+            raise UserError(f"config.data.classes: {repeated[0]!r} is listed twice; list it once")
         labels = {name: label for label, name in enumerate(classes)}
         images, annotations, names = _find_split(root, split, follow_links, on_fault)
-        self._records = []
+        records = []
         for image_id, name in enumerate(names, start=1):
             try:
                 record = _make_record(name, image_id, images, annotations, labels, on_fault)
             except Fault as fault:
                 on_fault(fault)
                 continue
-            self._records.append(record)
-
-    def __len__(self) -> int:
-        return len(self._records)
-
-    def __getitem__(self, index: int) -> Record:
-        return self._records[index]
-
-    def num_boxes(self, index: int) -> int:
-        """Boxes of image `index`."""
-        return len(self._records[index].boxes)
-
-    def image_size(self, index: int) -> tuple[int, int]:
-        """Height and width as annotated, 0 where they are not."""
-        return self._records[index].height, self._records[index].width
-
-    def ground_truth(self) -> dict[str, Any]:
-        """The split in COCO's format."""
-        return coco_ground_truth(self._records, self.categories)
+            records.append(record)
+        super().__init__(tuple(Category(i, name) for i, name in enumerate(classes, 1)), records)
 
 
 def voc_classes(
-    root: Path, *, follow_links: bool = False, on_fault: OnFault = refuse
+    root: Path, *, follow_links: bool = False, on_fault: OnFault = raise_fault
 ) -> tuple[str, ...]:
-    """All class names that occur in the training split, sorted.
+    """Return all class names of the training split, sorted.
 
     Raises:
-      UserError: if the split is missing, or there is no object at all.
-      Fault: as `on_fault` raises them, naming the xml.
+      UserError: if the split is missing or has no objects.
+      Fault: whatever `on_fault` raises, naming the xml file.
     """
     _, annotations, files = _find_split(root, "train", follow_links, on_fault)
     names: set[str] = set()
@@ -90,20 +78,20 @@ def voc_classes(
         except Fault as fault:
             on_fault(fault)
     if not names:
-        raise UserError(f"{annotations.path}: no object in any of {len(files)} xml files")
+        raise UserError(f"{annotations.path}: no objects in any of {len(files)} xml files")
     return tuple(sorted(names))
 
 
 def _find_split(
     root: Path, split: str, follow_links: bool, on_fault: OnFault
 ) -> tuple[Folder, Folder, list[str]]:
-    """Folder of the images, that of the xml files, and the names of the split's xml files."""
+    """Return the folder of images, the folder of xml files, and the split's xml file names."""
     if not root.is_dir():
         raise UserError(f"{root}: folder is missing")
     if (root / split).is_dir():
         images = Folder(root / split / "images", follow_links)
         annotations = Folder(root / split / "annotations", follow_links)
-        # Files that start with a dot are what macOS leaves in archives.
+        # macOS leaves files that start with a dot in archives.
         names = [n for n in annotations.names() if n.endswith(".xml") and n[0] != "."]
         origin = annotations.path
     else:
@@ -111,8 +99,8 @@ def _find_split(
         origin = base / "ImageSets" / "Main" / f"{split}.txt"
         if not origin.is_file():
             raise UserError(
-                f"{root}: neither {split}/images and {split}/annotations nor "
-                f"ImageSets/Main/{split}.txt (VOC2007) lies there"
+                f"{root}: has neither {split}/images and {split}/annotations nor "
+                f"ImageSets/Main/{split}.txt (VOC2007)"
             )
         images = Folder(base / "JPEGImages", follow_links)
         annotations = Folder(base / "Annotations", follow_links)
@@ -120,41 +108,41 @@ def _find_split(
         names = [f"{line.split()[0]}.xml" for line in lines if line.strip()]
         missing = sorted(name for name in names if name not in annotations)
         if missing:
-            # Names in a listing have no folders, so nothing outside of it is ever read.
+            # Listed names contain no folders, so nothing outside this folder is ever read.
             message = f"{annotations.path / missing[0]}: missing, but listed in {origin}"
-            on_fault(Fault(Kind.MISSING, f"{message}, first of {len(missing)}"))
+            on_fault(Fault(FaultKind.MISSING, f"{message} (the first of {len(missing)})"))
             names = [name for name in names if name in annotations]
     if not names:
-        raise UserError(f"{origin}: no xml files; each image needs one, if only without objects")
+        raise UserError(f"{origin}: no xml files; each image needs one, even without objects")
     return images, annotations, sorted(set(names))
 
 
 class _Xml(NamedTuple):
     filename: str
-    size: tuple[int, int]  # height, width; 0 where not given
-    objects: list[tuple[str, tuple[float, float, float, float]]]  # class, xmin, ymin, xmax, ymax
+    size: tuple[int, int]  # height, width; 0 where the file has none
+    objects: list[tuple[str, Corners]]  # class name and box
 
 
 class _NoDoctype(ElementTree.TreeBuilder):
-    """Builds trees of files that declare no entities, which could expand to fill the memory."""
+    """Tree builder that rejects declared entities, whose expansion could fill the memory."""
 
     def doctype(self, name: str, *_: Any) -> None:
-        raise ValueError("declares a DOCTYPE, which is refused; delete that line")
+        raise ValueError("declares a DOCTYPE, which is not allowed; delete that line")
 
 
 def _read_xml(name: str, annotations: Folder, on_fault: OnFault) -> _Xml:
     file = annotations.path / name
-    annotations.find(name, str(file))  # refuses links out of the folder
+    annotations.find(name, str(file))  # rejects links out of the folder
     content = read_annotation(file, XML_LIMIT, "the boxes of an image")
     try:
         root = ElementTree.fromstring(content, ElementTree.XMLParser(target=_NoDoctype()))
         sides = [_number(root, f"size/{side}", "0") for side in ("height", "width")]
         if min(sides) < 0 or any(side != int(side) for side in sides):
-            raise ValueError(f"size (height, width) {sides} is no number of pixels")
+            raise ValueError(f"size (height, width) {sides} is not a number of pixels")
     except ElementTree.ParseError as error:
-        raise Fault(Kind.FILE, f"{file}: broken xml: {error}") from error
-    except (ValueError, LookupError) as error:  # LookupError: an encoding nobody knows
-        raise Fault(Kind.FILE, f"{file}: {error}") from error
+        raise Fault(FaultKind.FILE, f"{file}: invalid xml: {error}") from error
+    except (ValueError, LookupError) as error:  # LookupError: an unknown encoding
+        raise Fault(FaultKind.FILE, f"{file}: {error}") from error
     objects = []
     for number, item in enumerate(root.iterfind("object"), start=1):
         try:
@@ -165,19 +153,17 @@ def _read_xml(name: str, annotations: Folder, on_fault: OnFault) -> _Xml:
     return _Xml(filename, (int(sides[0]), int(sides[1])), objects)
 
 
-def _read_object(
-    item: ElementTree.Element, where: str
-) -> tuple[str, tuple[float, float, float, float]]:
+def _read_object(item: ElementTree.Element, where: str) -> tuple[str, Corners]:
     name = (item.findtext("name") or "").strip()
     if not name:
-        raise Fault(Kind.CLASSES, f"{where} has no name")
+        raise Fault(FaultKind.CLASSES, f"{where} has no name")
     try:
         corners = [_number(item, f"bndbox/{side}") for side in ("xmin", "ymin", "xmax", "ymax")]
     except ValueError as error:
-        raise Fault(Kind.NUMBERS, f"{where} ({name}): {error}") from error
+        raise Fault(FaultKind.NUMBERS, f"{where} ({name}): {error}") from error
     x1, y1, x2, y2 = corners
     if x2 < x1 or y2 < y1:
-        raise Fault(Kind.INVERTED, f"{where} ({name}) has an inverted box {corners}")
+        raise Fault(FaultKind.INVERTED, f"{where} ({name}) has an inverted box {corners}")
     return name, (x1, y1, x2, y2)
 
 
@@ -188,7 +174,7 @@ def _number(element: ElementTree.Element, path: str, default: str = "") -> float
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise ValueError(f"{path} is {text!r}, no finite number; correct it")
+        raise ValueError(f"{path} is {text!r}, not a finite number; correct it")
     return value
 
 
@@ -203,32 +189,38 @@ def _make_record(
     xml = _read_xml(file, annotations, on_fault)
     where = annotations.path / file
     height, width = xml.size
-    boxes, found = [], []
+    boxes: list[Corners] = []
+    box_labels: list[int] = []
     for class_name, (x1, y1, x2, y2) in xml.objects:
         box = f"{where}: box {[x1, y1, x2, y2]} ({class_name})"
         if class_name not in labels:
-            known = f"class {class_name!r} is not among the classes: {', '.join(labels)}"
-            on_fault(Fault(Kind.CLASSES, f"{where}: {known}"))
+            known = f"class {class_name!r} is not one of config.data.classes: {', '.join(labels)}"
+            on_fault(Fault(FaultKind.CLASSES, f"{where}: {known}"))
             continue
-        # As the original: a corner left of the image moves in without narrowing the box.
-        w, h = min(x2 - x1, width or math.inf), min(y2 - y1, height or math.inf)
-        x, y = max(x1, 0.0), max(y1, 0.0)
-        if (x, y, w, h) != (x1, y1, x2 - x1, y2 - y1):
-            moved = f"leaves the image of {width}x{height}, and becomes {[x, y, x + w, y + h]}"
-            on_fault(Fault(Kind.OUTSIDE, f"{box} {moved}", tolerated=True))
+        given = x1, y1, x2 - x1, y2 - y1
+        clipped = clip_box(given, width or math.inf, height or math.inf)
+        x, y, w, h = clipped
+        if clipped != given:
+            moved = f"leaves the image of {width}x{height}, moved to {[x, y, x + w, y + h]}"
+            on_fault(Fault(FaultKind.OUTSIDE, f"{box} {moved}", tolerated=True))
         if w < 1 or h < 1:
-            on_fault(Fault(Kind.EMPTY, f"{box}: below a pixel, and left out", tolerated=True))
+            message = f"{box}: smaller than one pixel, skipped"
+            on_fault(Fault(FaultKind.EMPTY, message, tolerated=True))
             continue
         boxes.append((x, y, x + w, y + h))
-        found.append(labels[class_name])
+        box_labels.append(labels[class_name])
     path = _find_image(file, xml.filename, images, annotations)
     areas = [(x2 - x1) * (y2 - y1) for x1, y1, x2, y2 in boxes]
     ignore = [False] * len(boxes)
-    return make_record(image_id, path.name, path, xml.size, boxes, found, ignore, areas)
+    return make_record(image_id, path.name, path, xml.size, boxes, box_labels, ignore, areas)
 
 
 def _find_image(file: str, filename: str, images: Folder, annotations: Folder) -> Path:
-    """<filename> if there is such an image, else one named as the xml is."""
+    """Return the image named in <filename>, or else the one named like the xml file.
+
+    Raises:
+      Fault: if neither exists.
+    """
     where = annotations.path / file
     stem = file.removesuffix(".xml")
     suffixes = [variant for suffix in SUFFIXES for variant in (suffix, suffix.upper())]
@@ -236,4 +228,4 @@ def _find_image(file: str, filename: str, images: Folder, annotations: Folder) -
         path = images.find(name, str(where)) if name in images else None
         if path is not None:
             return path
-    raise Fault(Kind.MISSING, f"{where}: no image {filename!r} or {stem}.* in {images.path}")
+    raise Fault(FaultKind.MISSING, f"{where}: no image {filename!r} or {stem}.* in {images.path}")

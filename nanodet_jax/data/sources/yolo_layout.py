@@ -1,7 +1,9 @@
-"""YOLO's data.yaml: the names of the classes, and where images and labels of a split lie.
+"""Layout of a YOLO dataset: class names, and the images and label files of each split.
 
-A data.yaml comes from somewhere else with its images, and speaks of the machine it was made on.
-So what it names is looked for below its own folder, and nothing outside of it is ever read.
+Format: https://docs.ultralytics.com/datasets/detect/
+
+A data.yaml is distributed with its images, and its paths are those of the machine where it was
+written. They are therefore looked up below its own folder, and nothing outside is ever read.
 """
 
 import os
@@ -12,73 +14,74 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from nanodet_jax.data.faults import Fault, Kind, OnFault
+from nanodet_jax.data.faults import Fault, FaultKind, OnFault
 from nanodet_jax.data.folder import Folder, read_annotation
 from nanodet_jax.data.image_files import SUFFIXES
 from nanodet_jax.data.records import is_name
 from nanodet_jax.errors import UserError
 
 YAML_LIMIT = 1 << 18  # bytes; the names of a thousand classes take 30 thousand
-LIST_LIMIT = 1 << 26  # bytes; a path of a million images each
+LIST_LIMIT = 1 << 26  # bytes; enough for the paths of a million images
 EXAMPLE = "{train: images/train, val: images/val, names: [cat, dog]}"
 
 
-class Labelled(NamedTuple):
-    """An image and the file of its boxes, None where there is none: it has no boxes then."""
+class LabeledImage(NamedTuple):
+    """Image and its label file; `labels` is None if there is no such file, hence no boxes."""
 
     id: int  # from 1, in the order of names
-    name: str  # below the folder of data.yaml, with /
-    image: Path
+    name: str  # relative to the folder of data.yaml, with /
+    file: Path
     labels: Path | None
 
 
 def read_split(
     root: Path, split: str, follow_links: bool, on_fault: OnFault
-) -> tuple[tuple[str, ...], list[Labelled]]:
-    """Class names by label, and the images of a split; `root` is data.yaml or its folder.
+) -> tuple[tuple[str, ...], list[LabeledImage]]:
+    """Return class names by label, and the images of a split; `root` is data.yaml or its folder.
 
-    Paths mean what they mean to Ultralytics: they start at `path`, and where that is not here, or
-    leads elsewhere, at the folder of data.yaml; a leading ../ that leads nowhere is left out, for
-    Roboflow writes it without meaning it. A split is a folder, a .txt of image paths, or a list of
-    both. Of an image's path the last folder `images` becomes `labels`, and the suffix .txt.
+    Paths are resolved as Ultralytics does: relative to `path`, and if that is missing here or leads
+    elsewhere, relative to the folder of data.yaml. A leading ../ that leads nowhere is dropped,
+    because Roboflow exports contain it by mistake. A split is a folder, a .txt file of image paths,
+    or a list of both. The label file of an image has its path with the last folder `images`
+    replaced by `labels`, and the suffix .txt.
 
     Raises:
-      UserError: naming the file and the key at fault, or what is missing.
-      Fault: as `on_fault` raises them.
+      UserError: naming the file and the key that is wrong, or what is missing.
+      Fault: whatever `on_fault` raises.
     """
     file, folder = _find_yaml(root, follow_links)
     content = _read_yaml(file)
     names = _read_names(content, file)
-    bases = _read_base(content, file)
+    bases = _read_bases(content, file)
     found: dict[str, Path] = {}
-    searched: set[str] = set()  # folders in which every image is the split's
+    searched: set[str] = set()  # folders whose images all belong to the split
     for entry in _read_entries(content, split, file):
         where = f"{file}: {split}"
         name = _locate(folder, bases, entry, where)
         if name is None:
             raise UserError(
-                f"{where}: {entry!r} is not there; it is looked for below {folder.path} alone, so "
-                "correct it, or put the data.yaml into the folder of images and labels"
+                f"{where}: {entry!r} does not exist below {folder.path}, the only place where it "
+                "is looked up; correct it, or move data.yaml to the folder of images and labels"
             )
         if (folder.path / name).is_dir():
-            for one in folder.names_below(name, where, on_fault):
-                if _is_image(os.path.basename(one)):
-                    _add(found, folder, one, where, on_fault)
-                    searched.add(os.path.dirname(one))
+            for path in folder.names_below(name, where, on_fault):
+                if _is_image(os.path.basename(path)):
+                    _add(found, folder, path, where, on_fault)
+                    searched.add(os.path.dirname(path))
         elif name.endswith(".txt"):
-            for one, line in _read_list(folder, bases, name, on_fault):
-                _add(found, folder, one, line, on_fault)
+            for path, line in _read_list(folder, bases, name, on_fault):
+                _add(found, folder, path, line, on_fault)
         else:
             raise UserError(f"{where}: {entry!r} is neither a folder nor a .txt list of images")
     if not found:
-        raise UserError(f"{file}: {split}: no images ({', '.join(SUFFIXES)}) are there")
+        raise UserError(f"{file}: {split}: no images found ({', '.join(SUFFIXES)})")
     images = _with_labels(found, folder, file, on_fault)
     if images and all(image.labels is None for image in images):
         expected = folder.path / _label_name(images[0].name)
-        found_none = f"none of {len(images)} images has labels"
-        raise UserError(f"{file}: {split}: {found_none}; the first would have them in {expected}")
-    for one in sorted(searched):
-        _tell_of_orphans(folder, one, on_fault)
+        found_none = f"none of {len(images)} images has a label file"
+        raise UserError(f"{file}: {split}: {found_none}; expected {expected} for the first")
+    for name in sorted(searched):
+        _report_orphans(folder, name, on_fault)
     return names, images
 
 
@@ -88,17 +91,17 @@ def _find_yaml(root: Path, follow_links: bool) -> tuple[Path, Folder]:
     folder = Folder(root, follow_links)
     file = folder.find("data.yaml", str(root))
     if file is None:
-        raise UserError(f"{root}: no data.yaml lies there; write one, such as {EXAMPLE}")
+        raise UserError(f"{root}: no data.yaml in this folder; write one, for example {EXAMPLE}")
     return file, folder
 
 
 class _PlainLoader(yaml.SafeLoader):
-    """Plain values without references: a few lines that merge those of others fill the memory."""
+    """Loader that rejects references, with which a few lines can expand to fill the memory."""
 
-    def compose_node(self, parent: Any, index: Any) -> Any:
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
             mark = self.peek_event().start_mark
-            raise yaml.MarkedYAMLError(problem="references (*) are refused", problem_mark=mark)
+            raise yaml.MarkedYAMLError(problem="references (*) are not allowed", problem_mark=mark)
         return super().compose_node(parent, index)
 
 
@@ -109,14 +112,14 @@ def _read_yaml(file: Path) -> dict[Any, Any]:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         at = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise UserError(f"{file}: broken yaml{at}: {error.problem}") from error
-    except Exception as error:  # PyYAML passes on whatever its conversions meet
+        raise UserError(f"{file}: invalid yaml{at}: {error.problem}") from error
+    except Exception as error:  # PyYAML lets errors of its conversions escape
         reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise UserError(f"{file}: no yaml: {reason}") from error
+        raise UserError(f"{file}: not yaml: {reason}") from error
     if not isinstance(content, dict):
-        raise UserError(f"{file}: no data.yaml of YOLO, which is such as {EXAMPLE}")
+        raise UserError(f"{file}: not a data.yaml of YOLO; for example {EXAMPLE}")
     if "kpt_shape" in content:
-        raise UserError(f"{file}: kpt_shape: labels of poses are not read, only boxes and polygons")
+        raise UserError(f"{file}: kpt_shape: pose labels are not supported, only boxes, polygons")
     return content
 
 
@@ -124,26 +127,26 @@ def _read_names(content: dict[Any, Any], file: Path) -> tuple[str, ...]:
     names = content.get("names")
     if isinstance(names, dict):
         if not all(type(key) is int for key in names) or sorted(names) != [*range(len(names))]:
-            raise UserError(f"{file}: the keys of names are not 0 to {len(names) - 1}, each once")
+            raise UserError(f"{file}: the keys of names must be 0 to {len(names) - 1}, each once")
         names = [names[label] for label in range(len(names))]
     if not isinstance(names, list) or not names:
         raise UserError(f"{file}: needs names, a list of the classes, such as names: [cat, dog]")
     for label, name in enumerate(names):
         if not is_name(name):
-            found = f"the name of class {label} is {reprlib.repr(name)}, no text"
-            raise UserError(f"{file}: {found}; put it in quotes")
+            found = f"the name of class {label} is {reprlib.repr(name)}, not a text"
+            raise UserError(f"{file}: {found}; quote it")
     count = content.get("nc", len(names))
     if type(count) is not int or count != len(names):
         found = f"nc is {reprlib.repr(count)}, but there are {len(names)} names"
-        raise UserError(f"{file}: {found}; leave nc out")
+        raise UserError(f"{file}: {found}; remove nc")
     return tuple(names)
 
 
-def _read_base(content: dict[Any, Any], file: Path) -> tuple[str, ...]:
-    """Where paths start, those to be tried first before the others."""
+def _read_bases(content: dict[Any, Any], file: Path) -> tuple[str, ...]:
+    """Return the folders that paths are relative to, in the order in which they are tried."""
     path = content.get("path") or ""
     if not isinstance(path, str):
-        raise UserError(f"{file}: path is {reprlib.repr(path)}, no text; leave it out")
+        raise UserError(f"{file}: path is {reprlib.repr(path)}, not a text; remove it")
     return (path, "") if path else ("",)
 
 
@@ -160,10 +163,10 @@ def _read_entries(content: dict[Any, Any], split: str, file: Path) -> list[str]:
 
 
 def _locate(folder: Folder, bases: Sequence[str], text: str, where: str) -> str | None:
-    """The name below `folder` of what `text` means, None if nothing is there.
+    """Return the name below `folder` that `text` refers to, or None if nothing exists there.
 
     Raises:
-      Fault: if it could only mean something outside, or leads there through a link.
+      Fault: if all interpretations of it are outside, or a link leads there.
     """
     top = os.path.abspath(folder.path)
     inside = False
@@ -176,17 +179,16 @@ def _locate(folder: Folder, bases: Sequence[str], text: str, where: str) -> str 
                 if folder.find(name, where) is not None:
                     return name
     if not inside:
-        found = f"{text!r} is a path out of the folder {folder.path}"
-        raise Fault(
-            Kind.PATH, f"{where}: {found}; put what it names there, and give names below it"
-        )
+        found = f"{text!r} leads out of the folder {folder.path}"
+        fix = "move its target there, and give a path below the folder"
+        raise Fault(FaultKind.PATH, f"{where}: {found}; {fix}")
     return None
 
 
 def _read_list(
     folder: Folder, bases: Sequence[str], name: str, on_fault: OnFault
 ) -> Iterator[tuple[str, str]]:
-    """Names of the images in a list, and the lines that name them, for messages."""
+    """Yield the names of the images of a list, and for messages the line that names each."""
     file = folder.path / name
     text = read_annotation(file, LIST_LIMIT, "a list of images").decode("utf-8-sig", "replace")
     for number, line in enumerate(text.splitlines(), start=1):
@@ -196,7 +198,8 @@ def _read_list(
         try:
             image = _locate(folder, (os.path.dirname(name), *bases), line.strip(), where)
             if image is None:
-                raise Fault(Kind.MISSING, f"{where}: there is no image {line.strip()!r}")
+                message = f"{where}: image {line.strip()!r} does not exist"
+                raise Fault(FaultKind.MISSING, message)
         except Fault as fault:
             on_fault(fault)
             continue
@@ -215,7 +218,7 @@ def _add(found: dict[str, Path], folder: Folder, name: str, where: str, on_fault
 
 def _with_labels(
     found: dict[str, Path], folder: Folder, file: Path, on_fault: OnFault
-) -> list[Labelled]:
+) -> list[LabeledImage]:
     images = []
     for id, name in enumerate(sorted(found), start=1):
         try:
@@ -223,7 +226,7 @@ def _with_labels(
         except Fault as fault:
             on_fault(fault)
             continue
-        images.append(Labelled(id, name, found[name], labels))
+        images.append(LabeledImage(id, name, found[name], labels))
     return images
 
 
@@ -236,19 +239,20 @@ def _is_image(name: str) -> bool:
     return name.lower().endswith(SUFFIXES) and name[0] != "."  # macOS leaves ._a.jpg in archives
 
 
-def _tell_of_orphans(folder: Folder, images: str, on_fault: OnFault) -> None:
-    """Labels whose image is not in the folder `images`, where it would be looked for."""
+def _report_orphans(folder: Folder, images: str, on_fault: OnFault) -> None:
+    """Report label files without an image in the folder `images`, where it should be."""
     labels = os.path.dirname(_label_name(f"{images}/x"))
     try:
         path = folder.find(labels, images)
-    except Fault:  # told of with the images
+    except Fault:  # reported with the images
         return
-    if labels == images or path is None or not path.is_dir():  # beside images a text may be any
+    # Text files beside the images need not be labels.
+    if labels == images or path is None or not path.is_dir():
         return
-    pictures = filter(_is_image, Folder(folder.path / images).names())
-    known = {os.path.splitext(name)[0] + ".txt" for name in pictures}
-    known.add("classes.txt")  # programs for labelling put their list of names there
+    image_names = filter(_is_image, Folder(folder.path / images).names())
+    known = {os.path.splitext(name)[0] + ".txt" for name in image_names}
+    known.add("classes.txt")  # annotation tools list the class names there
     for name in sorted(set(Folder(path).names()) - known):
         if name.endswith(".txt") and name[0] != ".":
-            message = f"{path / name}: labels of no image in {folder.path / images}"
-            on_fault(Fault(Kind.MISSING, message, tolerated=True))
+            message = f"{path / name}: labels without an image in {folder.path / images}"
+            on_fault(Fault(FaultKind.MISSING, message, tolerated=True))

@@ -1,0 +1,57 @@
+"""Number of steps of an epoch and of a training run."""
+
+from typing import NamedTuple
+
+from nanodet_jax.config import Config
+from nanodet_jax.errors import UserError
+
+
+class RunLength(NamedTuple):
+    """Length of a training run.
+
+    Only whole batches count: the images left over at the end of a shuffled epoch are dropped, as in
+    the original.
+    """
+
+    steps_per_epoch: int
+    total_steps: int
+
+    @property
+    def epochs(self) -> int:
+        """Number of epochs that the run starts."""
+        return self.epoch_of(self.total_steps)
+
+    def epoch_of(self, step: int) -> int:
+        """Return the epoch that `step` is in, both counted from 1."""
+        return -(-step // self.steps_per_epoch)
+
+    def is_due(self, every_epochs: int, step: int) -> bool:
+        """Whether `step` ends the run, or an epoch whose number is divisible by `every_epochs`."""
+        whole_epochs, rest = divmod(step, self.steps_per_epoch)
+        return step == self.total_steps or (rest == 0 and whole_epochs % every_epochs == 0)
+
+
+def run_length(config: Config, num_images: int) -> RunLength:
+    """Return the length of a run on `num_images` training images.
+
+    `config.training.steps` takes precedence over `config.training.epochs` if it is not 0.
+
+    Raises:
+      UserError: if the images do not fill one batch.
+    """
+    per_epoch = steps_per_epoch(num_images, config.data.batch_size)
+    return RunLength(per_epoch, config.training.steps or config.training.epochs * per_epoch)
+
+
+def steps_per_epoch(num_images: int, batch_size: int) -> int:
+    """Return the number of whole batches in `num_images` training images.
+
+    Raises:
+      UserError: if there is none.
+    """
+    if num_images < batch_size:
+        raise UserError(
+            f"config.data.batch_size={batch_size}: must be at most the number of training images, "
+            f"{num_images}"
+        )
+    return num_images // batch_size
