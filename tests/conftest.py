@@ -11,4 +11,5 @@ import jax
 from nanodet_jax.runtime import backend
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_numpy_dtype_promotion", "strict")
 backend.prepare(cache_dir=Path(__file__).parents[1] / ".jax_cache")
