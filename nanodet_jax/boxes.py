@@ -41,7 +41,7 @@ def make_priors(input_size: tuple[int, int], strides: tuple[int, ...], offset: f
 
 
 def anchors(priors: Priors, scale: float) -> Float32[np.ndarray, "P 4"]:
-    """Return the square boxes of `scale` strides around the priors' centres, in input pixels."""
+    """Return the square boxes of `scale` strides around the priors' centers, in input pixels."""
     half = 0.5 * (priors.strides * np.float32(scale))[:, None]
     return np.concatenate([priors.centers - half, priors.centers + half], axis=-1)
 
@@ -98,7 +98,10 @@ def intersection(a: Float[Array, "*#n 4"], b: Float[Array, "*#n 4"]) -> Float[Ar
 
 
 def iou(a: Float[Array, "*#n 4"], b: Float[Array, "*#n 4"]) -> Float[Array, "*#n"]:
-    """Return intersection over union; `a` and `b` broadcast: `iou(a[:, None], b[None])` is pairwise."""
+    """Return intersection over union; `a` and `b` broadcast.
+
+    `iou(a[:, None], b[None])` is the iou of all pairs.
+    """
     common = intersection(a, b)
     return common / jnp.maximum(area(a) + area(b) - common, EPSILON)
 
@@ -109,7 +112,7 @@ def iof(a: Float[Array, "*#n 4"], b: Float[Array, "*#n 4"]) -> Float[Array, "*#n
 
 
 def giou(a: Float[Array, "*#n 4"], b: Float[Array, "*#n 4"]) -> Float[Array, "*#n"]:
-    """Return the generalised iou, in [-1, 1]; `a` and `b` broadcast.
+    """Return the generalized iou, in [-1, 1]; `a` and `b` broadcast.
 
     Iou minus the fraction of the smallest enclosing box that neither box covers. Rezatofighi et
     al., "Generalized Intersection over Union: A Metric and A Loss for Bounding Box Regression",

@@ -1,7 +1,7 @@
 """Named tuples that pass from one part of the program to another.
 
-Letters: B batch, G ground-truth slots, P priors, C classes, R reg_max + 1, N detections; `*n` is any
-number of leading axes. Boxes are xyxy in pixels of the network input unless a field documents
+Letters: B batch, G ground-truth slots, P priors, C classes, R reg_max + 1, N detections; `*n` is
+any number of leading axes. Boxes are xyxy in pixels of the network input unless a field documents
 otherwise.
 """
 
@@ -24,7 +24,7 @@ class GroundTruth(NamedTuple):
 class Batch(NamedTuple):
     """Input of one training step."""
 
-    images: Float32[Array, "B H W 3"]  # BGR, normalised
+    images: Float32[Array, "B H W 3"]  # BGR, normalized
     ground_truth: GroundTruth  # B images
 
 
@@ -38,7 +38,7 @@ class RawBatch(NamedTuple):
     canvases: UInt8[Array, "B Hc Wc 3"] | Int32[Array, "B"]  # BGR
     sizes: Int32[Array, "B 2"]  # height and width of the image on its canvas
     shrunk: Int32[Array, "B 2"]  # size to average the image down to first; `sizes` for none
-    inverse_warps: Float32[Array, "B 3 3"]  # pixel indices of the input to those of the shrunk image
+    inverse_warps: Float32[Array, "B 3 3"]  # pixel indices, input to shrunk image
     filled: Int32[Array, "B 2"]  # height and width of the input that the image fills
     colors: Float32[Array, "B 3"]  # brightness, contrast, saturation
     ground_truth: GroundTruth  # B images

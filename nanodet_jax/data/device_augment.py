@@ -104,12 +104,13 @@ def warp(
     right_share, lower_share = u - left, v - top
 
     rows, columns = image.shape[:2]
+    bottom, right = size.astype(jnp.float32)
     pixels = image.reshape(rows * columns, 3)
     mixed = jnp.zeros((height, width, 3), jnp.float32)
     for down, share_y in ((0, 1 - lower_share), (1, lower_share)):
         for across, share_x in ((0, 1 - right_share), (1, right_share)):
             row, column = top + down, left + across
-            inside = (row >= 0) & (row < size[0]) & (column >= 0) & (column < size[1])
+            inside = (row >= 0) & (row < bottom) & (column >= 0) & (column < right)
             share = jnp.where(inside, share_x * share_y, 0.0)
             # Three bytes at a place: gathered one by one they would take as many times longer.
             row, column = (jnp.where(inside, x, 0.0).astype(jnp.int32) for x in (row, column))
@@ -148,11 +149,11 @@ def _shrink_rows(image: jax.Array, size: jax.Array, shrunk: jax.Array, taps: jax
     first = jnp.floor(start)
 
     def add(tap, total):
-        row = first + tap
+        row = first + tap.astype(jnp.float32)
         overlap = jnp.minimum(start + factor, row + 1) - jnp.maximum(start, row)
         share = jnp.maximum(overlap, 0.0) / factor
         taken = image[jnp.minimum(row, count - 1).astype(jnp.int32)]
-        return total + share[:, None] * taken
+        return total + share[:, None] * taken.astype(jnp.float32)
 
     return lax.fori_loop(0, taps, add, jnp.zeros(image.shape, jnp.float32))
 

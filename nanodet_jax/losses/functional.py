@@ -45,5 +45,5 @@ def distribution_focal(
 def giou_loss(
     predicted: Float[Array, "*#n 4"], target: Float[Array, "*#n 4"]
 ) -> Float[Array, "*#n"]:
-    """Compute one minus the generalised iou of boxes, xyxy in one unit."""
+    """Compute one minus the generalized iou of boxes, xyxy in one unit."""
     return 1 - boxes.giou(predicted, target)

@@ -19,7 +19,8 @@ from nanodet_jax.errors import UserError
 from nanodet_jax.evaluation import scoring
 from nanodet_jax.inference.predict import make_detect
 from nanodet_jax.io.checkpoint import Checkpoints
-from nanodet_jax.models.nanodet import build_model, priors_of
+from nanodet_jax.losses.criterion import build_criterion
+from nanodet_jax.models.nanodet import build_model
 from nanodet_jax.runtime import backend, distributed
 from nanodet_jax.state import abstract_variables, create_state
 from nanodet_jax.training.interrupt import Interrupt, Stopped
@@ -28,14 +29,14 @@ from nanodet_jax.training.metric_logger import MetricLogger, NullLogger
 from nanodet_jax.training.optimizer import learning_rate, make_optimizer, scale_rate
 from nanodet_jax.training.parallel import (
     count_devices,
-    make_place,
-    make_render,
+    local_copy,
+    local_part,
+    make_augment,
+    make_place_batch,
     make_train_step,
-    own_copy,
-    own_part,
     replicate,
     split_detection,
-    store,
+    upload_images,
 )
 from nanodet_jax.training.prefetch import Prefetch
 from nanodet_jax.training.setup import (
@@ -113,17 +114,14 @@ def _train_and_evaluate(config: Config, workdir: Path, held: ExitStack) -> dict[
     schedule = learning_rate(training, steps_each, epochs)
     optimizer = make_optimizer(training, schedule)
     train_step = make_train_step(
-        optimizer,
-        schedule,
-        num_devices,
         model=model,
-        priors=priors_of(config.model, config.input_size),
-        assigner=config.assigner,
-        compat=config.compat,
-        weights=config.loss,
+        criterion=build_criterion(config),
+        optimizer=optimizer,
+        schedule=schedule,
         ema_decay=config.training.ema_decay,
-        accumulate=config.training.accumulate,
         detach_step=config.training.detach_epoch * steps_each,
+        accumulate=config.training.accumulate,
+        num_devices=num_devices,
     )
     detect = make_detect(model, split_detection(num_devices))
     begin_with = partial(create_state, optimizer=optimizer, ema=config.training.ema_decay > 0)
@@ -143,13 +141,13 @@ def _train_and_evaluate(config: Config, workdir: Path, held: ExitStack) -> dict[
     if distributed.is_writer():
         logger = MetricLogger(workdir, start_step, total_steps, rated=metrics is not None)
     logger.say(images.describe())
-    stored = store(images, num_devices) if config.data.cache == "device" else None
-    render = make_render(config, num_devices, stored)
+    stored = upload_images(images, num_devices) if config.data.cache == "device" else None
+    augment = make_augment(config, num_devices, stored)
     if not resuming and is_folded(variables):
         # Of whole batches, and on the host: the same in every process.
         on_host = copy.deepcopy(config)
         on_host.data.augment, on_host.data.cache = "host", "none"
-        measured, as_batch = training_batches(train, on_host, slots), make_render(on_host)
+        measured, as_batch = training_batches(train, on_host, slots), make_augment(on_host)
         inputs = (
             as_batch(next(measured)).images
             for _ in tqdm(range(UNFOLD_BATCHES), "measuring batch norms", leave=False)
@@ -186,7 +184,7 @@ def _train_and_evaluate(config: Config, workdir: Path, held: ExitStack) -> dict[
 
     skips = Skips(config.training.max_skipped, lambda step: images_of_step(train, config, step))
     batches = training_batches(images, config, slots, start_step, process)
-    prefetch = Prefetch(batches, make_place(num_devices))
+    prefetch = Prefetch(batches, make_place_batch(num_devices))
     with closing(checkpoints), closing(logger), closing(prefetch), Interrupt() as interrupt:
 
         def evaluate_now(step: int) -> dict[str, Any] | None:
@@ -196,7 +194,7 @@ def _train_and_evaluate(config: Config, workdir: Path, held: ExitStack) -> dict[
             with suppress(Stopped):
                 result = scoring.run_evaluation(
                     detect,
-                    own_copy(state.inference_variables, num_devices),
+                    local_copy(state.inference_variables, num_devices),
                     val,
                     config,
                     pictures=VAL_PICTURES,
@@ -224,10 +222,10 @@ def _train_and_evaluate(config: Config, workdir: Path, held: ExitStack) -> dict[
             stopping = stopping or ballot.any_of(interrupt.received is not None)
             if stopping:
                 break
-            batch = render(prefetch.next(device_metrics))
+            batch = augment(prefetch.next(device_metrics))
             state, device_metrics = train_step(state, batch)
             if step == 1 and distributed.is_writer():  # drawn and written while the device is busy
-                shown = jax.device_get(own_part(batch, num_devices))
+                shown = jax.device_get(local_part(batch, num_devices))
                 logger.picture("train", 0, draw_batch(shown, config, train))
             if step == start_step + 1:
                 backend.defragment_heap()  # that compiling the step has left

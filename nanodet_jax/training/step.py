@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +32,7 @@ def loss_and_gradients(
     """Compute metrics, gradients of the parameters, and new batch statistics, all float32.
 
     Losses and gradients of micro-batches and devices are sums whose divisors are those of the
-    whole batch. Only batch norm tells the difference: it normalises within a micro-batch on a
+    whole batch. Only batch norm tells the difference: it normalizes within a micro-batch on a
     device, or with `config.Model.sync_batch_norm` within a micro-batch over all devices.
 
     Args:
@@ -52,7 +52,7 @@ def loss_and_gradients(
     def forward(
         params: Tree, batch_stats: Tree, images: jax.Array
     ) -> tuple[tuple[Predictions, ...], dict[str, Tree]]:
-        return model.apply(
+        output = model.apply(
             {"params": params, "batch_stats": batch_stats},
             images,
             detach,
@@ -60,6 +60,7 @@ def loss_and_gradients(
             method="branches",
             mutable=["batch_stats"],
         )
+        return cast(tuple[tuple[Predictions, ...], dict[str, Tree]], output)
 
     def gradients_of(
         batch: Batch,

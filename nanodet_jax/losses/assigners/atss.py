@@ -41,9 +41,9 @@ def nearest_per_level(
 class ATSS(Assigner):
     """Adaptive training sample selection, as the original NanoDet runs it.
 
-    A box takes, among the `topk` priors of each level whose centres are nearest to its own, those
+    A box takes, among the `topk` priors of each level whose centers are nearest to its own, those
     whose anchor overlaps it by at least the mean plus the standard deviation of the candidates'
-    ious, and whose centre lies inside it by over 0.01 pixel. A prior that several boxes take goes
+    ious, and whose center lies inside it by over 0.01 pixel. A prior that several boxes take goes
     to the one with the highest iou. Predictions take no part.
 
     The losses follow the original's NanoDet: boxes in strides; the quality is the iou of the
@@ -52,7 +52,7 @@ class ATSS(Assigner):
 
     Attributes:
       topk: candidates per box and level.
-      anchor_scale: side of a prior's anchor, a square around its centre, in strides.
+      anchor_scale: side of a prior's anchor, a square around its center, in strides.
       ignore_threshold: a prior with more than this fraction of its anchor in an ignore region is
         ignored unless it is positive; 0 switches ignore regions off.
     """
@@ -78,7 +78,7 @@ class ATSS(Assigner):
             covered = jnp.where(ground_truth.ignore, covered, 0)
             ignored = jnp.max(covered, axis=1) > self.ignore_threshold
             # On a level with fewer than topk other priors, ignored ones are still candidates: the
-            # original's behaviour.
+            # original's behavior.
             distances = jnp.where(ignored, EXCLUDED, distances)
 
         # Lines 3 to 6: the candidates are the topk priors of each level nearest to the box.

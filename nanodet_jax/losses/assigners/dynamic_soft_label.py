@@ -58,7 +58,7 @@ def assignment_cost(
 def candidates_of_own_box(
     inside: Bool[Array, "G P"], centers: Float[Array, "P 2"], gt_boxes: Float[Array, "G 4"]
 ) -> Bool[Array, "G P"]:
-    """Return the priors inside each box, or where there are none, the nearest to its centre."""
+    """Return the priors inside each box, or where there are none, the nearest to its center."""
     gt_centers = (gt_boxes[:, :2] + gt_boxes[:, 2:]) / 2
     distances = jnp.sum(jnp.square(gt_centers[:, None] - centers[None]), axis=-1)
     nearest = jnp.argmin(distances, axis=1)  # of equals that of the finest level, which comes first
