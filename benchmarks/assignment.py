@@ -27,16 +27,13 @@ from benchmarks.timing import Effort, alternate, clocked, planned_mb, summarize
 from nanodet_jax import boxes, config
 from nanodet_jax.losses import functional
 from nanodet_jax.losses.assigners import dynamic_soft_label
-from nanodet_jax.losses.criterion import assign, objective
+from nanodet_jax.losses.criterion import Criterion, build_assigner
 from nanodet_jax.runtime import backend
 from nanodet_jax.structures import GroundTruth, Predictions
 
 SLOTS = (20, 100, 300)
 CLASSES, REG_MAX, STRIDES, OFFSET = 80, 7, (8, 16, 32, 64), 0.0  # NanoDet-Plus on COCO
-PARTS: dict[str, Any] = {
-    "assigner": config.Assigner(name="dynamic_soft_label", topk=13),
-    "compat": config.Compat(),
-}
+ASSIGNER = config.Assigner(name="dynamic_soft_label", topk=13)
 COLUMNS = {  # keys of a row: title, decimals
     "wall_ms": ("wall ms", 1),
     "wall_min_ms": ("min", 1),
@@ -99,13 +96,10 @@ def with_cost(function: Callable, cost: Callable) -> Callable:
 
 def functions(priors: boxes.Priors) -> dict[str, Callable]:
     """What is measured, by name: functions of predictions and ground truth."""
-
-    def loss(branches, truth):
-        return objective(branches, truth, priors, weights=config.Loss(), **PARTS)
-
+    criterion = Criterion(priors, build_assigner(ASSIGNER, config.Compat()), config.Loss())
     return {
-        "assignment": jax.vmap(partial(assign, priors=priors, **PARTS)),
-        "assignment + loss + gradient": jax.value_and_grad(loss, has_aux=True),
+        "assignment": jax.vmap(criterion.assign),
+        "assignment + loss + gradient": jax.value_and_grad(criterion, has_aux=True),
     }
 
 

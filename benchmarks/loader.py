@@ -14,7 +14,7 @@ from nanodet_jax.data.cache import TrainingImages
 from nanodet_jax.data.open_source import open_source
 from nanodet_jax.data.pipeline import count_slots, training_batches
 from nanodet_jax.data.run_length import steps_per_epoch
-from nanodet_jax.training.parallel import make_place, make_render, store
+from nanodet_jax.training.parallel import make_augment, make_place_batch, upload_images
 
 DRAWN = 512  # shapes, where no photographs are given
 
@@ -72,14 +72,14 @@ def pixels_on_device(subject: Subject, data: dict[str, Any]) -> dict[str, Progra
     loaded = _with_data(subject.load(), data)
     source = open_source(loaded, "train")
     images = TrainingImages(source, loaded)
-    stored = store(images) if loaded.data.cache == "device" else None
+    stored = upload_images(images) if loaded.data.cache == "device" else None
     slots = count_slots(source, loaded.data.max_boxes)[0]
-    raw = make_place()(next(training_batches(images, loaded, slots)))
-    render = make_render(loaded, stored=stored)
+    raw = make_place_batch()(next(training_batches(images, loaded, slots)))
+    augment = make_augment(loaded, stored=stored)
     started = time.perf_counter()
-    jax.block_until_ready(render(raw))
+    jax.block_until_ready(augment(raw))
     facts = {"first_s": time.perf_counter() - started}
-    return {"": Program(lambda: render(raw), facts, images=loaded.data.batch_size)}
+    return {"": Program(lambda: augment(raw), facts, images=loaded.data.batch_size)}
 
 
 def _with_data(loaded: config.Config, data: dict[str, Any]) -> config.Config:

@@ -8,12 +8,11 @@ import optax
 
 from benchmarks.subject import LEARNING_RATE, Network, Subject, on_device, random_batch
 from benchmarks.timing import Program, Row, compile_and_run
-from nanodet_jax.losses.criterion import objective
 from nanodet_jax.runtime import backend
 from nanodet_jax.state import create_state
 from nanodet_jax.training.optimizer import make_optimizer
 from nanodet_jax.training.parallel import make_train_step
-from nanodet_jax.training.step import moved_average
+from nanodet_jax.training.step import update_ema
 
 NEVER = 2**30  # a step beyond the end: the guidance trains all of the network, as it does at first
 
@@ -26,13 +25,12 @@ def training_step(subject: Subject) -> dict[str, Program]:
     schedule = optax.constant_schedule(LEARNING_RATE)
     optimizer = make_optimizer(network.config.training, schedule)
     step = make_train_step(
-        optimizer,
-        schedule,
         model=network.model,
-        priors=network.priors,
+        criterion=network.criterion,
+        optimizer=optimizer,
+        schedule=schedule,
         ema_decay=decay,
         detach_step=NEVER,
-        **network.objective_parts,
     )
     state = create_state(network.variables, optimizer, decay > 0)
     program = compile_and_run(
@@ -65,9 +63,6 @@ def parts(subject: Subject) -> dict[str, Program]:
         branches, backward, updated = jax.vjp(partial(forward, images=images), params, has_aux=True)
         return branches, backward(direction), updated
 
-    def loss(branches, truth):
-        return objective(branches, truth, network.priors, **network.objective_parts)
-
     def update(gradients, opt_state, params):
         updates, opt_state = optimizer.update(gradients, opt_state, params)
         return opt_state, optax.apply_updates(params, updates)
@@ -80,7 +75,9 @@ def parts(subject: Subject) -> dict[str, Program]:
             backend.jit(forward_and_backward), params, batch.images, branches
         ),
         "assignment + loss + gradient": compile_and_run(
-            backend.jit(jax.value_and_grad(loss, has_aux=True)), branches, batch.ground_truth
+            backend.jit(jax.value_and_grad(network.criterion, has_aux=True)),
+            branches,
+            batch.ground_truth,
         ),
         "optimizer": compile_and_run(
             backend.jit(update, donate_argnums=(1, 2)),
@@ -91,7 +88,7 @@ def parts(subject: Subject) -> dict[str, Program]:
         ),
     }
     if decay > 0:
-        average = partial(moved_average, variables=variables, step=jnp.int32(1000), decay=decay)
+        average = partial(update_ema, variables=variables, step=jnp.int32(1000), decay=decay)
         programs["moving average"] = compile_and_run(
             backend.jit(average, donate_argnums=0),
             jax.tree.map(jnp.array, variables),
@@ -108,14 +105,14 @@ def with_backward(rows: dict[str, Row]) -> dict[str, Row]:
 
 
 def assignment_and_loss(subject: Subject) -> dict[str, Program]:
-    """The objective and its gradient for the predictions; slots for boxes are filled by half."""
+    """The loss and its gradient for the predictions; slots for boxes are filled by half."""
     network = Network(subject)
     batch = on_device(random_batch(subject, network.config.input_size))
     predict = backend.jit_once(partial(network.model.apply, method="branches", train=False))
     branches = predict(network.variables, batch.images)
 
     def loss(branches, truth):
-        return objective(branches, truth, network.priors, **network.objective_parts)[0]
+        return network.criterion(branches, truth)[0]
 
     gradient = backend.jit(jax.grad(loss))
     return {"": compile_and_run(gradient, branches, batch.ground_truth)}

@@ -10,9 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nanodet_jax import boxes, config
+from nanodet_jax import config
 from nanodet_jax.cli.config_flags import load_config
-from nanodet_jax.models.nanodet import NanoDet, build_model, priors_of
+from nanodet_jax.losses.criterion import Criterion, build_criterion
+from nanodet_jax.models.nanodet import NanoDet, build_model
 from nanodet_jax.state import init_variables
 from nanodet_jax.structures import Batch, GroundTruth
 
@@ -55,20 +56,15 @@ class Network:
 
     Attributes:
       config: of the subject.
-      model, priors, variables: of the network in training.
-      objective_parts: what `objective` takes besides predictions, ground truth and priors.
+      model, variables: of the network in training.
+      criterion: assignment and loss.
     """
 
     def __init__(self, subject: Subject):
         self.config: config.Config = subject.load()
         self.model: NanoDet = build_model(self.config.model, self.config.precision)
-        self.priors: boxes.Priors = priors_of(self.config.model, self.config.input_size)
         self.variables: Any = init_variables(self.model, seed=0)
-        self.objective_parts: dict[str, Any] = {
-            "assigner": self.config.assigner,
-            "compat": self.config.compat,
-            "weights": self.config.loss,
-        }
+        self.criterion: Criterion = build_criterion(self.config)
 
 
 def random_batch(subject: Subject, size: tuple[int, int]) -> Batch:

@@ -1,27 +1,32 @@
-"""Geometry of boxes and priors. Boxes are xyxy in one unit, any leading shape, float32."""
+"""Geometry of boxes, priors and distance distributions.
+
+Boxes are xyxy, float32, with any leading shape. Both boxes of a function are in the same unit.
+Letters: P priors, R reg_max + 1 bins of a distance distribution.
+"""
 
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Float32
 
-EPSILON = 1e-6  # floor of a union or an enclosing area, as in the original
+EPSILON = 1e-6  # lower bound of a union or an enclosing area, as in the original
 
 
 class Priors(NamedTuple):
-    """Centres that predict: all levels, finest first, rows of an image top to bottom."""
+    """Points that predict a box each: finest level first, rows of a level top to bottom."""
 
-    centers: np.ndarray  # [P, 2] float32, x and y in input pixels
-    strides: np.ndarray  # [P] float32, pixels
-    level_sizes: tuple[int, ...]  # priors per level; they sum to P
+    centers: Float32[np.ndarray, "P 2"]  # x and y in input pixels
+    strides: Float32[np.ndarray, "P"]  # pixels
+    level_sizes: tuple[int, ...]  # priors per level; their sum is P
 
 
 def make_priors(input_size: tuple[int, int], strides: tuple[int, ...], offset: float) -> Priors:
-    """Priors of an input of (height, width) pixels.
+    """Return the priors of an input of (height, width) pixels.
 
-    `offset` is the centre's place in its cell in strides: 0.5 for NanoDet, 0 for NanoDet-Plus,
-    as the published weights of each expect.
+    `offset` is the position of a prior in its grid cell, in strides: 0.5 for NanoDet and 0 for
+    NanoDet-Plus, as the published weights of each expect.
     """
     height, width = input_size
     centers, per_prior = [], []
@@ -35,55 +40,84 @@ def make_priors(input_size: tuple[int, int], strides: tuple[int, ...], offset: f
     return Priors(np.concatenate(centers), np.concatenate(per_prior), sizes)
 
 
-def cells(priors: Priors, scale: float) -> np.ndarray:
-    """Square boxes [P, 4] of `scale` strides around the priors' centres (ATSS's anchors)."""
+def anchors(priors: Priors, scale: float) -> Float32[np.ndarray, "P 4"]:
+    """Return the square boxes of `scale` strides around the priors' centers, in input pixels."""
     half = 0.5 * (priors.strides * np.float32(scale))[:, None]
     return np.concatenate([priors.centers - half, priors.centers + half], axis=-1)
 
 
-def distances_to_boxes(points: jax.Array, distances: jax.Array) -> jax.Array:
-    """Boxes [..., 4] from points [..., 2] and distances [..., 4] to left, top, right, bottom."""
+def expected_distances(box_logits: Float[Array, "*n 4 R"]) -> Float[Array, "*n 4"]:
+    """Return the mean distance, in strides, of each distribution over the distances 0 .. R-1."""
+    probabilities = jax.nn.softmax(box_logits)
+    bins = jnp.arange(probabilities.shape[-1], dtype=probabilities.dtype)
+    return jnp.einsum("...r,r->...", probabilities, bins, precision="highest")
+
+
+def decode_boxes(box_logits: Float[Array, "*n P 4 R"], priors: Priors) -> Float[Array, "*n P 4"]:
+    """Return the predicted boxes in input pixels, not clipped to the input."""
+    distances = expected_distances(box_logits)
+    strides = jnp.broadcast_to(priors.strides[:, None], distances.shape)
+    centers = jnp.broadcast_to(priors.centers, (*distances.shape[:-1], 2))
+    return distances_to_boxes(centers, distances * strides)
+
+
+def distances_to_boxes(
+    points: Float[Array, "*n 2"], distances: Float[Array, "*n 4"]
+) -> Float[Array, "*n 4"]:
+    """Return boxes from points and their distances to the left, top, right and bottom sides."""
     low, high = points - distances[..., :2], points + distances[..., 2:]
     return jnp.concatenate([low, high], axis=-1)
 
 
-def boxes_to_distances(points: jax.Array, boxes: jax.Array) -> jax.Array:
-    """Distances [..., 4] from points [..., 2] to the sides of boxes; negative outside."""
+def boxes_to_distances(
+    points: Float[Array, "*#n 2"], boxes: Float[Array, "*#n 4"]
+) -> Float[Array, "*#n 4"]:
+    """Return the distances from points to the sides of boxes; negative for a point outside."""
     return jnp.concatenate([points - boxes[..., :2], boxes[..., 2:] - points], axis=-1)
 
 
-def clip_boxes(boxes: jax.Array, height: jax.Array | int, width: jax.Array | int) -> jax.Array:
-    """Boxes with every corner moved into [0, width] x [0, height]."""
+def clip_boxes(
+    boxes: Float[Array, "*n 4"], height: Array | int, width: Array | int
+) -> Float[Array, "*n 4"]:
+    """Move every corner into [0, width] x [0, height]."""
     bound = jnp.asarray([width, height, width, height], boxes.dtype)
     return jnp.clip(boxes, 0, jnp.broadcast_to(bound, boxes.shape))
 
 
-def area(boxes: jax.Array) -> jax.Array:
-    """Signed area [...] of boxes [..., 4]: width times height."""
+def area(boxes: Float[Array, "*n 4"]) -> Float[Array, "*n"]:
+    """Return width times height; negative if one of them is."""
     return (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
 
 
-def intersection(a: jax.Array, b: jax.Array) -> jax.Array:
-    """Area common to boxes a and b, which broadcast against each other."""
+def intersection(a: Float[Array, "*#n 4"], b: Float[Array, "*#n 4"]) -> Float[Array, "*#n"]:
+    """Return the area that boxes share; `a` and `b` broadcast."""
     low = jnp.maximum(a[..., :2], b[..., :2])
     high = jnp.minimum(a[..., 2:], b[..., 2:])
     size = jnp.maximum(high - low, 0)
     return size[..., 0] * size[..., 1]
 
 
-def iou(a: jax.Array, b: jax.Array) -> jax.Array:
-    """Intersection over union of boxes that broadcast: `iou(a[:, None], b[None])` is pairwise."""
+def iou(a: Float[Array, "*#n 4"], b: Float[Array, "*#n 4"]) -> Float[Array, "*#n"]:
+    """Return intersection over union; `a` and `b` broadcast.
+
+    `iou(a[:, None], b[None])` is the iou of all pairs.
+    """
     common = intersection(a, b)
     return common / jnp.maximum(area(a) + area(b) - common, EPSILON)
 
 
-def iof(a: jax.Array, b: jax.Array) -> jax.Array:
-    """Intersection over the area of `a` ("foreground"), for boxes that broadcast."""
+def iof(a: Float[Array, "*#n 4"], b: Float[Array, "*#n 4"]) -> Float[Array, "*#n"]:
+    """Return intersection over the area of `a`, the foreground; `a` and `b` broadcast."""
     return intersection(a, b) / jnp.maximum(area(a), EPSILON)
 
 
-def giou(a: jax.Array, b: jax.Array) -> jax.Array:
-    """Generalised iou, in [-1, 1], of boxes that broadcast (Rezatofighi et al., 2019)."""
+def giou(a: Float[Array, "*#n 4"], b: Float[Array, "*#n 4"]) -> Float[Array, "*#n"]:
+    """Return the generalized iou, in [-1, 1]; `a` and `b` broadcast.
+
+    Iou minus the fraction of the smallest enclosing box that neither box covers. Rezatofighi et
+    al., "Generalized Intersection over Union: A Metric and A Loss for Bounding Box Regression",
+    https://arxiv.org/abs/1902.09630.
+    """
     common = intersection(a, b)
     union = jnp.maximum(area(a) + area(b) - common, EPSILON)
     low = jnp.minimum(a[..., :2], b[..., :2])

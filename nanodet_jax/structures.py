@@ -1,10 +1,13 @@
-"""What crosses from one room to another: arrays with names, nothing that computes.
+"""Named tuples that pass from one part of the program to another.
 
-Letters: B batch, G ground-truth slots, P priors, C classes, R reg_max + 1, N detections.
-Boxes are float32 xyxy: pixels of the network input, except where a field says otherwise.
+Letters: B batch, G ground-truth slots, P priors, C classes, R reg_max + 1, N detections; `*n` is
+any number of leading axes. Boxes are xyxy in pixels of the network input unless a field documents
+otherwise.
 """
 
 from typing import Any, NamedTuple
+
+from jaxtyping import Bool, Float, Float32, Int32, UInt8
 
 Array = Any  # numpy on the host, jax on the device
 
@@ -12,55 +15,60 @@ Array = Any  # numpy on the host, jax on the device
 class GroundTruth(NamedTuple):
     """Boxes of an image in G slots; a slot that is neither `valid` nor `ignore` is padding."""
 
-    boxes: Array  # [..., G, 4] float32 xyxy
-    labels: Array  # [..., G] int32, 0 .. C-1; 0 where not valid
-    valid: Array  # [..., G] bool: an object to be learned
-    ignore: Array  # [..., G] bool: a region that is neither object nor background
+    boxes: Float32[Array, "*n G 4"]
+    labels: Int32[Array, "*n G"]  # 0 .. C-1; 0 where not valid
+    valid: Bool[Array, "*n G"]  # an object to learn
+    ignore: Bool[Array, "*n G"]  # a region that is neither object nor background
 
 
 class Batch(NamedTuple):
-    """What one training step eats."""
+    """Input of one training step."""
 
-    images: Array  # [B, H, W, 3] float32, BGR, normalised
+    images: Float32[Array, "B H W 3"]  # BGR, normalized
     ground_truth: GroundTruth  # B images
 
 
 class RawBatch(NamedTuple):
-    """What becomes a `Batch` on the device: pixels as decoded, and the numbers to warp them by."""
+    """Input of device augmentation: decoded pixels and the parameters of their transforms.
 
-    canvases: Array  # [B, Hc, Wc, 3] uint8 BGR, images in upper left corners; or [B] int32: places
-    sizes: Array  # [B, 2] int32: height and width of the image on its canvas
-    shrunk: Array  # [B, 2] int32: the size that it is averaged down to first; its own if it is not
-    inverse_warps: Array  # [B, 3, 3] float32: pixel indices of the input to those of the shrunk
-    filled: Array  # [B, 2] int32: height and width of the input that it fills; the rest is padding
-    colors: Array  # [B, 3] float32: brightness, contrast, saturation
+    The canvases are either the images, each in the upper left corner of its canvas, or the
+    indices of images that the device holds.
+    """
+
+    canvases: UInt8[Array, "B Hc Wc 3"] | Int32[Array, "B"]  # BGR
+    sizes: Int32[Array, "B 2"]  # height and width of the image on its canvas
+    shrunk: Int32[Array, "B 2"]  # size to average the image down to first; `sizes` for none
+    inverse_warps: Float32[Array, "B 3 3"]  # pixel indices, input to shrunk image
+    filled: Int32[Array, "B 2"]  # height and width of the input that the image fills
+    colors: Float32[Array, "B 3"]  # brightness, contrast, saturation
     ground_truth: GroundTruth  # B images
 
 
 class Predictions(NamedTuple):
-    """What the network says about each prior, before any activation."""
+    """Outputs of the network for each prior, before any activation."""
 
-    class_logits: Array  # [..., P, C]
-    box_logits: Array  # [..., P, 4, R]: left, top, right, bottom, a distribution over distances
+    class_logits: Float[Array, "*n P C"]
+    # Left, top, right, bottom: a distribution over distances in strides for each.
+    box_logits: Float[Array, "*n P 4 R"]
 
 
 BACKGROUND, IGNORED = -1, -2  # of Targets.gt_index
 
 
 class Targets(NamedTuple):
-    """What an assigner decides for each prior."""
+    """Assignment of priors to boxes."""
 
-    gt_index: Array  # [..., P] int32: slot of the box to learn; -1 background, -2 ignored
-    # float32: iou of the box with the prior's cell (ATSS) or prediction (dynamic soft label); -1
+    gt_index: Int32[Array, "*n P"]  # slot of the box to learn, BACKGROUND or IGNORED
+    # Iou of that box with the prior's anchor (ATSS) or predicted box (dynamic soft labels); -1
     # where there is no box.
-    overlap: Array  # [..., P]
+    overlap: Float32[Array, "*n P"]
 
 
 class Detections(NamedTuple):
     """At most N boxes, best first; slots that are not `valid` hold zeros."""
 
-    boxes: Array  # [..., N, 4] float32 xyxy
-    scores: Array  # [..., N] float32 in [0, 1]
-    labels: Array  # [..., N] int32
-    valid: Array  # [..., N] bool
-    truncated: Array  # [...] bool: the cap before suppression may have cost a detection
+    boxes: Float32[Array, "*n N 4"]
+    scores: Float32[Array, "*n N"]  # in [0, 1]
+    labels: Int32[Array, "*n N"]
+    valid: Bool[Array, "*n N"]
+    truncated: Bool[Array, "*n"]  # whether the limit before suppression may have cost a detection

@@ -1,6 +1,6 @@
-"""The algorithms once more, one element at a time in Python floats, from the papers alone.
+"""Assignment, losses and suppression as plain loops over elements, written from the papers alone.
 
-Slow and plain: the tests hold the vectorised forms against them. Boxes are x1, y1, x2, y2.
+The tests compare the vectorized forms with these slow ones. Boxes are x1, y1, x2, y2.
 """
 
 import math
@@ -33,7 +33,10 @@ def iof(a, b):
 
 
 def giou(a, b):
-    """Rezatofighi et al., 2019: iou less the share of the enclosing box that neither covers."""
+    """Iou minus the fraction of the enclosing box that neither covers.
+
+    Rezatofighi et al., https://arxiv.org/abs/1902.09630.
+    """
     low = min(float(a[0]), float(b[0])), min(float(a[1]), float(b[1]))
     high = max(float(a[2]), float(b[2])), max(float(a[3]), float(b[3]))
     enclosing = max((high[0] - low[0]) * (high[1] - low[1]), EPSILON)
@@ -41,7 +44,10 @@ def giou(a, b):
 
 
 def quality_focal(logit, quality, beta=2.0):
-    """Li et al., 2020, equation 5: |y - s|^beta ((1-y) log(1-s) + y log s), negated."""
+    """Equation 5 of Li et al., https://arxiv.org/abs/2006.04388.
+
+    -|y - s|^beta ((1-y) log(1-s) + y log s)
+    """
     score = 1 / (1 + math.exp(-logit))
     log_score = -math.log1p(math.exp(-logit))
     log_rest = -math.log1p(math.exp(logit))
@@ -50,7 +56,10 @@ def quality_focal(logit, quality, beta=2.0):
 
 
 def distribution_focal(logits, target):
-    """Li et al., 2020, equation 6: -((y_right - y) log S_left + (y - y_left) log S_right)."""
+    """Equation 6 of Li et al., https://arxiv.org/abs/2006.04388.
+
+    -((y_right - y) log S_left + (y - y_left) log S_right)
+    """
     total = sum(math.exp(logit) for logit in logits)
     left = min(int(target), len(logits) - 2)
     log_left = logits[left] - math.log(total)
@@ -66,23 +75,23 @@ def mean_plus_deviation(values):
     return mean + math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1))
 
 
-def atss(priors, gt_boxes, valid, ignore, *, topk, cell_scale, ignore_threshold):
-    """Zhang et al., 2020, algorithm 1, and how the original treats ignore regions.
+def atss(priors, gt_boxes, valid, ignore, *, topk, anchor_scale, ignore_threshold):
+    """Algorithm 1 of Zhang et al., https://arxiv.org/abs/1912.02424, with ignore regions.
 
     Returns:
-      Slot per prior (-1 background, -2 ignored) and the iou of its cell with that slot's box.
+      Slot per prior (-1 background, -2 ignored) and the iou of its anchor with that slot's box.
     """
     centers, strides = priors.centers, priors.strides
     num_priors = len(centers)
-    cells = []
+    anchors = []
     for (x, y), stride in zip(centers.tolist(), strides.tolist()):
-        half = cell_scale * stride / 2
-        cells.append((x - half, y - half, x + half, y + half))
+        half = anchor_scale * stride / 2
+        anchors.append((x - half, y - half, x + half, y + half))
 
     ignored = np.zeros(num_priors, bool)
     if ignore_threshold > 0:
         for region in gt_boxes[ignore]:
-            ignored |= [iof(cell, region) > ignore_threshold for cell in cells]
+            ignored |= [iof(anchor, region) > ignore_threshold for anchor in anchors]
 
     best_slot, best_iou = [-1] * num_priors, [-1.0] * num_priors
     for slot in np.flatnonzero(valid):
@@ -96,7 +105,7 @@ def atss(priors, gt_boxes, valid, ignore, *, topk, cell_scale, ignore_threshold)
             nearest = np.argsort(distance[start : start + size], kind="stable")[:topk]
             candidates += (start + nearest).tolist()
             start += size
-        ious = [iou(cells[prior], box) for prior in candidates]
+        ious = [iou(anchors[prior], box) for prior in candidates]
         threshold = mean_plus_deviation(ious)
         for prior, overlap in zip(candidates, ious):
             x, y = centers[prior]
@@ -120,7 +129,7 @@ def dynamic_soft_label(
     ignore_threshold,
     priors_of_any_box,
 ):
-    """SimOTA (Ge et al., 2021) with the soft class cost of NanoDet-Plus.
+    """SimOTA (Ge et al., https://arxiv.org/abs/2107.08430) and the soft class cost of NanoDet-Plus.
 
     `priors_of_any_box` is the original's choice of candidates; else a box has those inside it, or
     the nearest if there is none and the box has an area.
@@ -169,14 +178,14 @@ def dynamic_soft_label(
         best_iou[prior] = overlaps[best_slot[prior], prior]
     if ignore_threshold > 0:
         for prior in every:
-            shares = [iof(predicted[prior], region) for region in truth.boxes[truth.ignore]]
-            if best_slot[prior] == -1 and max(shares, default=0) > ignore_threshold:
+            covered = [iof(predicted[prior], region) for region in truth.boxes[truth.ignore]]
+            if best_slot[prior] == -1 and max(covered, default=0) > ignore_threshold:
                 best_slot[prior] = -2
     return np.array(best_slot), np.array(best_iou)
 
 
 def non_maximum_suppression(boxes, scores, *, score_threshold, iou_threshold, max_detections):
-    """Greedy suppression within each class, over every pair that scores enough.
+    """Greedy suppression within each class, over all pairs that score enough.
 
     Returns:
       (prior, class) of each detection, best first.

@@ -30,8 +30,7 @@ from benchmarks.subject import Subject
 from benchmarks.timing import Effort, Program, Times
 from configs import coco
 from nanodet_jax.errors import UserError
-from nanodet_jax.losses.criterion import objective
-from nanodet_jax.models.nanodet import priors_of
+from nanodet_jax.losses.criterion import build_criterion
 from nanodet_jax.runtime import backend
 
 TINY = Subject("configs/shapes.py", batch=2, size=64)
@@ -194,14 +193,14 @@ def test_a_row_of_a_tiny_network(tmp_path, monkeypatch):
 
 
 def planned_mb(variant, slots, cost=None):
-    """Of objective and gradient, two images of 96 x 96 with so many slots for boxes."""
+    """Of loss and gradient, two images of 96 x 96 with so many slots for boxes."""
     config = coco_config(variant, 96)
-    priors = priors_of(config.model, config.input_size)
-    branches = assignment.random_predictions(2, len(priors.strides), 80)
-    parts = {"assigner": config.assigner, "compat": config.compat, "weights": config.loss}
+    criterion = build_criterion(config)
+    num_priors = len(criterion.priors.strides)
+    branches = assignment.random_predictions(2, num_priors, 80)
 
     def loss(branches, truth):
-        return objective(branches, truth, priors, **parts)[0]
+        return criterion(branches, truth)[0]
 
     function = jax.grad(loss)
     if cost is not None:
@@ -209,7 +208,7 @@ def planned_mb(variant, slots, cost=None):
     truth = assignment.random_truth(2, slots, 80, 96)
     branches = branches if config.model.guidance_channels else branches[:1]
     compiled = backend.jit(function).lower(branches, truth).compile()
-    return timing.planned_mb(compiled), 4e-6 * 2 * len(priors.strides) * slots
+    return timing.planned_mb(compiled), 4e-6 * 2 * num_priors * slots
 
 
 @pytest.mark.parametrize("variant", [M, PLUS])

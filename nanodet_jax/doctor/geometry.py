@@ -11,8 +11,7 @@ import numpy as np
 from nanodet_jax.config import Config
 from nanodet_jax.data import transforms
 from nanodet_jax.data.records import Record
-from nanodet_jax.losses import criterion
-from nanodet_jax.models.nanodet import priors_of
+from nanodet_jax.losses.criterion import build_criterion
 from nanodet_jax.runtime import backend
 from nanodet_jax.structures import GroundTruth, Predictions
 
@@ -74,18 +73,16 @@ def priors_per_object(records: Sequence[Record], config: Config, num_classes: in
     ]
     if not ground_truths:
         return np.zeros(0, int)
-    priors = priors_of(config.model, config.input_size)
-    uniform = Predictions(
-        jnp.zeros((len(priors.centers), num_classes)),
-        jnp.zeros((len(priors.centers), 4, config.model.reg_max + 1)),
-    )
-    assign = partial(
-        criterion.assign, priors=priors, assigner=config.assigner, compat=config.compat
+    criterion = build_criterion(config)
+    num_priors = len(criterion.priors.centers)
+    blank = Predictions(
+        jnp.zeros((num_priors, num_classes)),
+        jnp.zeros((num_priors, 4, config.model.reg_max + 1)),
     )
 
     def count(ground_truth: GroundTruth) -> jax.Array:
-        assigned = assign((uniform,), ground_truth).gt_index
-        return jnp.sum(assigned[None] == jnp.arange(slots)[:, None], axis=1)
+        learned = criterion.assign((blank,), ground_truth).gt_index
+        return jnp.sum(learned[None] == jnp.arange(slots)[:, None], axis=1)
 
     stacked = GroundTruth(*(np.stack(part) for part in zip(*ground_truths)))
     counted = backend.jit(partial(jax.lax.map, count, batch_size=CHUNK))(stacked)

@@ -1,95 +1,110 @@
-"""Predictions to detections: decode, fixed-size suppression, back to the image's own pixels.
+"""Predictions to detections: decode, suppress, map to the pixels of the image file.
 
-Letters: P priors, C classes, K candidates, N detections.
+Letters: P priors, C classes, K candidates, N detections; `*n` is any number of leading axes.
 """
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
 
 from nanodet_jax import boxes
-from nanodet_jax.losses.criterion import predicted_boxes
+from nanodet_jax.runtime.precision import at_least_float32
 from nanodet_jax.structures import Detections, Predictions
 
-# The original's, for both of its heads.
+# As in the original, for both of its heads.
 SCORE_THRESHOLD = 0.05
 IOU_THRESHOLD = 0.6
 MAX_DETECTIONS = 100
-# Pairs of prior and class that suppression looks at. `Detections.truncated` tells when it could
-# have mattered: over this many pairs, and fewer than MAX_DETECTIONS boxes left of them.
-CAP = 4096
+# Only this many pairs of prior and class, the best, take part in suppression. That may cost a
+# detection if there are more pairs and fewer than MAX_DETECTIONS boxes are kept:
+# `Detections.truncated` reports it.
+PRE_NMS_TOPK = 4096
 
 
 def decode(
     predictions: Predictions, priors: boxes.Priors, input_size: tuple[int, int]
-) -> tuple[jax.Array, jax.Array]:
-    """Boxes [..., P, 4] in input pixels, clipped to (height, width), and scores [..., P, C]."""
-    decoded = predicted_boxes(predictions.box_logits, priors)
+) -> tuple[Float[Array, "*n P 4"], Float[Array, "*n P C"]]:
+    """Return boxes in input pixels, clipped to (height, width), and scores in [0, 1]."""
+    decoded = boxes.decode_boxes(at_least_float32(predictions.box_logits), priors)
     scores = jax.nn.sigmoid(predictions.class_logits.astype(jnp.float32))
     return boxes.clip_boxes(decoded, *input_size), scores
 
 
 def non_maximum_suppression(
-    candidate_boxes: jax.Array,
-    scores: jax.Array,
+    decoded_boxes: Float[Array, "P 4"],
+    scores: Float[Array, "P C"],
     *,
     score_threshold: float = SCORE_THRESHOLD,
     iou_threshold: float = IOU_THRESHOLD,
     max_detections: int = MAX_DETECTIONS,
-    cap: int = CAP,
+    pre_nms_topk: int = PRE_NMS_TOPK,
 ) -> Detections:
-    """Greedy suppression within each class, for one image; a prior may yield several classes.
+    """Suppress overlapping boxes within each class, greedily, for one image.
 
-    Equal scores go to the lower prior, then the lower class. Only max_detections boxes are ever
-    picked, so that many rounds over the candidates give exactly what the full K x K algorithm
-    gives, in memory of K.
+    A prior may yield several classes. Equal scores go to the lower prior, then the lower class.
+    At most N boxes are kept, so N rounds over the K candidates give exactly the result of the full
+    K x K algorithm, in memory of K.
 
     Args:
-      candidate_boxes: [P, 4] xyxy.
-      scores: [P, C].
+      decoded_boxes: xyxy in pixels.
+      scores: in [0, 1].
       score_threshold: pairs must score more than this.
       iou_threshold: a box that overlaps a better one of its class by more is dropped.
       max_detections: N.
-      cap: K, how many of the best pairs are looked at.
+      pre_nms_topk: K, or all pairs if there are fewer.
 
     Returns:
       Detections of N slots, best first.
     """
+    # 1. The candidates: the K best pairs of prior and class that score enough.
     num_priors, num_classes = scores.shape
-    flat = jnp.where(scores > score_threshold, scores, 0.0).reshape(-1)
-    above = jnp.sum(flat > 0)
-    best, index = jax.lax.top_k(flat, min(cap, num_priors * num_classes))
-    labels = (index % num_classes).astype(jnp.int32)
-    candidates = candidate_boxes[index // num_classes]
-    # The original parts the classes by moving each to a place of its own. In float32 that rounds
-    # boxes to some 1e-3 pixel, which decides overlaps next to the threshold; so do as it does.
-    furthest = jnp.max(jnp.where(best[:, None] > 0, candidates, 0.0))
-    apart = candidates + (labels.astype(candidates.dtype) * (furthest + 1))[:, None]
+    flat = jnp.where(scores > score_threshold, scores, 0.0).reshape(-1)  # [P * C]
+    num_above = jnp.sum(flat > 0)
+    best, index = jax.lax.top_k(flat, min(pre_nms_topk, num_priors * num_classes))  # [K]
+    labels = (index % num_classes).astype(jnp.int32)  # [K]
+    candidates = decoded_boxes[index // num_classes]  # [K, 4]
 
-    def pick(remaining: jax.Array, _: None) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    # 2. The original separates the classes by moving the boxes of each by a different offset. In
+    # float32 this rounds boxes by about 1e-3 pixel, which decides overlaps close to the threshold,
+    # so it is done here too.
+    furthest = jnp.max(jnp.where(best[:, None] > 0, candidates, 0.0))
+    shifted = candidates + (labels.astype(candidates.dtype) * (furthest + 1))[:, None]
+
+    # 3. N rounds: pick the best remaining candidate and drop those of its class that overlap it.
+    # A score of 0 marks what is picked or dropped.
+    def pick(
+        remaining: Float[Array, "K"], _: None
+    ) -> tuple[Float[Array, "K"], tuple[Int[Array, ""], Float[Array, ""]]]:
         chosen = jnp.argmax(remaining)
-        overlap = boxes.iou(apart[chosen][None], apart)
-        beaten = (overlap > iou_threshold) & (labels == labels[chosen])
-        left = jnp.where(beaten, 0.0, remaining).at[chosen].set(0.0)
+        overlap = boxes.iou(shifted[chosen][None], shifted)
+        dropped = (overlap > iou_threshold) & (labels == labels[chosen])
+        left = jnp.where(dropped, 0.0, remaining).at[chosen].set(0.0)
         return left, (chosen, remaining[chosen])
 
-    _, (chosen, chosen_scores) = jax.lax.scan(pick, best, None, length=max_detections)
+    _, (chosen, chosen_scores) = jax.lax.scan(pick, best, None, length=max_detections)  # [N]
+
+    # 4. Once nothing is left, rounds pick a score of 0: empty slots.
     valid = chosen_scores > 0
     return Detections(
         boxes=jnp.where(valid[:, None], candidates[chosen], 0.0),
         scores=chosen_scores,
         labels=jnp.where(valid, labels[chosen], 0),
         valid=valid,
-        truncated=(above > best.shape[0]) & ~valid[-1],
+        truncated=(num_above > best.shape[0]) & ~valid[-1],
     )
 
 
-def to_image(detections: Detections, inverse_warp: jax.Array, size: jax.Array) -> Detections:
-    """Detections of one image, from input pixels to those of the image file.
+def to_image(
+    detections: Detections, inverse_warp: Float[Array, "3 3"], size: Int[Array, "2"]
+) -> Detections:
+    """Map the detections of one image from input pixels to the pixels of its file.
+
+    A warped box is replaced by the smallest upright box around its corners.
 
     Args:
-      detections: of one image, input pixels.
-      inverse_warp: [3, 3], input pixels to image pixels.
-      size: [2], height and width of the image, to which boxes are clipped.
+      detections: N slots, input pixels.
+      inverse_warp: matrix from input pixels to image pixels.
+      size: height and width of the image, to which boxes are clipped.
     """
     x1, y1, x2, y2 = jnp.moveaxis(detections.boxes, -1, 0)
     corners = jnp.stack(

@@ -1,44 +1,49 @@
-"""The three losses of generalised focal loss (Li et al., 2020), element by element, float32.
+"""Losses of NanoDet, element by element. Weights and divisors are in `criterion.py`.
 
-Weights and normalisation stand in `criterion.py`.
+The focal losses are from Xiang Li et al., "Generalized Focal Loss: Learning Qualified and
+Distributed Bounding Boxes for Dense Object Detection", https://arxiv.org/abs/2006.04388.
 """
 
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Array, Float
 
 from nanodet_jax import boxes
 
 
-def quality_focal(logits: jax.Array, quality: jax.Array) -> jax.Array:
-    """Cross entropy against a soft target, times the squared distance to it (equation 5, beta 2).
+def quality_focal(logits: Float[Array, "*n"], quality: Float[Array, "*n"]) -> Float[Array, "*n"]:
+    """Compute the quality focal loss: equation 5 of the paper with beta = 2.
+
+    This is the cross entropy against a soft label, times the squared distance to that label.
 
     Args:
-      logits: any shape.
-      quality: same shape, in [0, 1]: the box's iou at its class, 0 elsewhere.
-
-    Returns:
-      Loss of the same shape.
+      logits: of a class.
+      quality: the label, in [0, 1]: iou of the box at the class of its object, 0 elsewhere.
     """
     distance = quality - jax.nn.sigmoid(logits)
     return optax.losses.sigmoid_binary_cross_entropy(logits, quality) * jnp.square(distance)
 
 
-def distribution_focal(logits: jax.Array, target: jax.Array) -> jax.Array:
-    """Cross entropy with the two integers that enclose a distance (equation 6).
+def distribution_focal(
+    logits: Float[Array, "*n R"], target: Float[Array, "*n"]
+) -> Float[Array, "*n"]:
+    """Compute the distribution focal loss: equation 6 of the paper.
+
+    This is the cross entropy against the two integers next to a distance, each weighted by how
+    close it is.
 
     Args:
-      logits: [..., R], a distribution over the distances 0 .. R-1.
-      target: [...], in [0, R-1].
-
-    Returns:
-      Loss [...].
+      logits: of a distribution over the distances 0 .. R-1.
+      target: the distance, in [0, R-1].
     """
     bins = jax.lax.broadcasted_iota(target.dtype, logits.shape, logits.ndim - 1)
     weights = jnp.maximum(1 - jnp.abs(bins - target[..., None]), 0)  # linear between neighbours
     return -jnp.sum(weights * jax.nn.log_softmax(logits), axis=-1)
 
 
-def giou_loss(predicted: jax.Array, target: jax.Array) -> jax.Array:
-    """One minus the generalised iou [...] of boxes [..., 4], xyxy in one unit."""
+def giou_loss(
+    predicted: Float[Array, "*#n 4"], target: Float[Array, "*#n 4"]
+) -> Float[Array, "*#n"]:
+    """Compute one minus the generalized iou of boxes, xyxy in one unit."""
     return 1 - boxes.giou(predicted, target)

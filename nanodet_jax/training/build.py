@@ -21,7 +21,8 @@ from nanodet_jax.doctor.report import brief
 from nanodet_jax.errors import UserError
 from nanodet_jax.inference.predict import Detect, make_detect
 from nanodet_jax.io.checkpoint import Checkpoints
-from nanodet_jax.models.nanodet import build_model, priors_of
+from nanodet_jax.losses.criterion import build_criterion
+from nanodet_jax.models.nanodet import build_model
 from nanodet_jax.runtime import distributed
 from nanodet_jax.state import TrainState, abstract_variables, create_state
 from nanodet_jax.structures import Array, Batch
@@ -33,12 +34,12 @@ from nanodet_jax.training.metric_logger import MetricLogger, NullLogger
 from nanodet_jax.training.optimizer import learning_rate, make_optimizer, scale_learning_rate
 from nanodet_jax.training.parallel import (
     count_devices,
-    make_place,
-    make_render,
+    make_augment,
+    make_place_batch,
     make_train_step,
     replicate,
     split_detection,
-    store,
+    upload_images,
 )
 from nanodet_jax.training.prefetch import Prefetch
 from nanodet_jax.training.skipped_steps import SkippedSteps
@@ -61,7 +62,7 @@ class Run:
       length: in steps and epochs.
       num_devices: that train, of this process.
       train_step: compiled; (state, batch) to (state, metrics). Donates the state.
-      render: compiled; what `prefetch` yields to a `Batch`.
+      augment: compiled; what `prefetch` yields to a `Batch`.
       detect: compiled; see `make_detect`.
       prefetch: training batches, from the first step of this process on.
       skipped_steps: steps whose update was skipped.
@@ -79,7 +80,7 @@ class Run:
     length: RunLength
     num_devices: int
     train_step: Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]
-    render: Callable[[Any], Batch]
+    augment: Callable[[Any], Batch]
     detect: Detect
     prefetch: Prefetch
     skipped_steps: SkippedSteps
@@ -150,17 +151,14 @@ def build(config: Config, workdir: Path) -> Run:
         schedule = learning_rate(training, length.steps_per_epoch, length.epochs)
         optimizer = make_optimizer(training, schedule)
         train_step = make_train_step(
-            optimizer,
-            schedule,
-            num_devices,
             model=model,
-            priors=priors_of(config.model, config.input_size),
-            assigner=config.assigner,
-            compat=config.compat,
-            weights=config.loss,
+            criterion=build_criterion(config),
+            optimizer=optimizer,
+            schedule=schedule,
             ema_decay=training.ema_decay,
-            accumulate=training.accumulate,
             detach_step=training.detach_epoch * length.steps_per_epoch,
+            accumulate=training.accumulate,
+            num_devices=num_devices,
         )
 
         # State, from the newest checkpoint or from initial weights.
@@ -185,7 +183,7 @@ def build(config: Config, workdir: Path) -> Run:
             )
         stack.enter_context(closing(logger))
         logger.say(data.images.describe())
-        stored = store(data.images, num_devices) if config.data.cache == "device" else None
+        stored = upload_images(data.images, num_devices) if config.data.cache == "device" else None
         if not resumed and is_folded(variables):
             state = new_state(unfold(model, variables, _unaugmented_batches(data)))
             origin += f"; batch norms, folded there, measured on {UNFOLD_BATCHES} batches"
@@ -196,7 +194,7 @@ def build(config: Config, workdir: Path) -> Run:
         batches = training_batches(
             data.images, config, data.slots, start_step, (jax.process_index(), jax.process_count())
         )
-        prefetch = stack.enter_context(closing(Prefetch(batches, make_place(num_devices))))
+        prefetch = stack.enter_context(closing(Prefetch(batches, make_place_batch(num_devices))))
         return Run(
             config=config,
             workdir=workdir,
@@ -205,7 +203,7 @@ def build(config: Config, workdir: Path) -> Run:
             length=length,
             num_devices=num_devices,
             train_step=train_step,
-            render=make_render(config, num_devices, stored),
+            augment=make_augment(config, num_devices, stored),
             detect=make_detect(model, split_detection(num_devices)),
             prefetch=prefetch,
             skipped_steps=SkippedSteps(
@@ -259,9 +257,9 @@ def _unaugmented_batches(data: _Data) -> Iterator[Array]:
     """
     on_host = copy.deepcopy(data.config)
     on_host.data.augment, on_host.data.cache = "host", "none"
-    batches, render = training_batches(data.train, on_host, data.slots), make_render(on_host)
+    batches, augment = training_batches(data.train, on_host, data.slots), make_augment(on_host)
     for _ in tqdm(range(UNFOLD_BATCHES), "measuring batch norms", leave=False):
-        yield render(next(batches)).images
+        yield augment(next(batches)).images
 
 
 def _announce(

@@ -14,7 +14,7 @@ from nanodet_jax.runtime.process import setup_process
 from nanodet_jax.training.batch_picture import draw_batch
 from nanodet_jax.training.build import Run, build
 from nanodet_jax.training.interrupt import Aborted, Interrupt
-from nanodet_jax.training.parallel import count_devices, own_copy, own_part
+from nanodet_jax.training.parallel import count_devices, local_copy, local_part
 from nanodet_jax.training.throughput import Throughput
 
 VAL_PICTURES = 8
@@ -76,13 +76,13 @@ def _train(run: Run, interrupt: Interrupt) -> bool:
             return False
 
         # Train. Nothing here waits for the devices.
-        batch = run.render(run.prefetch.next(metrics))
+        batch = run.augment(run.prefetch.next(metrics))
         run.state, metrics = run.train_step(run.state, batch)
 
         # After the first step: draw its batch while the devices are busy, free what compiling it
         # has left, and save on signals from now on.
         if step == 1 and distributed.is_writer():
-            shown = jax.device_get(own_part(batch, run.num_devices))
+            shown = jax.device_get(local_part(batch, run.num_devices))
             run.logger.log_image("train", 0, draw_batch(shown, config, run.train))
         if step == start_step + 1:
             backend.defragment_heap()
@@ -131,7 +131,7 @@ def _evaluate(run: Run, step: int, interrupt: Interrupt) -> bool:
     with suppress(Aborted):
         result = evaluate.run_evaluation(
             run.detect,
-            own_copy(run.state.inference_variables, run.num_devices),
+            local_copy(run.state.inference_variables, run.num_devices),
             run.val,
             run.config,
             num_examples=VAL_PICTURES,

@@ -1,4 +1,4 @@
-"""The training step on one device or many, of one process or many, and what it eats brought there.
+"""The training step on one device or many, of one process or many, and its input on the devices.
 
 `num_devices` is always the number of devices of each process.
 """
@@ -14,22 +14,26 @@ import optax
 from jax import lax
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import UInt8
 from tqdm import tqdm
 
 from nanodet_jax.config import Config, Training
 from nanodet_jax.data.cache import TrainingImages
 from nanodet_jax.data.device_augment import color_batch, warp_batch
 from nanodet_jax.errors import UserError
+from nanodet_jax.losses.criterion import Criterion
+from nanodet_jax.models.nanodet import NanoDet
 from nanodet_jax.runtime import backend
+from nanodet_jax.state import TrainState
 from nanodet_jax.structures import Batch, RawBatch
-from nanodet_jax.training.step import train_step
+from nanodet_jax.training.step import Metrics, train_step
 
 AXIS = "data"
-SPLIT, WHOLE = PartitionSpec(AXIS), PartitionSpec()
+SPLIT, REPLICATED = PartitionSpec(AXIS), PartitionSpec()
 
 
 def _mesh(num_devices: int) -> Mesh:
-    """The first devices of all processes, those of a process side by side."""
+    """Return the mesh of the first devices of each process, with those of a process adjacent."""
     devices = [
         device
         for process in range(jax.process_count())
@@ -43,53 +47,68 @@ def _are_many(num_devices: int) -> bool:
 
 
 def count_devices(training: Training) -> int:
-    """How many devices of this process train.
+    """Return the number of devices of this process that train.
 
     Raises:
       UserError: if there are fewer than `config.training.devices`.
     """
-    there = jax.local_device_count()
-    if training.devices > there:
+    available = jax.local_device_count()
+    if training.devices > available:
         raise UserError(
-            f"config.training.devices={training.devices}: there are {there} "
+            f"config.training.devices={training.devices}: there are {available} "
             f"{jax.default_backend()} devices; 0 takes all"
         )
-    return training.devices or there
+    return training.devices or available
 
 
 def make_train_step(
+    *,
+    model: NanoDet,
+    criterion: Criterion,
     optimizer: optax.GradientTransformation,
     schedule: optax.Schedule,
+    ema_decay: float = 0.0,
+    detach_step: int = 0,
+    accumulate: int = 1,
     num_devices: int = 1,
-    **parts: Any,
-):
-    """`train_step`, compiled; the state that is passed in is used up.
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    """Return `train_step`, compiled. It donates the state that is passed in.
 
     Over several devices the batch is split and the state replicated. The loss and its gradients
-    are those of the whole batch; batch statistics normalise within a device, or over all of them
+    are those of the whole batch; batch statistics normalize within a device, or over all of them
     with `config.Model.sync_batch_norm`.
 
     Args:
-      optimizer, schedule: of `training.optimizer`.
-      num_devices: how many of `jax.local_devices()`; must divide the batch.
-      **parts: all that `train_step` takes besides: model, priors, assigner, ...
+      model, criterion, optimizer, schedule, ema_decay, detach_step, accumulate: as for
+        `train_step`.
+      num_devices: number of `jax.local_devices()`; must divide the batch.
     """
-    step = partial(train_step, optimizer=optimizer, schedule=schedule, **parts)
+    step: Callable[..., tuple[TrainState, Metrics]] = partial(
+        train_step,
+        model=model,
+        criterion=criterion,
+        optimizer=optimizer,
+        schedule=schedule,
+        ema_decay=ema_decay,
+        detach_step=detach_step,
+        accumulate=accumulate,
+    )
     if _are_many(num_devices):
         step = jax.shard_map(
             partial(step, axis_name=AXIS),
             mesh=_mesh(num_devices),
-            in_specs=(WHOLE, SPLIT),
-            out_specs=WHOLE,
-            check_vma=False,  # sums over the axis are written out in the step
+            in_specs=(REPLICATED, SPLIT),
+            out_specs=REPLICATED,
+            check_vma=False,  # the step sums over the axis explicitly
         )
     return backend.jit(step, donate_argnums=0)
 
 
-def make_place(num_devices: int = 1) -> Callable[[Any], Any]:
-    """A function that starts to move a batch, numpy, to where the step takes it: split if many.
+def make_place_batch(num_devices: int = 1) -> Callable[[Any], Any]:
+    """Return a function that starts to copy a numpy batch to the devices of the step.
 
-    Of several processes each brings its part: what `training_batches` makes for it.
+    Over several devices it splits the batch. Each of several processes passes its own part, as
+    `training_batches` yields it.
     """
     if not _are_many(num_devices):
         return jax.device_put
@@ -100,67 +119,67 @@ def make_place(num_devices: int = 1) -> Callable[[Any], Any]:
 
 
 def replicate(state: Any, num_devices: int = 1) -> Any:
-    """A state that all processes have the same of, as the step returns it: whole on each device.
+    """Copy a state, the same in all processes, to every device, as the step returns it.
 
-    From a single one jit would bring it there too, but compile another step for that.
+    From a single device jit would copy it too, but would compile a second step for that.
     """
     if not _are_many(num_devices):
         return state
-    whole = NamedSharding(_mesh(num_devices), WHOLE)
+    replicated = NamedSharding(_mesh(num_devices), REPLICATED)
     if jax.process_count() == 1:
-        return jax.device_put(state, whole)
+        return jax.device_put(state, replicated)
 
     def place(leaf: Any) -> jax.Array:
         value = np.asarray(leaf)
-        return jax.make_array_from_process_local_data(whole, value, value.shape)
+        return jax.make_array_from_process_local_data(replicated, value, value.shape)
 
     return jax.tree.map(place, state)
 
 
-def own_part(batch: Any, num_devices: int = 1) -> Any:
-    """What of a placed batch lies on devices of this process, as arrays that it can read."""
-    return _of_this_process(batch, num_devices, SPLIT)
+def local_part(batch: Any, num_devices: int = 1) -> Any:
+    """Return the part of a placed batch on the devices of this process, which can read it."""
+    return _local(batch, num_devices, SPLIT)
 
 
-def own_copy(state: Any, num_devices: int = 1) -> Any:
-    """A replicated state or a part of it, on the devices of this process alone."""
-    return _of_this_process(state, num_devices, WHOLE)
+def local_copy(state: Any, num_devices: int = 1) -> Any:
+    """Return a replicated state, or a part of it, on the devices of this process alone."""
+    return _local(state, num_devices, REPLICATED)
 
 
-def _of_this_process(tree: Any, num_devices: int, spec: PartitionSpec) -> Any:
+def _local(tree: Any, num_devices: int, spec: PartitionSpec) -> Any:
     if jax.process_count() == 1:
         return tree
     return multihost_utils.global_array_to_host_local_array(tree, _mesh(num_devices), spec)
 
 
 def split_detection(num_devices: int = 1) -> Callable[[Callable], Callable]:
-    """What makes of a detector, as `make_detect` has it, one over the devices of this process.
+    """Return the `split` argument of `make_detect` that splits batches over local devices.
 
-    Each process detects in images of its own, without the others.
+    Each process detects in its own images, independently of the others.
     """
     if num_devices == 1:
         return lambda detect: detect
     return partial(
         jax.shard_map,
         mesh=_mesh(num_devices).local_mesh,
-        in_specs=(WHOLE, SPLIT, SPLIT, SPLIT),
+        in_specs=(REPLICATED, SPLIT, SPLIT, SPLIT),
         out_specs=SPLIT,
         check_vma=False,
     )
 
 
-def make_render(
-    config: Config, num_devices: int = 1, stored: jax.Array | None = None
+def make_augment(
+    config: Config, num_devices: int = 1, stored: UInt8[jax.Array, "N Hc Wc 3"] | None = None
 ) -> Callable[[Any], Batch]:
-    """A function from what `training_batches` yields to the `Batch` that the step eats.
+    """Return a function from what `training_batches` yields to the `Batch` of the step.
 
-    With augment=host that is the same. Otherwise images are warped and coloured on the devices, in
-    two programs (`render`), each device its part.
+    With augment=host it changes nothing. Otherwise it warps and colors the images in two
+    programs, on each device its part of them.
 
     Args:
-      config: input size, normalisation, and where and how images are warped.
-      num_devices: as the step has.
-      stored: of `store`, with cache=device.
+      config: input size, normalization, and where and how images are warped.
+      num_devices: as for the step.
+      stored: canvases of all images, of `upload_images`, with cache=device.
     """
     data = config.data
     if data.augment == "host":
@@ -172,22 +191,22 @@ def make_render(
     color: Callable[..., jax.Array] = partial(color_batch, mean=data.mean, std=data.std)
     if _are_many(num_devices):
         over = partial(jax.shard_map, mesh=_mesh(num_devices), out_specs=SPLIT, check_vma=False)
-        warp = over(warp, in_specs=(SPLIT, WHOLE))
+        warp = over(warp, in_specs=(SPLIT, REPLICATED))
         color = over(color, in_specs=SPLIT)
     warp, color = backend.jit(warp), backend.jit(color)
 
-    def render(raw: RawBatch) -> Batch:
+    def augment(raw: RawBatch) -> Batch:
         return Batch(color(warp(raw, stored), raw.filled, raw.colors), raw.ground_truth)
 
-    return render
+    return augment
 
 
-def store(images: TrainingImages, num_devices: int = 1) -> jax.Array:
-    """The canvases of all images, [N, Hc, Wc, 3] uint8, on each device; N x Hc x Wc as theirs."""
+def upload_images(images: TrainingImages, num_devices: int = 1) -> UInt8[jax.Array, "N Hc Wc 3"]:
+    """Copy the canvases of all N images, which take N * Hc * Wc * 3 bytes, to each device."""
     shape = (len(images), *images.canvas, 3)
-    where = NamedSharding(_mesh(num_devices), WHOLE) if _are_many(num_devices) else None
-    stored = jax.jit(partial(jnp.zeros, shape, jnp.uint8), out_shardings=where)()
-    # Donated, so that there is never more than one of it.
+    sharding = NamedSharding(_mesh(num_devices), REPLICATED) if _are_many(num_devices) else None
+    stored = jax.jit(partial(jnp.zeros, shape, jnp.uint8), out_shardings=sharding)()
+    # Donated, so that there is never more than one copy on a device.
     write = jax.jit(lax.dynamic_update_slice, donate_argnums=0)
     with tqdm(total=len(images), desc="images onto the device", unit="img", leave=False) as bar:
         for chunk in images.canvases():

@@ -2,52 +2,57 @@
 
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Array, Float, Int
 
-from nanodet_jax import boxes, config
-from nanodet_jax.losses.criterion import Divisors, batch_terms, objective
+from nanodet_jax.losses.criterion import Criterion, Divisors
 from nanodet_jax.models.nanodet import NanoDet
 from nanodet_jax.state import TrainState
-from nanodet_jax.structures import Batch
+from nanodet_jax.structures import Batch, Predictions
 from nanodet_jax.training.optimizer import skip_update
+
+Tree = Any  # nested dicts of arrays: parameters, batch statistics, or gradients
+Metrics = dict[str, Float[Array, ""]]
 
 
 def loss_and_gradients(
-    variables: Any,
+    variables: dict[str, Tree],
     batch: Batch,
     *,
     model: NanoDet,
-    priors: boxes.Priors,
-    assigner: config.Assigner,
-    compat: config.Compat,
-    weights: config.Loss,
+    criterion: Criterion,
     detach: jax.Array | bool = False,
-    axis_name: str | None = None,
     accumulate: int = 1,
-) -> tuple[dict[str, jax.Array], Any, Any]:
-    """Metrics, gradients of the parameters, and new batch statistics, all float32.
+    axis_name: str | None = None,
+) -> tuple[Metrics, Tree, Tree]:
+    """Compute metrics, gradients of the parameters, and new batch statistics, all float32.
 
-    With `detach` the guidance's gradients stop short of backbone and neck; it may be traced.
-    With `axis_name` the batch is this device's part of a larger one: losses and gradients are
-    summed over the axis (their divisors are the whole batch's), and the running statistics are
-    averaged: each device's own, or with `config.Model.sync_batch_norm` the whole batch's in each.
+    Losses and gradients of micro-batches and devices are sums whose divisors are those of the
+    whole batch. Only batch norm tells the difference: it normalizes within a micro-batch on a
+    device, or with `config.Model.sync_batch_norm` within a micro-batch over all devices.
 
-    With `accumulate` the batch is worked off in that many micro-batches, one after the other, in
-    the memory of one. As over devices, losses and gradients are sums whose divisors are the whole
-    batch's, and only batch norm tells the difference: it normalises within a micro-batch, with
-    `sync_batch_norm` within all devices' parts of one; the running statistics take one micro-batch
-    after the other. Some divisors depend on the predictions, so that a forward pass over all
-    micro-batches comes first: its time is the price.
+    Args:
+      variables: `params` and `batch_stats`.
+      batch: B images.
+      model: network in training.
+      criterion: assignment and loss.
+      detach: whether the guidance's gradients stop before backbone and neck; may be traced.
+      accumulate: micro-batches that the batch is processed in, one after the other, in the memory
+        of one; must divide B. Each updates the running statistics. Since some divisors depend on
+        the predictions, a forward pass over all micro-batches comes first and costs time.
+      axis_name: mapped axis, if the batch is a device's part of a larger one. Losses and gradients
+        are summed and running statistics averaged over it.
     """
-    assigned: dict[str, Any] = {"priors": priors, "assigner": assigner, "compat": compat}
     params, batch_stats = variables["params"], variables["batch_stats"]
 
-    def forward(params, batch_stats, images):
-        return model.apply(
+    def forward(
+        params: Tree, batch_stats: Tree, images: jax.Array
+    ) -> tuple[tuple[Predictions, ...], dict[str, Tree]]:
+        output = model.apply(
             {"params": params, "batch_stats": batch_stats},
             images,
             detach,
@@ -55,12 +60,18 @@ def loss_and_gradients(
             method="branches",
             mutable=["batch_stats"],
         )
+        return cast(tuple[tuple[Predictions, ...], dict[str, Tree]], output)
 
-    def gradients_of(batch: Batch, batch_stats: Any, **divisors: Any):
-        def loss_fn(params):
+    def gradients_of(
+        batch: Batch,
+        batch_stats: Tree,
+        divisors: Divisors | None = None,
+        axis_name: str | None = None,
+    ) -> tuple[Metrics, Tree, Tree]:
+        def loss_fn(params: Tree) -> tuple[jax.Array, tuple[Metrics, Tree]]:
             branches, updated = forward(params, batch_stats, batch.images)
-            loss, metrics = objective(
-                branches, batch.ground_truth, **assigned, weights=weights, **divisors
+            loss, metrics = criterion(
+                branches, batch.ground_truth, divisors=divisors, axis_name=axis_name
             )
             return loss, (metrics, updated["batch_stats"])
 
@@ -69,24 +80,26 @@ def loss_and_gradients(
 
     def divisors_of(batch: Batch) -> Divisors:
         branches, _ = forward(params, batch_stats, batch.images)
-        return batch_terms(branches, batch.ground_truth, **assigned)[1]
+        return criterion.divisors(branches, batch.ground_truth)
 
     if accumulate == 1:
         metrics, gradients, batch_stats = gradients_of(batch, batch_stats, axis_name=axis_name)
     else:
-        parts = jax.tree.map(lambda leaf: leaf.reshape(accumulate, -1, *leaf.shape[1:]), batch)
+        micro_batches = jax.tree.map(
+            lambda leaf: leaf.reshape(accumulate, -1, *leaf.shape[1:]), batch
+        )
         total = partial(jax.tree.map, partial(jnp.sum, axis=0))
-        divisors = total(jax.lax.map(divisors_of, parts))
+        divisors = total(jax.lax.map(divisors_of, micro_batches))
         if axis_name is not None:
             divisors = jax.lax.psum(divisors, axis_name)
 
-        def add(sums, part):
+        def add(sums: tuple[Tree, Tree], micro_batch: Batch) -> tuple[tuple[Tree, Tree], Metrics]:
             gradients, batch_stats = sums
-            metrics, more, batch_stats = gradients_of(part, batch_stats, divisors=divisors)
+            metrics, more, batch_stats = gradients_of(micro_batch, batch_stats, divisors)
             return (optax.tree.add(gradients, more), batch_stats), metrics
 
         start = optax.tree.zeros_like(params), batch_stats
-        (gradients, batch_stats), metrics = jax.lax.scan(add, start, parts)
+        (gradients, batch_stats), metrics = jax.lax.scan(add, start, micro_batches)
         metrics = total(metrics)
     if axis_name is not None:
         gradients, metrics = jax.lax.psum((gradients, metrics), axis_name)
@@ -94,60 +107,67 @@ def loss_and_gradients(
     return metrics, gradients, batch_stats
 
 
-def ema_share(step: jax.Array, decay: float) -> jax.Array:
-    """Share of the new values in the average after `step` steps, as the original ramps it.
+def ema_weight(step: Int[Array, "*n"], decay: float) -> Float[Array, "*n"]:
+    """Return the weight of the new values in the moving average after `step` steps.
 
-    Nearly 1 at first, so that the average follows; 1 - decay in the end.
+    As in the original it falls from nearly 1, so that the average follows at first, to 1 - decay.
     """
     return decay * jnp.exp(-(1 + step) / 2000) + (1 - decay)
 
 
-def moved_average(average: Any, variables: Any, step: jax.Array, decay: float) -> Any:
-    """Exponential moving average of parameters and batch statistics after `step` steps."""
-    share = ema_share(step, decay)
-    return jax.tree.map(lambda old, new: old * (1 - share) + new * share, average, variables)
+def update_ema(ema: Tree, variables: Tree, step: Int[Array, ""], decay: float) -> Tree:
+    """Return the moving average of parameters and batch statistics after `step` steps."""
+    weight = ema_weight(step, decay)
+    return jax.tree.map(lambda old, new: old * (1 - weight) + new * weight, ema, variables)
 
 
 def train_step(
     state: TrainState,
     batch: Batch,
     *,
+    model: NanoDet,
+    criterion: Criterion,
     optimizer: optax.GradientTransformation,
     schedule: optax.Schedule,
     ema_decay: float = 0.0,
     detach_step: int = 0,
-    **parts: Any,
-) -> tuple[TrainState, dict[str, jax.Array]]:
-    """The next state, and the metrics of this step.
+    accumulate: int = 1,
+    axis_name: str | None = None,
+) -> tuple[TrainState, Metrics]:
+    """Compute the next state and the metrics of this step.
 
-    Where loss, gradient or batch statistics are not finite, the update is skipped: everything but
-    the number of the step, and with it the learning rate, stays as it was, and the metric `skipped`
-    is 1, which is 0 otherwise.
+    If loss, gradient or batch statistics are not finite, the update is skipped: everything stays
+    unchanged except the step number, and with it the learning rate. The metric `skipped` is then
+    1, and otherwise 0.
 
     Args:
       state: donated by the caller.
-      batch: B images of the size that `priors` belong to.
+      batch: B images of the size that the criterion's priors are for.
+      model, criterion, accumulate, axis_name: as for `loss_and_gradients`.
       optimizer, schedule: of `training.optimizer`.
-      ema_decay: of the average, if the state has one.
+      ema_decay: of the moving average, if the state has one.
       detach_step: first step at which the guidance no longer trains backbone and neck.
-      **parts: model, priors, assigner, compat, weights, axis_name and accumulate of
-        `loss_and_gradients`.
     """
-    detach = state.step >= detach_step
     metrics, gradients, batch_stats = loss_and_gradients(
-        state.variables, batch, detach=detach, **parts
+        state.variables,
+        batch,
+        model=model,
+        criterion=criterion,
+        detach=state.step >= detach_step,
+        accumulate=accumulate,
+        axis_name=axis_name,
     )
     gradient_norm = optax.tree.norm(gradients)
-    # The sum is finite if all of its terms are. A pixel so bright that its square is infinite shows
-    # in the running variances alone.
+    # A sum is finite only if all of its terms are. The batch statistics are among them, since a
+    # pixel so bright that its square is infinite shows in the running variances alone.
     finite = jnp.isfinite(metrics["loss"] + gradient_norm + optax.tree.sum(batch_stats))
     metrics |= {
         "gradient_norm": gradient_norm,
         "learning_rate": schedule(state.step),
-        "skipped": 1.0 - finite,
+        "skipped": 1.0 - finite.astype(jnp.float32),
     }
 
-    def updated(state: TrainState, gradients: Any, batch_stats: Any) -> TrainState:
+    def updated(state: TrainState, gradients: Tree, batch_stats: Tree) -> TrainState:
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         new_state = replace(
             state,
@@ -157,12 +177,12 @@ def train_step(
         )
         if state.ema is None:
             return new_state
-        average = moved_average(state.ema, new_state.variables, state.step + 1, ema_decay)
-        return replace(new_state, ema=average)
+        ema = update_ema(state.ema, new_state.variables, state.step + 1, ema_decay)
+        return replace(new_state, ema=ema)
 
-    def skipped(state: TrainState, *_: Any) -> TrainState:
+    def skipped(state: TrainState, *_: Tree) -> TrainState:
         return replace(state, opt_state=skip_update(state.opt_state))
 
-    # A branch: with a choice per array instead, XLA makes three times the code.
+    # A branch: with a choice per array instead, XLA generates three times the code.
     new_state = jax.lax.cond(finite, updated, skipped, state, gradients, batch_stats)
     return replace(new_state, step=state.step + 1), metrics

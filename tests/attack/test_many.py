@@ -16,8 +16,7 @@ from nanodet_jax.data.pipeline import count_slots, training_batches
 from nanodet_jax.evaluation import evaluate
 from nanodet_jax.evaluation.coco_metrics import format_table
 from nanodet_jax.io.checkpoint import Checkpoints
-from nanodet_jax.losses import criterion
-from nanodet_jax.models.nanodet import priors_of
+from nanodet_jax.losses.criterion import build_criterion
 from nanodet_jax.structures import GroundTruth, Predictions
 from nanodet_jax.terminal import NAME_LIMIT
 from tests.attack.coco_files import SIDE, config_of, write
@@ -66,8 +65,8 @@ def test_the_loss_of_five_hundred_boxes_does_not_depend_on_the_padding(assigner)
     config = configs.Config(input_size=(SIDE, SIDE))
     config.model.num_classes = CLASSES
     config.assigner.name = assigner
-    priors = priors_of(config.model, config.input_size)
-    count, rng = len(priors.centers), np.random.default_rng(1)
+    criterion = build_criterion(config)
+    count, rng = len(criterion.priors.centers), np.random.default_rng(1)
     predictions = Predictions(
         jnp.asarray(rng.normal(-4, 1, (1, count, CLASSES)), jnp.float32),
         jnp.asarray(rng.normal(0, 1, (1, count, 4, config.model.reg_max + 1)), jnp.float32),
@@ -84,12 +83,7 @@ def test_the_loss_of_five_hundred_boxes_does_not_depend_on_the_padding(assigner)
             valid=np.arange(slots)[None] < BOXES,
             ignore=np.zeros((1, slots), bool),
         )
-        return jax.jit(
-            lambda predictions, truth: criterion.objective(
-                (predictions,), truth, priors,
-                assigner=config.assigner, compat=config.compat, weights=config.loss,
-            )
-        )(predictions, truth)  # fmt: skip
+        return jax.jit(criterion)((predictions,), truth)
 
     (exact, parts), (padded, padded_parts) = loss(BOXES), loss(BOXES + 77)
     assert np.isfinite(exact) and parts["positives"] > 0

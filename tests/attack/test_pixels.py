@@ -10,7 +10,7 @@ from nanodet_jax.data import transforms
 from nanodet_jax.data.open_source import open_source
 from nanodet_jax.data.pipeline import count_slots, prepare_for_inference, training_batches
 from nanodet_jax.errors import UserError
-from nanodet_jax.training.parallel import make_render
+from nanodet_jax.training.parallel import make_augment
 from tests.attack.coco_files import write
 
 SIZES = ((1, 1), (1, 5000), (5000, 1), (3, 2), (40, 30))  # height, width
@@ -72,7 +72,7 @@ def test_extreme_augmentation_of_extreme_images_gives_finite_batches(
     config.data.augment, config.data.keep_ratio = augment, keep_ratio
     source = open_source(config, "train")
     batches = training_batches(source, config, count_slots(source, 0)[0])
-    render = make_render(config)
+    render = make_augment(config)
     for _ in range(3):
         batch = jax.device_get(render(next(batches)))
         assert np.isfinite(batch.images).all()
@@ -85,7 +85,7 @@ def test_a_warp_to_nothing_is_black_on_the_host_and_on_the_device(folder):
         config = config_of(folder, scale=(1e-200, 1e-200))
         config.data.augment, config.compat.pixel_index_warp = augment, False
         batches = training_batches(open_source(config, "train"), config, slots=1)
-        images.append(jax.device_get(make_render(config)(next(batches)).images))
+        images.append(jax.device_get(make_augment(config)(next(batches)).images))
     black = transforms.normalize(
         np.zeros((64, 64, 3), np.float32), config.data.mean, config.data.std
     )

@@ -14,7 +14,7 @@ from nanodet_jax.data.device_augment import color, shrink, warp
 from nanodet_jax.data.pipeline import training_batches
 from nanodet_jax.data.records import make_record
 from nanodet_jax.data.transforms import Color, Warp
-from nanodet_jax.training.parallel import make_render
+from nanodet_jax.training.parallel import make_augment
 
 INPUT = (64, 96)
 CANVAS = (96, 128)
@@ -169,7 +169,7 @@ def test_the_same_pictures_and_boxes_as_on_the_host(pixel_indices, keep_ratio):
     config = make_config(pixel_indices, keep_ratio)
     hosts = list(batches(records(), 6, config, "host"))
     raws = list(batches(records(), 6, config, "device"))
-    render = make_render(config)
+    render = make_augment(config)
     for host, raw in zip(hosts, raws, strict=True):
         assert raw.canvases.dtype == np.uint8
         batch = render(raw)
@@ -197,7 +197,7 @@ def test_a_picture_that_was_reduced_lies_where_it_did(pixel_indices):
     hosts = batches([record] * 6, 2, config, "host")
     for host, raw in zip(list(hosts), list(batches([record] * 6, 2, config, "device"))):
         assert raw.sizes.tolist() == [[96, 144]] * 6
-        batch = make_render(config)(raw)
+        batch = make_augment(config)(raw)
         jax.tree.map(np.testing.assert_array_equal, batch.ground_truth, host.ground_truth)
         ours, theirs = (grey_levels(images, config) for images in (batch.images, host.images))
         # An error of one pixel of the input would be more than this.
@@ -212,15 +212,15 @@ def test_from_what_the_device_keeps(pixel_indices):
     kept = on_canvases([record.image for record in records()], CANVAS)
     places = np.array([4, 1, 0, 0, 3, 5], np.int32)
     pixels = raw._replace(canvases=kept[places])
-    expected = make_render(config)(pixels)
-    found = make_render(config, stored=jax.device_put(kept))(raw._replace(canvases=places))
+    expected = make_augment(config)(pixels)
+    found = make_augment(config, stored=jax.device_put(kept))(raw._replace(canvases=places))
     jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
 def test_on_the_host_nothing_is_left_to_do():
     config = make_config(True, True)
     (batch,) = batches(records(), 1, config, "host")
-    assert make_render(config)(batch) is batch
+    assert make_augment(config)(batch) is batch
 
 
 def test_the_original_is_not_touched():
@@ -236,6 +236,6 @@ def test_the_whole_image_as_it_is():
     config = make_config(False, False, Augment())
     image = photograph(INPUT)
     (batch,) = batches([make_record(0, "a", image, INPUT, [], [], [], [])] * 6, 1, config, "device")
-    rendered = grey_levels(make_render(config)(batch).images, config) + config.data.mean
+    rendered = grey_levels(make_augment(config)(batch).images, config) + config.data.mean
     np.testing.assert_allclose(rendered[0], image, atol=1e-3)
     assert Warp() == transforms.sample(np.random.default_rng(0), Augment())[0]

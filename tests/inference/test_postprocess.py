@@ -1,4 +1,4 @@
-"""Suppression against the greedy loop, and what the cap on candidates may and may not change."""
+"""Suppression against a greedy loop, and the effect of the limit on candidates."""
 
 from functools import partial
 
@@ -12,21 +12,21 @@ from tests import oracles
 P, C, N = 60, 3, 20  # of the small cases
 
 
-@partial(jax.jit, static_argnames=("max_detections", "cap"))
-def suppress(boxes, scores, max_detections=N, cap=P * C):
+@partial(jax.jit, static_argnames=("max_detections", "topk"))
+def suppress(boxes, scores, max_detections=N, topk=P * C):
     return postprocess.non_maximum_suppression(
         boxes,
         scores,
         score_threshold=0.05,
         iou_threshold=0.6,
         max_detections=max_detections,
-        cap=cap,
+        pre_nms_topk=topk,
     )
 
 
-def check(boxes, scores, max_detections=N, cap=P * C):
+def check(boxes, scores, max_detections=N, topk=P * C):
     boxes, scores = np.asarray(boxes, np.float32), np.asarray(scores, np.float32)
-    found = suppress(boxes, scores, max_detections, cap)
+    found = suppress(boxes, scores, max_detections, topk)
     kept = oracles.non_maximum_suppression(
         boxes, scores, score_threshold=0.05, iou_threshold=0.6, max_detections=max_detections
     )
@@ -49,41 +49,41 @@ def crowd(count, seed, spread=200.0):
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_random_boxes_match_the_loop(seed):
+def test_suppression_of_random_boxes_matches_the_loop(seed):
     scores = np.random.default_rng(seed).uniform(0, 1, (P, C)) ** 3
     for spread in (20.0, 200.0):
         assert not check(crowd(P, seed, spread), scores).truncated
 
 
-def test_few_distinct_scores_match_the_loop():
-    # Equal scores everywhere: the order is that of priors, then classes.
+def test_suppression_of_tied_scores_matches_the_loop():
+    # The order of equal scores is that of priors, then classes.
     scores = np.random.default_rng(0).integers(0, 4, (P, C)) / 4
     check(crowd(P, 1), scores)
     check(crowd(P, 2, spread=2000.0), scores)
 
 
-def test_equal_scores():
+def test_equal_scores_are_kept_in_order_of_priors():
     check(crowd(P, 3), np.full((P, C), 0.5))
     apart = np.arange(P)[:, None] * 100.0 + np.array([0, 0, 50, 50])
     found = check(apart, np.full((P, C), 0.5))
     assert found.labels.tolist() == [i % C for i in range(N)]
 
 
-def test_nothing_above_the_threshold():
-    for score in (0.0, 0.05):  # the threshold itself does not suffice
+def test_scores_up_to_the_threshold_are_dropped():
+    for score in (0.0, 0.05):  # the threshold itself is not enough
         found = check(crowd(P, 4), np.full((P, C), np.float32(score)))
         assert not found.valid.any() and not found.truncated
     check(crowd(P, 4), np.full((P, C), np.nextafter(np.float32(0.05), np.float32(1))))
 
 
-def test_equal_boxes():
+def test_equal_boxes_leave_one_of_each_class():
     scores = np.random.default_rng(5).uniform(0.1, 1, (P, C))
     found = check(np.tile([10.0, 20, 50, 60], (P, 1)), scores)
     assert np.sum(found.valid) == C  # one of each class
     assert sorted(found.labels[:C].tolist()) == list(range(C))
 
 
-def test_boxes_without_area_do_not_suppress():
+def test_boxes_without_area_suppress_none():
     scores = np.random.default_rng(6).uniform(0.1, 1, (P, C))
     found = check(np.tile([7.0, 7, 7, 7], (P, 1)), scores)
     assert found.valid.all()
@@ -92,7 +92,7 @@ def test_boxes_without_area_do_not_suppress():
     check(mixed, scores)
 
 
-def test_overlap_at_the_threshold_stays():
+def test_box_with_iou_at_the_threshold_is_kept():
     # 6 of 10 columns shared: the iou is exactly 0.6, which is not more than 0.6.
     boxes = np.zeros((P, 4))
     boxes[0], boxes[1], boxes[2] = [0, 0, 8, 10], [2, 0, 10, 10], [0, 0, 10, 10]
@@ -101,7 +101,7 @@ def test_overlap_at_the_threshold_stays():
     assert np.sum(check(boxes, scores).valid) == 2  # the third is at 0.8 with both
 
 
-def test_a_suppressed_box_suppresses_none():
+def test_suppressed_box_suppresses_none():
     boxes, scores = np.zeros((P, 4)), np.zeros((P, C))
     for i, left in enumerate((0, 2, 4)):  # neighbours overlap by 8/12, the first and last by 6/14
         boxes[i] = [left, 0, left + 10, 10]
@@ -110,20 +110,20 @@ def test_a_suppressed_box_suppresses_none():
     assert found.boxes[:2, 0].tolist() == [0, 4] and np.sum(found.valid) == 2
 
 
-def test_thousands_of_boxes():
+def test_suppression_of_thousands_of_boxes_matches_the_loop():
     random = np.random.default_rng(8)
     boxes, scores = crowd(2000, 8, spread=300.0), random.uniform(0, 1, (2000, 2))
     exact = check(boxes, scores, 100, 4000)
-    capped = check(boxes, scores, 100, 1000)  # enough: the 100 are found among the best 1000
+    capped = check(boxes, scores, 100, 1000)  # enough: the best 1000 contain the 100
     assert not exact.truncated and not capped.truncated
 
 
-def test_the_cap_tells_when_it_may_have_cost_a_detection():
+def test_truncated_is_set_only_where_the_limit_may_have_cost_a_detection():
     scores = np.random.default_rng(9).uniform(0.1, 1, (P, C))
     same = np.tile([10.0, 20, 50, 60], (P, 1))
-    capped = suppress(same.astype(np.float32), scores.astype(np.float32), cap=P)
+    capped = suppress(same.astype(np.float32), scores.astype(np.float32), topk=P)
     assert capped.truncated and np.sum(capped.valid) <= C
-    # What remains is a loop's answer on the best P pairs.
+    # The result is that of the loop on the best P pairs.
     floor = np.sort(scores.ravel())[-P]
     kept = oracles.non_maximum_suppression(
         same,
@@ -133,13 +133,13 @@ def test_the_cap_tells_when_it_may_have_cost_a_detection():
         max_detections=N,
     )
     assert capped.labels[: len(kept)].tolist() == [label for _, label in kept]
-    # As many pairs as the cap, or too few boxes but nothing cut off: not truncated.
+    # As many pairs as the limit, or too few boxes but all pairs considered: not truncated.
     few = np.where(scores >= floor, scores, 0).astype(np.float32)
-    assert not suppress(same.astype(np.float32), few, cap=P).truncated
+    assert not suppress(same.astype(np.float32), few, topk=P).truncated
     assert not suppress(same.astype(np.float32), scores.astype(np.float32)).truncated
 
 
-def test_a_batch_is_its_images():
+def test_batch_is_suppressed_like_its_images_one_by_one():
     boxes = np.stack([crowd(P, seed) for seed in range(3)]).astype(np.float32)
     scores = np.random.default_rng(10).uniform(0, 1, (3, P, C)).astype(np.float32)
     together = jax.vmap(suppress)(boxes, scores)

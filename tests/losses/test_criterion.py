@@ -1,4 +1,4 @@
-"""The loss of a batch against a loop over images and priors, and what must not change it."""
+"""The criterion of NanoDet against a loop over images and priors, and what must not change it."""
 
 from functools import partial
 
@@ -8,57 +8,39 @@ import numpy as np
 import pytest
 
 from nanodet_jax import boxes, config
-from nanodet_jax.losses.criterion import objective
+from nanodet_jax.losses.assigners.atss import ATSS
+from nanodet_jax.losses.assigners.dynamic_soft_label import DynamicSoftLabel
+from nanodet_jax.losses.criterion import Criterion, build_criterion
 from nanodet_jax.runtime import backend
-from nanodet_jax.structures import GroundTruth, Predictions
+from nanodet_jax.structures import GroundTruth
 from tests import oracles
+from tests.losses.builders import (
+    CLASSES,
+    EMPTY,
+    IMAGES,
+    REG_MAX,
+    SIZE,
+    WEIGHTS,
+    batch_truth,
+    box_of,
+    random_predictions,
+)
 
-SIZE, CLASSES, REG_MAX, SLOTS = (64, 96), 3, 7, 6
+SLOTS = 6
 PRIORS = boxes.make_priors(SIZE, (8, 16, 32), 0.5)
-WEIGHTS = config.Loss(quality_focal=0.7, distribution_focal=0.4, giou=1.5)
-PARTS = ("loss_qfl", "loss_bbox", "loss_dfl")
-# Objects and ignore regions of the images: several, of which one is wider than the farthest
-# distance; none; an ignored half; a crowd.
-IMAGES = (
-    ([[3, 5, 27, 30], [40, 8, 90, 60], [50, 20, 58, 29], [-250, 10, 350, 54]], []),
-    ([], []),
-    ([[5, 5, 30, 40], [60, 10, 88, 50]], [[48, -50, 300, 300]]),
-    ([[16, 16, 48, 48]] * 3 + [[20, 20, 20, 20], [700, 8, 720, 60], [0, 0, 96, 64]], []),
+CRITERION = Criterion(
+    priors=PRIORS,
+    assigner=ATSS(topk=9, anchor_scale=5.0, ignore_threshold=0.5),
+    weights=WEIGHTS,
 )
 
 
-def image_truth(objects, regions, slots=SLOTS):
-    table = np.zeros((slots, 4), np.float32)
-    every = [*objects, *regions]
-    table[: len(every)] = np.reshape(every, (-1, 4))
-    slot = np.arange(slots)
-    valid = slot < len(objects)
-    labels = np.where(valid, (slot * 2 + 1) % CLASSES, 0).astype(np.int32)
-    return GroundTruth(table, labels, valid, ~valid & (slot < len(every)))
-
-
-def batch_truth(images=IMAGES, slots=SLOTS):
-    each = [image_truth(*image, slots) for image in images]
-    return jax.tree.map(lambda *leaves: np.stack(leaves), *each)
-
-
-def random_predictions(seed):
-    random = np.random.default_rng(seed)
-    classes = random.normal(-2, 2, (len(IMAGES), len(PRIORS.strides), CLASSES))
-    bins = random.normal(0, 1.5, (len(IMAGES), len(PRIORS.strides), 4, REG_MAX + 1))
-    return Predictions(classes.astype(np.float32), bins.astype(np.float32))
+def predict(seed):
+    return random_predictions(len(IMAGES), PRIORS, np.random.default_rng(seed))
 
 
 def local_loss(predictions, truth, axis_name=None):
-    return objective(
-        (predictions,),
-        truth,
-        PRIORS,
-        assigner=config.Assigner(),
-        compat=config.Compat(),
-        weights=WEIGHTS,
-        axis_name=axis_name,
-    )
+    return CRITERION((predictions,), truth, axis_name=axis_name)
 
 
 @backend.jit
@@ -69,7 +51,7 @@ def loss_and_gradients(predictions, truth):
 
 @backend.jit
 def split_loss_and_gradients(predictions, truth):
-    """Each device's share, of inputs with a leading axis of devices."""
+    """Loss and gradients of each device, from inputs with a leading axis of devices."""
     of_device = jax.value_and_grad(partial(local_loss, axis_name="data"), has_aux=True)
     return jax.vmap(of_device, axis_name="data")(predictions, truth)
 
@@ -77,19 +59,9 @@ def split_loss_and_gradients(predictions, truth):
 def assignments(truth):
     """Slot per prior of every image, by the loop."""
     return [
-        oracles.atss(*[PRIORS, *image], topk=9, cell_scale=5.0, ignore_threshold=0.5)[0]
+        oracles.atss(*[PRIORS, *image], topk=9, anchor_scale=5.0, ignore_threshold=0.5)[0]
         for image in zip(truth.boxes, truth.valid, truth.ignore)
     ]
-
-
-def box_of(logits, center):
-    """Box around a centre, in strides: the expectation of each side's distribution."""
-    sides = []
-    for side in logits:
-        shares = np.exp(side) / np.sum(np.exp(side))
-        sides.append(sum(k * share for k, share in enumerate(shares)))
-    left, top, right, bottom = sides
-    return center[0] - left, center[1] - top, center[0] + right, center[1] + bottom
 
 
 def loop(predictions, truth, slots, frozen):
@@ -132,13 +104,13 @@ def loop(predictions, truth, slots, frozen):
 
 @pytest.mark.parametrize("seed", range(2))
 def test_loss_and_gradient_match_the_loop(seed):
-    truth, predictions = batch_truth(), random_predictions(seed)
+    truth, predictions = batch_truth(), predict(seed)
     metrics, gradients = loss_and_gradients(predictions, truth)
     slots = assignments(truth)
     exact = [leaf.astype(np.float64) for leaf in predictions]
     for name, expected in loop(exact, truth, slots, exact).items():
         assert float(metrics[name]) == pytest.approx(expected, rel=1e-5), name
-    assert metrics["positives"] == sum(np.sum(slot >= 0) for slot in slots)
+    assert float(metrics["positives"]) == sum(np.sum(slot >= 0) for slot in slots)
 
     # Along a random direction, by differences; once per leaf, as their scales differ.
     random = np.random.default_rng(seed)
@@ -152,9 +124,9 @@ def test_loss_and_gradient_match_the_loop(seed):
         assert along == pytest.approx((ends[0] - ends[1]) / 2e-5, rel=1e-4)
 
 
-def test_without_boxes_there_is_only_background():
-    predictions = random_predictions(2)
-    truth = batch_truth([([], [])] * len(IMAGES))
+def test_loss_without_boxes_is_that_of_background_alone():
+    predictions = predict(2)
+    truth = batch_truth([EMPTY] * len(IMAGES))
     metrics, gradients = loss_and_gradients(predictions, truth)
     # softplus(z) sigmoid(z)^2 and its derivative; one counted sample per image.
     z = predictions.class_logits.astype(np.float64)
@@ -168,15 +140,15 @@ def test_without_boxes_there_is_only_background():
 
 
 @pytest.mark.parametrize("level", [-60.0, 60.0])
-def test_gradients_are_finite_when_the_network_is_sure(level):
-    predictions = jax.tree.map(lambda leaf: np.full_like(leaf, level), random_predictions(0))
+def test_gradients_of_extreme_logits_are_finite(level):
+    predictions = jax.tree.map(lambda leaf: np.full_like(leaf, level), predict(0))
     predictions.box_logits[..., ::2] = -level
     metrics, gradients = loss_and_gradients(predictions, batch_truth())
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((metrics, gradients)))
 
 
-def test_padding_anywhere_changes_nothing():
-    truth, predictions = batch_truth(), random_predictions(3)
+def test_padding_slots_do_not_change_the_loss():
+    truth, predictions = batch_truth(), predict(3)
     random = np.random.default_rng(3)
     slots = SLOTS + 5
     at = np.sort(random.permutation(slots)[:SLOTS])
@@ -197,8 +169,8 @@ def test_padding_anywhere_changes_nothing():
         np.testing.assert_allclose(more, leaf, rtol=1e-5, atol=1e-8)
 
 
-def test_who_learns_what():
-    truth, predictions = batch_truth(), random_predictions(4)
+def test_gradients_are_zero_for_ignored_priors_and_background_boxes():
+    truth, predictions = batch_truth(), predict(4)
     _, gradients = loss_and_gradients(predictions, truth)
     slots = np.stack(assignments(truth))
     assert all(np.sum(slots == kind) > 5 for kind in (-2, -1, 0))
@@ -209,9 +181,9 @@ def test_who_learns_what():
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2, 3), (1, 1, 0, 3)])
-def test_parts_of_a_batch_sum_to_the_whole(order):
+def test_losses_of_split_batches_sum_to_that_of_the_whole(order):
     # In the second order the first device has no box at all.
-    predictions = random_predictions(5)
+    predictions = predict(5)
     truth = batch_truth([IMAGES[i] for i in order])
     whole, gradients = loss_and_gradients(predictions, truth)
     halves = jax.tree.map(lambda leaf: leaf.reshape(2, 2, *leaf.shape[1:]), (predictions, truth))
@@ -222,12 +194,24 @@ def test_parts_of_a_batch_sum_to_the_whole(order):
         np.testing.assert_allclose(half.reshape(leaf.shape), leaf, rtol=1e-4, atol=1e-8)
 
 
-def test_bfloat16_predictions_are_judged_in_float32():
+def test_loss_of_bfloat16_predictions_is_float32():
     truth = batch_truth()
-    narrow = jax.tree.map(partial(jnp.asarray, dtype=jnp.bfloat16), random_predictions(6))
+    narrow = jax.tree.map(partial(jnp.asarray, dtype=jnp.bfloat16), predict(6))
     wide = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), narrow)
     expected, _ = loss_and_gradients(wide, truth)
     _, metrics = backend.jit(local_loss)(narrow, truth)
     for name in expected:
         assert metrics[name].dtype == jnp.float32
         assert float(metrics[name]) == pytest.approx(float(expected[name]), rel=1e-6), name
+
+
+def test_build_criterion_gives_priors_weights_and_assigner_of_the_config():
+    settings = config.Config(input_size=SIZE)
+    built = build_criterion(settings)
+    np.testing.assert_array_equal(built.priors.centers, PRIORS.centers)
+    assert built.weights == settings.loss
+    assert built.assigner == ATSS(topk=9, anchor_scale=5.0, ignore_threshold=0.5)
+    settings.assigner = config.Assigner("dynamic_soft_label", topk=13)
+    assert build_criterion(settings).assigner == DynamicSoftLabel(
+        topk=13, iou_factor=3.0, ignore_threshold=0.5, priors_of_any_box=True
+    )

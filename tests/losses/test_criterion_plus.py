@@ -1,4 +1,4 @@
-"""The objective of NanoDet-Plus: a head and a guidance, which decides for both."""
+"""The criterion of NanoDet-Plus: a head and a guidance, which assigns for both."""
 
 from functools import partial
 
@@ -8,13 +8,15 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, PartitionSpec
 
-from nanodet_jax import boxes, config
-from nanodet_jax.losses.criterion import assign, objective
+from nanodet_jax import boxes
+from nanodet_jax.losses.assigners.dynamic_soft_label import DynamicSoftLabel
+from nanodet_jax.losses.criterion import Criterion
 from nanodet_jax.runtime import backend
-from nanodet_jax.structures import GroundTruth, Predictions
+from nanodet_jax.structures import GroundTruth
 from tests import oracles
-from tests.losses.test_criterion import (
+from tests.losses.builders import (
     CLASSES,
+    EMPTY,
     IMAGES,
     PARTS,
     REG_MAX,
@@ -22,12 +24,11 @@ from tests.losses.test_criterion import (
     WEIGHTS,
     batch_truth,
     box_of,
+    random_predictions,
 )
 
 # Eight images, one for each device where the batch is split: some have many boxes, some none.
 PLUS_PRIORS = boxes.make_priors(SIZE, (8, 16, 32, 64), 0.0)
-PLUS = config.Assigner(name="dynamic_soft_label", topk=13, iou_factor=3.0)
-EMPTY = ([], [])
 PLUS_IMAGES = (
     *IMAGES,
     EMPTY,
@@ -37,30 +38,27 @@ PLUS_IMAGES = (
 )
 PLUS_PARTS = (*PARTS, *("aux_" + name for name in PARTS))
 RULES = {"any": True, "own": False}  # Compat.priors_of_any_box
+CRITERIA = {
+    rule: Criterion(
+        priors=PLUS_PRIORS,
+        assigner=DynamicSoftLabel(
+            topk=13, iou_factor=3.0, ignore_threshold=0.5, priors_of_any_box=of_any_box
+        ),
+        weights=WEIGHTS,
+    )
+    for rule, of_any_box in RULES.items()
+}
 
 
 def random_branches(seed):
     random = np.random.default_rng(seed)
-    shape = len(PLUS_IMAGES), len(PLUS_PRIORS.strides)
     return tuple(
-        Predictions(
-            random.normal(-2, 2, (*shape, CLASSES)).astype(np.float32),
-            random.normal(0, 1.5, (*shape, 4, REG_MAX + 1)).astype(np.float32),
-        )
-        for _ in ("head", "guidance")
+        random_predictions(len(PLUS_IMAGES), PLUS_PRIORS, random) for _ in ("head", "guidance")
     )
 
 
 def plus_loss(branches, truth, rule="any", axis_name=None):
-    return objective(
-        branches,
-        truth,
-        PLUS_PRIORS,
-        assigner=PLUS,
-        compat=config.Compat(priors_of_any_box=RULES[rule]),
-        weights=WEIGHTS,
-        axis_name=axis_name,
-    )
+    return CRITERIA[rule](branches, truth, axis_name=axis_name)
 
 
 @backend.jit
@@ -78,8 +76,7 @@ def own_loss_and_gradients(branches, truth):
 
 @backend.jit_once
 def plus_targets(branches, truth):
-    one = partial(assign, priors=PLUS_PRIORS, assigner=PLUS, compat=config.Compat())
-    return jax.vmap(one)(branches, truth)
+    return jax.vmap(CRITERIA["any"].assign)(branches, truth)
 
 
 def expected_targets(guidance, truth, rule="any"):
@@ -193,7 +190,7 @@ def test_loss_and_gradient_match_the_loop(rule, shift):
         assert along == pytest.approx((ends[0] - ends[1]) / 2e-5, rel=1e-4)
 
 
-def test_the_guidance_decides():
+def test_targets_depend_on_the_guidance_alone():
     truth = batch_truth(PLUS_IMAGES)
     (head, guidance), (other_head, other_guidance) = random_branches(1), random_branches(2)
     targets = plus_targets((head, guidance), truth)
@@ -211,7 +208,7 @@ def test_the_guidance_decides():
         assert np.sum(np.asarray(changed.gt_index) != targets.gt_index) > 5
 
 
-def test_soft_labels_are_the_guidances():
+def test_soft_labels_of_both_branches_are_those_of_the_guidance():
     # Where the head's boxes move, what its classes are to learn stays.
     truth = batch_truth(PLUS_IMAGES)
     (head, guidance), (other, _) = random_branches(3), random_branches(4)
@@ -231,7 +228,7 @@ def test_soft_labels_are_the_guidances():
         assert float(same[name]) == pytest.approx(float(same["aux_" + name]), rel=1e-6), name
 
 
-def test_branches_learn_from_their_own_losses_alone():
+def test_gradient_of_a_branch_is_that_of_its_own_losses():
     def by_branch(branches, truth):
         metrics = plus_loss(branches, truth)[1]
         return [sum(metrics[prefix + name] for name in PARTS) for prefix in ("", "aux_")]
@@ -244,7 +241,7 @@ def test_branches_learn_from_their_own_losses_alone():
         assert not any(np.any(leaf) for leaf in other)
 
 
-def test_without_boxes_there_is_only_background():
+def test_loss_without_boxes_is_that_of_background_alone():
     branches = random_branches(6)
     truth = batch_truth([EMPTY] * len(PLUS_IMAGES))
     metrics, gradients = plus_loss_and_gradients(branches, truth)
@@ -265,7 +262,7 @@ def test_without_boxes_there_is_only_background():
 
 
 @pytest.mark.parametrize("level", [-60.0, 60.0])
-def test_gradients_are_finite_when_the_network_is_sure(level):
+def test_gradients_of_extreme_logits_are_finite(level):
     branches = jax.tree.map(lambda leaf: np.full_like(leaf, level), random_branches(0))
     for branch in branches:
         branch.box_logits[..., ::2] = -level
@@ -275,7 +272,7 @@ def test_gradients_are_finite_when_the_network_is_sure(level):
     assert metrics["positives"] > 0
 
 
-def test_who_learns_what():
+def test_gradients_are_zero_for_ignored_priors_and_background_boxes():
     truth, branches = batch_truth(PLUS_IMAGES), random_branches(7)
     _, gradients = plus_loss_and_gradients(branches, truth)
     slots = np.stack([slots for slots, _ in expected_targets(branches[1], truth)])
@@ -312,7 +309,7 @@ def plus_on_eight_devices():
         ([EMPTY] * 8, 0),
     ],
 )
-def test_eight_devices_agree_with_one(plus_on_eight_devices, images, shift):
+def test_losses_of_eight_devices_sum_to_that_of_one(plus_on_eight_devices, images, shift):
     truth, branches = batch_truth(images), shifted(random_branches(8), shift, shift)
     whole, gradients = plus_loss_and_gradients(branches, truth)
     parts, split = jax.device_get(plus_on_eight_devices(branches, truth))
@@ -322,7 +319,7 @@ def test_eight_devices_agree_with_one(plus_on_eight_devices, images, shift):
         np.testing.assert_allclose(over_devices, leaf, rtol=1e-4, atol=1e-8)
 
 
-def test_bfloat16_predictions_are_judged_in_float32():
+def test_loss_of_bfloat16_predictions_is_float32():
     truth = batch_truth(PLUS_IMAGES)
     narrow = jax.tree.map(partial(jnp.asarray, dtype=jnp.bfloat16), random_branches(9))
     wide = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), narrow)

@@ -1,4 +1,4 @@
-"""The losses against loops over single elements, and their gradients where numbers get hard."""
+"""The losses against loops over single elements, and their gradients at extreme numbers."""
 
 import jax
 import jax.numpy as jnp
@@ -62,7 +62,7 @@ def test_quality_focal_gradient_matches_differences():
     np.testing.assert_allclose(gradient, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_quality_focal_is_least_where_score_and_quality_agree():
+def test_quality_focal_is_zero_only_where_score_and_quality_agree():
     quality = jnp.linspace(0.05, 0.95, 19)
     logits = jnp.log(quality) - jnp.log1p(-quality)
     np.testing.assert_allclose(functional.quality_focal(logits, quality), 0, atol=1e-12)
@@ -103,7 +103,7 @@ def test_giou_loss_matches_the_loop():
         [HOSTILE, np.concatenate([low, low + random.uniform(0, 12, (20, 2))], axis=1)]
     ).astype(np.float32)
     actual = functional.giou_loss(jnp.asarray(every)[:, None], jnp.asarray(every)[None])
-    ordered = [i for i in range(len(every)) if i != 4]  # the loop knows no box inside out
+    ordered = [i for i in range(len(every)) if i != 4]  # the loop has no box inside out
     for i in ordered:
         expected = [1 - oracles.giou(every[i], every[j]) for j in ordered]
         np.testing.assert_allclose(actual[i, np.array(ordered)], expected, rtol=1e-4, atol=1e-5)
@@ -119,7 +119,7 @@ def finite(function, *arguments):
     return gradients
 
 
-def test_gradients_are_finite_at_the_extremes():
+def test_gradients_of_extreme_numbers_are_finite():
     logits, quality = np.float32(np.meshgrid(LOGITS, [0.0, 0.5, 1.0]))
     finite(functional.quality_focal, jnp.asarray(logits), jnp.asarray(quality))
 
@@ -133,11 +133,12 @@ def test_gradients_are_finite_at_the_extremes():
     finite(functional.giou_loss, every[:, None], every[None])
 
 
-def test_wrong_and_sure_costs_its_logit():
-    # No saturation: at 50 logits the wrong way the loss is 50, and its slope 1.
+def test_loss_of_a_confident_error_is_its_logit():
+    # No saturation: at a logit of 50 in the wrong direction the loss is 50, and its slope 1.
     assert float(functional.quality_focal(jnp.float32(50), jnp.float32(0))) == pytest.approx(50)
     assert float(functional.quality_focal(jnp.float32(-50), jnp.float32(1))) == pytest.approx(50)
-    assert float(jax.grad(functional.quality_focal)(50.0, 0.0)) == pytest.approx(1)
-    assert float(jax.grad(functional.quality_focal)(-50.0, 1.0)) == pytest.approx(-1)
+    slope_of = jax.grad(functional.quality_focal)
+    assert float(slope_of(jnp.float32(50), jnp.float32(0))) == pytest.approx(1)
+    assert float(slope_of(jnp.float32(-50), jnp.float32(1))) == pytest.approx(-1)
     wrong = jnp.where(jnp.arange(BINS) == 0, 50.0, 0.0)
     assert float(functional.distribution_focal(wrong, jnp.float32(4))) == pytest.approx(50)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from nanodet_jax import config
-from nanodet_jax.losses.criterion import objective
+from nanodet_jax.losses.criterion import Criterion, build_assigner
 from nanodet_jax.models.nanodet import build_model, priors_of
 from nanodet_jax.runtime import backend
 from nanodet_jax.state import abstract_variables, init_variables
@@ -28,13 +28,11 @@ PLUS = config.Model(
     guidance_convs=1,
 )
 SIZE = (64, 64)
-PRIORS = priors_of(PLUS, SIZE)
-PARTS = {
-    "priors": PRIORS,
-    "assigner": config.Assigner(name="dynamic_soft_label", topk=5),
-    "compat": config.Compat(),
-    "weights": config.Loss(),
-}
+CRITERION = Criterion(
+    priors_of(PLUS, SIZE),
+    build_assigner(config.Assigner(name="dynamic_soft_label", topk=5), config.Compat()),
+    config.Loss(),
+)
 
 
 def batch():
@@ -60,7 +58,7 @@ def features(precision):
 def test_bf16_is_for_features_only():
     model = build_model(PLUS, "bf16")
     variables = abstract_variables(model, guided=True)
-    step = partial(loss_and_gradients, model=model, **PARTS)
+    step = partial(loss_and_gradients, model=model, criterion=CRITERION)
     for leaf in jax.tree.leaves((variables, jax.eval_shape(step, variables, batch()))):
         assert leaf.dtype == jnp.float32
     capture = partial(
@@ -93,7 +91,7 @@ def test_highest_reaches_every_product_of_a_gpus_program(precision, monkeypatch)
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     model = build_model(PLUS, precision)
     variables = abstract_variables(model, guided=True)
-    step = partial(loss_and_gradients, model=model, **PARTS)
+    step = partial(loss_and_gradients, model=model, criterion=CRITERION)
     text = jax.jit(step).trace(variables, batch()).lower(lowering_platforms=("cuda",)).as_text()
     products = re.findall(r"stablehlo\.(?:convolution|dot_general).*", text)
     exact = [line for line in products if "HIGHEST" in line]
@@ -114,8 +112,7 @@ def test_distances_are_exact_with_each(monkeypatch):
         abstract_variables(model, guided=True),
         batch().images,
     )
-    score = partial(objective, **PARTS)
-    traced = jax.jit(score).trace(branches, batch().ground_truth)
+    traced = jax.jit(CRITERION).trace(branches, batch().ground_truth)
     products = re.findall(
         r"stablehlo\.dot_general.*", traced.lower(lowering_platforms=("cuda",)).as_text()
     )

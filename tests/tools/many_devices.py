@@ -35,14 +35,15 @@ import optax
 
 from nanodet_jax import config
 from nanodet_jax.cli.config_flags import load_config
-from nanodet_jax.models.nanodet import build_model, priors_of
+from nanodet_jax.losses.criterion import build_criterion
+from nanodet_jax.models.nanodet import build_model
 from nanodet_jax.runtime import backend, distributed
 from nanodet_jax.runtime.process import setup_process
 from nanodet_jax.state import TrainState, create_state
 from nanodet_jax.structures import Batch, GroundTruth
 from nanodet_jax.training.initial_weights import initial_variables, read_initial_weights
 from nanodet_jax.training.optimizer import make_optimizer
-from nanodet_jax.training.parallel import make_place, make_train_step, own_copy, replicate
+from nanodet_jax.training.parallel import local_copy, make_place_batch, make_train_step, replicate
 from tests.runtime.test_distributed import finish, free_port, start
 from tests.tools.parity_checks.comparison import jitter
 
@@ -76,10 +77,7 @@ def make_task(settings: config.Config, dtype: str = "float32") -> Task:
         "optimizer": optimizer,
         "schedule": schedule,
         "model": model,
-        "priors": priors_of(settings.model, settings.input_size),
-        "assigner": settings.assigner,
-        "compat": settings.compat,
-        "weights": settings.loss,
+        "criterion": build_criterion(settings),
         "ema_decay": settings.training.ema_decay,
         "detach_step": 100,
     }
@@ -135,9 +133,9 @@ def take_part(task: Task, args: argparse.Namespace) -> None:
     """Be one of the processes."""
     size = BATCH // args.count
     own = slice(args.part * size, (args.part + 1) * size)
-    batch = make_place()(jax.tree.map(lambda leaf: leaf[own], task.batch))
+    batch = make_place_batch()(jax.tree.map(lambda leaf: leaf[own], task.batch))
     step = make_train_step(**task.parts)
-    found = results_of(*own_copy(step(replicate(task.state), batch)))
+    found = results_of(*local_copy(step(replicate(task.state), batch)))
     if distributed.is_writer():
         Path(args.out).write_bytes(pickle.dumps(found))
 

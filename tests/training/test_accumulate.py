@@ -1,4 +1,4 @@
-"""A batch in micro-batches: against a loop over them in Python, and against as many devices."""
+"""Gradient accumulation against a Python loop over micro-batches, and against as many devices."""
 
 from dataclasses import replace
 
@@ -8,14 +8,14 @@ import numpy as np
 import optax
 import pytest
 
-from nanodet_jax import config as configs
 from nanodet_jax.config import Config, check
 from nanodet_jax.errors import UserError
-from nanodet_jax.losses.criterion import Divisors, batch_terms, objective
+from nanodet_jax.losses.assigners.dynamic_soft_label import DynamicSoftLabel
+from nanodet_jax.losses.criterion import Divisors
 from nanodet_jax.runtime import backend
 from nanodet_jax.state import create_state
 from nanodet_jax.training.parallel import make_train_step
-from nanodet_jax.training.step import moved_average
+from nanodet_jax.training.step import update_ema
 from tests.training.test_parallel import (
     FEW,
     IMAGES,
@@ -29,20 +29,25 @@ from tests.training.test_parallel import (
 
 STEPS = 3
 EMA = {"ema_decay": 0.9998, "detach_step": 0}
-ASSIGNERS = {
-    "atss": configs.Assigner(),
-    "dynamic_soft_label": configs.Assigner("dynamic_soft_label", topk=5),
+CRITERIA = {
+    "atss": PARTS["criterion"],
+    "dynamic_soft_label": replace(
+        PARTS["criterion"],
+        assigner=DynamicSoftLabel(
+            topk=5, iou_factor=3.0, ignore_threshold=0.5, priors_of_any_box=True
+        ),
+    ),
 }
 
 
 def parts_with(assigner="atss"):
-    """As a config gives them: a clip that bites, momentum, and a rate that falls every step."""
+    """Arguments of `make_train_step`: a clip that takes effect, momentum, and a rate that falls."""
     optimizer = optax.chain(optax.clip_by_global_norm(0.1), PARTS["optimizer"])
-    return PARTS | EMA | {"optimizer": optimizer, "assigner": ASSIGNERS[assigner]}
+    return PARTS | EMA | {"optimizer": optimizer, "criterion": CRITERIA[assigner]}
 
 
 def unlike(*boxes):
-    """A batch of two images per entry, no image as another."""
+    """A batch of two images per entry, all different."""
     batch = make_batch(boxes)
     noise = np.random.default_rng(1).normal(0.3, size=batch.images.shape)
     return batch._replace(images=noise.astype(np.float32))
@@ -57,11 +62,11 @@ def train(step, batch, parts):
 
 
 def looping_step(parts, accumulate):
-    """What the step is to do, written out: micro-batches in turn, everything else once.
+    """The step written as a loop: micro-batches in turn, everything else once.
 
-    Of one micro-batch it is the step as it was before there were any.
+    With one micro-batch it is the step without accumulation.
     """
-    task = {name: parts[name] for name in ("priors", "assigner", "compat")}
+    criterion = parts["criterion"]
 
     def forward(params, batch_stats, images):
         variables = {"params": params, "batch_stats": batch_stats}
@@ -76,22 +81,16 @@ def looping_step(parts, accumulate):
         sums = []
         for part in micro:
             branches, _ = forward(state.params, state.batch_stats, part.images)
-            sums.append(batch_terms(branches, part.ground_truth, **task)[1])
+            sums.append(criterion.divisors(branches, part.ground_truth))
         samples = sum(own.samples for own in sums)
-        divisors = Divisors(samples, (sum(own.weights[0] for own in sums),))
+        divisors = Divisors(samples, (sum(own.box_weights[0] for own in sums),))
         divisors = None if accumulate == 1 else divisors
         gradients, metrics, batch_stats = None, None, state.batch_stats
         for part in micro:
 
             def loss_fn(params, part=part, batch_stats=batch_stats):
                 branches, updated = forward(params, batch_stats, part.images)
-                loss, metrics = objective(
-                    branches,
-                    part.ground_truth,
-                    **task,
-                    weights=parts["weights"],
-                    divisors=divisors,
-                )
+                loss, metrics = criterion(branches, part.ground_truth, divisors=divisors)
                 return loss, (metrics, updated["batch_stats"])
 
             more, (of_part, batch_stats) = jax.grad(loss_fn, has_aux=True)(state.params)
@@ -110,21 +109,21 @@ def looping_step(parts, accumulate):
             batch_stats=batch_stats,
             opt_state=opt_state,
         )
-        average = moved_average(state.ema, state.variables, state.step, EMA["ema_decay"])
+        average = update_ema(state.ema, state.variables, state.step, EMA["ema_decay"])
         return replace(state, ema=average), metrics
 
     return backend.jit(step)
 
 
-def test_one_is_the_plain_step_to_the_last_bit():
+def test_step_of_one_micro_batch_equals_the_plain_step_to_the_last_bit():
     parts, batch = parts_with("atss"), unlike(MANY, FEW)
     ours = train(make_train_step(**parts, accumulate=1), batch, parts)
     jax.tree.map(np.testing.assert_array_equal, ours, train(looping_step(parts, 1), batch, parts))
 
 
 @pytest.mark.parametrize("accumulate, assigner", [(4, "atss"), (2, "dynamic_soft_label")])
-def test_equal_to_a_loop_in_python(assigner, accumulate):
-    """Gradients, momentum, running statistics, average, metrics, and how often each moves."""
+def test_step_of_micro_batches_agrees_with_a_python_loop(assigner, accumulate):
+    """Gradients, momentum, running statistics, ema, metrics, and how often each is updated."""
     parts, batch = parts_with(assigner), unlike(MANY, NONE, FEW, MANY)
     step = make_train_step(**parts, accumulate=accumulate)
     state, metrics = train(step, batch, parts)
@@ -136,8 +135,8 @@ def test_equal_to_a_loop_in_python(assigner, accumulate):
     assert_close((state, metrics), train(looping_step(parts, accumulate), batch, parts))
 
 
-def test_the_same_images_in_each_give_the_update_of_the_whole():
-    """Batch norm cannot tell then, so that divisors of the micro-batches' own would show."""
+def test_step_of_equal_micro_batches_is_that_of_the_whole_batch():
+    """Batch norm makes no difference here, so divisors of single micro-batches would show."""
     parts, batch = parts_with("atss"), make_batch((MANY, FEW))
     whole, expected = train(make_train_step(**parts), batch, parts)
     state, metrics = train(make_train_step(**parts, accumulate=2), batch, parts)
@@ -145,7 +144,7 @@ def test_the_same_images_in_each_give_the_update_of_the_whole():
     assert_close((state.params, state.opt_state), (whole.params, whole.opt_state))
 
 
-def test_micro_batches_are_as_good_as_devices():
+def test_step_of_micro_batches_agrees_with_that_of_as_many_devices():
     if jax.local_device_count() < 8:
         pytest.skip("needs 8 devices, and XLA_FLAGS was set otherwise")
     parts, batch = parts_with("dynamic_soft_label"), unlike(MANY, FEW, NONE, MANY)
@@ -156,7 +155,7 @@ def test_micro_batches_are_as_good_as_devices():
     assert_close((ours.params, ours.opt_state), (state.params, state.opt_state))
 
 
-def test_the_batch_must_divide():
+def test_batch_that_devices_and_micro_batches_do_not_divide_is_refused():
     config = Config()
     config.data.batch_size, config.training.accumulate = 12, 4
     check(config, num_devices=3)

@@ -32,10 +32,10 @@ def closed(monkeypatch):
 PARTS = {
     "prepare_workdir": [],
     "MetricLogger": ["Checkpoints"],
-    "store": ["MetricLogger", "Checkpoints"],
+    "upload_images": ["MetricLogger", "Checkpoints"],
     "unfold": ["MetricLogger", "Checkpoints"],
     "check_agreement": ["MetricLogger", "Checkpoints"],
-    "make_render": ["Prefetch", "MetricLogger", "Checkpoints"],
+    "make_augment": ["Prefetch", "MetricLogger", "Checkpoints"],
     "replicate": ["Prefetch", "MetricLogger", "Checkpoints"],
 }
 
@@ -43,7 +43,7 @@ PARTS = {
 @pytest.mark.parametrize("part", PARTS)
 def test_build_that_fails_closes_what_it_opened(part, closed, tmp_path, monkeypatch):
     config = tiny_config()
-    if part == "store":
+    if part == "upload_images":
         config.data.augment = config.data.cache = "device"
     monkeypatch.setattr(build, "is_folded", lambda _: part == "unfold")
     monkeypatch.setattr(build, part, fail)

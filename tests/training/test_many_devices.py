@@ -76,7 +76,7 @@ def on_one():
     ],
 )
 def test_any_number_of_devices_takes_the_step_of_one(variant, count, on_one, plainly_compiled):
-    with jax.enable_x64(True):
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):  # priors are float32
         task, one = on_one(variant)
         found = after_a_step(task, count)
     assert {leaf.dtype for leaf in jax.tree.leaves(one["gradients"])} == {np.dtype(np.float64)}

@@ -21,12 +21,18 @@ from nanodet_jax import config as configs
 from nanodet_jax.data.cache import TrainingImages
 from nanodet_jax.data.pipeline import training_batches
 from nanodet_jax.data.records import make_record
+from nanodet_jax.losses.criterion import Criterion, build_assigner
 from nanodet_jax.models.heads.nanodet_head import split_logits
 from nanodet_jax.models.layers import BatchNorm
 from nanodet_jax.models.nanodet import build_model, priors_of
 from nanodet_jax.state import abstract_variables, create_state
 from nanodet_jax.structures import Batch, GroundTruth
-from nanodet_jax.training.parallel import make_place, make_render, make_train_step, store
+from nanodet_jax.training.parallel import (
+    make_augment,
+    make_place_batch,
+    make_train_step,
+    upload_images,
+)
 
 DOC = Path(__file__).parents[2] / "docs" / "many_devices.md"
 DEVICES, EACH, SIDE, STRIDE, SLOTS, CLASSES, BINS = 2, 2, 64, 8, 3, 2, 8
@@ -44,28 +50,27 @@ BOXES = {
 
 
 class Tiny(nn.Module):
-    """All that a step sees of a network, in two layers: parameters, batch norm, predictions."""
+    """A network as a step sees it, in two layers: parameters, batch norm, predictions."""
 
     @nn.compact
     def branches(self, images, detach=False, train=True, axis_name=None):
-        cells = SIDE // STRIDE
-        x = images.reshape(-1, cells, STRIDE, cells, STRIDE, 3).transpose(0, 1, 3, 2, 4, 5)
-        x = nn.Dense(16, use_bias=False)(x.reshape(-1, cells, cells, STRIDE * STRIDE * 3))
+        side = SIDE // STRIDE
+        x = images.reshape(-1, side, STRIDE, side, STRIDE, 3).transpose(0, 1, 3, 2, 4, 5)
+        x = nn.Dense(16, use_bias=False)(x.reshape(-1, side, side, STRIDE * STRIDE * 3))
         x = nn.tanh(BatchNorm(use_running_average=not train, name="norm")(x))
-        x = nn.Dense(CLASSES + 4 * BINS)(x).reshape(-1, cells * cells, CLASSES + 4 * BINS)
+        x = nn.Dense(CLASSES + 4 * BINS)(x).reshape(-1, side * side, CLASSES + 4 * BINS)
         return (split_logits(x, CLASSES),)
 
 
-def parts_of(model, priors):
+def parts_of(model, priors, assigner="atss"):
+    """Arguments of `make_train_step`."""
+    policy = build_assigner(configs.Assigner(assigner), configs.Compat())
     schedule = optax.linear_schedule(0.1, 0.05, 10)
     return {
+        "model": model,
+        "criterion": Criterion(priors, policy, configs.Loss()),
         "optimizer": optax.sgd(schedule, momentum=0.9),
         "schedule": schedule,
-        "model": model,
-        "priors": priors,
-        "assigner": configs.Assigner(),
-        "compat": configs.Compat(),
-        "weights": configs.Loss(),
     }
 
 
@@ -118,7 +123,7 @@ def assert_close(ours, theirs, tolerance=1e-5):
 
 
 def biased(batch_stats, images):
-    """Without the correction for the number of samples, which differs: a device has its own."""
+    """Batch statistics without the correction for the number of samples, which depends on it."""
     samples = images * (SIDE // STRIDE) ** 2
     keep = BatchNorm.momentum**STEPS
     norm = batch_stats["norm"]
@@ -126,7 +131,7 @@ def biased(batch_stats, images):
 
 
 @pytest.mark.parametrize("boxes", BOXES)
-def test_two_devices_agree_with_one(steps, boxes):
+def test_step_of_two_devices_agrees_with_that_of_one(steps, boxes):
     batch = make_batch(BOXES[boxes])
     (one, expected), (two, metrics) = (train(step, batch) for step in steps)
     assert_close(metrics, expected)
@@ -136,7 +141,7 @@ def test_two_devices_agree_with_one(steps, boxes):
     assert (expected["positives"] > 0) == (boxes != "none at all")
 
 
-def test_devices_with_the_same_boxes_agree_with_one_of_them(steps):
+def test_step_of_two_devices_with_equal_parts_agrees_with_that_of_one_part(steps):
     (one, expected), (two, metrics) = (
         train(step, make_batch([MANY] * number)) for step, number in zip(steps, (1, DEVICES))
     )
@@ -153,8 +158,8 @@ def step_of_the_document(parts, state, batch):
     return jax.device_get((names["state"], names["metrics"]))
 
 
-def test_pmap_as_documented_is_equal_to_the_last_bit():
-    """The step under a named axis, whoever names it."""
+def test_step_under_pmap_as_documented_is_equal_to_the_last_bit():
+    """The step runs under a named axis, whatever names it."""
     count = jax.local_device_count()
     batch = make_batch((MANY, FEW, NONE, MANY) * (count // 4))
     found = step_of_the_document(PARTS, make_state(), batch)
@@ -164,15 +169,16 @@ def test_pmap_as_documented_is_equal_to_the_last_bit():
 
 
 @pytest.mark.parametrize("plus", [False, True])
-def test_the_network_itself_can_be_split(plus):
-    """Its own gradients have to pass under the axis too; to trace it shows that, in seconds."""
+def test_step_of_the_network_can_be_traced_over_two_devices(plus):
+    """Its custom gradients have to work under the axis too; tracing shows that in seconds."""
     settings = configs.Model(num_classes=CLASSES, width=0.5, channels=32, stacked_convs=1)
     if plus:
         settings.neck, settings.guidance_channels, settings.guidance_convs = "ghost_pan", 32, 1
     model = build_model(settings)
-    parts = parts_of(model, priors_of(settings, (SIDE, SIDE)))
+    assigner = "dynamic_soft_label" if plus else "atss"
+    parts = parts_of(model, priors_of(settings, (SIDE, SIDE)), assigner)
     if plus:
-        parts |= {"assigner": configs.Assigner("dynamic_soft_label"), "ema_decay": 0.9998}
+        parts |= {"ema_decay": 0.9998}
     state = jax.eval_shape(
         partial(create_state, optimizer=parts["optimizer"], ema=plus),
         abstract_variables(model, guided=True),
@@ -184,7 +190,7 @@ def test_the_network_itself_can_be_split(plus):
 
 
 class Noise(list):
-    """Records of sizes that differ."""
+    """Records of noise, each of a different size."""
 
     def __init__(self, count):
         rng = np.random.default_rng(0)
@@ -200,7 +206,7 @@ class Noise(list):
 
 
 @pytest.mark.parametrize("cache", ["ram", "device"])
-def test_two_devices_make_the_pictures_that_one_makes(cache):
+def test_images_augmented_on_two_devices_equal_those_of_one(cache):
     config = configs.Config(
         input_size=(32, 64),
         data=configs.Data(batch_size=4, augment="device", cache=cache),
@@ -210,16 +216,16 @@ def test_two_devices_make_the_pictures_that_one_makes(cache):
     made = []
     for number in (1, DEVICES):
         images = TrainingImages(Noise(9), config)
-        stored = store(images, number) if cache == "device" else None
+        stored = upload_images(images, number) if cache == "device" else None
         if stored is not None:
             assert stored.shape == (9, *images.canvas, 3)
             assert len(stored.sharding.device_set) == number
             for record, canvas in zip(Noise(9), np.asarray(stored)):
                 shown = canvas[: record.height, : record.width]
                 np.testing.assert_array_equal(shown, record.image)
-        place, render = make_place(number), make_render(config, number, stored)
+        place, augment = make_place_batch(number), make_augment(config, number, stored)
         batches = training_batches(images, config, slots=2)
-        batch = [render(place(next(batches))) for _ in range(3)][-1]
+        batch = [augment(place(next(batches))) for _ in range(3)][-1]
         assert len(batch.images.sharding.device_set) == number
         assert batch.images.sharding.shard_shape(batch.images.shape)[0] == 4 // number
         made.append(jax.device_get(batch))
@@ -228,9 +234,9 @@ def test_two_devices_make_the_pictures_that_one_makes(cache):
 
 
 @pytest.mark.parametrize("number", [1, DEVICES])
-def test_batches_are_placed_where_the_step_takes_them(number):
+def test_placed_batch_is_split_over_the_devices(number):
     batch = make_batch((MANY, FEW))
-    placed = make_place(number)(batch)
+    placed = make_place_batch(number)(batch)
     for leaf in jax.tree.leaves(placed):
         assert leaf.sharding.shard_shape(leaf.shape)[0] == len(leaf) // number
     jax.tree.map(np.testing.assert_array_equal, placed, batch)

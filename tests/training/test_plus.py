@@ -16,7 +16,7 @@ from nanodet_jax.models.guidance import strip_guidance
 from nanodet_jax.models.nanodet import build_model
 from nanodet_jax.state import abstract_variables
 from nanodet_jax.training.metric_logger import MetricLogger
-from nanodet_jax.training.step import ema_share, moved_average
+from nanodet_jax.training.step import ema_weight, update_ema
 from tests.runs import final_state, journal
 from tests.training.test_loop import one_device, signal_at  # noqa: F401
 
@@ -106,7 +106,7 @@ def test_moving_average_follows_the_originals_ramp():
     for step, value in enumerate(values, start=1999):
         share = 0.9998 * np.exp(-(1 + step) / 2000) + 0.0002
         expected = expected * (1 - share) + value * share
-        average = moved_average(average, {"leaf": jnp.asarray(value)}, jnp.asarray(step), 0.9998)
+        average = update_ema(average, {"leaf": jnp.asarray(value)}, jnp.asarray(step), 0.9998)
     np.testing.assert_allclose(average["leaf"], expected, rtol=1e-6)
-    assert 0.36 < ema_share(jnp.asarray(1999), 0.9998) < 0.37
-    assert ema_share(jnp.asarray(10**6), 0.9998) == pytest.approx(0.0002, rel=1e-3)
+    assert 0.36 < ema_weight(jnp.asarray(1999), 0.9998) < 0.37
+    assert ema_weight(jnp.asarray(10**6), 0.9998) == pytest.approx(0.0002, rel=1e-3)

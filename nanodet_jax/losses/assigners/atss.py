@@ -1,24 +1,31 @@
-"""ATSS: adaptive training sample selection (Zhang et al., 2020), as the original runs it.
+"""ATSS, the assigner of NanoDet: the statistics of a box's candidates choose its priors.
 
-Letters: P priors, G ground-truth slots, L levels, K candidates per level.
+Shifeng Zhang et al., "Bridging the Gap Between Anchor-based and Anchor-free Detection via Adaptive
+Training Sample Selection", https://arxiv.org/abs/1912.02424. Line numbers are of its algorithm 1.
+
+Letters: B batch, P priors, G ground-truth slots, K candidates of a box, on all levels together.
 """
+
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Float32, Int32
 
 from nanodet_jax import boxes
-from nanodet_jax.structures import BACKGROUND, IGNORED, GroundTruth, Targets
+from nanodet_jax.losses.assigners.assigner import Assigner
+from nanodet_jax.structures import BACKGROUND, IGNORED, GroundTruth, Predictions, Targets
 
 EXCLUDED = 1e8  # distance that keeps a prior in an ignore region out of the candidates
 
 
 def nearest_per_level(
-    distances: jax.Array, level_sizes: tuple[int, ...], topk: int
-) -> tuple[jax.Array, jax.Array]:
-    """Indices and distances [G, L*K] of the `topk` nearest priors of each level (or all it has).
+    distances: Float[Array, "G P"], level_sizes: tuple[int, ...], topk: int
+) -> tuple[Int32[Array, "G K"], Float[Array, "G K"]]:
+    """Return indices and distances of the `topk` nearest priors of each level, or of all it has.
 
-    `distances` is [G, P]; equal distances go to the lower index.
+    Equal distances go to the lower index.
     """
     indices, values, start = [], [], 0
     for size in level_sizes:
@@ -30,62 +37,92 @@ def nearest_per_level(
     return jnp.concatenate(indices, axis=1), jnp.concatenate(values, axis=1)
 
 
-def assign(
-    priors: boxes.Priors,
-    ground_truth: GroundTruth,
-    *,
-    topk: int,
-    cell_scale: float,
-    ignore_threshold: float,
-) -> Targets:
-    """Targets of one image.
+@dataclass(frozen=True)
+class ATSS(Assigner):
+    """Adaptive training sample selection, as the original NanoDet runs it.
 
-    A box takes, among the `topk` priors of each level whose centres are nearest to its own,
-    those whose cell (a square of `cell_scale` strides) overlaps it by at least the mean plus the
-    standard deviation of the candidates' ious, and whose centre lies inside it by over 0.01
-    pixel. A prior that several boxes take goes to the one with the highest iou.
+    A box takes, among the `topk` priors of each level whose centers are nearest to its own, those
+    whose anchor overlaps it by at least the mean plus the standard deviation of the candidates'
+    ious, and whose center lies inside it by over 0.01 pixel. A prior that several boxes take goes
+    to the one with the highest iou. Predictions take no part.
 
-    Args:
-      priors: P centres with an offset of half a stride.
-      ground_truth: G slots in input pixels.
+    The losses follow the original's NanoDet: boxes in strides; the quality is the iou of the
+    branch's own box; every image counts at least one sample; the box losses are divided by the sum
+    of their weights, however small.
+
+    Attributes:
       topk: candidates per box and level.
-      cell_scale: side of a prior's cell, in strides.
-      ignore_threshold: a prior with more than this share of its cell in an ignore region is
-        ignored unless it is positive all the same; 0 switches ignore regions off.
-
-    Returns:
-      gt_index [P] and overlap [P], the cell's iou with the box it learns.
+      anchor_scale: side of a prior's anchor, a square around its center, in strides.
+      ignore_threshold: a prior with more than this fraction of its anchor in an ignore region is
+        ignored unless it is positive; 0 switches ignore regions off.
     """
-    cell = jnp.asarray(boxes.cells(priors, cell_scale))
-    centers = jnp.asarray(priors.centers)
-    gt_boxes = ground_truth.boxes.astype(jnp.float32)
-    overlaps = boxes.iou(gt_boxes[:, None], cell[None])  # [G, P]
-    gt_centers = (gt_boxes[:, :2] + gt_boxes[:, 2:]) / 2
-    distances = jnp.sqrt(jnp.sum(jnp.square(gt_centers[:, None] - centers[None]), axis=-1))
 
-    ignored = jnp.zeros(len(centers), bool)
-    if ignore_threshold > 0:
-        share = boxes.iof(cell[:, None], gt_boxes[None])  # [P, G]
-        ignored = jnp.max(jnp.where(ground_truth.ignore, share, 0), axis=1) > ignore_threshold
-        # Where a level has fewer than topk other priors, ignored ones are candidates still: the
-        # original's behaviour.
-        distances = jnp.where(ignored, EXCLUDED, distances)
+    topk: int
+    anchor_scale: float
+    ignore_threshold: float
 
-    candidates, _ = nearest_per_level(distances, priors.level_sizes, topk)  # [G, L*K]
-    candidate_overlaps = jnp.take_along_axis(overlaps, candidates, axis=1)
-    threshold = jnp.mean(candidate_overlaps, axis=1) + jnp.std(candidate_overlaps, axis=1, ddof=1)
-    sides = boxes.boxes_to_distances(centers[candidates], gt_boxes[:, None])
-    positive = (candidate_overlaps >= threshold[:, None]) & (jnp.min(sides, axis=-1) > 0.01)
-    positive &= ground_truth.valid[:, None]
+    def assign(
+        self, predictions: Predictions, ground_truth: GroundTruth, priors: boxes.Priors
+    ) -> Targets:
+        """Assign the priors of one image; `overlap` is the iou of a prior's anchor and its box."""
+        anchors = jnp.asarray(boxes.anchors(priors, self.anchor_scale))  # [P, 4]
+        centers = jnp.asarray(priors.centers)  # [P, 2]
+        gt_boxes = ground_truth.boxes.astype(jnp.float32)  # [G, 4]
+        ious = boxes.iou(gt_boxes[:, None], anchors[None])  # [G, P]
+        gt_centers = (gt_boxes[:, :2] + gt_boxes[:, 2:]) / 2
+        distances = jnp.sqrt(jnp.sum(jnp.square(gt_centers[:, None] - centers[None]), axis=-1))
 
-    rows = np.arange(gt_boxes.shape[0])[:, None]
-    claimed = (
-        jnp.full(overlaps.shape, -1.0)
-        .at[rows, candidates]
-        .max(jnp.where(positive, candidate_overlaps, -1.0))
-    )
-    best = jnp.max(claimed, axis=0)
-    taken = best >= 0
-    otherwise = jnp.where(ignored, IGNORED, BACKGROUND)
-    gt_index = jnp.where(taken, jnp.argmax(claimed, axis=0), otherwise).astype(jnp.int32)
-    return Targets(gt_index=gt_index, overlap=jnp.where(taken, best, -1.0))
+        ignored = jnp.zeros(len(centers), bool)
+        if self.ignore_threshold > 0:
+            covered = boxes.iof(anchors[:, None], gt_boxes[None])  # [P, G]
+            covered = jnp.where(ground_truth.ignore, covered, 0)
+            ignored = jnp.max(covered, axis=1) > self.ignore_threshold
+            # On a level with fewer than topk other priors, ignored ones are still candidates: the
+            # original's behavior.
+            distances = jnp.where(ignored, EXCLUDED, distances)
+
+        # Lines 3 to 6: the candidates are the topk priors of each level nearest to the box.
+        candidates, _ = nearest_per_level(distances, priors.level_sizes, self.topk)  # [G, K]
+        # Lines 7 to 10: the threshold is the mean plus the standard deviation of their ious.
+        candidate_ious = jnp.take_along_axis(ious, candidates, axis=1)
+        threshold = jnp.mean(candidate_ious, axis=1) + jnp.std(candidate_ious, axis=1, ddof=1)
+        # Lines 11 to 15: a candidate that reaches the threshold is positive if it lies in the box.
+        sides = boxes.boxes_to_distances(centers[candidates], gt_boxes[:, None])  # [G, K, 4]
+        positive = (candidate_ious >= threshold[:, None]) & (jnp.min(sides, axis=-1) > 0.01)
+        positive &= ground_truth.valid[:, None]
+
+        # A prior that is positive for several boxes learns the one with the highest iou
+        # (section 4.1); of equal ious, the first.
+        rows = np.arange(gt_boxes.shape[0])[:, None]
+        positive_ious = (
+            jnp.full(ious.shape, -1.0)
+            .at[rows, candidates]
+            .max(jnp.where(positive, candidate_ious, -1.0))
+        )
+        best = jnp.max(positive_ious, axis=0)  # [P]
+        taken = best >= 0
+        # Line 17: every other prior is background, or ignored.
+        otherwise = jnp.where(ignored, IGNORED, BACKGROUND)
+        gt_index = jnp.where(taken, jnp.argmax(positive_ious, axis=0), otherwise).astype(jnp.int32)
+        return Targets(gt_index=gt_index, overlap=jnp.where(taken, best, -1.0))
+
+    def box_unit(self, priors: boxes.Priors) -> Float32[np.ndarray, "P"]:
+        """Return the stride of each prior."""
+        return priors.strides
+
+    def quality(
+        self,
+        targets: Targets,
+        predicted_boxes: Float[Array, "P 4"],
+        target_boxes: Float[Array, "P 4"],
+    ) -> Float[Array, "P"]:
+        """Return the iou of the branch's own box."""
+        return jax.lax.stop_gradient(boxes.iou(predicted_boxes, target_boxes))
+
+    def count_samples(self, positives: Float[Array, "B"]) -> Float[Array, ""]:
+        """Count the positive priors, and 1 for an image without any."""
+        return jnp.sum(jnp.maximum(positives, 1.0))
+
+    def box_divisor(self, weight: Float[Array, ""]) -> Float[Array, ""]:
+        """Return the sum of weights, or 1 where it is 0."""
+        return jnp.where(weight > 0, weight, 1.0)

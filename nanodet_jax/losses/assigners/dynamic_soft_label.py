@@ -1,125 +1,177 @@
 """Dynamic soft label assignment of NanoDet-Plus: predictions decide which priors learn a box.
 
-After SimOTA (Ge et al., 2021) with a soft class cost, as the original runs it.
-Letters: P priors, G ground-truth slots, C classes, K the most priors that a box may take.
+SimOTA of Zheng Ge et al., "YOLOX: Exceeding YOLO Series in 2021", https://arxiv.org/abs/2107.08430,
+section 2.1, with a soft class cost; as the original runs it:
+https://github.com/RangiLyu/nanodet/blob/main/nanodet/model/head/assigner/dsl_assigner.py.
+
+Letters: B batch, P priors, G ground-truth slots, C classes.
 """
 
 import math
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Bool, Float, Float32, Int
 
 from nanodet_jax import boxes
 from nanodet_jax.losses import functional
-from nanodet_jax.structures import BACKGROUND, IGNORED, GroundTruth, Targets
+from nanodet_jax.losses.assigners.assigner import Assigner
+from nanodet_jax.runtime.precision import at_least_float32
+from nanodet_jax.structures import BACKGROUND, IGNORED, GroundTruth, Predictions, Targets
 
-LOG_FLOOR = 1e-7  # added to an overlap before its logarithm is taken
+LOG_FLOOR = 1e-7  # added to an iou before its logarithm is taken
 
 
 def assignment_cost(
-    class_logits: jax.Array, overlaps: jax.Array, labels: jax.Array, iou_factor: float
-) -> jax.Array:
-    """How badly each prior suits each box, [G, P].
+    class_logits: Float[Array, "P C"],
+    ious: Float[Array, "G P"],
+    labels: Int[Array, "G"],
+    iou_factor: float,
+) -> Float[Array, "G P"]:
+    """Compute how badly each prior suits each box.
 
-    That is the quality focal loss which the prior's classes would have if it learned the box,
-    plus `iou_factor` times the negative logarithm of their overlap. Boxes differ in one class
-    alone, so the sum over classes is taken once per prior and corrected at that class: no array
-    of [P, G, C] is needed.
+    The cost is the quality focal loss that the prior's classes would have if it learned the box,
+    plus `iou_factor` times the negative logarithm of their iou. Labels of different boxes differ in
+    one class only, so the sum over classes is taken once per prior and corrected at that class: no
+    array of [P, G, C] is needed.
 
     Args:
-      class_logits: [P, C].
-      overlaps: [G, P].
-      labels: [G].
+      class_logits: of the branch that decides.
+      ious: of its predicted boxes with the ground truth.
+      labels: classes of the ground truth.
       iou_factor: weight of the second term.
     """
     as_background = functional.quality_focal(class_logits, jnp.zeros_like(class_logits))
     at_label = class_logits.T[labels]  # [G, P]
-    correction = functional.quality_focal(at_label, overlaps) - as_background.T[labels]
-    distance = -jnp.log(overlaps + LOG_FLOOR)
-    # Boxes that a prior does not overlap cost it the same, to the last bit: which of them comes
-    # first then decides, and rounding must not.
+    correction = functional.quality_focal(at_label, ious) - as_background.T[labels]
+    box_cost = -jnp.log(ious + LOG_FLOOR)
+    # All boxes that a prior does not overlap must have the same cost to the last bit, since their
+    # order then decides. So the correction, which is 0 but for rounding, is left out for them.
     of_box = jnp.where(
-        overlaps > 0, correction + iou_factor * distance, -iou_factor * math.log(LOG_FLOOR)
+        ious > 0, correction + iou_factor * box_cost, -iou_factor * math.log(LOG_FLOOR)
     )
     return jnp.sum(as_background, axis=1)[None] + of_box
 
 
-def candidates_of_own_box(inside: jax.Array, centers: jax.Array, gt_boxes: jax.Array) -> jax.Array:
-    """Priors [G, P] inside each box, or the nearest prior to its centre where there is none."""
+def candidates_of_own_box(
+    inside: Bool[Array, "G P"], centers: Float[Array, "P 2"], gt_boxes: Float[Array, "G 4"]
+) -> Bool[Array, "G P"]:
+    """Return the priors inside each box, or where there are none, the nearest to its center."""
     gt_centers = (gt_boxes[:, :2] + gt_boxes[:, 2:]) / 2
     distances = jnp.sum(jnp.square(gt_centers[:, None] - centers[None]), axis=-1)
-    nearest = jnp.argmin(distances, axis=1)  # of equals the finest level's, which comes first
+    nearest = jnp.argmin(distances, axis=1)  # of equals that of the finest level, which comes first
     is_nearest = jnp.arange(inside.shape[1])[None] == nearest[:, None]
     has_none = ~jnp.any(inside, axis=1) & (boxes.area(gt_boxes) > 0)
     return inside | (has_none[:, None] & is_nearest)
 
 
-def assign(
-    priors: boxes.Priors,
-    ground_truth: GroundTruth,
-    class_logits: jax.Array,
-    predicted: jax.Array,
-    *,
-    topk: int,
-    iou_factor: float,
-    ignore_threshold: float,
-    priors_of_any_box: bool,
-) -> Targets:
-    """Targets of one image.
+@dataclass(frozen=True)
+class DynamicSoftLabel(Assigner):
+    """SimOTA with a soft class cost.
 
-    A box takes the k candidates that cost it least; k is the sum of its `topk` largest overlaps
-    with predictions, rounded down, at least 1. A prior that several boxes take goes to the box
-    that costs it least, whether or not that box took it, so a box may be left with none.
+    A box takes the k candidates that cost it least; k is the sum of its `topk` largest ious with
+    predictions, rounded down, at least 1. A prior that several boxes take goes to the box that
+    costs it least, whether or not that box took it, so a box may be left with none.
 
-    Args:
-      priors: P centres.
-      ground_truth: G slots in input pixels.
-      class_logits: [P, C] of the branch that decides, at least float32.
-      predicted: [P, 4] boxes of that branch, input pixels.
+    The losses follow the original's NanoDet-Plus: boxes in pixels; the quality is the iou of the
+    box that the prior was assigned by, for all branches; a batch counts at least one sample; the
+    box losses are divided by at least 1.
+
+    Attributes:
       topk: most priors for a box.
-      iou_factor: weight of the overlap in the cost.
-      ignore_threshold: a prior with more than this share of its predicted box in an ignore region
-        is ignored unless it is positive all the same; 0 switches ignore regions off.
-      priors_of_any_box: candidates are the priors inside any box, for every box: the original's
-        behaviour. Else those inside the box itself, or the nearest if there is none.
-
-    Returns:
-      gt_index [P], and overlap [P] of the predicted box with the one it learns.
+      iou_factor: weight of the iou in the cost.
+      ignore_threshold: a prior with more than this fraction of its predicted box in an ignore
+        region is ignored unless it is positive; 0 switches ignore regions off.
+      priors_of_any_box: the candidates of every box are the priors inside any box, as in the
+        original; otherwise those inside the box itself, or the nearest if there are none.
     """
-    centers = jnp.asarray(priors.centers)
-    gt_boxes = ground_truth.boxes.astype(predicted.dtype)
-    sides = boxes.boxes_to_distances(centers[None], gt_boxes[:, None])
-    inside = (jnp.min(sides, axis=-1) > 0) & ground_truth.valid[:, None]  # [G, P]
-    if priors_of_any_box:
-        candidate = jnp.any(inside, axis=0)[None] & ground_truth.valid[:, None]
-    else:
-        own = candidates_of_own_box(inside, centers, gt_boxes)
-        candidate = own & ground_truth.valid[:, None]
 
-    overlaps = boxes.iou(predicted[None], gt_boxes[:, None])  # [G, P]
-    cost = assignment_cost(class_logits, overlaps, ground_truth.labels, iou_factor)
-    cost = jnp.where(candidate, cost, jnp.inf)
+    topk: int
+    iou_factor: float
+    ignore_threshold: float
+    priors_of_any_box: bool
 
-    topk = min(topk, len(centers))
-    largest, _ = jax.lax.top_k(jnp.where(candidate, overlaps, 0), topk)
-    count = jnp.maximum(jnp.sum(largest, axis=1).astype(jnp.int32), 1)
-    negative_cost, cheapest = jax.lax.top_k(-cost, topk)
-    taken = (jnp.arange(topk)[None] < count[:, None]) & jnp.isfinite(negative_cost)
-    rows = np.arange(len(gt_boxes))[:, None]
-    takes = jnp.zeros(cost.shape, bool).at[rows, cheapest].set(taken)
+    def assign(
+        self, predictions: Predictions, ground_truth: GroundTruth, priors: boxes.Priors
+    ) -> Targets:
+        """Assign the priors of one image; `overlap` is the iou of a predicted box and its box."""
+        guide = jax.lax.stop_gradient(predictions)
+        class_logits = at_least_float32(guide.class_logits)
+        predicted_boxes = boxes.decode_boxes(at_least_float32(guide.box_logits), priors)
+        return self.assign_decoded(class_logits, predicted_boxes, ground_truth, priors)
 
-    takers = jnp.sum(takes, axis=0)
-    slot = jnp.where(takers > 1, jnp.argmin(cost, axis=0), jnp.argmax(takes, axis=0))
-    positive = takers > 0
-    overlap = jnp.take_along_axis(overlaps, slot[None], axis=0)[0]
-    ignored = jnp.zeros(len(centers), bool)
-    if ignore_threshold > 0:
-        share = boxes.iof(predicted[None], gt_boxes[:, None])
-        share = jnp.where(ground_truth.ignore[:, None], share, 0)
-        ignored = jnp.max(share, axis=0) > ignore_threshold
-    otherwise = jnp.where(ignored, IGNORED, BACKGROUND)
-    return Targets(
-        gt_index=jnp.where(positive, slot, otherwise).astype(jnp.int32),
-        overlap=jnp.where(positive, overlap, -1.0),
-    )
+    def assign_decoded(
+        self,
+        class_logits: Float[Array, "P C"],
+        predicted_boxes: Float[Array, "P 4"],
+        ground_truth: GroundTruth,
+        priors: boxes.Priors,
+    ) -> Targets:
+        """`assign` with predicted boxes, in input pixels, in place of box logits."""
+        # 1. Candidates: priors inside the boxes.
+        centers = jnp.asarray(priors.centers)  # [P, 2]
+        gt_boxes = ground_truth.boxes.astype(predicted_boxes.dtype)  # [G, 4]
+        sides = boxes.boxes_to_distances(centers[None], gt_boxes[:, None])  # [G, P, 4]
+        inside = (jnp.min(sides, axis=-1) > 0) & ground_truth.valid[:, None]  # [G, P]
+        if self.priors_of_any_box:
+            candidate = jnp.any(inside, axis=0)[None] & ground_truth.valid[:, None]
+        else:
+            own = candidates_of_own_box(inside, centers, gt_boxes)
+            candidate = own & ground_truth.valid[:, None]
+
+        # 2. Cost of every pair of box and prior: classes plus iou_factor times boxes.
+        ious = boxes.iou(predicted_boxes[None], gt_boxes[:, None])  # [G, P]
+        cost = assignment_cost(class_logits, ious, ground_truth.labels, self.iou_factor)
+        cost = jnp.where(candidate, cost, jnp.inf)
+
+        # 3. Dynamic k: the better the predictions of a box, the more priors it takes.
+        topk = min(self.topk, len(centers))
+        largest, _ = jax.lax.top_k(jnp.where(candidate, ious, 0), topk)  # [G, topk]
+        k = jnp.maximum(jnp.sum(largest, axis=1).astype(jnp.int32), 1)  # [G]
+
+        # 4. Each box takes its k cheapest candidates, or all that there are.
+        negative_cost, cheapest = jax.lax.top_k(-cost, topk)  # [G, topk]
+        taken = (jnp.arange(topk)[None] < k[:, None]) & jnp.isfinite(negative_cost)
+        rows = np.arange(len(gt_boxes))[:, None]
+        takes = jnp.zeros(cost.shape, bool).at[rows, cheapest].set(taken)  # [G, P]
+
+        # 5. A prior that several boxes take goes to the cheapest of all boxes for it.
+        num_boxes = jnp.sum(takes, axis=0)  # [P]: that take the prior
+        slot = jnp.where(num_boxes > 1, jnp.argmin(cost, axis=0), jnp.argmax(takes, axis=0))
+        positive = num_boxes > 0
+        overlap = jnp.take_along_axis(ious, slot[None], axis=0)[0]
+
+        # 6. Every other prior is background, or ignored.
+        ignored = jnp.zeros(len(centers), bool)
+        if self.ignore_threshold > 0:
+            covered = boxes.iof(predicted_boxes[None], gt_boxes[:, None])  # [G, P]
+            covered = jnp.where(ground_truth.ignore[:, None], covered, 0)
+            ignored = jnp.max(covered, axis=0) > self.ignore_threshold
+        otherwise = jnp.where(ignored, IGNORED, BACKGROUND)
+        return Targets(
+            gt_index=jnp.where(positive, slot, otherwise).astype(jnp.int32),
+            overlap=jnp.where(positive, overlap, -1.0),
+        )
+
+    def box_unit(self, priors: boxes.Priors) -> Float32[np.ndarray, "P"]:
+        """Return 1: pixels."""
+        return np.ones_like(priors.strides)
+
+    def quality(
+        self,
+        targets: Targets,
+        predicted_boxes: Float[Array, "P 4"],
+        target_boxes: Float[Array, "P 4"],
+    ) -> Float[Array, "P"]:
+        """Return the iou that the prior was assigned with, the same for all branches."""
+        return targets.overlap
+
+    def count_samples(self, positives: Float[Array, "B"]) -> Float[Array, ""]:
+        """Count the positive priors."""
+        return jnp.sum(positives)
+
+    def box_divisor(self, weight: Float[Array, ""]) -> Float[Array, ""]:
+        """Return the sum of weights, at least 1."""
+        return jnp.maximum(weight, 1.0)

@@ -1,34 +1,31 @@
-"""ATSS against the loop, over cases that are random and cases that are meant to hurt."""
+"""ATSS against a plain loop, over random and difficult boxes."""
 
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from nanodet_jax import boxes
-from nanodet_jax.losses.assigners import atss
-from nanodet_jax.structures import GroundTruth
+from nanodet_jax.losses.assigners.atss import ATSS
+from nanodet_jax.structures import GroundTruth, Predictions
 from tests import oracles
+from tests.losses.builders import ground_truth, stack
 
-SETTINGS = {"topk": 9, "cell_scale": 5.0}
+SETTINGS = {"topk": 9, "anchor_scale": 5.0}
 SIZES = {"small": (32, 32), "wide": (64, 160), "full": (320, 320)}
 PRIORS = {name: boxes.make_priors(size, (8, 16, 32), 0.5) for name, size in SIZES.items()}
 SLOTS = {"small": 8, "wide": 8, "full": 300}
 
 
 @partial(jax.jit, static_argnames=("size", "ignore_threshold"))
-def assign(ground_truth, size, ignore_threshold):
-    return atss.assign(PRIORS[size], ground_truth, ignore_threshold=ignore_threshold, **SETTINGS)
-
-
-def ground_truth(gt_boxes=(), ignore=(), slots=8):
-    table = np.zeros((slots, 4), np.float32)
-    every = [*gt_boxes, *ignore]
-    table[: len(every)] = np.reshape(every, (-1, 4))
-    slot = np.arange(slots)
-    valid = slot < len(gt_boxes)
-    return GroundTruth(table, np.zeros(slots, np.int32), valid, ~valid & (slot < len(every)))
+def assign(truth, size, ignore_threshold):
+    priors = PRIORS[size]
+    unused = Predictions(
+        jnp.zeros((len(priors.strides), 1)), jnp.zeros((len(priors.strides), 4, 8))
+    )
+    return ATSS(ignore_threshold=ignore_threshold, **SETTINGS).assign(unused, truth, priors)
 
 
 def random_boxes(count, size, seed, grid=None):
@@ -78,13 +75,13 @@ CASES = {
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("case", CASES)
-def test_hostile_boxes_match_the_loop(case, size):
+def test_assignment_of_difficult_boxes_matches_the_loop(case, size):
     check(ground_truth(CASES[case], slots=SLOTS[size]), size)
 
 
 @pytest.mark.parametrize("grid", [None, 0.5, 8])
 @pytest.mark.parametrize("size", ["small", "wide"])
-def test_random_boxes_match_the_loop(size, grid):
+def test_assignment_of_random_boxes_matches_the_loop(size, grid):
     random = np.random.default_rng(0)
     for seed in range(8):
         every = random_boxes(8, size, seed, grid)
@@ -96,12 +93,12 @@ def test_random_boxes_match_the_loop(size, grid):
 
 
 @pytest.mark.parametrize("grid", [None, 4])
-def test_three_hundred_boxes_match_the_loop(grid):
+def test_assignment_of_three_hundred_boxes_matches_the_loop(grid):
     index = check(ground_truth(random_boxes(300, "full", 7, grid), slots=300), "full")
     assert np.sum(index >= 0) > 300
 
 
-def test_ignore_regions():
+def test_priors_in_ignore_regions_are_ignored_unless_positive():
     everything = [[-100, -100, 500, 500]]
     # No prior is left but the ignored: nine of each level still are candidates, in their order.
     for gt_boxes in ([], [[3, 5, 27, 30]], [[40, 8, 90, 60]]):
@@ -118,7 +115,7 @@ def test_ignore_regions():
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_padding_anywhere_changes_nothing(seed):
+def test_padding_slots_do_not_change_the_assignment(seed):
     random = np.random.default_rng(seed)
     every = random_boxes(4, "wide", 30 + seed)
     plain = assign(ground_truth(every[:3], every[3:]), "wide", 0.5)
@@ -133,7 +130,7 @@ def test_padding_anywhere_changes_nothing(seed):
     np.testing.assert_array_equal(padded.overlap, plain.overlap)
 
 
-def test_order_of_boxes_only_renames():
+def test_reordered_boxes_get_the_same_priors():
     every = random_boxes(8, "wide", 50).astype(np.float32)
     order = np.random.default_rng(0).permutation(8)
     plain = assign(ground_truth(every), "wide", 0.5)
@@ -143,7 +140,7 @@ def test_order_of_boxes_only_renames():
     np.testing.assert_array_equal(plain.overlap, turned.overlap)
 
 
-def test_a_prior_that_two_boxes_claim_goes_to_the_higher_overlap():
+def test_prior_claimed_by_two_boxes_goes_to_the_higher_iou():
     inner, outer = [100, 100, 140, 140], [94, 94, 146, 146]
     for pair, first in (([inner, outer], 0), ([outer, inner], 1)):
         index = check(ground_truth(pair, slots=300), "full")
@@ -152,13 +149,13 @@ def test_a_prior_that_two_boxes_claim_goes_to_the_higher_overlap():
         assert index[middle] == first
 
 
-def test_a_batch_is_its_images():
+def test_batch_is_assigned_like_its_images_one_by_one():
     images = [
         ground_truth(),
         ground_truth(random_boxes(8, "wide", 60)),
         ground_truth(random_boxes(2, "wide", 61), random_boxes(3, "wide", 62)),
     ]
-    batch = jax.tree.map(lambda *leaves: np.stack(leaves), *images)
+    batch = stack(images)
     together = jax.vmap(lambda truth: assign(truth, "wide", 0.5))(batch)
     for i, image in enumerate(images):
         alone = assign(image, "wide", 0.5)

@@ -1,4 +1,4 @@
-"""Dynamic soft labels against the loop, over cases that are random and cases meant to hurt."""
+"""Dynamic soft labels against a plain loop, over random and difficult boxes."""
 
 from functools import partial
 
@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 
 from nanodet_jax import boxes
-from nanodet_jax.losses.assigners import dynamic_soft_label
+from nanodet_jax.losses.assigners.dynamic_soft_label import DynamicSoftLabel, assignment_cost
 from nanodet_jax.runtime import backend
 from nanodet_jax.structures import GroundTruth
 from tests import oracles
+from tests.losses import builders
+from tests.losses.builders import stack
 
 SETTINGS = {"topk": 13, "iou_factor": 3.0}
 SIZES = {"tiny": (16, 16), "square": (64, 64), "wide": (32, 96)}  # tiny has seven priors
@@ -23,26 +25,16 @@ TRACED = []
 @partial(backend.jit, static_argnames=("size", "rule", "ignore_threshold"))
 def assign(truth, class_logits, predicted, size, rule, ignore_threshold=0.5):
     TRACED.append((size, rule))
-    return dynamic_soft_label.assign(
-        PRIORS[size],
-        truth,
-        class_logits,
-        predicted,
-        ignore_threshold=ignore_threshold,
-        priors_of_any_box=RULES[rule],
-        **SETTINGS,
+    assigner = DynamicSoftLabel(
+        ignore_threshold=ignore_threshold, priors_of_any_box=RULES[rule], **SETTINGS
     )
+    return assigner.assign_decoded(class_logits, predicted, truth, PRIORS[size])
 
 
-def ground_truth(gt_boxes=(), ignore=(), slots=SLOTS, labels=None):
-    table = np.zeros((slots, 4), np.float32)
-    every = [*gt_boxes, *ignore]
-    table[: len(every)] = np.reshape(every, (-1, 4))
-    slot = np.arange(slots)
-    valid = slot < len(gt_boxes)
-    its_label = np.zeros(slots, np.int32)
-    its_label[: len(gt_boxes)] = slot[valid] % CLASSES if labels is None else labels
-    return GroundTruth(table, its_label, valid, ~valid & (slot < len(every)))
+def ground_truth(objects=(), regions=(), slots=SLOTS, labels=None):
+    """Ground truth of one image, with labels 0, 1, ... unless they are given."""
+    labels = np.arange(len(objects)) % CLASSES if labels is None else labels
+    return builders.ground_truth(objects, regions, labels, slots)
 
 
 def random_truth(size, seed, learned, ignored=0, slots=SLOTS):
@@ -62,7 +54,7 @@ def random_truth(size, seed, learned, ignored=0, slots=SLOTS):
 
 
 def predictions(truth, size, seed, kind="near"):
-    """Class logits and boxes of all priors; `kind` says what the boxes have to do with the truth.
+    """Class logits and boxes of all priors; `kind` names how the boxes relate to the ground truth.
 
     near: most of them are a box of the truth, more or less; the others lie around their prior.
     exact: all are a box of the truth. points: at the prior, without area. away: nowhere near.
@@ -134,7 +126,7 @@ CASES = {
 
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("case", CASES)
-def test_hostile_boxes_match_the_loop(case, rule):
+def test_assignment_of_difficult_boxes_matches_the_loop(case, rule):
     for size in SIZES:
         truth = ground_truth(CASES[case])
         for kind in ("near", "exact", "points", "away"):
@@ -143,7 +135,7 @@ def test_hostile_boxes_match_the_loop(case, rule):
 
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("size", SIZES)
-def test_random_boxes_match_the_loop(size, rule):
+def test_assignment_of_random_boxes_matches_the_loop(size, rule):
     random = np.random.default_rng(0)
     for seed in range(12):
         learned = random.integers(0, SLOTS + 1)
@@ -153,7 +145,7 @@ def test_random_boxes_match_the_loop(size, rule):
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_a_crowd_matches_the_loop(rule):
+def test_assignment_of_sixty_boxes_matches_the_loop(rule):
     truth = random_truth("square", 1, 60, 4, slots=64)
     index = check(truth, *predictions(truth, "square", 1), "square", rule)
     assert len(set(index[index >= 0])) > 10
@@ -161,7 +153,7 @@ def test_a_crowd_matches_the_loop(rule):
 
 
 @pytest.mark.parametrize("level", ["sure", "sure of nothing", "sure of all", "of two minds"])
-def test_extreme_predictions_match_the_loop(level):
+def test_assignment_by_extreme_logits_matches_the_loop(level):
     random = np.random.default_rng(3)
     truth = ground_truth(CASES["overlapping"] + CASES["no area"][:2])
     for size in SIZES:
@@ -182,7 +174,7 @@ def test_extreme_predictions_match_the_loop(level):
     [(r, *pair) for r in RULES for pair in ((0, 1), (1, 1), (3, 1))]
     + [(r, *pair) for r in RULES for pair in ((4, 2), (7, 3), (13, 6), (40, 6))],
 )
-def test_overlaps_sum_to_the_number_of_priors(rule, held, expected):
+def test_number_of_priors_of_a_box_is_the_sum_of_its_ious(rule, held, expected):
     # Of all 85 predictions some overlap half the box, the others none of it.
     truth = ground_truth([[-8, -8, 72, 72]])
     class_logits, predicted = predictions(truth, "square", 4, "away")
@@ -192,7 +184,7 @@ def test_overlaps_sum_to_the_number_of_priors(rule, held, expected):
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_a_box_takes_at_most_topk_and_all_that_there_are(rule):
+def test_box_takes_topk_priors_or_all_of_fewer(rule):
     truth = ground_truth([[-8, -8, 72, 72]])
     for size, expected in (("square", 13), ("tiny", 7)):
         index = check(truth, *predictions(truth, size, 5, "exact"), size, rule)
@@ -200,7 +192,7 @@ def test_a_box_takes_at_most_topk_and_all_that_there_are(rule):
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_of_boxes_that_cost_the_same_the_first_wins(rule):
+def test_first_of_boxes_with_equal_cost_takes_the_prior(rule):
     # No prediction overlaps any box, so that all cost the same, whatever their classes.
     large = [[-8, -8, 72, 72], [-7, -7, 71, 71], [-9, -9, 70, 70]]
     for seed in range(20):
@@ -215,10 +207,10 @@ def test_of_boxes_that_cost_the_same_the_first_wins(rule):
     assert np.sum(index == 0) == 13 and not np.any(index > 0)
 
 
-def test_boxes_without_overlap_cost_the_same_to_the_last_bit():
+def test_cost_of_boxes_without_overlap_is_equal_to_the_last_bit():
     # Without the weight of the overlaps, whose large constant would round differences away.
     class_logits = np.random.default_rng(9).normal(-2, 3, (2000, CLASSES)).astype(np.float32)
-    cost = backend.jit(partial(dynamic_soft_label.assignment_cost, iou_factor=0.0))
+    cost = backend.jit(partial(assignment_cost, iou_factor=0.0))
     nothing, labels = np.zeros((CLASSES, 2000), np.float32), np.arange(CLASSES)
     of_box = np.asarray(cost(class_logits, nothing, labels))
     np.testing.assert_array_equal(of_box, np.broadcast_to(of_box[:1], of_box.shape))
@@ -227,7 +219,7 @@ def test_boxes_without_overlap_cost_the_same_to_the_last_bit():
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_a_prior_claimed_twice_may_go_to_a_third_box(rule):
+def test_prior_taken_by_two_boxes_goes_to_a_third_that_costs_less(rule):
     # Of two priors, both inside all boxes, the last box takes one, the other two both the other.
     priors = PRIORS["square"]
     claimed, other = np.flatnonzero((priors.centers == 16).all(axis=1))
@@ -239,7 +231,7 @@ def test_a_prior_claimed_twice_may_go_to_a_third_box(rule):
     assert index[claimed] == index[other] == 2 and np.sum(index >= 0) == 2
 
 
-def test_a_box_without_a_prior_inside():
+def test_box_without_a_prior_inside_takes_the_nearest_or_one_of_another_box():
     priors = PRIORS["square"]
     small, large = [9.5, 9.5, 15.5, 15.5], [33, 33, 63, 63]
     nearest = 2 * 8 + 2  # (16, 16) of stride 8; of stride 16 there is one in the same place
@@ -260,7 +252,7 @@ def test_a_box_without_a_prior_inside():
     assert check(both, class_logits, predicted, "square", "any")[there] == 0
 
 
-def test_a_prior_outside_a_box_learns_it_only_as_the_nearest():
+def test_prior_outside_a_box_takes_it_only_as_the_nearest():
     seen = {"inside": 0, "nearest": 0, "elsewhere": 0}
     for seed in range(12):
         truth = random_truth("square", 100 + seed, 8)
@@ -285,7 +277,7 @@ def test_a_prior_outside_a_box_learns_it_only_as_the_nearest():
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_ignore_regions(rule):
+def test_predicted_boxes_in_ignore_regions_are_ignored_unless_positive(rule):
     everything, region = [[-500, -500, 500, 500]], [[40, 40, 60, 60]]
     objects = [[3, 5, 27, 30], [30, 10, 60, 50]]
     truth = ground_truth(objects, everything)
@@ -316,7 +308,7 @@ def test_ignore_regions(rule):
 
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("seed", range(3))
-def test_padding_anywhere_changes_nothing(seed, rule):
+def test_padding_slots_do_not_change_the_assignment(seed, rule):
     random = np.random.default_rng(seed)
     truth = random_truth("square", 30 + seed, SLOTS - 2, 2)
     predicted = predictions(truth, "square", seed)
@@ -336,7 +328,7 @@ def test_padding_anywhere_changes_nothing(seed, rule):
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_a_batch_is_its_images_and_is_traced_once(rule):
+def test_batch_is_assigned_like_its_images_one_by_one_and_traced_once(rule):
     truths = [
         ground_truth(),
         random_truth("wide", 60, 8),
@@ -344,7 +336,7 @@ def test_a_batch_is_its_images_and_is_traced_once(rule):
         ground_truth(CASES["no area"]),
     ]
     images = [(truth, *predictions(truth, "wide", i)) for i, truth in enumerate(truths)]
-    batch = jax.tree.map(lambda *leaves: np.stack(leaves), *images)
+    batch = stack(images)
     together = jax.vmap(lambda *image: assign(*image, "wide", rule))(*batch)
     assign(*images[0], "wide", rule)
     traced = len(TRACED)

@@ -1,4 +1,4 @@
-"""Fixtures of assigners, losses and whole-head losses."""
+"""Checks of assigners, losses and whole-head losses against fixtures."""
 
 import json
 import re
@@ -12,47 +12,35 @@ import numpy as np
 
 from nanodet_jax import boxes, config
 from nanodet_jax.losses import functional
-from nanodet_jax.losses.assigners import atss, dynamic_soft_label
-from nanodet_jax.losses.criterion import objective
+from nanodet_jax.losses.assigners import atss
+from nanodet_jax.losses.assigners.atss import ATSS
+from nanodet_jax.losses.assigners.dynamic_soft_label import DynamicSoftLabel
+from nanodet_jax.losses.criterion import Criterion, build_assigner
 from nanodet_jax.models.heads.nanodet_head import split_logits
 from nanodet_jax.runtime import backend
-from nanodet_jax.structures import GroundTruth
+from nanodet_jax.structures import GroundTruth, Predictions
+from tests.losses.builders import ground_truth, stack
 from tests.tools.parity_checks.comparison import Comparisons, Worst, absolute, of_scale, relative
 
 STRIDES, PLUS_STRIDES = (8, 16, 32), (8, 16, 32, 64)
 PRIOR_OFFSET, PLUS_OFFSET = 0.5, 0.0
 
 
-def slots(gt_boxes, labels=None, ignore=None, count: int | None = None) -> GroundTruth:
-    """Ground truth of one image; ignore regions follow the objects, padding follows them."""
-    gt_boxes = np.asarray(gt_boxes, np.float32).reshape(-1, 4)
-    ignore = np.zeros((0, 4), np.float32) if ignore is None else np.asarray(ignore, np.float32)
-    count = count or max(len(gt_boxes) + len(ignore), 1)
-    table = np.zeros((count, 4), np.float32)
-    padded_labels = np.zeros(count, np.int32)
-    table[: len(gt_boxes)] = gt_boxes
-    table[len(gt_boxes) : len(gt_boxes) + len(ignore)] = ignore
-    if labels is not None:
-        padded_labels[: len(gt_boxes)] = labels
-    slot = np.arange(count)
-    valid = slot < len(gt_boxes)
-    return GroundTruth(table, padded_labels, valid, ~valid & (slot < len(gt_boxes) + len(ignore)))
-
-
 def batch_of(path: Path, fixture, count: int) -> GroundTruth:
     """Ground truth of `count` images stored as gt_boxes_i, gt_labels_i."""
     images = [(fixture[f"gt_boxes_{i}"], fixture[f"gt_labels_{i}"]) for i in range(count)]
     most = max(max(len(gt_boxes) for gt_boxes, _ in images), 1)
-    each = [slots(gt_boxes, labels, count=most) for gt_boxes, labels in images]
-    return jax.tree.map(lambda *leaves: np.stack(leaves), *each)
+    return stack(ground_truth(gt_boxes, labels=labels, slots=most) for gt_boxes, labels in images)
 
 
 @partial(jax.jit, static_argnames=("size", "ignore_threshold"))
-def run_atss(ground_truth, size, ignore_threshold):
+def run_atss(truth, size, ignore_threshold):
     priors = boxes.make_priors(size, STRIDES, PRIOR_OFFSET)
-    return atss.assign(
-        priors, ground_truth, topk=9, cell_scale=5.0, ignore_threshold=ignore_threshold
+    unused = Predictions(
+        jnp.zeros((len(priors.strides), 1)), jnp.zeros((len(priors.strides), 4, 8))
     )
+    assigner = ATSS(topk=9, anchor_scale=5.0, ignore_threshold=ignore_threshold)
+    return assigner.assign(unused, truth, priors)
 
 
 def check_atss(path: Path) -> Worst:
@@ -67,11 +55,14 @@ def check_atss(path: Path) -> Worst:
         )
         for k in cases:
             ignore = fixture.get(f"{k}/ignore_boxes")
-            ground_truth = slots(
-                fixture[f"{k}/gt_boxes"], fixture[f"{k}/gt_labels"], ignore, case_slots
+            truth = ground_truth(
+                fixture[f"{k}/gt_boxes"],
+                () if ignore is None else ignore,
+                fixture[f"{k}/gt_labels"],
+                case_slots,
             )
             size = tuple(int(side) for side in fixture[f"{k}/size"])
-            targets = run_atss(ground_truth, size, 0.0 if ignore is None else 0.5)
+            targets = run_atss(truth, size, 0.0 if ignore is None else 0.5)
             compare.equal(f"case {k}: index", targets.gt_index, fixture[f"{k}/gt_index"])
             if f"{k}/overlap" in fixture:  # not recorded where there are ignore regions
                 overlap = fixture[f"{k}/overlap"]
@@ -80,22 +71,16 @@ def check_atss(path: Path) -> Worst:
 
 
 @partial(jax.jit, static_argnames="size")
-def run_dynamic(ground_truth, logits, predicted, size):
+def run_dynamic(truth, logits, predicted, size):
     priors = boxes.make_priors(size, PLUS_STRIDES, PLUS_OFFSET)
-    return dynamic_soft_label.assign(
-        priors,
-        ground_truth,
-        logits,
-        predicted,
-        topk=13,
-        iou_factor=3.0,
-        ignore_threshold=0.0,
-        priors_of_any_box=True,
+    assigner = DynamicSoftLabel(
+        topk=13, iou_factor=3.0, ignore_threshold=0.0, priors_of_any_box=True
     )
+    return assigner.assign_decoded(logits, predicted, truth, priors)
 
 
 def check_dynamic(path: Path) -> Worst:
-    """Index by index, every image of the file, for predictions that it names or holds."""
+    """Index by index, every image of the file, for predictions that it holds or gives a seed of."""
     compare = Comparisons()
     with np.load(path) as file:
         fixture = {key: file[key] for key in file}
@@ -111,8 +96,10 @@ def check_dynamic(path: Path) -> Worst:
         logits = (random.randn(len(recorded), 80) * 1.5 - 3).astype(np.float32)
         checksum = np.sum(logits, dtype=np.float64)
         compare.near(f"case {k}: logits", checksum, relative(fixture[f"{k}/logit_checksum"], 1e-6))
-        ground_truth = slots(fixture[f"{k}/gt_boxes"], fixture[f"{k}/gt_labels"], count=case_slots)
-        targets = run_dynamic(ground_truth, logits, fixture[f"{k}/decoded"], size)
+        truth = ground_truth(
+            fixture[f"{k}/gt_boxes"], labels=fixture[f"{k}/gt_labels"], slots=case_slots
+        )
+        targets = run_dynamic(truth, logits, fixture[f"{k}/decoded"], size)
         compare.equal(f"case {k}: index", targets.gt_index, fixture[f"{k}/gt_index"])
         # Where there is no box, one kind of background says 0 there and another -1e8.
         overlap = np.where(fixture[f"{k}/gt_index"] >= 0, fixture[f"{k}/overlap"], -1)
@@ -121,15 +108,16 @@ def check_dynamic(path: Path) -> Worst:
 
 
 def check_trace(path: Path) -> Worst:
-    """Every number of the assignments that were worked by hand; they are rounded to 1e-4."""
+    """Every number of the assignments that were computed by hand; they are rounded to 1e-4."""
     trace = json.loads(path.read_text())
     compare = Comparisons()
     size = tuple(trace["input"])
     priors = boxes.make_priors(size, tuple(trace["strides"]), PRIOR_OFFSET)
-    cell = boxes.cells(priors, trace["cell_scale"])
+    anchors = jnp.asarray(boxes.anchors(priors, trace["cell_scale"]))
     for k, case in enumerate(trace["cases"]):
         gt_boxes = np.asarray(case["gt_boxes"], np.float32)
-        targets = run_atss(slots(gt_boxes, case["gt_labels"]), size, 0.0)
+        truth = ground_truth(gt_boxes, labels=case["gt_labels"], slots=max(len(gt_boxes), 1))
+        targets = run_atss(truth, size, 0.0)
         gt_index = np.asarray(targets.gt_index)
         positive = np.flatnonzero(gt_index >= 0)
         compare.equal(f"case {k}: positive", positive, case["positive"])
@@ -144,7 +132,7 @@ def check_trace(path: Path) -> Worst:
         candidates = np.asarray(candidates)
         compare.equal(f"case {k}: candidates", candidates.T, case["candidates"])
         overlaps = np.take_along_axis(
-            np.asarray(boxes.iou(gt_boxes[:, None], cell[None])), candidates, axis=1
+            np.asarray(boxes.iou(jnp.asarray(gt_boxes)[:, None], anchors[None])), candidates, axis=1
         )
         compare.near(f"case {k}: overlaps", overlaps.T, absolute(case["overlaps"], 6e-5))
         mean, std = overlaps.mean(axis=1), overlaps.std(axis=1, ddof=1)
@@ -180,7 +168,7 @@ def _check_shapes(compare: Comparisons, trace, size) -> None:
 
 
 def check_losses(path: Path) -> Worst:
-    """Values and gradients of the three losses, and the overlaps they stand on."""
+    """Values and gradients of the three losses, and the overlaps that they use."""
     compare = Comparisons()
     with np.load(path) as file:
         fixture = {key: file[key] for key in file}
@@ -189,9 +177,10 @@ def check_losses(path: Path) -> Worst:
     is_object = (labels >= 0) & (labels < num_classes)
     quality = np.zeros(fixture["qfl_logits"].shape, np.float32)
     quality[is_object, labels[is_object]] = fixture["qfl_scores"][is_object]
+    soft_labels = jnp.asarray(quality)
 
     def qfl(logits):
-        per_prior = jnp.sum(functional.quality_focal(logits, quality), axis=-1)
+        per_prior = jnp.sum(functional.quality_focal(logits, soft_labels), axis=-1)
         return jnp.sum(per_prior * fixture["qfl_weight"]) / fixture["qfl_avg_factor"]
 
     def dfl(logits):
@@ -200,7 +189,7 @@ def check_losses(path: Path) -> Worst:
         return fixture["dfl_loss_weight"] * weighted
 
     def giou(predicted):
-        per_box = functional.giou_loss(predicted, fixture["giou_target"])
+        per_box = functional.giou_loss(predicted, jnp.asarray(fixture["giou_target"]))
         weighted = jnp.sum(per_box * fixture["giou_weight"]) / fixture["giou_avg_factor"]
         return fixture["giou_loss_weight"] * weighted
 
@@ -212,7 +201,7 @@ def check_losses(path: Path) -> Worst:
         value, gradient = jax.value_and_grad(function)(jnp.asarray(fixture[argument]))
         compare.near(name, value, relative(fixture[name], 1e-5))
         compare.near(f"{name} gradient", gradient, of_scale(fixture[f"{name}_grad"], 1e-4))
-    pair = fixture["giou_pred"], fixture["giou_target"]
+    pair = jnp.asarray(fixture["giou_pred"]), jnp.asarray(fixture["giou_target"])
     compare.near("iou", boxes.iou(*pair), absolute(fixture["iou"], 1e-5))
     compare.near("giou value", boxes.giou(*pair), absolute(fixture["giou_value"], 1e-5))
     compare.near("iof", boxes.iof(*pair), absolute(fixture["iof"], 1e-5))
@@ -255,19 +244,14 @@ def _check_head(path: Path, name: str) -> Worst:
     if "_aux" in name:
         branches.append(draw())
     empty = name.endswith("_empty")
-    ground_truth = batch_of(path, fixture, count)
+    truth = batch_of(path, fixture, count)
     if empty:
-        ground_truth = jax.tree.map(np.zeros_like, ground_truth)
+        truth = jax.tree.map(np.zeros_like, truth)
+
+    criterion = Criterion(priors, build_assigner(assigner, config.Compat()), config.Loss())
 
     def loss(branches):
-        return objective(
-            tuple(split_logits(logits, 80) for logits in branches),
-            ground_truth,
-            priors,
-            assigner=assigner,
-            compat=config.Compat(),
-            weights=config.Loss(),
-        )
+        return criterion(tuple(split_logits(logits, 80) for logits in branches), truth)
 
     score = backend.jit(jax.value_and_grad(loss, has_aux=True))
     (value, parts), gradients = score(branches)

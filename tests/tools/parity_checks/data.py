@@ -10,7 +10,7 @@ import numpy as np
 from nanodet_jax import config
 from nanodet_jax.data import transforms
 from nanodet_jax.training.optimizer import learning_rate
-from nanodet_jax.training.step import ema_share
+from nanodet_jax.training.step import ema_weight
 from tests.tools.parity_checks.comparison import Comparisons, Worst, absolute, relative
 
 
@@ -35,7 +35,7 @@ def check_schedule(path: Path) -> Worst:
         compare.near(name, rates, relative(case["lr"], 1e-6))
     if "ema" in fixture:
         case = fixture["ema"]
-        shares = ema_share(jnp.asarray(case["t"]), case["decay"])
+        shares = ema_weight(jnp.asarray(case["t"]), case["decay"])
         # The last digits of 1 - decay are lost in float32: 2e-4 of 1.
         compare.near("average", shares, absolute(case["d"], 1e-6))
     return compare.worst()

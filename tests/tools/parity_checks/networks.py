@@ -12,6 +12,7 @@ import optax
 
 from nanodet_jax import config
 from nanodet_jax.io import torch_names
+from nanodet_jax.losses.criterion import Criterion, build_assigner
 from nanodet_jax.models.nanodet import build_model, priors_of
 from nanodet_jax.runtime import backend
 from nanodet_jax.state import abstract_variables, create_state
@@ -25,12 +26,13 @@ from tests.tools.parity_checks.comparison import Expected, Worst, jitter, judge,
 EMA_DECAY = 0.9998
 
 
-def parts_of(model: config.Model) -> dict[str, object]:
-    """The original's assigner and losses for a model."""
+def criterion_of(model: config.Model, size: tuple[int, int]) -> Criterion:
+    """The original's assigner and losses for a model and inputs of (height, width)."""
     assigner = config.Assigner(ignore_threshold=0.0)
     if model.neck == "ghost_pan":
         assigner = config.Assigner("dynamic_soft_label", topk=13, ignore_threshold=0.0)
-    return {"assigner": assigner, "compat": config.Compat(), "weights": config.Loss()}
+    policy = build_assigner(assigner, config.Compat())
+    return Criterion(priors_of(model, size), policy, config.Loss())
 
 
 def load_formula(folder: Path):
@@ -100,8 +102,7 @@ def check_forward(path: Path) -> Worst:
     images = _seeded(formula.image, fixture, (2, 3, 128, 192)).transpose(0, 2, 3, 1)
     train = "loss" in fixture
     batch = Batch(images, batch_of(path, fixture, len(images)) if train else None)
-    priors = priors_of(model_config, images.shape[1:3])
-    parts = parts_of(model_config)
+    criterion = criterion_of(model_config, images.shape[1:3])
 
     @backend.jit
     def run(variables, batch):
@@ -114,7 +115,7 @@ def check_forward(path: Path) -> Worst:
         if not train:
             return predictions, seen, None, None
         in_training, _ = model.apply(variables, batch.images, train=True, mutable=["batch_stats"])
-        results = loss_and_gradients(variables, batch, model=model, priors=priors, **parts)
+        results = loss_and_gradients(variables, batch, model=model, criterion=criterion)
         return predictions, seen, in_training, results
 
     def compute(seed):
@@ -195,13 +196,12 @@ def check_trajectory(path: Path) -> Worst:
     averaged = "ema_norms" in fixture
     steps = len(fixture["losses"])
     step = make_train_step(
-        optimizer,
-        schedule,
         model=model,
-        priors=priors_of(model_config, (160, 160)),
+        criterion=criterion_of(model_config, (160, 160)),
+        optimizer=optimizer,
+        schedule=schedule,
         ema_decay=EMA_DECAY,
         detach_step=steps,
-        **parts_of(model_config),
     )
 
     def compute(seed):

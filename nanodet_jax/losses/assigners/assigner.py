@@ -1,0 +1,71 @@
+"""Interface of the assigners: which priors learn which box, and what the losses take from that.
+
+To add an assigner, write a class like `atss.ATSS` in a file of this package, add its name and its
+settings to `config.Assigner`, and build it in `criterion.build_assigner`.
+
+Letters: B batch, P priors, G ground-truth slots, C classes, R reg_max + 1.
+"""
+
+from abc import ABC, abstractmethod
+
+import numpy as np
+from jaxtyping import Array, Float, Float32
+
+from nanodet_jax.boxes import Priors
+from nanodet_jax.structures import GroundTruth, Predictions, Targets
+
+
+class Assigner(ABC):
+    """Policy of a `Criterion`. Its methods are pure functions of arrays."""
+
+    @abstractmethod
+    def assign(
+        self, predictions: Predictions, ground_truth: GroundTruth, priors: Priors
+    ) -> Targets:
+        """Assign the priors of one image to its boxes.
+
+        Args:
+          predictions: class logits [P, C] and box logits [P, 4, R] of the last branch. No gradient
+            may flow into them.
+          ground_truth: G slots in input pixels.
+          priors: P priors.
+
+        Returns:
+          `gt_index` [P] int32 and `overlap` [P] float32.
+        """
+
+    @abstractmethod
+    def box_unit(self, priors: Priors) -> Float32[np.ndarray, "P"]:
+        """Return the unit of length, in pixels, that the giou loss of each prior is computed in.
+
+        Ious do not depend on it, except where `boxes.EPSILON` takes effect.
+        """
+
+    @abstractmethod
+    def quality(
+        self,
+        targets: Targets,
+        predicted_boxes: Float[Array, "P 4"],
+        target_boxes: Float[Array, "P 4"],
+    ) -> Float[Array, "P"]:
+        """Return the quality that a branch learns to predict, without gradient.
+
+        Args:
+          targets: of one image.
+          predicted_boxes, target_boxes: of the branch and of the ground truth, in `box_unit`.
+
+        Returns:
+          Labels of the quality focal loss in [0, 1]; of no meaning where a prior is not positive.
+        """
+
+    @abstractmethod
+    def count_samples(self, positives: Float[Array, "B"]) -> Float[Array, ""]:
+        """Return the divisor of the quality focal loss from the positive priors of each image.
+
+        The counts of parts of a batch add up to the count of the batch. `Criterion` divides by at
+        least 1.
+        """
+
+    @abstractmethod
+    def box_divisor(self, weight: Float[Array, ""]) -> Float[Array, ""]:
+        """Return the divisor of the box losses from the sum of their weights over a batch."""
