@@ -1,12 +1,13 @@
-"""Measure this project on this machine: compilation, training, inference, the loader, memory.
+"""Benchmark compilation, training, inference, the data loader and memory on this machine.
 
     python -m benchmarks [--quick] [--only REGEX] [--json FILE] [--reference CHECKOUT]
-    python -m benchmarks assignment [...]    # of NanoDet-Plus alone: `benchmarks/assignment.py`
-    python -m benchmarks evaluation [...]    # COCO's numbers: `benchmarks/evaluation.py`
-    python -m benchmarks engines --reference CHECKOUT [...]    # ONNX Runtime and ncnn beside ours
+    python -m benchmarks assignment    # assignment and loss of NanoDet-Plus
+    python -m benchmarks evaluation    # COCO's metrics, with each installed evaluator
+    python -m benchmarks engines --reference CHECKOUT    # against PyTorch, ONNX Runtime and ncnn
 
-Every row is measured in a process of its own that finds its programs compiled, and printed at once.
-The first run compiles; later ones, with the same cache, take a third of the time.
+Each row is measured in a new process that loads its programs from the compilation cache, and is
+printed immediately. The first run compiles. Later runs with the same cache take a third of the
+time.
 """
 
 import argparse
@@ -21,70 +22,88 @@ import jax
 
 from benchmarks import assignment, engines, evaluation, report
 from benchmarks.inference import draw_files
-from benchmarks.machine import describe
-from benchmarks.plan import ON_ACCELERATOR, ON_CPU, Setting, tasks
-from benchmarks.processes import fresh
+from benchmarks.machine import describe_machine
+from benchmarks.processes import run_in_new_process
 from benchmarks.reference import Reference
-from benchmarks.timing import Effort, Row
+from benchmarks.tasks import ON_ACCELERATOR, ON_CPU, Settings, tasks
+from benchmarks.timing import Repeats, Row
 from nanodet_jax.cli.main import fail
 from nanodet_jax.config import Precision
 from nanodet_jax.errors import UserError
 from nanodet_jax.runtime.process import setup_process
 
-IMAGES, DETECTIONS = 5000, 100  # of evaluation: COCO's validation set, what suppression may leave
-KINDS = ("table", "assignment", "evaluation", "engines")
+# For `evaluation`: images of COCO's validation set, and detections that suppression keeps in each.
+NUM_IMAGES, NUM_DETECTIONS = 5000, 100
+BENCHMARKS = ("table", "assignment", "evaluation", "engines")
 CONFIGS = ("configs/coco.py:nanodet-m_320", "configs/coco.py:nanodet-plus-m_320")
 
 
 def parse() -> argparse.Namespace:
-    """Flags of the command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m benchmarks",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("what", nargs="?", choices=KINDS, default="table")
-    add("--config", action="append", metavar="FILE[:VARIANT]", help=f"default: {CONFIGS}")
+    # fmt: off
+    add("benchmark", nargs="?", choices=BENCHMARKS, default="table",
+        help="default: table, which is everything except the other three")
+    add("--config", action="append", metavar="FILE[:VARIANT]",
+        help=f"may be repeated; default: {' and '.join(CONFIGS)}")
     add("--precision", action="append", choices=get_args(Precision),
-        help="default: float32, and on accelerators bf16")  # fmt: skip
-    add("--only", default="", metavar="REGEX", help="searched in the names of the rows")
-    add("--quick", action="store_true", help="the most telling rows, a second each")
-    add("--seconds", type=float, default=3.0, help="that a row is measured for, at least")
-    add("--batch", type=int, help="of a step; default: 8, on accelerators 256; assignment: 32")
-    add("--reference", type=Path, metavar="CHECKOUT", help="of the original NanoDet, to compare")
-    add("--reference-python", default=sys.executable, help="with PyTorch; default: this one")
-    add("--images", type=Path, help="folder of photographs, for the rows that read data")
-    add("--annotations", type=Path, help="COCO json of --images")
-    add("--cache", type=Path, help="of compiled programs; default: that of train.py")
-    add("--json", type=Path, help="file to write the results to")
-    add("--from", type=Path, dest="measured", help="rows of a file of --json; nothing is measured")
-    add("--markdown", action="store_true", help="print the README's table, too")
-    add("--size", type=int, default=320, help="of assignment: side of the input")
-    add("--runs", type=int, default=5, help="of assignment and evaluation")
+        help="may be repeated; default: float32, and bf16 on accelerators")
+    add("--only", default="", metavar="REGEX",
+        help="measure only rows whose names contain a match")
+    add("--quick", action="store_true",
+        help="measure only the most informative rows, for a second each")
+    add("--seconds", type=float, default=3.0, help="minimum time to measure a row; default: 3")
+    add("--batch", type=int, metavar="IMAGES",
+        help="batch size of a training step; default: 8, 256 on accelerators, 32 for assignment")
+    add("--reference", type=Path, metavar="CHECKOUT",
+        help="compare with the original NanoDet in this folder")
+    add("--reference-python", default=sys.executable, metavar="PYTHON",
+        help="Python with PyTorch, for --reference; default: this one")
+    add("--images", type=Path, metavar="FOLDER", help="photographs, for rows that read data")
+    add("--annotations", type=Path, metavar="FILE", help="COCO annotation file of --images")
+    add("--cache", type=Path, metavar="FOLDER",
+        help="compiled programs; default: the folder of train.py")
+    add("--json", type=Path, metavar="FILE", help="write the results to this file")
+    add("--from", type=Path, dest="measured", metavar="FILE",
+        help="measure nothing, and print the rows of a file from --json")
+    add("--markdown", action="store_true", help="also print a Markdown table")
+    add("--size", type=int, default=320, metavar="PIXELS",
+        help="side of the input, for assignment; default: 320")
+    add("--runs", type=int, default=5,
+        help="runs to take the median of, for assignment and evaluation; default: 5")
+    # fmt: on
     args = parser.parse_args()
-    if args.what == "engines" and not args.reference:
-        parser.error("engines: --reference CHECKOUT of the original is needed")
+    if args.benchmark == "engines" and not args.reference:
+        parser.error("engines: needs --reference CHECKOUT")
     if (args.images is None) != (args.annotations is None):
-        parser.error("--images and --annotations belong together")
+        parser.error("--images and --annotations: pass both, or neither")
     return args
 
 
 def find_reference(args: argparse.Namespace) -> Reference:
-    """The original that the flags name. Raises UserError if it cannot run."""
+    """Return the original that the flags name; raise UserError if it cannot run."""
     reference = Reference(args.reference.resolve(), args.reference_python)
     reference.check()
     return reference
 
 
 def measure(args: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Row]]:
-    """Machine and rows; prints each row when it is measured, and what failed.
+    """Measure and print all rows of the table; return the machine and the rows.
+
+    A task that fails is printed, and the next one runs.
 
     Raises:
-      UserError: if what the flags name cannot be used.
+      UserError: if the value of a flag cannot be used.
     """
     setup_process(args.cache)
     cache = Path(jax.config.jax_compilation_cache_dir).resolve()  # type: ignore[attr-defined]
-    # Asked in another process: a device that this one had started would lack memory for the rest.
-    machine = fresh(describe, cache=cache)
+    # In another process: a device that this process initializes would have less free memory.
+    machine = run_in_new_process(describe_machine, cache=cache)
     accelerator = machine["platform"] != "cpu"
     scale = ON_ACCELERATOR if accelerator else ON_CPU
     reference = find_reference(args) if args.reference else None
@@ -94,11 +113,11 @@ def measure(args: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Row]]:
     rows: dict[str, Row] = {}
     with tempfile.TemporaryDirectory() as folder:
         draw_files(Path(folder))
-        setting = Setting(
+        settings = Settings(
             configs=tuple(args.config or CONFIGS),
             precisions=tuple(args.precision or precisions),
             scale=scale._replace(batch=args.batch) if args.batch else scale,
-            effort=Effort(1.0, least=3) if args.quick else Effort(args.seconds),
+            repeats=Repeats(1.0, min_runs=3) if args.quick else Repeats(args.seconds),
             cache=cache,
             files=Path(folder),
             cpus=machine["cpus"],
@@ -107,12 +126,12 @@ def measure(args: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Row]]:
             images=args.images and args.images.resolve(),
             annotations=args.annotations and args.annotations.resolve(),
         )
-        for task in tasks(setting):
+        for task in tasks(settings):
             if not re.search(args.only, task.name):
                 continue
             try:
                 measured = task.rows()
-            except Exception as error:  # out of memory, say: the other rows are worth having
+            except Exception as error:  # such as out of memory: measure the other rows
                 reason = (str(error).strip() or type(error).__name__).splitlines()[0]
                 print(f"{task.name}: failed: {reason}", flush=True)
                 continue
@@ -133,24 +152,24 @@ def main() -> None:
             columns = report.columns(True, True)
             print(f"{report.describe(machine)}\n\n{report.LEGEND}\n\n{report.header(columns)}")
             print("\n".join(report.line(name, row, columns) for name, row in rows.items()))
-        elif args.what == "table":
+        elif args.benchmark == "table":
             machine, rows = measure(args)
             print(f"\n{len(rows)} rows in {(time.perf_counter() - started) / 60:.1f} minutes")
         else:
             setup_process(args.cache)
-            machine = describe()
-            if args.what == "assignment":
+            machine = describe_machine()
+            if args.benchmark == "assignment":
                 rows = assignment.benchmark(args.batch or 32, args.size, args.runs, args.only)
-            elif args.what == "engines":
+            elif args.benchmark == "engines":
                 cache = Path(jax.config.jax_compilation_cache_dir)  # type: ignore[attr-defined]
                 rows = engines.benchmark(
                     tuple(args.config or CONFIGS),
                     find_reference(args),
-                    Effort(args.seconds, most=1000),
+                    Repeats(args.seconds, max_runs=1000),
                     cache,
                 )
             else:
-                rows = evaluation.benchmark(IMAGES, DETECTIONS, args.runs)
+                rows = evaluation.benchmark(NUM_IMAGES, NUM_DETECTIONS, args.runs)
         if args.markdown:
             print(f"\n{report.markdown(rows)}")
         if args.json:

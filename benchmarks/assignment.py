@@ -1,14 +1,15 @@
-"""Assignment and loss of NanoDet-Plus, ours against a direct class cost of [P, G, C].
+"""Assignment and loss of NanoDet-Plus: this project's class cost against a direct one of [P, G, C].
 
 Letters: B batch, P priors, G ground-truth slots, C classes.
 
-Three forms of one cost run in turn, so that a busy machine slows all of them alike:
+Three forms of the same cost run in turn, so that a busy machine slows all of them equally:
 
-- ours, `dynamic_soft_label.assignment_cost`, which has no array of [P, G, C];
-- direct, fused by XLA: written with such an array, which XLA is free never to store;
-- direct, materialised: as the original computes it, and as a framework without a compiler must.
+- ours: `dynamic_soft_label.assignment_cost`, without an array of [P, G, C];
+- direct, fused by XLA: with such an array, which XLA need not store;
+- direct, materialised: stores the array, as the original does.
 
-Batch 32 with 300 slots materialised takes 14 GB and, on two CPU cores, most of the minutes.
+The materialised form takes 14 GB with batch 32 and 300 slots. On two CPU cores it takes most of the
+time.
 """
 
 import math
@@ -23,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.timing import Effort, alternate, clocked, planned_mb, summarize
+from benchmarks.timing import Repeats, alternate, planned_mb, summarize, timed
 from nanodet_jax import boxes, config
 from nanodet_jax.losses import functional
 from nanodet_jax.losses.assigners import dynamic_soft_label
@@ -53,14 +54,17 @@ def direct_cost(
     iou_factor: float,
     materialised: bool = False,
 ) -> jax.Array:
-    """`dynamic_soft_label.assignment_cost`, summed over the classes of every pair.
+    """Compute `dynamic_soft_label.assignment_cost` as a sum over the classes of every pair.
 
     Args:
-      class_logits, overlaps, labels, iou_factor: [P, C], [G, P], [G] and a number, as there.
-      materialised: repeat the logits for each box before anything is computed from them, and
-        store the losses before they are summed. XLA for CPUs drops the barrier, but stores what
-        it computed from repeated logits: exponentials are too dear to be computed twice. That is
-        one or two arrays of [P, G, C]; without a compiler there are up to five at a time.
+      class_logits: [P, C].
+      overlaps: [G, P].
+      labels: [G].
+      iou_factor: weight of the iou cost.
+      materialised: repeat the logits for each box first, and store the losses before summing them.
+        XLA for CPUs drops the barrier but stores what it computes from the repeated logits, because
+        it does not compute exponentials twice. That is one or two arrays of [P, G, C]; without a
+        compiler there are up to five at a time.
 
     Returns:
       [G, P].
@@ -85,7 +89,7 @@ FORMS: dict[str, Callable] = {
 
 
 def with_cost(function: Callable, cost: Callable) -> Callable:
-    """The function with another cost in the assigner: new each time, for `jit` to trace anew."""
+    """Return the function with another cost in the assigner: a new one, so that `jit` retraces."""
 
     def patched(*args):
         with mock.patch.object(dynamic_soft_label, "assignment_cost", cost):
@@ -95,7 +99,7 @@ def with_cost(function: Callable, cost: Callable) -> Callable:
 
 
 def functions(priors: boxes.Priors) -> dict[str, Callable]:
-    """What is measured, by name: functions of predictions and ground truth."""
+    """Return the functions to measure, of predictions and ground truth, by name."""
     criterion = Criterion(priors, build_assigner(ASSIGNER, config.Compat()), config.Loss())
     return {
         "assignment": jax.vmap(criterion.assign),
@@ -104,7 +108,7 @@ def functions(priors: boxes.Priors) -> dict[str, Callable]:
 
 
 def random_predictions(batch: int, priors: int, classes: int) -> tuple[Predictions, ...]:
-    """Of head and guidance; classes about as sure of nothing as those of a trained network."""
+    """Draw predictions of head and guidance, with class logits about as low as after training."""
     random = np.random.default_rng(0)
 
     def branch():
@@ -116,7 +120,7 @@ def random_predictions(batch: int, priors: int, classes: int) -> tuple[Predictio
 
 
 def random_truth(batch: int, slots: int, classes: int, size: int) -> GroundTruth:
-    """Every slot with an object of 3 to 50 percent of the side."""
+    """Draw ground truth with an object of 3 to 50 percent of the side in every slot."""
     random = np.random.default_rng(1)
     corner = random.uniform(0, 0.8 * size, (batch, slots, 2))
     extent = random.uniform(0.03 * size, 0.5 * size, (batch, slots, 2))
@@ -130,7 +134,7 @@ def random_truth(batch: int, slots: int, classes: int, size: int) -> GroundTruth
 
 
 def free_bytes() -> float:
-    """Memory that a program may still take on its device, infinite where nobody knows."""
+    """Return the free memory of the device, or infinity if unknown."""
     stats = jax.devices()[0].memory_stats() or {}
     if "bytes_limit" in stats:
         return stats["bytes_limit"] - stats["bytes_in_use"]
@@ -143,16 +147,16 @@ def free_bytes() -> float:
 class Program(NamedTuple):
     """A compiled program with its arguments."""
 
-    run: Callable[[], Any] | None  # None: needs more memory than there is
+    run: Callable[[], Any] | None  # None: needs more memory than is free
     memory: dict[str, float]  # MB
 
 
 def build(function: Callable, *args: Any) -> Program:
-    """Compile and run once, if there is memory for it.
+    """Compile a function, and run it once if there is enough memory.
 
-    The memory is what the compiler plans: `temp` for all that lives only within the program,
-    `total` with arguments and results. `peak` is the most that the device held so far, where it
-    keeps count; programs must thus be built in the order of their needs.
+    `temp_mb` is the memory that the compiler plans for temporaries, `total_mb` includes arguments
+    and results. `peak_mb` is the peak memory of the device so far, if the device reports it;
+    therefore build programs in the order of their memory.
     """
     jitted: Any = backend.jit(function)
     compiled = jitted.lower(*args).compile()
@@ -168,19 +172,19 @@ def build(function: Callable, *args: Any) -> Program:
 
 
 def benchmark(batch: int, size: int, runs: int, only: str = "") -> dict[str, dict[str, float]]:
-    """Measure and print, by the name of what was measured: milliseconds and megabytes.
+    """Measure and print milliseconds and megabytes; return rows by name.
 
     Args:
       batch: B.
       size: side of the input, pixels.
-      runs: how many to take the median of.
-      only: regular expression searched in the names.
+      runs: number of runs to take the median of.
+      only: regular expression that is searched in the names.
     """
     priors = boxes.make_priors((size, size), STRIDES, OFFSET)
     branches = random_predictions(batch, len(priors.strides), CLASSES)
     truths = {slots: random_truth(batch, slots, CLASSES, size) for slots in SLOTS}
     programs: dict[tuple[int, str], dict[str, Program]] = {}
-    for form, cost in FORMS.items():  # outermost: from the least memory to the most
+    for form, cost in FORMS.items():  # the outermost loop: in the order of memory, see `build`
         for slots, truth in truths.items():
             for part, function in functions(priors).items():
                 if re.search(only, f"{part}, {form}, G {slots}"):
@@ -191,19 +195,19 @@ def benchmark(batch: int, size: int, runs: int, only: str = "") -> dict[str, dic
         f"nanodet-plus, batch {batch}, {len(priors.strides)} priors, {CLASSES} classes, "
         f"{jax.devices()[0].device_kind}, jax {jax.__version__}"
     )
-    print("of ours, growth: ratios of min, which other work disturbs least, to our form and to the")
-    print("fewest slots. temp: what the compiler plans for the inside of the program; total: with")
-    print("arguments and results; peak: the most that the device held so far.")
+    print("of ours: min, which other work disturbs least, divided by that of our form; growth:")
+    print("divided by that of the fewest slots; temp: memory planned for temporaries; total: with")
+    print("arguments and results; peak: peak memory of the device so far.")
     rows: dict[str, dict[str, float]] = {}
     first: dict[tuple[str, str], float] = {}
     for (slots, part), forms in sorted(programs.items(), key=lambda item: item[0]):
         stored = 4e-6 * batch * len(priors.strides) * slots * CLASSES
         print(f"\nG {slots}, {part}; one array of [B, P, G, C] is {stored:.0f} MB")
         print(f"{'':22s}", *(f"{title:>9s}" for title, _ in COLUMNS.values()))
-        able = {form: clocked(program.run) for form, program in forms.items() if program.run}
+        able = {form: timed(program.run) for form, program in forms.items() if program.run}
         times = {
             form: summarize(each)
-            for form, each in alternate(able, Effort(least=runs, most=runs)).items()
+            for form, each in alternate(able, Repeats(min_runs=runs, max_runs=runs)).items()
         }
         for form, program in forms.items():
             row = rows[f"{part}, {form}, G {slots}"] = times.get(form, {}) | program.memory

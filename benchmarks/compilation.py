@@ -1,4 +1,4 @@
-"""Until the first step is done: compiled into an empty cache, and loaded from it."""
+"""Time to the first training step: compiled into an empty cache, and loaded from it."""
 
 import shutil
 import tempfile
@@ -6,32 +6,32 @@ import time
 from pathlib import Path
 
 from benchmarks import step
-from benchmarks.processes import fresh
-from benchmarks.subject import Subject
-from benchmarks.timing import Row, peaks
+from benchmarks.processes import run_in_new_process
+from benchmarks.timing import Row, peak_memory
+from benchmarks.workload import Workload
 
 
-def first_step(subject: Subject, started: float) -> Row:
-    """To be called in a process of its own.
+def first_step(workload: Workload, started: float) -> Row:
+    """Measure the first training step; call it in a new process.
 
     Args:
-      subject: of `step.training_step`.
-      started: `time.time()` when the process was asked for.
+      workload: for `step.training_step`.
+      started: `time.time()` when the process was started.
 
     Returns:
-      `start_s` seconds from then to the end of the first step: imports, first variables, the step;
-      `first_s` of which from tracing on, and the step's planned memory.
+      `start_s`, the seconds from `started` to the end of the first step (imports, initialization,
+      step); `first_s`, those from tracing to the end; and the planned memory of the step.
     """
-    program = step.training_step(subject)[""]
-    return program.facts | {"start_s": time.time() - started} | peaks()
+    program = step.training_step(workload)[""]
+    return program.facts | {"start_s": time.time() - started} | peak_memory()
 
 
-def cold_and_warm(subject: Subject, cache: Path) -> dict[str, Row]:
-    """A row for either. What was compiled is added to `cache`, for the rows to come."""
+def cold_and_warm(workload: Workload, cache: Path) -> dict[str, Row]:
+    """Return a row for each. The compiled programs are added to `cache`, for later rows."""
     with tempfile.TemporaryDirectory() as folder:
         empty = Path(folder)
         rows = {
-            name: fresh(first_step, subject, time.time(), cache=empty)
+            name: run_in_new_process(first_step, workload, time.time(), cache=empty)
             for name in ("compiled", "from the cache")
         }
         shutil.copytree(empty, cache, dirs_exist_ok=True)

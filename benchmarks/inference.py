@@ -1,4 +1,4 @@
-"""From images to boxes: the network, what follows it, and what comes before it."""
+"""Inference: the network alone, with decoding and suppression, and from image files."""
 
 import time
 from pathlib import Path
@@ -8,8 +8,8 @@ import cv2
 import jax
 import jax.numpy as jnp
 
-from benchmarks.subject import Network, Subject, on_device, random_batch
 from benchmarks.timing import Program, compile_and_run
+from benchmarks.workload import Network, Workload, on_device, random_batch
 from nanodet_jax.data.pipeline import evaluation_batches
 from nanodet_jax.data.records import Record, decode, make_record
 from nanodet_jax.data.sources.shapes import ShapesSource
@@ -19,44 +19,48 @@ from nanodet_jax.io.weights import Weights
 from nanodet_jax.models.guidance import strip_guidance
 from nanodet_jax.runtime import backend
 
-FILES = 32  # photographs, which serve again and again
-FILE_SIZE = (480, 640)  # height and width, of most of COCO's
-READ_AHEAD = 4  # batches that a run of several images consists of
+NUM_FILES = 32  # image files, which are read repeatedly
+FILE_SIZE = (480, 640)  # height and width of most of COCO's images
+BATCHES_PER_RUN = 4  # if a batch has several images
 
 
-def network(subject: Subject) -> dict[str, Program]:
-    """Images on the device to predictions."""
-    built = Network(subject)
-    images = on_device(random_batch(subject, built.config.input_size)).images
+def network(workload: Workload) -> dict[str, Program]:
+    """Build the program from images on the device to predictions."""
+    built = Network(workload)
+    images = on_device(random_batch(workload, built.config.input_size)).images
     variables = jax.device_put(strip_guidance(built.variables))
     program = compile_and_run(
-        backend.jit(built.model.apply), variables, images, images=subject.batch, limit="inference"
+        backend.jit(built.model.apply),
+        variables,
+        images,
+        images=workload.batch,
+        roofline="inference",
     )
     return {"": program}
 
 
-def network_and_boxes(subject: Subject) -> dict[str, Program]:
-    """Images on the device to boxes on the device. What the boxes are does not matter to time."""
-    built = Network(subject)
+def network_and_boxes(workload: Workload) -> dict[str, Program]:
+    """Build the program from images on the device to boxes on the device."""
+    built = Network(workload)
     size = built.config.input_size
-    images = on_device(random_batch(subject, size)).images
+    images = on_device(random_batch(workload, size)).images
     variables = jax.device_put(strip_guidance(built.variables))
-    warps = jnp.broadcast_to(jnp.eye(3), (subject.batch, 3, 3))
-    sizes = jnp.broadcast_to(jnp.asarray(size, jnp.float32), (subject.batch, 2))
+    warps = jnp.broadcast_to(jnp.eye(3), (workload.batch, 3, 3))
+    sizes = jnp.broadcast_to(jnp.asarray(size, jnp.float32), (workload.batch, 2))
     detect = make_detect(built.model)
-    return {"": compile_and_run(detect, variables, images, warps, sizes, images=subject.batch)}
+    return {"": compile_and_run(detect, variables, images, warps, sizes, images=workload.batch)}
 
 
 def draw_files(folder: Path) -> None:
-    """Fill a folder with JPEGs of drawn shapes, for `files_to_boxes`."""
+    """Write JPEGs of drawn shapes to a folder, for `files_to_boxes`."""
     height, width = FILE_SIZE
-    shapes = ShapesSource("val", size=max(FILE_SIZE), count=FILES)
-    for index in range(FILES):
+    shapes = ShapesSource("val", size=max(FILE_SIZE), count=NUM_FILES)
+    for index in range(NUM_FILES):
         cv2.imwrite(str(folder / f"{index:03d}.jpg"), decode(shapes[index])[:height, :width])
 
 
 class _Files:
-    """The files of a folder as a source, over and over until there are `count`."""
+    """Source of `count` records that repeats the files of a folder."""
 
     def __init__(self, folder: Path, count: int):
         self._paths = sorted(folder.glob("*.jpg"))
@@ -70,17 +74,19 @@ class _Files:
         return make_record(index, path.name, path, (0, 0), [], [], [], [])
 
 
-def files_to_boxes(subject: Subject, folder: Path) -> dict[str, Program]:
-    """Image files to boxes in their pixels: `Detector` for one, `eval.py`'s pipeline for more.
+def files_to_boxes(workload: Workload, folder: Path) -> dict[str, Program]:
+    """Build the program from image files to boxes in their pixels.
+
+    One image uses `Detector`, more use the pipeline of `eval.py`.
 
     Args:
-      subject: its batch is how many images are detected together.
-      folder: of `draw_files`.
+      workload: its batch is the number of images that are detected together.
+      folder: from `draw_files`.
     """
-    built = Network(subject)
+    built = Network(workload)
     variables: Any = jax.device_put(strip_guidance(built.variables))
     started = time.perf_counter()
-    if subject.batch == 1:
+    if workload.batch == 1:
         detector = Detector(Weights(variables, built.config, ()))
         path = min(folder.glob("*.jpg"))
 
@@ -89,11 +95,11 @@ def files_to_boxes(subject: Subject, folder: Path) -> dict[str, Program]:
 
         batches = 1
     else:
-        batches = READ_AHEAD
+        batches = BATCHES_PER_RUN
         config = built.config
-        config.data.batch_size = subject.batch
+        config.data.batch_size = workload.batch
         detect = make_detect(built.model)
-        source: Any = _Files(folder, batches * subject.batch)
+        source: Any = _Files(folder, batches * workload.batch)
 
         def run() -> Any:
             for batch in evaluation_batches(source, config):
@@ -102,4 +108,4 @@ def files_to_boxes(subject: Subject, folder: Path) -> dict[str, Program]:
 
     run()
     facts = {"first_s": time.perf_counter() - started}
-    return {"": Program(run, facts, images=batches * subject.batch, batches=batches)}
+    return {"": Program(run, facts, images=batches * workload.batch, batches=batches)}

@@ -1,4 +1,4 @@
-"""The loader alone: from images to batches on the host, and what is left to do on the device."""
+"""The data loader alone: batches on the host, and augmentation on the device."""
 
 import time
 from pathlib import Path
@@ -6,8 +6,8 @@ from typing import Any
 
 import jax
 
-from benchmarks.subject import Subject
-from benchmarks.timing import Program, Row, resident_mb
+from benchmarks.timing import Program, Row, peak_resident_mb
+from benchmarks.workload import Workload
 from nanodet_jax import config
 from nanodet_jax.cli.config_flags import load_config
 from nanodet_jax.data.cache import TrainingImages
@@ -16,13 +16,13 @@ from nanodet_jax.data.pipeline import count_slots, training_batches
 from nanodet_jax.data.run_length import steps_per_epoch
 from nanodet_jax.training.parallel import make_augment, make_place_batch, upload_images
 
-DRAWN = 512  # shapes, where no photographs are given
+NUM_SHAPES = 512  # drawn images, if no photographs are given
 
 
 def data_fields(images: Path | None, annotations: Path | None) -> dict[str, Any]:
-    """Fields of `config.data`: photographs in COCO's layout, or drawn shapes if none are given."""
+    """Return fields of `config.data` for photographs in COCO format, by default drawn shapes."""
     if images is None:
-        return {"format": "shapes", "train_size": DRAWN, "val_size": 8}
+        return {"format": "shapes", "train_size": NUM_SHAPES, "val_size": 8}
     files = {"images": str(images), "annotations": str(annotations)}
     splits = ("train", "val")
     return {"format": "coco"} | {
@@ -31,17 +31,17 @@ def data_fields(images: Path | None, annotations: Path | None) -> dict[str, Any]
 
 
 def load(file: str, data: dict[str, Any], seconds: float) -> dict[str, Row]:
-    """Batches of a config's training data, augmented as it says, as fast as they are made.
+    """Load a config's augmented training batches as fast as possible.
 
-    They are counted after an epoch, once what is to be kept is kept.
+    The measurement starts after an epoch, when the cache is filled.
 
     Args:
       file: FILE[:VARIANT] of the config.
       data: fields of `config.data` to set.
-      seconds: how long to count.
+      seconds: duration of the measurement.
 
     Returns:
-      One row: per batch, and images per second of the clock and of CPU time, which is a core's.
+      One row: times of a batch, and images per second of wall time and of CPU time.
     """
     loaded = _with_data(load_config(file), data)
     batch, source = loaded.data.batch_size, open_source(loaded, "train")
@@ -59,17 +59,17 @@ def load(file: str, data: dict[str, Any], seconds: float) -> dict[str, Row]:
         "images_per_second": count * batch / wall,
         "images_per_cpu_second": count * batch / cpu,
     }
-    return {"": row | resident_mb()}
+    return {"": row | peak_resident_mb()}
 
 
-def pixels_on_device(subject: Subject, data: dict[str, Any]) -> dict[str, Program]:
-    """A batch warped and coloured on the device, from what the loader has put there.
+def augment_on_device(workload: Workload, data: dict[str, Any]) -> dict[str, Program]:
+    """Build the program that augments a batch on the device.
 
     Args:
-      subject: what the batch is for.
+      workload: of the batch.
       data: fields of `config.data` to set, augment=device among them.
     """
-    loaded = _with_data(subject.load(), data)
+    loaded = _with_data(workload.load(), data)
     source = open_source(loaded, "train")
     images = TrainingImages(source, loaded)
     stored = upload_images(images) if loaded.data.cache == "device" else None

@@ -1,4 +1,4 @@
-"""The machine that is measured, and what its device could do at best."""
+"""The machine that runs the benchmarks, and the roofline of its device."""
 
 import os
 import platform
@@ -11,20 +11,20 @@ from nanodet_jax import config
 from nanodet_jax.summary import summarize
 
 
-class Limits(NamedTuple):
-    """Of a device."""
+class DeviceLimits(NamedTuple):
+    """Upper bounds of a device."""
 
     bytes_per_second: float  # of its memory
-    flops_per_second: dict[str, float]  # of dense products, by `config.precision`
+    flops_per_second: dict[str, float]  # of dense matrix products, by `config.precision`
 
 
-# By the start of the device's name. "float32" lets products round to TF32 where there is such.
-LIMITS = {
-    "NVIDIA H200": Limits(4.3e12, {"highest": 67e12, "float32": 490e12, "bf16": 990e12}),
+# By the prefix of the device's name. "float32" includes TF32 where the device has it.
+DEVICE_LIMITS = {
+    "NVIDIA H200": DeviceLimits(4.3e12, {"highest": 67e12, "float32": 490e12, "bf16": 990e12}),
 }
 
-# Bytes that an image of 320 x 320 moves through the device's memory in float32, if element-wise
-# operations are fused with what they follow: counted once, by config. Half of it in bf16.
+# Bytes that an image of 320 x 320 moves through the device's memory in float32, by config, if
+# element-wise operations are fused with their producers. Half of it in bf16.
 TRAFFIC = {
     "nanodet-m_320": {"training": 348e6, "inference": 100e6},
     "nanodet-plus-m_320": {"training": 777e6},
@@ -33,16 +33,16 @@ TRAFFIC_PIXELS = 320 * 320
 
 
 def cpu_count() -> int:
-    """CPUs that this process may use."""
+    """Return the number of CPUs that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
-def describe() -> dict[str, Any]:
-    """Device and software, as they stand at the head of the table. Starts the device.
+def describe_machine() -> dict[str, Any]:
+    """Describe device and software, for the head of the table. Initializes the device.
 
-    `load` is how many processes wanted a CPU in the last minute, where the system tells.
+    `load` is the load average of the last minute, where the system has one.
     """
     load = {"load": os.getloadavg()[0]} if hasattr(os, "getloadavg") else {}
     devices = jax.devices()
@@ -68,25 +68,25 @@ def _cpu_name() -> str:
     return next(names, platform.processor())
 
 
-def seconds_at_limit(
-    measured: config.Config, precision: str, what: str, device: str
+def roofline_seconds(
+    measured: config.Config, precision: str, mode: str, device: str
 ) -> float | None:
-    """Seconds an image would take if memory or arithmetic alone held it up; None if not known.
+    """Return the time of an image if only memory or arithmetic bounds it; None if unknown.
 
-    Training is taken for three forward passes' arithmetic: the gradients of a product are two.
+    Training counts as the arithmetic of three forward passes: a product has two gradients.
 
     Args:
       measured: the config, with its number of classes.
-      precision: as in `Limits`.
-      what: training or inference.
-      device: its name, as JAX tells it.
+      precision: a key of `DeviceLimits.flops_per_second`.
+      mode: training | inference.
+      device: its name in JAX.
     """
-    limits = next((LIMITS[name] for name in LIMITS if device.startswith(name)), None)
-    moved = TRAFFIC.get(measured.name, {}).get(what)
+    limits = next((DEVICE_LIMITS[name] for name in DEVICE_LIMITS if device.startswith(name)), None)
+    moved = TRAFFIC.get(measured.name, {}).get(mode)
     if limits is None or moved is None or precision not in limits.flops_per_second:
         return None
     summary = summarize(measured.model, measured.input_size)
-    macs = 3 * summary.training.macs if what == "training" else summary.deployed.macs
+    macs = 3 * summary.training.macs if mode == "training" else summary.deployed.macs
     height, width = measured.input_size
     moved *= height * width / TRAFFIC_PIXELS * (0.5 if precision == "bf16" else 1.0)
     return max(2 * macs / limits.flops_per_second[precision], moved / limits.bytes_per_second)

@@ -1,7 +1,7 @@
-"""Processes to measure in: each with peaks of its own, and programs that come from the cache.
+"""Processes to measure in: each has separate memory peaks, and loads its programs from the cache.
 
-A process that has just compiled a program is not the one to time it in: it has held other memory,
-and what the compiler left in the heap can make it run slower than one that loads the program.
+A process that has compiled a program does not time it: its peak memory includes that of the
+compiler, and a heap fragmented by the compiler can make it slower than one that loads the program.
 """
 
 import multiprocessing
@@ -13,24 +13,24 @@ from typing import Any
 
 from nanodet_jax.runtime.process import setup_process
 
-CACHE = "JAX_COMPILATION_CACHE_DIR"  # `setup_process` uses it, in the children of a child too
+CACHE = "JAX_COMPILATION_CACHE_DIR"  # read by `setup_process`, also in grandchildren
 
 
-class Compiled(Exception):
-    """Raised in a process that was to load its programs, and had to compile some."""
+class CacheMiss(Exception):
+    """A process had to compile a program that it should load from the cache."""
 
 
-def fresh(function: Callable[..., Any], *args: Any, cache: Path) -> Any:
-    """What `function(*args)` returns or raises in a new process, set up by `setup_process`.
+def run_in_new_process(function: Callable[..., Any], *args: Any, cache: Path) -> Any:
+    """Return or raise what `function(*args)` does in a new process.
 
     Args:
-      function: pickled by name, as whatever functions are among the arguments.
+      function: pickled by name, as are functions among the arguments.
       *args: its arguments.
       cache: folder of compiled programs.
     """
     with ProcessPoolExecutor(
         1,
-        mp_context=multiprocessing.get_context("spawn"),  # nothing of this process is copied
+        mp_context=multiprocessing.get_context("spawn"),  # inherits no memory of this process
         initializer=_prepare,
         initargs=(str(cache),),
     ) as pool:
@@ -39,24 +39,24 @@ def fresh(function: Callable[..., Any], *args: Any, cache: Path) -> Any:
 
 def _prepare(cache: str) -> None:
     os.environ[CACHE] = cache
-    # What a process does not use of the device is for the original, which may run beside it.
+    # Leave device memory to the original, which may run at the same time.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     setup_process()
 
 
-def warm(function: Callable[..., Any], *args: Any, cache: Path) -> Any:
-    """`fresh(function, *args, insist)` in a process that finds its programs in the cache.
+def run_with_warm_cache(function: Callable[..., Any], *args: Any, cache: Path) -> Any:
+    """Run `function(*args, require_cached)` in a new process that finds its programs in the cache.
 
-    With `insist` the function is to raise `Compiled` if it had to compile; it is then called in
-    another process, without.
+    With `require_cached` the function raises `CacheMiss` if it had to compile. It is then called
+    again, in another process and without `require_cached`.
     """
     try:
-        return fresh(function, *args, True, cache=cache)
-    except Compiled:
-        return fresh(function, *args, False, cache=cache)
+        return run_in_new_process(function, *args, True, cache=cache)
+    except CacheMiss:
+        return run_in_new_process(function, *args, False, cache=cache)
 
 
-def cached_files(cache: str | Path | None = None) -> int:
-    """How many files a cache of compiled programs has, by default that of this process."""
+def count_cached_files(cache: str | Path | None = None) -> int:
+    """Count the files in a cache of compiled programs, by default that of this process."""
     folder = Path(cache or os.environ[CACHE])
     return sum(1 for _ in folder.iterdir()) if folder.is_dir() else 0

@@ -1,4 +1,4 @@
-"""The original NanoDet in a process of its own: `original.py` under a Python that has PyTorch."""
+"""The original NanoDet as a subprocess: `original_worker.py` in a Python that has PyTorch."""
 
 import json
 import subprocess
@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from benchmarks.machine import cpu_count
-from benchmarks.subject import LEARNING_RATE, Subject, random_batch
-from benchmarks.timing import Row, Times, resident_mb
+from benchmarks.timing import Row, Times, peak_resident_mb
+from benchmarks.workload import LEARNING_RATE, Workload, random_batch
 from nanodet_jax.errors import UserError
 
-CONFIGS = {  # of ours, by name: the file in the original's folder `config`
+CONFIGS = {  # file in the original's folder `config`, by the name of our config
     "nanodet-m_320": "legacy_v0.x_configs/nanodet-m.yml",
     "nanodet-m_416": "legacy_v0.x_configs/nanodet-m-416.yml",
     "nanodet-m-0.5x": "legacy_v0.x_configs/nanodet-m-0.5x.yml",
@@ -25,55 +25,62 @@ CONFIGS = {  # of ours, by name: the file in the original's folder `config`
     "nanodet-plus-m-1.5x_320": "nanodet-plus-m-1.5x_320.yml",
     "nanodet-plus-m-1.5x_416": "nanodet-plus-m-1.5x_416.yml",
 }
-SCRIPT = Path(__file__).with_name("original.py")
-# Seconds after a run until its threads no longer wait for work by spinning. To forbid them to
-# spin (OMP_WAIT_POLICY=passive) costs the original a tenth of its speed.
-SETTLE = 0.02
-NEEDED = ("torch", "yaml", "yacs", "numpy", "cv2")
+SCRIPT = Path(__file__).with_name("original_worker.py")
+# Seconds after a run until its threads stop spinning for work. Disabling that
+# (OMP_WAIT_POLICY=passive) would slow the original down by a tenth.
+SETTLE_S = 0.02
+REQUIRED_MODULES = ("torch", "yaml", "yacs", "numpy", "cv2")
 
 
 class Reference(NamedTuple):
-    """Where the original is, and what runs it."""
+    """Checkout of the original, and the Python that runs it."""
 
     checkout: Path
     python: str
 
     def check(self) -> None:
-        """Refuse what cannot run.
+        """Check that the original can run.
 
         Raises:
-          UserError: if there is no original, or a module that it needs is missing.
+          UserError: if the checkout is not one of the original, or a required module is missing.
         """
         if not (self.checkout / "nanodet" / "model").is_dir():
-            raise UserError(f"--reference {self.checkout}: no checkout of the original NanoDet")
-        command = [self.python, "-c", f"import {', '.join(NEEDED)}"]
+            raise UserError(f"--reference {self.checkout}: not a checkout of the original NanoDet")
+        command = [self.python, "-c", f"import {', '.join(REQUIRED_MODULES)}"]
         try:
             tried = subprocess.run(command, capture_output=True, text=True, check=False)
         except OSError as error:
             raise UserError(f"--reference-python {self.python}: {error.strerror}") from error
         if tried.returncode:
             raise UserError(
-                f"--reference-python {self.python}: {tried.stderr.strip().splitlines()[-1]}; name "
-                f"a Python that has {', '.join(NEEDED)}"
+                f"--reference-python {self.python}: {tried.stderr.strip().splitlines()[-1]}; pass "
+                f"a Python that has {', '.join(REQUIRED_MODULES)}"
             )
 
 
 class Original:
-    """The original's network on the same images and boxes, to be run in turn with ours.
+    """The original's network on the same batch, to run in turn with this project's.
+
+    Args:
+      reference: the original.
+      mode: of `original_worker.py`: step | network | onnxruntime | ncnn.
+      workload: has a counterpart in CONFIGS.
 
     Attributes:
-      memory: the most that its process held, of `timing.resident_mb`, once it has ended.
+      memory: peak memory of its process after it has ended, as from `timing.peak_resident_mb`.
+
+    Raises:
+      UserError: if there is no counterpart, or the process fails.
     """
 
-    def __init__(self, reference: Reference, what: str, subject: Subject):
-        """Args: `what` is one of `original.py`. Raises UserError if it does not start."""
-        config = subject.load()
+    def __init__(self, reference: Reference, mode: str, workload: Workload) -> None:
+        config = workload.load()
         if config.name not in CONFIGS:
-            raise UserError(f"--reference: {subject.file} has no counterpart in the original")
+            raise UserError(f"--reference: {workload.file} has no counterpart in the original")
         self.memory: Row = {}
         self._folder = tempfile.TemporaryDirectory()
         folder = Path(self._folder.name)
-        batch = random_batch(subject, config.input_size)
+        batch = random_batch(workload, config.input_size)
         np.savez(
             folder / "batch.npz",
             images=np.ascontiguousarray(batch.images.transpose(0, 3, 1, 2)),
@@ -84,39 +91,39 @@ class Original:
         self._process = subprocess.Popen(
             [
                 reference.python, str(SCRIPT), str(reference.checkout.resolve()),
-                CONFIGS[config.name], what, str(folder / "batch.npz"), str(cpu_count()),
+                CONFIGS[config.name], mode, str(folder / "batch.npz"), str(cpu_count()),
             ],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True,
         )  # fmt: skip
 
     def __enter__(self) -> "Original":
         try:
-            self._answer()  # it has built its network and run once
+            self._read_times()  # the network is built, and has run once
         except UserError:
             self.__exit__()
             raise
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.memory = resident_mb(self._process.pid)
-        self._process.communicate()  # the end of its input ends it
+        self.memory = peak_resident_mb(self._process.pid)
+        self._process.communicate()  # closes its input, which ends it
         self._errors.close()
         self._folder.cleanup()
 
     def run(self) -> Times:
-        """Run it once."""
+        """Run the network once."""
         assert self._process.stdin is not None
         self._process.stdin.write("run\n")
         self._process.stdin.flush()
-        answer = self._answer()
-        time.sleep(SETTLE)
-        return Times(answer["wall"], answer["cpu"])
+        times = self._read_times()
+        time.sleep(SETTLE_S)
+        return Times(times["wall"], times["cpu"])
 
-    def _answer(self) -> dict[str, Any]:
+    def _read_times(self) -> dict[str, Any]:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
             self._errors.seek(0)
-            last = (self._errors.read().strip().splitlines() or ["it said nothing"])[-1]
+            last = (self._errors.read().strip().splitlines() or ["without an error message"])[-1]
             raise UserError(f"--reference: the original ended: {last}")
         return json.loads(line)

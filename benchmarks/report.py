@@ -1,4 +1,4 @@
-"""Results as a table for people, one for the README, and json for machines."""
+"""Report the results as text, as a Markdown table and as JSON."""
 
 import json
 import re
@@ -11,13 +11,13 @@ from nanodet_jax.errors import UserError
 
 
 class Column(NamedTuple):
-    """Of the table: the title and the format of a number."""
+    """Column of the table."""
 
     title: str
-    form: str
+    number_format: str
 
 
-# By the keys of a row. What a row has besides is in the json alone.
+# By the keys of a row. Other keys of a row are in the JSON only.
 COLUMNS = {
     "wall_ms": Column("ms", ".1f"),
     "wall_min_ms": Column("min", ".1f"),
@@ -36,20 +36,20 @@ COLUMNS = {
     "speedup": Column("faster", ".2f"),
 }
 LEGEND = """\
-ms, min, cpu ms: median and least wall time and median CPU time of a batch; per core: images per
-second of CPU time; waiting: of the time, for data; first s: from tracing to the first result;
-start s: from the start of the process to the end of its first step (end to end: of its first line
-of log); plan MB: memory planned by the compiler; host MB, dev. MB: the most that the process held;
-of limit: of the images/s that the device's memory and arithmetic allow; orig.: the original, run in
-turn; faster: its ms over ours."""
-NAME, WIDTH = 72, 9  # characters
-BUSY = 0.5  # processes
-# Rows that the README shows, by a regular expression of what stands after the colon.
-README = "first step|training step, batch [0-9]+$|network|image files|training, batch"
+ms, min, cpu ms: median and minimum wall time and median CPU time of a batch; per core: images per
+second of CPU time; waiting: fraction of time spent waiting for data; first s: from tracing to the
+first result; start s: from the start of the process to the end of its first step (end to end: to
+its first log line); plan MB: memory planned by the compiler; host MB, dev. MB: peak memory of the
+process; of limit: fraction of the images/s that the device's memory and arithmetic allow; orig.:
+the original, run in turn; faster: its ms divided by ours."""
+NAME_WIDTH, WIDTH = 72, 9  # characters
+BUSY_LOAD = 0.5  # load average
+# Rows of the Markdown table: a regular expression for the row's name after the colon.
+MARKDOWN_ROWS = "first step|training step, batch [0-9]+$|network|image files|training, batch"
 
 
 def columns(accelerator: bool, reference: bool) -> list[str]:
-    """The keys of COLUMNS that a run has numbers for."""
+    """Return the keys of COLUMNS that have numbers on such a machine."""
     absent = {"device_mb", "of_limit"} if not accelerator else set()
     if not reference:
         absent |= {"original_wall_ms", "original_wall_min_ms", "speedup"}
@@ -57,14 +57,14 @@ def columns(accelerator: bool, reference: bool) -> list[str]:
 
 
 def header(columns: Collection[str]) -> str:
-    """The titles above the rows."""
-    return f"{'':{NAME}s}" + "".join(f"{COLUMNS[key].title:>{WIDTH}s}" for key in columns)
+    """Format the titles of the columns."""
+    return f"{'':{NAME_WIDTH}s}" + "".join(f"{COLUMNS[key].title:>{WIDTH}s}" for key in columns)
 
 
 def line(name: str, row: Row, columns: Collection[str]) -> str:
-    """A row of the table; what it does not have is a dash."""
-    cells = (format(row[key], COLUMNS[key].form) if key in row else "-" for key in columns)
-    return f"{name:{NAME}s}" + "".join(f"{cell:>{WIDTH}s}" for cell in cells)
+    """Format a row of the table, with a dash for missing numbers."""
+    cells = (format(row[key], COLUMNS[key].number_format) if key in row else "-" for key in columns)
+    return f"{name:{NAME_WIDTH}s}" + "".join(f"{cell:>{WIDTH}s}" for cell in cells)
 
 
 def write(path: Path, machine: dict[str, Any], rows: dict[str, Row]) -> None:
@@ -80,20 +80,22 @@ def write(path: Path, machine: dict[str, Any], rows: dict[str, Row]) -> None:
 
 
 def read(path: Path) -> tuple[dict[str, Any], dict[str, Row]]:
-    """Machine and rows of a file of `write`.
+    """Read machine and rows from a file of `write`.
 
     Raises:
-      UserError: if it is none.
+      UserError: if it is not such a file.
     """
     try:
         content = json.loads(path.read_text())
         return content["machine"], content["rows"]
     except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: no file of `python -m benchmarks --json` ({error!r})") from error
+        raise UserError(
+            f"{path}: not a file from `python -m benchmarks --json` ({error!r})"
+        ) from error
 
 
 def describe(machine: dict[str, Any]) -> str:
-    """The machine in a line, and a warning if it is busy."""
+    """Describe the machine in one line, with a warning if it is busy."""
     device = "no accelerator"
     if machine["platform"] != "cpu":
         device = f"{machine['devices']} x {machine['device']}"
@@ -101,35 +103,35 @@ def describe(machine: dict[str, Any]) -> str:
         f"{device}, {machine['cpus']} cores of {machine['cpu'] or 'an unnamed CPU'}, "
         f"{machine['system']}, jax {machine['jax']}, Python {machine['python']}"
     )
-    if machine.get("load", 0) > BUSY:
+    if machine.get("load", 0) > BUSY_LOAD:
         text += (
-            f"\nnote: load {machine['load']:.1f} in the last minute; what else runs makes times "
+            f"\nnote: load {machine['load']:.1f} in the last minute; other processes make times "
             "longer and ratios uncertain"
         )
     return text
 
 
 def markdown(rows: dict[str, Row]) -> str:
-    """The README's table: a line for what is measured, a column for each network and precision."""
+    """Format a Markdown table: a line per measurement, a column per network and precision."""
     cells: dict[str, dict[str, str]] = {}
     networks: dict[str, None] = {}
     for name, row in rows.items():
-        network, _, what = name.partition(": ")
-        if re.match(README, what):
+        network, _, measurement = name.partition(": ")
+        if re.match(MARKDOWN_ROWS, measurement):
             networks[network] = None
-            cells.setdefault(what, {})[network] = _cell(row)
-            if what.startswith("training step") and "resident_mb" in row:
+            cells.setdefault(measurement, {})[network] = _cell(row)
+            if measurement.startswith("training step") and "resident_mb" in row:
                 memory = f"{max(row['resident_mb'], row.get('device_mb', 0)) / 1e3:.1f} GB"
-                cells.setdefault(f"{what}: peak memory", {})[network] = memory
+                cells.setdefault(f"{measurement}: peak memory", {})[network] = memory
     lines = ["| " + " | ".join(["", *networks]) + " |", "|---" * (len(networks) + 1) + "|"]
-    for what, by_network in cells.items():
-        line = [what, *(by_network.get(network, "") for network in networks)]
+    for measurement, by_network in cells.items():
+        line = [measurement, *(by_network.get(network, "") for network in networks)]
         lines.append("| " + " | ".join(line) + " |")
     return "\n".join(lines)
 
 
 def _cell(row: Row) -> str:
-    """The number of a row that says most."""
+    """Format the most informative number of a row."""
     if "waiting" in row:
         return f"{row['images_per_second']:.1f} images/s, waits {row['waiting']:.0%}"
     if "start_s" in row:

@@ -1,4 +1,4 @@
-"""The training step, and what it is made of."""
+"""The training step and its parts."""
 
 from functools import partial
 
@@ -6,21 +6,21 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from benchmarks.subject import LEARNING_RATE, Network, Subject, on_device, random_batch
 from benchmarks.timing import Program, Row, compile_and_run
+from benchmarks.workload import LEARNING_RATE, Network, Workload, on_device, random_batch
 from nanodet_jax.runtime import backend
 from nanodet_jax.state import create_state
 from nanodet_jax.training.optimizer import make_optimizer
 from nanodet_jax.training.parallel import make_train_step
 from nanodet_jax.training.step import update_ema
 
-NEVER = 2**30  # a step beyond the end: the guidance trains all of the network, as it does at first
+NEVER = 2**30  # detach_step beyond the end: the guidance also trains backbone and neck
 
 
-def training_step(subject: Subject) -> dict[str, Program]:
-    """The program that `train.py` runs, on one device."""
-    network = Network(subject)
-    batch = on_device(random_batch(subject, network.config.input_size))
+def training_step(workload: Workload) -> dict[str, Program]:
+    """Build the training step of `train.py`, on one device."""
+    network = Network(workload)
+    batch = on_device(random_batch(workload, network.config.input_size))
     decay = network.config.training.ema_decay
     schedule = optax.constant_schedule(LEARNING_RATE)
     optimizer = make_optimizer(network.config.training, schedule)
@@ -37,18 +37,20 @@ def training_step(subject: Subject) -> dict[str, Program]:
         step,
         state,
         batch,
-        following=lambda result: (result[0], batch),
-        images=subject.batch,
-        limit="training",
+        next_args=lambda result: (result[0], batch),
+        images=workload.batch,
+        roofline="training",
     )
     return {"": program}
 
 
-def parts(subject: Subject) -> dict[str, Program]:
-    """Programs of the parts; their sum is more than the step, which need not store what lies
-    between them."""
-    network = Network(subject)
-    batch = on_device(random_batch(subject, network.config.input_size))
+def parts(workload: Workload) -> dict[str, Program]:
+    """Build the parts of the step.
+
+    Their times add up to more than the step's, which need not store intermediate results.
+    """
+    network = Network(workload)
+    batch = on_device(random_batch(workload, network.config.input_size))
     variables = jax.device_put(network.variables)
     params, rest = variables["params"], {"batch_stats": variables["batch_stats"]}
     decay = network.config.training.ema_decay
@@ -81,10 +83,10 @@ def parts(subject: Subject) -> dict[str, Program]:
         ),
         "optimizer": compile_and_run(
             backend.jit(update, donate_argnums=(1, 2)),
-            params,  # of the size of gradients
+            params,  # in place of gradients, which have the same shapes
             optimizer.init(params),
             jax.tree.map(jnp.array, params),
-            following=lambda result: (params, *result),
+            next_args=lambda result: (params, *result),
         ),
     }
     if decay > 0:
@@ -92,22 +94,22 @@ def parts(subject: Subject) -> dict[str, Program]:
         programs["moving average"] = compile_and_run(
             backend.jit(average, donate_argnums=0),
             jax.tree.map(jnp.array, variables),
-            following=lambda result: (result,),
+            next_args=lambda result: (result,),
         )
     return programs
 
 
 def with_backward(rows: dict[str, Row]) -> dict[str, Row]:
-    """The rows of `parts`, and the backward pass: what it adds to the forward pass."""
+    """Add a row for the backward pass to rows of `parts`: what it adds to the forward pass."""
     both, forward = rows["forward + backward"], rows["forward"]
     keys = ("wall_ms", "wall_min_ms", "cpu_ms")
     return rows | {"backward, by difference": {key: both[key] - forward[key] for key in keys}}
 
 
-def assignment_and_loss(subject: Subject) -> dict[str, Program]:
-    """The loss and its gradient for the predictions; slots for boxes are filled by half."""
-    network = Network(subject)
-    batch = on_device(random_batch(subject, network.config.input_size))
+def assignment_and_loss(workload: Workload) -> dict[str, Program]:
+    """Build assignment, loss and gradient of the predictions; half of the slots have a box."""
+    network = Network(workload)
+    batch = on_device(random_batch(workload, network.config.input_size))
     predict = backend.jit_once(partial(network.model.apply, method="branches", train=False))
     branches = predict(network.variables, batch.images)
 

@@ -1,4 +1,4 @@
-"""Clocks and memory: how long what is measured takes, and what it needs."""
+"""Time and memory of programs."""
 
 import statistics
 import time
@@ -10,51 +10,51 @@ import jax
 
 from nanodet_jax.runtime import backend
 
-Row = dict[str, float]  # what was measured, by the keys of `report.COLUMNS` and more
+Row = dict[str, float]  # measurements, by the keys of `report.COLUMNS` and further ones
 
 
-class Effort(NamedTuple):
-    """How often to repeat: until `seconds` are over, but within the two bounds."""
+class Repeats(NamedTuple):
+    """How often to run a program: for `seconds`, but within the bounds of runs."""
 
     seconds: float = 5.0
-    least: int = 5
-    most: int = 50
+    min_runs: int = 5
+    max_runs: int = 50
 
 
 class Times(NamedTuple):
-    """Of one run."""
+    """Times of one run."""
 
     wall: float  # seconds
     cpu: float  # seconds, of all threads of the process
 
 
 class Program(NamedTuple):
-    """Something to be timed, which has run once."""
+    """A program to measure, which has run once."""
 
     run: Callable[[], Any]  # returns arrays to wait for
-    facts: Row  # what is known of it already
-    images: int = 0  # that go through it in a run; 0: its time is not counted in images
-    batches: int = 1  # that they are split into; times are told of one
-    limit: str = ""  # `machine.TRAFFIC` that bounds it: training | inference; "": no bound
+    facts: Row  # measurements made while it was built
+    images: int = 0  # images of a run; 0: no images per second
+    batches: int = 1  # batches of a run; times are reported for one batch
+    roofline: str = ""  # the key of `machine.TRAFFIC` for its bound: training | inference | ""
 
 
-def clocked(run: Callable[[], Any]) -> Callable[[], Times]:
-    """A run that waits for its result and tells its times."""
+def timed(run: Callable[[], Any]) -> Callable[[], Times]:
+    """Return a function that runs, waits for the result and returns the times."""
 
-    def timed() -> Times:
+    def run_timed() -> Times:
         wall, cpu = time.perf_counter(), time.process_time()
         jax.block_until_ready(run())
         return Times(time.perf_counter() - wall, time.process_time() - cpu)
 
-    return timed
+    return run_timed
 
 
-def alternate(runs: Mapping[str, Callable[[], Times]], effort: Effort) -> dict[str, list[Times]]:
-    """Times of each, taken in turn, so that other work on the machine slows all of them alike."""
+def alternate(runs: Mapping[str, Callable[[], Times]], repeats: Repeats) -> dict[str, list[Times]]:
+    """Time all programs in turn, so that other work on the machine slows all of them equally."""
     times: dict[str, list[Times]] = {name: [] for name in runs}
-    end = time.perf_counter() + effort.seconds * len(runs)
-    for done in range(effort.most if runs else 0):
-        if done >= effort.least and time.perf_counter() > end:
+    end = time.perf_counter() + repeats.seconds * len(runs)
+    for done in range(repeats.max_runs if runs else 0):
+        if done >= repeats.min_runs and time.perf_counter() > end:
             break
         for name, run in runs.items():
             times[name].append(run())
@@ -62,7 +62,7 @@ def alternate(runs: Mapping[str, Callable[[], Times]], effort: Effort) -> dict[s
 
 
 def summarize(times: list[Times]) -> Row:
-    """Milliseconds: medians, and the least, which other work disturbs least."""
+    """Return milliseconds: medians, and the minimum, which other work disturbs least."""
     walls, cpus = zip(*times)
     return {
         "wall_ms": 1e3 * statistics.median(walls),
@@ -72,50 +72,50 @@ def summarize(times: list[Times]) -> Row:
 
 
 def compile_and_run(
-    jitted: Any, *args: Any, following: Callable[[Any], tuple] | None = None, **about: Any
+    jitted: Any, *args: Any, next_args: Callable[[Any], tuple] | None = None, **fields: Any
 ) -> Program:
-    """A program of fixed arguments, compiled or loaded from the cache, and run once.
+    """Compile a function for these arguments, or load it from the cache, and run it once.
 
     Args:
-      jitted: of `backend.jit`.
-      *args: of the first run, and of all others unless `following` is given.
-      following: arguments of the next run from a result, where a run uses its own up.
-      **about: `images` and `limit` of the program.
+      jitted: from `backend.jit`.
+      *args: arguments of the first run, and of all further runs unless `next_args` is given.
+      next_args: computes the arguments of the next run from a result, if a run donates its
+        arguments.
+      **fields: `images` and `roofline` of the program.
 
     Returns:
-      The program; its facts are `first_s`, seconds from tracing to the first result, and
-      `plan_mb`, the memory that the compiler plans for: arguments, results, and what lives only
-      within the program.
+      The program. Its facts are `first_s`, the seconds from tracing to the first result, and
+      `plan_mb`, the memory that the compiler plans for arguments, results and temporaries.
     """
     started = time.perf_counter()
     compiled = jitted.lower(*args).compile()
-    held = args
+    current = args
 
     def run() -> Any:
-        nonlocal held
-        result = compiled(*held)
-        if following is not None:
-            held = following(result)
+        nonlocal current
+        result = compiled(*current)
+        if next_args is not None:
+            current = next_args(result)
         return result
 
     jax.block_until_ready(run())
     backend.defragment_heap()  # as the training loop does
     facts = {"first_s": time.perf_counter() - started, "plan_mb": planned_mb(compiled)}
-    return Program(run, facts, **about)
+    return Program(run, facts, **fields)
 
 
 def planned_mb(compiled: Any) -> float:
-    """Megabytes that the compiler plans for: arguments, results and temporaries of a program."""
+    """Return the megabytes that the compiler plans for arguments, results and temporaries."""
     plan = compiled.memory_analysis()
     new = plan.temp_size_in_bytes + plan.output_size_in_bytes
     return (new + plan.argument_size_in_bytes - plan.alias_size_in_bytes) / 1e6
 
 
-def resident_mb(process: int | str = "self") -> Row:
-    """The most memory of the host that a process has held so far, MB, where the system tells.
+def peak_resident_mb(process: int | str = "self") -> Row:
+    """Return the peak resident memory of a process so far, MB; nothing if the system lacks it.
 
-    Linux counts from the start of the process's program. What `getrusage` says includes what the
-    parent held when it started the process.
+    Linux counts from the start of the process's program. `getrusage` would include the memory of
+    the parent at the time when it started the process.
     """
     try:
         status = Path(f"/proc/{process}/status").read_text()
@@ -127,26 +127,26 @@ def resident_mb(process: int | str = "self") -> Row:
     return {"resident_mb": 1024 * float(fields["VmHWM"].split()[0]) / 1e6}
 
 
-def peaks() -> Row:
-    """The most memory that this process has held so far, MB: of the host, and of the device."""
+def peak_memory() -> Row:
+    """Return the peak memory of this process so far, MB, on the host and on the device."""
     stats = jax.devices()[0].memory_stats() or {}
     if "peak_bytes_in_use" not in stats:
-        return resident_mb()
-    return resident_mb() | {"device_mb": stats["peak_bytes_in_use"] / 1e6}
+        return peak_resident_mb()
+    return peak_resident_mb() | {"device_mb": stats["peak_bytes_in_use"] / 1e6}
 
 
-def row_of(program: Program, times: list[Times], seconds_at_limit: float | None) -> Row:
-    """Times of a batch, images per second, and the share of what the device could do.
+def make_row(program: Program, times: list[Times], roofline_seconds: float | None) -> Row:
+    """Return times of a batch, images per second, and the fraction of the roofline.
 
     Args:
-      program: what ran.
+      program: what was timed.
       times: of its runs, each of `program.batches` batches.
-      seconds_at_limit: of an image if nothing but the device's limits held it up, if known.
+      roofline_seconds: shortest possible time of an image on the device, if known.
     """
     row = {key: value / program.batches for key, value in summarize(times).items()}
     if program.images:
-        second = 1e3 * program.images / program.batches
-        row["images_per_second"] = second / row["wall_ms"]
-        if seconds_at_limit is not None:
-            row["of_limit"] = row["images_per_second"] * seconds_at_limit
+        batch = program.images / program.batches
+        row["images_per_second"] = 1e3 * batch / row["wall_ms"]
+        if roofline_seconds is not None:
+            row["of_limit"] = row["images_per_second"] * roofline_seconds
     return row | program.facts

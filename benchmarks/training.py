@@ -1,4 +1,4 @@
-"""`train.py` as users run it: the time to its first step, its speed, and how long it waits."""
+"""`train.py` as a subprocess: time to its first step, speed, and time spent waiting for data."""
 
 import json
 import os
@@ -12,34 +12,34 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks.processes import CACHE, cached_files
-from benchmarks.timing import Effort, Row, resident_mb
+from benchmarks.processes import CACHE, count_cached_files
+from benchmarks.timing import Repeats, Row, peak_resident_mb
 from nanodet_jax.errors import UserError
 
 ROOT = Path(__file__).parents[1]
-POLL = 0.05  # seconds
+POLL_S = 0.05  # seconds
 
 
-class Logged(NamedTuple):
-    """A line of training in `metrics.jsonl`, when it appeared."""
+class LogLine(NamedTuple):
+    """Training line of `metrics.jsonl`, with the time when it appeared."""
 
     seconds: float  # since the start of the process
     values: dict[str, Any]
-    memory: Row  # of `timing.resident_mb`, at that time
+    memory: Row  # from `timing.peak_resident_mb` at that time
 
 
-def follow(flags: list[str], cache: Path) -> Generator[Logged]:
-    """Run `train.py`, in a workdir that is thrown away, for as long as lines are asked for.
+def follow(flags: list[str], cache: Path) -> Generator[LogLine]:
+    """Run `train.py` in a temporary workdir, and yield its training lines until closed.
 
-    Then it is ended as `kill` would, which saves and does not evaluate.
+    The run is then stopped by SIGTERM, on which it saves and does not evaluate.
 
     Raises:
-      UserError: with the run's last words if it ends by itself.
+      UserError: with the last line of its output, if the run ends by itself.
     """
     with tempfile.TemporaryDirectory() as folder:
-        workdir, said = Path(folder, "run"), Path(folder, "said.txt")
+        workdir, log = Path(folder, "run"), Path(folder, "log.txt")
         started = time.perf_counter()
-        with said.open("w") as output:
+        with log.open("w") as output:
             process = subprocess.Popen(
                 [sys.executable, "train.py", f"--workdir={workdir}", *flags],
                 cwd=ROOT, stdout=output, stderr=output,
@@ -52,10 +52,10 @@ def follow(flags: list[str], cache: Path) -> Generator[Logged]:
                     seen += 1
                     if line["kind"] == "train":
                         seconds = time.perf_counter() - started
-                        yield Logged(seconds, line, resident_mb(process.pid))
-                time.sleep(POLL)
-            words = said.read_text().strip().splitlines()
-            raise UserError(f"train.py: {words[-1] if words else 'ended without a word'}")
+                        yield LogLine(seconds, line, peak_resident_mb(process.pid))
+                time.sleep(POLL_S)
+            lines = log.read_text().strip().splitlines()
+            raise UserError(f"train.py: {lines[-1] if lines else 'ended without any output'}")
         finally:
             process.terminate()
             process.wait()
@@ -64,47 +64,47 @@ def follow(flags: list[str], cache: Path) -> Generator[Logged]:
 def _lines(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
-    whole, _, _ = path.read_text().rpartition("\n")  # the last line may be half written
+    whole, _, _ = path.read_text().rpartition("\n")  # the last line may be incomplete
     return [json.loads(line) for line in whole.splitlines()]
 
 
 def first_step(flags: list[str], cache: Path) -> Row:
-    """`start_s`: seconds from the command to the end of its first step."""
+    """Return `start_s`: seconds from the start of the command to the end of its first step."""
     with closing(follow([*flags, "--config.training.log_every=1"], cache)) as lines:
         line = next(lines)
     return {"start_s": line.seconds} | line.memory
 
 
 def start_up(flags: list[str]) -> dict[str, Row]:
-    """`first_step` with a cache that is empty, and with what the first time left in it."""
+    """Return `first_step` with an empty compilation cache, and with a filled one."""
     with tempfile.TemporaryDirectory() as cache:
         return {name: first_step(flags, Path(cache)) for name in ("compiled", "from the cache")}
 
 
-def end_to_end(flags: list[str], cache: Path, effort: Effort) -> dict[str, Row]:
-    """Images per second of the training loop, and the share of its time spent waiting for data.
+def end_to_end(flags: list[str], cache: Path, repeats: Repeats) -> dict[str, Row]:
+    """Return images per second, and the fraction of time that training waits for data.
 
-    Medians over the lines of the log after the first, which has the program's loading in it.
+    The values are medians over the log lines after the first one, which includes compilation.
 
     Args:
-      flags: of `train.py`; among them how many steps a line is about.
-      cache: folder of compiled programs; if the step is not there, it is compiled in a run before.
-      effort: its seconds after the first line, and at least three lines.
+      flags: of `train.py`; `log_every` sets the number of steps of a line.
+      cache: folder of compiled programs; a missing step is compiled in a separate run first.
+      repeats: only its seconds count, after the first line; at least three lines are measured.
     """
     for attempt in range(2):
-        before = cached_files(cache)
-        measured: list[Logged] = []
+        before = count_cached_files(cache)
+        measured: list[LogLine] = []
         with closing(follow(flags, cache)) as lines:
-            began = next(lines)
-            if attempt == 0 and cached_files(cache) > before:
+            first = next(lines)
+            if attempt == 0 and count_cached_files(cache) > before:
                 continue
             for line in lines:
                 measured.append(line)
-                if len(measured) >= 3 and line.seconds - began.seconds > effort.seconds:
+                if len(measured) >= 3 and line.seconds - first.seconds > repeats.seconds:
                     break
         break
     row = {
         key: statistics.median(line.values[key] for line in measured)
         for key in ("images_per_second", "waiting")
     }
-    return {"": row | {"start_s": began.seconds} | measured[-1].memory}
+    return {"": row | {"start_s": first.seconds} | measured[-1].memory}

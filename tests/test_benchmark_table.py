@@ -1,6 +1,6 @@
-"""The table of `python -m benchmarks`: its arithmetic, its file, a row of it, memory that it shows.
+"""`python -m benchmarks`: its arithmetic, its files, one of its rows, and memory that it measures.
 
-`test_benchmarks.py` is about the benchmark of assignment.
+`test_benchmarks.py` tests the benchmark of assignment.
 """
 
 import dataclasses
@@ -17,23 +17,23 @@ from benchmarks import (
     assignment,
     inference,
     machine,
-    plan,
     reference,
     report,
     step,
+    tasks,
     timing,
     training,
 )
-from benchmarks.measuring import Job, measure
-from benchmarks.processes import CACHE, Compiled
-from benchmarks.subject import Subject
-from benchmarks.timing import Effort, Program, Times
+from benchmarks.measure import Job, measure
+from benchmarks.processes import CACHE, CacheMiss
+from benchmarks.timing import Program, Repeats, Times
+from benchmarks.workload import Workload
 from configs import coco
 from nanodet_jax.errors import UserError
 from nanodet_jax.losses.criterion import build_criterion
 from nanodet_jax.runtime import backend
 
-TINY = Subject("configs/shapes.py", batch=2, size=64)
+TINY = Workload("configs/shapes.py", batch=2, size=64)
 H200, PLUS, M = "NVIDIA H200", "nanodet-plus-m_320", "nanodet-m_320"
 
 
@@ -45,7 +45,7 @@ def coco_config(variant, size=320):
 
 
 @pytest.mark.parametrize(
-    ("variant", "precision", "what", "thousands"),
+    ("variant", "precision", "mode", "thousands"),
     [  # images/s that the issue tracker states for one H200
         (M, "float32", "training", 12.4),
         (M, "bf16", "training", 24.7),
@@ -56,25 +56,27 @@ def coco_config(variant, size=320):
         (PLUS, "bf16", "training", 11.1),
     ],
 )
-def test_limits(variant, precision, what, thousands):
-    seconds = machine.seconds_at_limit(coco_config(variant), precision, what, H200)
+def test_roofline_of_an_h200_equals_the_stated_images_per_second(
+    variant, precision, mode, thousands
+):
+    seconds = machine.roofline_seconds(coco_config(variant), precision, mode, H200)
     assert 1e-3 / seconds == pytest.approx(thousands, rel=0.01)
 
 
-def test_limits_grow_with_the_pixels_and_need_a_known_device():
+def test_roofline_grows_with_pixels_and_is_none_for_an_unknown_device():
     small, large = (
-        machine.seconds_at_limit(coco_config(M, size), "float32", "training", "NVIDIA H200 NVL")
+        machine.roofline_seconds(coco_config(M, size), "float32", "training", "NVIDIA H200 NVL")
         for size in (320, 640)
     )
     assert large == pytest.approx(4 * small)
-    assert machine.seconds_at_limit(coco_config(M), "float32", "training", "cpu") is None
-    assert machine.seconds_at_limit(coco_config(PLUS), "float32", "inference", H200) is None
+    assert machine.roofline_seconds(coco_config(M), "float32", "training", "cpu") is None
+    assert machine.roofline_seconds(coco_config(PLUS), "float32", "inference", H200) is None
 
 
-def test_a_row_is_of_one_batch():
+def test_row_has_the_times_of_one_batch():
     program = Program(lambda: None, {"first_s": 2.0}, images=32, batches=4)
     times = [Times(0.4, 0.8), Times(0.2, 0.4), Times(1.2, 2.0)]
-    assert timing.row_of(program, times, seconds_at_limit=1 / 160) == {
+    assert timing.make_row(program, times, roofline_seconds=1 / 160) == {
         "wall_ms": pytest.approx(100),
         "wall_min_ms": pytest.approx(50),
         "cpu_ms": pytest.approx(200),
@@ -85,10 +87,10 @@ def test_a_row_is_of_one_batch():
 
 
 @pytest.mark.parametrize(
-    ("effort", "runs"),
-    [(Effort(0, 3, 50), 3), (Effort(60, 2, 7), 7), (Effort(0.05, 1, 1000), None)],
+    ("repeats", "runs"),
+    [(Repeats(0, 3, 50), 3), (Repeats(60, 2, 7), 7), (Repeats(0.05, 1, 1000), None)],
 )
-def test_runs_alternate_within_the_effort(effort, runs):
+def test_runs_alternate_within_the_bounds(repeats, runs):
     order = []
 
     def run(name):
@@ -96,20 +98,20 @@ def test_runs_alternate_within_the_effort(effort, runs):
         time.sleep(0.002)
         return Times(0.002, 0.0)
 
-    times = timing.alternate({name: lambda name=name: run(name) for name in "ab"}, effort)
+    times = timing.alternate({name: lambda name=name: run(name) for name in "ab"}, repeats)
     assert order == ["a", "b"] * len(times["a"]) and len(times["a"]) == len(times["b"])
     assert runs is None or len(times["a"]) == runs
     assert 1 <= len(times["a"]) <= 50
 
 
-def test_backward_by_difference():
+def test_backward_is_the_difference_to_forward():
     both = {"wall_ms": 30.0, "wall_min_ms": 25.0, "cpu_ms": 50.0, "first_s": 3.0}
     rows = {"forward": {**both, "wall_ms": 12.0, "cpu_ms": 20.0}, "forward + backward": both}
     added = step.with_backward(rows)["backward, by difference"]
     assert added == {"wall_ms": 18.0, "wall_min_ms": 0.0, "cpu_ms": 30.0}
 
 
-def test_table_lines_up():
+def test_table_header_and_rows_align():
     columns = report.columns(accelerator=False, reference=True)
     assert "device_mb" not in columns and "speedup" in columns
     assert "speedup" not in report.columns(accelerator=True, reference=False)
@@ -121,8 +123,8 @@ def test_table_lines_up():
     assert line.split().count("-") == len(columns) - len(row)
 
 
-def test_json_and_markdown(tmp_path):
-    described = {**machine.describe(), "cpu": "a CPU"}
+def test_rows_survive_json_and_format_as_markdown(tmp_path):
+    described = {**machine.describe_machine(), "cpu": "a CPU"}
     rows = {
         "m float32: training step, batch 8": {"wall_ms": 250.04, "resident_mb": 1100.0},
         "p float32: training step, batch 8": {"wall_ms": 99.94, "original_wall_ms": 150.0},
@@ -151,40 +153,39 @@ def test_json_and_markdown(tmp_path):
         report.read(path)
 
 
-def test_every_row_has_a_name_of_its_own(tmp_path):
-    setting = plan.Setting(
+def test_task_names_are_unique(tmp_path):
+    settings = tasks.Settings(
         configs=("configs/coco.py:nanodet-m_320", "configs/coco.py:nanodet-plus-m_320"),
         precisions=("float32",),
-        scale=plan.ON_CPU,
-        effort=Effort(),
+        scale=tasks.ON_CPU,
+        repeats=Repeats(),
         cache=tmp_path,
         files=tmp_path,
         cpus=6,
     )
-    names = [task.name for task in plan.tasks(setting)]
+    names = [task.name for task in tasks.tasks(settings)]
     assert len(set(names)) == len(names)
     for network in (M, PLUS):
-        mine = [name for name in names if name.startswith(f"{network} float32: ")]
-        for what in ("first step", "training step", "parts", "assignment", "network, batch 32",
+        of_network = [name for name in names if name.startswith(f"{network} float32: ")]
+        for part in ("first step", "training step", "parts", "assignment", "network, batch 32",
                      "network + suppression", "image files", "training, "):  # fmt: skip
-            assert any(what in name for name in mine), (network, what)
+            assert any(part in name for name in of_network), (network, part)
     assert [name.split()[-1] for name in names if "loader, cache none" in name] == list("1246")
-    quick = {task.name for task in plan.tasks(dataclasses.replace(setting, quick=True))}
+    quick = {task.name for task in tasks.tasks(dataclasses.replace(settings, quick=True))}
     assert quick < set(names) and len(quick) < len(names) / 2
 
 
-def test_a_row_of_a_tiny_network(tmp_path, monkeypatch):
-    """A program that adds to the cache is not timed; once it is there, it is."""
+def test_program_is_timed_only_when_it_comes_from_the_cache(tmp_path, monkeypatch):
     monkeypatch.setenv(CACHE, str(tmp_path))
 
-    def build(subject):
+    def build(workload):
         (tmp_path / "program").touch()
-        return inference.network(subject)
+        return inference.network(workload)
 
-    job = Job(build, TINY, Effort(0, least=2, most=2))
-    with pytest.raises(Compiled):
-        measure(job, insist=True)
-    [(name, row)] = measure(job, insist=True).items()
+    job = Job(build, TINY, Repeats(0, min_runs=2, max_runs=2))
+    with pytest.raises(CacheMiss):
+        measure(job, require_cached=True)
+    [(name, row)] = measure(job, require_cached=True).items()
     assert name == ""
     assert 0 < row["wall_min_ms"] <= row["wall_ms"] < 1e4
     assert row["images_per_second"] == pytest.approx(2e3 / row["wall_ms"])
@@ -193,7 +194,9 @@ def test_a_row_of_a_tiny_network(tmp_path, monkeypatch):
 
 
 def planned_mb(variant, slots, cost=None):
-    """Of loss and gradient, two images of 96 x 96 with so many slots for boxes."""
+    """Return the planned memory of objective and gradient for two images of 96 x 96, and MB of one
+    float32 number for each pair of prior and slot.
+    """
     config = coco_config(variant, 96)
     criterion = build_criterion(config)
     num_priors = len(criterion.priors.strides)
@@ -212,17 +215,17 @@ def planned_mb(variant, slots, cost=None):
 
 
 @pytest.mark.parametrize("variant", [M, PLUS])
-def test_memory_hardly_grows_with_padded_boxes(variant):
-    """At most six float32 numbers a pair of prior and slot: an overlap, a cost, what ranks them.
+def test_memory_grows_by_at_most_six_numbers_per_prior_and_slot(variant):
+    """Six float32 numbers for each pair of prior and slot: an overlap, a cost, and their ranking.
 
-    At 320 x 320 with 300 slots that is 15 MB an image, where the step of NanoDet-Plus takes 130;
-    one number for every class of a pair would be 200 MB.
+    At 320 x 320 with 300 slots they take 15 MB per image, and the step of NanoDet-Plus takes 130.
+    One number for every class of each pair would take 200 MB.
     """
     few, many = planned_mb(variant, 20), planned_mb(variant, 300)
     assert many[0] - few[0] < 6 * (many[1] - few[1])
 
 
-def test_that_bound_sees_an_array_over_the_classes():
+def test_materialised_cost_exceeds_the_memory_bound():
     cost = assignment.FORMS["direct, materialised"]
     few, many = planned_mb(PLUS, 20, cost), planned_mb(PLUS, 300, cost)
     assert many[0] - few[0] > 60 * (many[1] - few[1])
@@ -237,31 +240,31 @@ for count, _ in enumerate(sys.stdin, start=1):
 """
 
 
-def test_the_original_answers_each_call_and_says_why_it_ends(tmp_path, monkeypatch):
-    script = tmp_path / "original.py"
+def test_original_returns_times_and_reports_why_it_ended(tmp_path, monkeypatch):
+    script = tmp_path / "worker.py"
     script.write_text(SCRIPT)
     monkeypatch.setattr(reference, "SCRIPT", script)
-    where = reference.Reference(tmp_path, sys.executable)
-    with reference.Original(where, "step", Subject("configs/coco.py", batch=1)) as original:
+    checkout = reference.Reference(tmp_path, sys.executable)
+    with reference.Original(checkout, "step", Workload("configs/coco.py", batch=1)) as original:
         assert original.run() == Times(0.1, 0.2)
         assert original.run() == Times(0.2, 0.4)
         with pytest.raises(UserError, match="no third run"):
             original.run()
 
 
-def test_an_original_that_cannot_run_is_told_at_once(tmp_path, monkeypatch):
+def test_reference_that_cannot_run_is_rejected(tmp_path, monkeypatch):
     here = reference.Reference(tmp_path, sys.executable)
-    with pytest.raises(UserError, match="no checkout"):
+    with pytest.raises(UserError, match="not a checkout"):
         here.check()
     (tmp_path / "nanodet" / "model").mkdir(parents=True)
-    monkeypatch.setattr(reference, "NEEDED", ("json", "no_such_module"))
-    with pytest.raises(UserError, match="'no_such_module'; name a Python that has json, no_such"):
+    monkeypatch.setattr(reference, "REQUIRED_MODULES", ("json", "no_such_module"))
+    with pytest.raises(UserError, match="'no_such_module'; pass a Python that has json, no_such"):
         here.check()
     with pytest.raises(UserError, match="--reference-python nowhere: No such file"):
         here._replace(python="nowhere").check()
 
 
-def test_a_run_that_ends_says_why(tmp_path):
+def test_follow_raises_with_the_last_line_of_a_failed_run(tmp_path):
     with (
         pytest.raises(UserError, match=r"nothing\.py"),
         closing(training.follow(["--config=nothing.py"], tmp_path)) as lines,

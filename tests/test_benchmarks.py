@@ -1,4 +1,4 @@
-"""The class cost of the benchmark is the assigner's, and the assigner's needs no [P, G, C]."""
+"""The direct class cost equals the assigner's, which has no array of [P, G, C]."""
 
 from functools import partial
 
@@ -27,7 +27,7 @@ def with_form(part, form):
 
 
 def largest_array(jaxpr: Jaxpr) -> int:
-    """Elements of the largest array in a program or in any program within it."""
+    """Return the number of elements of the largest array in a program, including nested ones."""
     sizes = [0]
     for equation in jaxpr.eqns:
         sizes += [variable.aval.size for variable in (*equation.invars, *equation.outvars)]
@@ -42,7 +42,7 @@ def largest_array(jaxpr: Jaxpr) -> int:
 
 
 @pytest.mark.parametrize("form", DIRECT)
-def test_direct_cost_is_the_assigners(form):
+def test_direct_cost_equals_the_assigners_cost(form):
     random = np.random.default_rng(0)
     logits = random.normal(0, 4, (len(PRIORS.strides), CLASSES)).astype(np.float32)
     overlaps = random.uniform(0, 1, (SLOTS, len(PRIORS.strides))).astype(np.float32)
@@ -55,17 +55,17 @@ def test_direct_cost_is_the_assigners(form):
     np.testing.assert_allclose(*costs, rtol=1e-5)
 
 
-def test_direct_cost_assigns_alike():
+def test_direct_cost_yields_the_same_assignment():
     functions = {form: with_form("assignment", form) for form in assignment.FORMS}
     targets = backend.jit(lambda *args: jax.tree.map(lambda f: f(*args), functions))(*inputs())
     ours = targets["ours"]
-    assert np.sum(ours.gt_index >= 0) > BATCH * SLOTS  # of which boxes take several
+    assert np.sum(ours.gt_index >= 0) > BATCH * SLOTS  # boxes have several priors
     for form in DIRECT:
         np.testing.assert_array_equal(targets[form].gt_index, ours.gt_index)
         np.testing.assert_allclose(targets[form].overlap, ours.overlap, rtol=1e-5)
 
 
-def test_cost_of_every_pair_and_class_is_never_built():
+def test_assigner_has_no_array_over_priors_slots_and_classes():
     every = BATCH * len(PRIORS.strides) * SLOTS * CLASSES
     sizes = {}
     for form in assignment.FORMS:

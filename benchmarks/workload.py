@@ -1,6 +1,6 @@
-"""What is measured: the network of a config, on noise and random boxes.
+"""Workloads to measure: the network of a config, on noise images and random boxes.
 
-What is in an image does not matter to the time; how many boxes it may have does.
+The time does not depend on the content of an image, but on the number of box slots.
 """
 
 from dataclasses import dataclass
@@ -18,24 +18,24 @@ from nanodet_jax.state import init_variables
 from nanodet_jax.structures import Batch, GroundTruth
 
 CLASSES = 80
-LEARNING_RATE = 1e-4  # so low that a hundred steps on one batch leave every number finite
+LEARNING_RATE = 1e-4  # low enough for a hundred steps on one batch to stay finite
 
 
 @dataclass(frozen=True)
-class Subject:
-    """A network, and the shape of what goes through it."""
+class Workload:
+    """Network, precision and shape of a batch."""
 
-    file: str  # of a config, FILE[:VARIANT]
+    file: str  # config: FILE[:VARIANT]
     precision: str = "float32"
     batch: int = 8
     size: int = 0  # side of the input in pixels; 0: the config's
     slots: int = 30  # ground-truth slots of an image, half of them filled on average
 
     def load(self) -> config.Config:
-        """The config, of this precision and size and with COCO's number of classes.
+        """Return the config, with this precision and size and COCO's number of classes.
 
         Raises:
-          UserError: if there is no such config, or if it cannot be so.
+          UserError: if there is no such config, or it cannot have this precision or size.
         """
         loaded = load_config(self.file)
         loaded.model.num_classes = CLASSES
@@ -47,30 +47,31 @@ class Subject:
 
     @property
     def label(self) -> str:
-        """Of the rows of the table."""
+        """Prefix of the names of rows."""
         return f"{self.load().name} {self.precision}"
 
 
 class Network:
-    """A subject, built.
+    """Initialized network of a workload.
 
     Attributes:
-      config: of the subject.
-      model, variables: of the network in training.
+      config: of the workload.
+      model: with the guidance, if the config has one.
+      variables: in training, with the guidance.
       criterion: assignment and loss.
     """
 
-    def __init__(self, subject: Subject):
-        self.config: config.Config = subject.load()
+    def __init__(self, workload: Workload) -> None:
+        self.config: config.Config = workload.load()
         self.model: NanoDet = build_model(self.config.model, self.config.precision)
         self.variables: Any = init_variables(self.model, seed=0)
         self.criterion: Criterion = build_criterion(self.config)
 
 
-def random_batch(subject: Subject, size: tuple[int, int]) -> Batch:
-    """Noise and random boxes of 3 to 50 percent of the sides; numpy, the same every time."""
+def random_batch(workload: Workload, size: tuple[int, int]) -> Batch:
+    """Draw noise images and boxes of 3 to 50 percent of the sides; numpy, with a fixed seed."""
     random = np.random.default_rng(0)
-    shape, sides = (subject.batch, subject.slots), np.array(size[::-1])
+    shape, sides = (workload.batch, workload.slots), np.array(size[::-1])
     corner = random.uniform(0, 0.8, (*shape, 2)) * sides
     extent = random.uniform(0.03, 0.5, (*shape, 2)) * sides
     truth = GroundTruth(
@@ -78,13 +79,14 @@ def random_batch(subject: Subject, size: tuple[int, int]) -> Batch:
         .clip(0, np.tile(sides, 2))
         .astype(np.float32),
         labels=random.integers(0, CLASSES, shape).astype(np.int32),
-        valid=np.arange(subject.slots) < random.integers(1, subject.slots + 1, (subject.batch, 1)),
+        valid=np.arange(workload.slots)
+        < random.integers(1, workload.slots + 1, (workload.batch, 1)),
         ignore=np.zeros(shape, bool),
     )
-    images = random.standard_normal((subject.batch, *size, 3), np.float32)
+    images = random.standard_normal((workload.batch, *size, 3), np.float32)
     return Batch(images, truth)
 
 
 def on_device(batch: Batch) -> Batch:
-    """The batch as arrays of the device, where a training step finds it."""
+    """Move a batch to the device."""
     return jax.tree.map(jnp.asarray, batch)

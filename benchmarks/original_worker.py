@@ -1,11 +1,11 @@
-"""Runs the original NanoDet, once for every line of standard input. Knows nothing of nanodet_jax.
+"""Run the original NanoDet once, and then once for every line of standard input.
 
-    python original.py CHECKOUT CONFIG step|network|onnxruntime|ncnn BATCH.npz THREADS
+    python original_worker.py CHECKOUT CONFIG step|network|onnxruntime|ncnn BATCH.npz THREADS
 
-The last two are engines to deploy with: the network is exported to them first, by PyTorch's ONNX
-exporter and by pnnx. BATCH.npz holds images [B, 3, H, W] and the fields of a `GroundTruth`.
-Answers, a line of json each: seconds of the run, wall and CPU. What the original imports but does
-not need here (Lightning, torchvision, plotting) may be missing.
+This script imports nothing of nanodet_jax. For onnxruntime and ncnn the network is exported first,
+with PyTorch's ONNX exporter and with pnnx. BATCH.npz has images [B, 3, H, W] and the fields of a
+`GroundTruth`. After each run a line of JSON with its wall and CPU seconds is printed. Modules that
+the original imports but does not need here (Lightning, torchvision, plotting) may be missing.
 """
 
 import copy
@@ -21,13 +21,13 @@ from unittest import mock
 import numpy as np
 import torch
 
-# Not needed for a network and its loss, and not installed everywhere; of torch 1 the last.
+# Modules that a network and its loss do not need. The last one is part of torch 1 only.
 OPTIONAL = ("pytorch_lightning", "lightning_fabric", "torchvision", "matplotlib", "imagesize",
             "pycocotools", "termcolor", "tabulate", "tqdm", "timm", "torch._six")  # fmt: skip
 
 
-class _Absent(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Finds empty modules for those of OPTIONAL that nothing else finds."""
+class _MockFinder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Import finder that mocks modules of OPTIONAL that are not installed."""
 
     def find_spec(self, name, path=None, target=None):
         if name in OPTIONAL or name.partition(".")[0] in OPTIONAL:
@@ -42,7 +42,7 @@ class _Absent(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
 
 def training_step(cfg, model, batch: dict, device) -> Callable[[], None]:
-    """As the original's `TrainingTask` and Lightning do it, without logs and warm-up."""
+    """Build a step as in the original's `TrainingTask` and Lightning, without logs and warm-up."""
     from nanodet.model.weight_averager import build_weight_averager
     from nanodet.optim import build_optimizer
 
@@ -74,7 +74,7 @@ def training_step(cfg, model, batch: dict, device) -> Callable[[], None]:
 
 
 def network(model, batch: dict) -> Callable[[], None]:
-    """Images to predictions, eager."""
+    """Build the forward pass in eager PyTorch."""
     model.eval()
 
     def forward() -> None:
@@ -85,7 +85,7 @@ def network(model, batch: dict) -> Callable[[], None]:
 
 
 def in_onnxruntime(model, batch: dict, folder: Path, threads: int) -> Callable[[], None]:
-    """Images to predictions in ONNX Runtime."""
+    """Build the forward pass in ONNX Runtime."""
     import onnxruntime
 
     path = str(folder / "network.onnx")
@@ -98,7 +98,7 @@ def in_onnxruntime(model, batch: dict, folder: Path, threads: int) -> Callable[[
 
 
 def in_ncnn(model, batch: dict, folder: Path, threads: int) -> Callable[[], None]:
-    """One image to predictions in ncnn."""
+    """Build the forward pass of one image in ncnn."""
     import ncnn
     import pnnx
 
@@ -118,7 +118,7 @@ def in_ncnn(model, batch: dict, folder: Path, threads: int) -> Callable[[], None
 
 
 def load_batch(path: str, device) -> dict:
-    """What the original's loader gives to a step: boxes of each image as numpy arrays."""
+    """Load a batch in the form of the original's loader, with boxes as a list of numpy arrays."""
     with np.load(path) as file:
         arrays = {name: file[name] for name in file.files}
     return {
@@ -134,41 +134,41 @@ def load_batch(path: str, device) -> dict:
 
 
 def main() -> None:
-    checkout, config, what, path, threads = sys.argv[1:]
-    answers, sys.stdout = sys.stdout, sys.stderr  # the original prints
+    checkout, config, mode, path, threads = sys.argv[1:]
+    output, sys.stdout = sys.stdout, sys.stderr  # the original prints to stdout
     torch.set_num_threads(int(threads))
     torch.manual_seed(0)
     sys.path.insert(0, checkout)
-    sys.meta_path.append(_Absent())
+    sys.meta_path.append(_MockFinder())
     from nanodet.model.arch import build_model
     from nanodet.util import cfg, load_config
 
     load_config(cfg, str(Path(checkout) / "config" / config))
     cfg.defrost()
-    cfg.model.arch.backbone.pretrain = False  # nothing is downloaded
+    cfg.model.arch.backbone.pretrain = False  # download nothing
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = build_model(cfg.model).to(device)
     batch = load_batch(path, device)
-    match what:
+    match mode:
         case "step":
             run = training_step(cfg, model, batch, device)
         case "network":
             run = network(model, batch)
         case _:
-            export = {"onnxruntime": in_onnxruntime, "ncnn": in_ncnn}[what]
+            export = {"onnxruntime": in_onnxruntime, "ncnn": in_ncnn}[mode]
             run = export(model.cpu().eval(), batch, Path(path).parent, int(threads))
 
-    def answer() -> None:
+    def run_and_print() -> None:
         wall, cpu = time.perf_counter(), time.process_time()
         run()
         if device.type == "cuda":
             torch.cuda.synchronize()
         times = {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
-        print(json.dumps(times), file=answers, flush=True)
+        print(json.dumps(times), file=output, flush=True)
 
-    answer()
+    run_and_print()
     for _ in sys.stdin:
-        answer()
+        run_and_print()
 
 
 if __name__ == "__main__":
