@@ -27,7 +27,9 @@ class Folder:
             raise UserError(f"{path}: folder is missing")
         self.path, self._follow = path, follow_links
         self._real = os.path.realpath(path)
-        self._listings: dict[PurePath, dict[str, os.DirEntry]] = {PurePath(): _list_entries(path)}
+        self._listings: dict[PurePath, dict[str, os.DirEntry[str]]] = {
+            PurePath(): _list_entries(path)
+        }
         # Listings of the folders that were checked, by the part of a name up to the last /.
         self._checked = {"": self._listings[PurePath()]}
 
@@ -100,7 +102,7 @@ class Folder:
                 except Fault as fault:
                     on_fault(fault)
 
-    def _listing(self, name: PurePath) -> dict[str, os.DirEntry]:
+    def _listing(self, name: PurePath) -> dict[str, os.DirEntry[str]]:
         """Return the entries of a folder below this one by name; none if it is not a folder."""
         if name not in self._listings:
             path = self.path / name
@@ -123,7 +125,7 @@ class Folder:
             )
 
 
-def _list_entries(path: Path) -> dict[str, os.DirEntry]:
+def _list_entries(path: Path) -> dict[str, os.DirEntry[str]]:
     """Return the entries of a folder by name."""
     try:
         with os.scandir(path) as entries:

@@ -50,7 +50,7 @@ def run_evaluation(
     progress: bool = True,
     should_stop: Callable[[], bool] = lambda: False,
     evaluator: coco_metrics.Evaluator | None = None,
-    evaluator_context: Callable[[], AbstractContextManager] = nullcontext,
+    evaluator_context: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> Evaluation | None:
     """Detect objects in every image of `source`, and compute the metrics.
 

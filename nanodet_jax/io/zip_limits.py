@@ -38,7 +38,7 @@ def open_zip(path: Path, not_zip: str) -> Iterator[zipfile.ZipFile]:
             raise UserError(not_zip)
         size = os.fstat(file.fileno()).st_size
         bounded = _BoundedReads(file)
-        with zipfile.ZipFile(bounded) as archive:  # type: ignore[call-overload]
+        with zipfile.ZipFile(bounded) as archive:
             bounded.limit = size
             members = archive.infolist()
             # Neither torch.save nor this project compresses or encrypts: nothing grows when read.

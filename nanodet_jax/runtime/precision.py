@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 
-def multiplying(precision: str) -> AbstractContextManager:
+def multiplying(precision: str) -> AbstractContextManager[None]:
     """Set how convolutions traced in this context, and their gradients, multiply float32 numbers.
 
     "highest" keeps all bits. Otherwise the device uses its fastest way: a GPU since Ampere keeps 10

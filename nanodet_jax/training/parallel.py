@@ -152,7 +152,7 @@ def _local(tree: Any, num_devices: int, spec: PartitionSpec) -> Any:
     return multihost_utils.global_array_to_host_local_array(tree, _mesh(num_devices), spec)
 
 
-def split_detection(num_devices: int = 1) -> Callable[[Callable], Callable]:
+def split_detection(num_devices: int = 1) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Return the `split` argument of `make_detect` that splits batches over local devices.
 
     Each process detects in its own images, independently of the others.
