@@ -1,7 +1,8 @@
-"""NanoDet, the tiny one-stage object detector, in JAX and Flax.
+"""NanoDet and NanoDet-Plus, small one-stage object detectors, in JAX and Flax.
 
-`train_and_evaluate(config, workdir)` trains, `evaluate(config, weights, out)` scores, and
-`Detector.load(weights)` finds objects in images.
+`train_and_evaluate(config, workdir)` trains, `evaluate(config, weights, out)` evaluates, and
+`Detector.load(weights)` finds objects in images. `setup_process()` changes settings of the whole
+process; the first two call it, a `Detector` does not.
 """
 
 from nanodet_jax.evaluation.evaluate import evaluate as evaluate

@@ -60,7 +60,7 @@ def wheel(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def site(wheel, tmp_path_factory):
-    """Install the wheel, without its dependencies, to a folder of its own."""
+    """Install the wheel, without its dependencies, to an empty folder."""
     folder = tmp_path_factory.mktemp("site")
     run("-m", "pip", "install", "--no-index", "--no-deps", "--target", folder, wheel)
     return folder

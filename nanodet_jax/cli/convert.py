@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, _: Sequence[str]) -> int:
-    """Convert, and print what the weights are."""
+    """Convert the weights, and print their architecture and size."""
     weights = load_weights(args.source, max_input_side=None)  # the network is not run
     save_weights(args.out, weights)
     model = weights.config.model

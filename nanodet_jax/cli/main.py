@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     logs and collects garbage, and does not restore that at the end.
 
     Args:
-      argv: arguments without the name of the program; default: those of the process.
+      argv: arguments without the name of the program; default: `sys.argv[1:]`.
     """
     tolerate_closed_output()
     try:
@@ -112,7 +112,7 @@ def _set_up_logging(verbosity: int) -> None:
 
 
 class _WithoutClosedLoops:
-    """A hook for exceptions that nobody can catch, without those of closed event loops.
+    """An unraisable hook that ignores the errors of closed event loops.
 
     When a checkpoint cannot be written, TensorStore's threads raise hundreds of these, because
     Orbax no longer waits for them. The reason is reported in one line elsewhere.

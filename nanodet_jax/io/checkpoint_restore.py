@@ -28,8 +28,8 @@ class DamagedCheckpointError(UserError):
 def restore(folder: Path, parts: dict[str, Any]) -> Any:
     """Restore parts of a checkpoint.
 
-    The request alone determines which arrays are read and how large they are. What the files say
-    only decides whether they are accepted.
+    `parts` alone determines which arrays are read and how large they are. The description of the
+    arrays in the files is only compared with it.
 
     Args:
       folder: of the checkpoint.

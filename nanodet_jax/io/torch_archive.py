@@ -31,10 +31,9 @@ NOT_ARCHIVE = (
 def read_state_dict(path: Path) -> dict[str, np.ndarray]:
     """Read the tensors of a file that torch.save (PyTorch 1.6 or newer) or Lightning wrote.
 
-    They are those of the file's `state_dict` if it has one, otherwise of the file itself. If a
-    Lightning checkpoint has averaged weights (`avg_model.`), only these are read, as the original
-    does. The prefixes `avg_model.`, `model.` and `module.` are removed, and entries other than
-    tensors are skipped.
+    Use the file's `state_dict` if it has one, otherwise the file itself. If a Lightning checkpoint
+    has averaged weights (`avg_model.`), read only these, as the original does. Remove the prefixes
+    `avg_model.`, `model.` and `module.` from names, and skip entries other than tensors.
 
     Returns:
       Read-only arrays by name, with PyTorch's shapes and dtypes, except that bfloat16 becomes

@@ -16,7 +16,7 @@ from nanodet_jax.terminal import say
 
 ENVIRONMENT = "JAX_COMPILATION_CACHE_DIR"
 OPTION = "jax_compilation_cache_dir"
-# Of small programs JAX keeps none by default. Option: (JAX's default, ours).
+# By default JAX does not keep small programs. Option: (JAX's default, our value).
 THRESHOLDS = {
     "jax_persistent_cache_min_entry_size_bytes": (0, -1),
     "jax_persistent_cache_min_compile_time_secs": (1.0, 0.0),
@@ -44,8 +44,8 @@ def use_configured_or_default_folder() -> None:
     """Use the folder that the user has configured; otherwise `nanodet_jax` in their cache folder.
 
     The user's folder is `jax.config.jax_compilation_cache_dir` or `$JAX_COMPILATION_CACHE_DIR`; an
-    empty one means that no program is kept. If the default folder cannot be used, a line says so,
-    and no program is kept. Later calls do nothing.
+    empty one means that no program is kept. If the default folder cannot be used, a note is
+    printed and no program is kept. Later calls do nothing.
 
     Raises:
       UserError: if the user's folder cannot be made, or other users can write to it.
@@ -68,7 +68,7 @@ def _default_folder() -> Path:
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nanodet_jax"
     except RuntimeError as error:
         raise UserError(
-            f"this user has no home folder for compiled programs: set {ENVIRONMENT}"
+            f"this user has no home directory for compiled programs: set {ENVIRONMENT}"
         ) from error
 
 

@@ -37,7 +37,7 @@ def setup_process(cache_dir: str | Path | None = None) -> None:
 
     Raises:
       UserError: if the folder that you chose cannot be made, or other users can write to it. If the
-        default folder cannot be used, a line says so, and programs are compiled in each run.
+        default folder cannot be used, a note is printed, and programs are compiled in each run.
     """
     _set_up_libraries()
     if cache_dir is not None:

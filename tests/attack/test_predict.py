@@ -155,7 +155,7 @@ def test_input_side_is_raised_on_the_command_line(tmp_path, capsys):
     arguments = ["predict", str(file), f"--weights={path}", f"--out={tmp_path / 'out'}"]
     assert main([*arguments, "--max-input-side=64"]) == 2
     said = capsys.readouterr().err
-    assert f"{path}: config.input_size=96,96 is over 64 a side" in said
+    assert f"{path}: config.input_size=96,96: sides must be at most 64" in said
     assert "--max-input-side" in said
     assert main([*arguments, "--max-input-side=96"]) == 0
 

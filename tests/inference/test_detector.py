@@ -239,7 +239,7 @@ def test_predict_writes_pictures_and_all_detections(
     out = tmp_path / "deep" / "out"
     given = [folder, again / "0.png"]
     assert cli.main(["predict", *map(str, given), "--weights", str(file), "--out", str(out)]) == 0
-    assert f"4 pictures and detections.json are in {out}" in capsys.readouterr().out
+    assert f"{out} contains 4 pictures and detections.json" in capsys.readouterr().out
     pictures = {path.stem: cv2.imread(str(path)) for path in out.glob("*.jpg")}
     assert set(pictures) == {"0", "1", "2", "0_2"}
     assert pictures["1"].shape == pictures["0_2"].shape == images[1].shape
@@ -263,14 +263,14 @@ def test_predict_skips_unreadable_images(folder, file, tmp_path, capsys):
     predict = ["predict", str(mixed), "--weights", str(file), "--out", str(out)]
 
     assert cli.main(predict) == 1
-    output = capsys.readouterr().out
-    assert f"left out: {mixed / 'broken.jpg'}" in output
-    assert f"2 pictures and detections.json are in {out}; 1 of 3 images could not be read" in output
+    said = capsys.readouterr().out
+    assert f"skipped: {mixed / 'broken.jpg'}" in said
+    assert f"{out} contains 2 pictures and detections.json; 1 of 3 images could not be read" in said
     found = json.loads((out / "detections.json").read_text())
     assert list(found) == [str(mixed / "0.png"), str(mixed / "1.png")]
 
     assert cli.main([*predict, f"--max-megapixels={height * width / 1e6}"]) == 1
-    assert f"left out: {mixed / '1.png'}" in capsys.readouterr().out
+    assert f"skipped: {mixed / '1.png'}" in capsys.readouterr().out
     assert list(json.loads((out / "detections.json").read_text())) == [str(mixed / "0.png")]
 
 

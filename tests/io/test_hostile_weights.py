@@ -236,11 +236,11 @@ PTH = {
 NPZ = {
     "objects": (
         replace_some(npy(np.array([None]))),
-        "holds Python objects; nothing was run",
+        "contains Python objects; nothing was run",
     ),
     "objects that execute code": (
         lambda p, c: replace_some(npy(np.array([Canary(c)], object)))(p, c),
-        "holds Python objects; nothing was run",
+        "contains Python objects; nothing was run",
     ),
     "code in a header": (
         lambda p, c: replace_some(
