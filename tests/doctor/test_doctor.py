@@ -158,9 +158,7 @@ def faulty(drawn):
 def test_doctor_finds_ten_faults_together(faulty, doctor):
     code, output = doctor()
     assert code == 1
-    missed = [
-        name for name, (_, kind, _) in CHANGES.items() if f"* {kind} in train: " not in output
-    ]
+    kinds = [kind for _, kind, _ in CHANGES.values()]
     assert [kind for kind in kinds if f"* {kind} in train: " not in output] == []
 
 
