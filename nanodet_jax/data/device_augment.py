@@ -104,12 +104,13 @@ def warp(
     right_weight, lower_weight = u - left, v - top
 
     rows, columns = image.shape[:2]
+    bottom, right = size.astype(jnp.float32)
     pixels = image.reshape(rows * columns, 3)
     mixed = jnp.zeros((height, width, 3), jnp.float32)
     for down, weight_y in ((0, 1 - lower_weight), (1, lower_weight)):
         for across, weight_x in ((0, 1 - right_weight), (1, right_weight)):
             row, column = top + down, left + across
-            inside = (row >= 0) & (row < size[0]) & (column >= 0) & (column < size[1])
+            inside = (row >= 0) & (row < bottom) & (column >= 0) & (column < right)
             weight = jnp.where(inside, weight_x * weight_y, 0.0)
             # Gather all three channels together, which is three times as fast.
             row, column = (jnp.where(inside, x, 0.0).astype(jnp.int32) for x in (row, column))
@@ -151,11 +152,11 @@ def _shrink_rows(
     first = jnp.floor(start)
 
     def add(tap: jax.Array, total: jax.Array) -> jax.Array:
-        row = first + tap
+        row = first + tap.astype(jnp.float32)
         overlap = jnp.minimum(start + factor, row + 1) - jnp.maximum(start, row)
         weight = jnp.maximum(overlap, 0.0) / factor
         taken = image[jnp.minimum(row, count - 1).astype(jnp.int32)]
-        return total + weight[:, None] * taken
+        return total + weight[:, None] * taken.astype(jnp.float32)
 
     return lax.fori_loop(0, taps, add, jnp.zeros(image.shape, jnp.float32))
 
