@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from nanodet_jax.terminal import LINE_LIMIT, NAME_LIMIT, printable, say, say_lines
+from nanodet_jax.terminal import LINE_LIMIT, NAME_LIMIT, join_first, printable, say, say_lines
 
 
 @pytest.mark.parametrize(
@@ -14,6 +14,14 @@ from nanodet_jax.terminal import LINE_LIMIT, NAME_LIMIT, printable, say, say_lin
 )
 def test_printable_leaves_ordinary_text_unchanged(text):
     assert printable(text) == text
+
+
+@pytest.mark.parametrize(
+    ("items", "expected"),
+    [([], ""), (["a"], "a"), (["a", "b"], "a, b"), (["a", "b", "c", "d"], "a, b and 2 more")],
+)
+def test_join_first_counts_the_rest(items, expected):
+    assert join_first(items, 2) == expected
 
 
 @pytest.mark.parametrize(

@@ -58,9 +58,9 @@ class TrainingImages:
         if data.cache == "device" and needed > data.cache_gb:
             raise UserError(
                 f"config.data.cache_gb={data.cache_gb:g}: {len(source)} images of "
-                f"{self.canvas[1]}x{self.canvas[0]} need {needed:.2f} GB of device memory; set "
-                f"--config.data.cache_gb={needed + 0.005:.2f}, lower config.data.canvas, or set "
-                "--config.data.cache=ram"
+                f"{self.canvas[1]}x{self.canvas[0]} need {needed:.2f} GB of device memory; "
+                "lower config.data.canvas, or set --config.data.cache=ram or "
+                f"--config.data.cache_gb={needed + 0.005:.2f}"
             )
 
     def __len__(self) -> int:

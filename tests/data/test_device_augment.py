@@ -1,4 +1,4 @@
-"""Pixels made on the device against those that OpenCV makes on the host."""
+"""Device augmentation against OpenCV on the host."""
 
 from itertools import islice
 
@@ -9,20 +9,21 @@ import pytest
 
 from nanodet_jax.config import Augment, Compat, Config, Data
 from nanodet_jax.data import transforms
-from nanodet_jax.data.cache import TrainingImages, on_canvases
+from nanodet_jax.data.cache import TrainingImages, stack_on_canvases
 from nanodet_jax.data.device_augment import color, shrink, warp
 from nanodet_jax.data.pipeline import training_batches
 from nanodet_jax.data.records import make_record
 from nanodet_jax.data.transforms import Color, Warp
 from nanodet_jax.training.parallel import make_augment
+from tests.builders import one_class_source
 
 INPUT = (64, 96)
 CANVAS = (96, 128)
 SIZES = [(90, 128), (96, 64), (50, 40), (31, 100), (64, 96), (20, 17)]  # of images
 SLOTS = 3
-# Grey levels, on average. OpenCV 4 rounds places in the image to 1/32 pixels.
+# Mean difference in gray levels. OpenCV 4 rounds positions in the image to 1/32 pixels.
 CLOSE = 0.02 if int(cv2.__version__.split(".")[0]) >= 5 else 0.7
-HALVED = 0.15  # where it takes the mean of 2 x 2 pixels, it rounds an eighth of them otherwise
+HALVED = 0.15  # OpenCV rounds an eighth of the means of 2 x 2 pixels differently
 STRONG = Augment(
     perspective=1e-3, scale=(0.4, 1.6), stretch_x=(0.7, 1.3), stretch_y=(0.8, 1.2), rotation=30.0,
     shear=8.0, translate=0.2, flip=0.5, brightness=0.3, contrast=(0.5, 1.5), saturation=(0.3, 1.6),
@@ -30,19 +31,19 @@ STRONG = Augment(
 
 
 def photograph(size, seed=0):
-    """Noise that has been in a lens, full contrast."""
+    """Return blurred noise of full contrast."""
     noise = np.random.default_rng(seed).integers(0, 256, (*size, 3), np.uint8)
     return cv2.normalize(cv2.GaussianBlur(noise, (0, 0), 1.0), None, 0, 255, cv2.NORM_MINMAX)
 
 
 def on_canvas(image):
-    """With what must not be seen around it."""
+    """Put an image on a canvas with a border that must not be visible."""
     canvas = np.full((*CANVAS, 3), 255, np.uint8)
     canvas[: image.shape[0], : image.shape[1]] = image
     return canvas
 
 
-def drawn(count):
+def draw(count):
     rng = np.random.default_rng(1)
     return [transforms.sample(rng, STRONG) for _ in range(count)]
 
@@ -53,30 +54,30 @@ def jitted_warp():
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_warp_is_that_of_opencv(jitted_warp, size):
+def test_warp_is_close_to_opencv(jitted_warp, size):
     image = photograph(size)
-    for factors, _ in drawn(8):
+    for factors, _ in draw(8):
         matrix, _ = transforms.warp_matrix(factors, size, INPUT, keep_ratio=False)
         expected = cv2.warpPerspective(image, matrix, INPUT[::-1]).astype(int)
         inverse = np.linalg.inv(matrix).astype(np.float32)
         warped = jitted_warp(on_canvas(image), np.array(size, np.int32), inverse, INPUT)
         assert warped.dtype == np.uint8 and warped.shape == (*INPUT, 3)
-        seen = expected.any(axis=-1)
-        assert seen.sum() > 100
-        assert np.abs(np.asarray(warped, int) - expected)[seen].mean() < CLOSE
-        assert np.sum(np.asarray(warped)[~seen] > 0) < 0.01 * seen.size
+        visible = expected.any(axis=-1)
+        assert visible.sum() > 100
+        assert np.abs(np.asarray(warped, int) - expected)[visible].mean() < CLOSE
+        assert np.sum(np.asarray(warped)[~visible] > 0) < 0.01 * visible.size
 
 
 def test_warp_by_whole_pixels_is_exact(jitted_warp):
     image = photograph((20, 30))
-    matrix = transforms.shifted(5, 7)
+    matrix = transforms.translation(5, 7)
     inverse, size = np.linalg.inv(matrix).astype(np.float32), np.array([20, 30], np.int32)
     expected = np.zeros((*INPUT, 3), np.uint8)
     expected[7:27, 5:35] = image
     np.testing.assert_array_equal(jitted_warp(on_canvas(image), size, inverse, INPUT), expected)
 
 
-def test_a_line_at_infinity_is_black(jitted_warp):
+def test_warp_with_a_line_at_infinity_is_black_there(jitted_warp):
     image = np.full((20, 30, 3), 200, np.uint8)
     inverse = np.array([[1, 0, 0], [0, 1, 0], [-0.125, 0, 1]], np.float32)  # 0 at x = 8
     warped = jitted_warp(on_canvas(image), np.array([20, 30], np.int32), inverse, INPUT)
@@ -95,20 +96,20 @@ def test_a_line_at_infinity_is_black(jitted_warp):
         ((33, 20), (33, 20)),
     ],
 )
-def test_shrinking_is_opencvs_area(size, shrunk):
+def test_shrink_is_close_to_area_interpolation_of_opencv(size, shrunk):
     image = photograph(size)
     expected = cv2.resize(image, shrunk[::-1], interpolation=cv2.INTER_AREA).astype(int)
     taps = max(-(-size[0] // shrunk[0]), -(-size[1] // shrunk[1])) + 1
     sizes = np.array(size, np.int32), np.array(shrunk, np.int32)
-    for more in (0, 3):  # taps that no pixel needs change nothing
+    for more in (0, 3):  # additional taps change nothing
         found = jax.jit(shrink)(on_canvas(image), *sizes, np.int32(taps + more))
         found = np.asarray(found, int)[: shrunk[0], : shrunk[1]]
         assert np.abs(found - expected).max() <= 1
         assert np.abs(found - expected).mean() < 0.02
 
 
-def test_shrinking_takes_shares_of_pixels():
-    """5 to 2: each takes two and a half."""
+def test_shrink_by_a_fraction_weights_pixels_by_overlap():
+    """From 5 to 2 pixels, each of which overlaps two and a half."""
     row = np.array([10, 20, 40, 80, 160], float)
     image = np.zeros((8, 8, 3), np.uint8)
     image[:1, :5] = row[:, None]
@@ -118,28 +119,23 @@ def test_shrinking_takes_shares_of_pixels():
     assert found[0, :2, 0].tolist() == [20, 104]
 
 
-def test_colours_are_those_of_opencv():
+def test_colors_are_close_to_opencv():
     pixels = np.random.default_rng(2).integers(0, 256, (16, 20, 3), np.uint8)
-    pixels[0] = 0  # black, and grey, which have no hue
+    pixels[0] = 0  # black, and below gray, which have no hue
     pixels[1] = pixels[1, :, :1]
     negative = 0
-    for _, factors in [*drawn(40), (None, Color()), (None, Color(-0.9, 1.0, 0.5))]:
+    for _, factors in [*draw(40), (None, Color()), (None, Color(-0.9, 1.0, 0.5))]:
         expected = transforms.color_image(pixels, factors)
         negative += np.sum(expected.max(axis=-1) < 0)
         found = jax.jit(color)(pixels / np.float32(255), np.array(factors, np.float32))
         np.testing.assert_allclose(found, expected, atol=2e-5)
-    assert negative > 100  # where the way over HSV does something else
+    assert negative > 100  # where the conversion to HSV behaves differently
 
 
 def batches(records, count, config, where):
     config.data.augment = where
-    images = TrainingImages(Records(records), config)
+    images = TrainingImages(one_class_source(records), config)
     yield from islice(training_batches(images, config, SLOTS), count)
-
-
-class Records(list):
-    def image_size(self, index):
-        return self[index].height, self[index].width
 
 
 def records():
@@ -159,13 +155,13 @@ def make_config(pixel_indices, keep_ratio, augment=STRONG):
     )
 
 
-def grey_levels(images, config):
+def gray_levels(images, config):
     return np.asarray(images) * np.array(config.data.std, np.float32)
 
 
 @pytest.mark.parametrize("keep_ratio", [True, False])
 @pytest.mark.parametrize("pixel_indices", [True, False])
-def test_the_same_pictures_and_boxes_as_on_the_host(pixel_indices, keep_ratio):
+def test_device_augmentation_gives_the_images_and_boxes_of_the_host(pixel_indices, keep_ratio):
     config = make_config(pixel_indices, keep_ratio)
     hosts = list(batches(records(), 6, config, "host"))
     raws = list(batches(records(), 6, config, "device"))
@@ -175,7 +171,7 @@ def test_the_same_pictures_and_boxes_as_on_the_host(pixel_indices, keep_ratio):
         batch = render(raw)
         jax.tree.map(np.testing.assert_array_equal, batch.ground_truth, host.ground_truth)
         assert batch.images.dtype == host.images.dtype and batch.images.shape == host.images.shape
-        ours, theirs = (grey_levels(images, config) for images in (batch.images, host.images))
+        ours, theirs = (gray_levels(images, config) for images in (batch.images, host.images))
         for one, other, (rows, columns) in zip(ours, theirs, raw.filled):
             assert not one[rows:].any() and not one[:, columns:].any()
             close = CLOSE if pixel_indices else CLOSE + HALVED
@@ -187,11 +183,11 @@ def test_the_same_pictures_and_boxes_as_on_the_host(pixel_indices, keep_ratio):
 
 
 @pytest.mark.parametrize("pixel_indices", [True, False])
-def test_a_picture_that_was_reduced_lies_where_it_did(pixel_indices):
-    """Clouds, in which nothing is lost, five times the input; the canvas is one and a half."""
+def test_reduced_image_is_warped_to_the_same_position(pixel_indices):
+    """A smooth image of five times the input, which loses nothing; a canvas of 1.5 times it."""
     noise = np.random.default_rng(0).integers(0, 256, (6, 8, 3), np.uint8)
-    clouds = cv2.resize(noise, (480, 320), interpolation=cv2.INTER_CUBIC)
-    record = make_record(0, "a", clouds, (320, 480), [[60, 60, 200, 200]], [1], [False], [1])
+    smooth = cv2.resize(noise, (480, 320), interpolation=cv2.INTER_CUBIC)
+    record = make_record(0, "a", smooth, (320, 480), [[60, 60, 200, 200]], [1], [False], [1])
     config = make_config(pixel_indices, False, Augment(scale=(0.8, 1.2), rotation=20.0, flip=0.5))
     config.data.canvas = 1.5
     hosts = batches([record] * 6, 2, config, "host")
@@ -199,31 +195,31 @@ def test_a_picture_that_was_reduced_lies_where_it_did(pixel_indices):
         assert raw.sizes.tolist() == [[96, 144]] * 6
         batch = make_augment(config)(raw)
         jax.tree.map(np.testing.assert_array_equal, batch.ground_truth, host.ground_truth)
-        ours, theirs = (grey_levels(images, config) for images in (batch.images, host.images))
-        # An error of one pixel of the input would be more than this.
+        ours, theirs = (gray_levels(images, config) for images in (batch.images, host.images))
+        # A shift by one pixel of the input would exceed this.
         step = np.abs(np.diff(theirs, axis=2)).mean()
         assert np.abs(ours - theirs).mean() < 0.25 * step
 
 
 @pytest.mark.parametrize("pixel_indices", [True, False])
-def test_from_what_the_device_keeps(pixel_indices):
+def test_images_of_the_device_cache_give_the_same_batch(pixel_indices):
     config = make_config(pixel_indices, False)
     (raw,) = batches(records(), 1, config, "device")
-    kept = on_canvases([record.image for record in records()], CANVAS)
-    places = np.array([4, 1, 0, 0, 3, 5], np.int32)
-    pixels = raw._replace(canvases=kept[places])
+    stored = stack_on_canvases([record.image for record in records()], CANVAS)
+    indices = np.array([4, 1, 0, 0, 3, 5], np.int32)
+    pixels = raw._replace(canvases=stored[indices])
     expected = make_augment(config)(pixels)
-    found = make_augment(config, stored=jax.device_put(kept))(raw._replace(canvases=places))
+    found = make_augment(config, stored=jax.device_put(stored))(raw._replace(canvases=indices))
     jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
-def test_on_the_host_nothing_is_left_to_do():
+def test_batch_of_host_augmentation_is_returned_unchanged():
     config = make_config(True, True)
     (batch,) = batches(records(), 1, config, "host")
     assert make_augment(config)(batch) is batch
 
 
-def test_the_original_is_not_touched():
+def test_augmentation_does_not_change_the_records():
     before = records()
     config = make_config(False, True)
     for where in ("host", "device"):
@@ -232,10 +228,10 @@ def test_the_original_is_not_touched():
         np.testing.assert_array_equal(record.image, fresh.image)
 
 
-def test_the_whole_image_as_it_is():
+def test_device_augmentation_without_transforms_gives_the_image():
     config = make_config(False, False, Augment())
     image = photograph(INPUT)
     (batch,) = batches([make_record(0, "a", image, INPUT, [], [], [], [])] * 6, 1, config, "device")
-    rendered = grey_levels(make_augment(config)(batch).images, config) + config.data.mean
+    rendered = gray_levels(make_augment(config)(batch).images, config) + config.data.mean
     np.testing.assert_allclose(rendered[0], image, atol=1e-3)
     assert Warp() == transforms.sample(np.random.default_rng(0), Augment())[0]

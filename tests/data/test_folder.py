@@ -1,28 +1,27 @@
-"""Names from annotation files, and the files that they may reach."""
+"""Folder: names from annotation files, and the files that they may refer to."""
 
 import json
 import os
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from nanodet_jax.config import Config
-from nanodet_jax.data.faults import Fault, Kind
+from nanodet_jax.data.faults import Fault, FaultKind
 from nanodet_jax.data.folder import Folder
 from nanodet_jax.data.open_source import open_source
 from nanodet_jax.errors import UserError
+from tests.builders import voc_xml, write_image
 
 
 @pytest.fixture
 def root(tmp_path):
-    """A folder of images beside a store that is no part of it."""
+    """Folder of images, with links to a store outside of it."""
     root, store = tmp_path / "images", tmp_path / "store"
     (root / "deep" / "er").mkdir(parents=True)
     (store / "more").mkdir(parents=True)
     for file in (root / "a.png", root / "deep" / "er" / "b.png", store / "c.png",
                  store / "more" / "d.png"):  # fmt: skip
-        Image.fromarray(np.zeros((8, 9, 3), np.uint8)).save(file)
+        write_image(file, (9, 8))
     (root / "inner.png").symlink_to("a.png")
     (root / "around.png").symlink_to(root / "deep" / ".." / "a.png")
     (root / "out.png").symlink_to(store / "c.png")
@@ -35,19 +34,19 @@ def root(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["a.png", "deep/er/b.png", "./a.png", "inner.png", "around.png"])
-def test_files_below_the_folder_are_found(root, name):
+def test_find_of_a_file_below_the_folder_returns_its_path(root, name):
     assert Folder(root).find(name, "x") == root / name
 
 
 @pytest.mark.parametrize("name", ["c.png", "deep/a.png", "a.png/b", "", "a\0b", "x" * 5000,
                                   "a/" * 9999, "deep\\er\\b.png", "\ud800"])  # fmt: skip
-def test_what_is_not_there_is_not_found(root, name):
+def test_find_of_a_missing_file_returns_none(root, name):
     found = Folder(root).find(name, "x")
     assert found is None or (name == "" and found == root)
 
 
-def test_what_was_found_before_opens_no_way_out(root):
-    """A folder that names were followed to is not looked for again."""
+def test_find_checks_links_also_in_folders_that_were_found_before(root):
+    """The listing of a folder that a name led to is cached."""
     (root / "deep" / "a.png").symlink_to(root.parent / "store" / "c.png")
     (root / "deep" / "c.png").symlink_to("er/b.png")
     folder = Folder(root)
@@ -60,57 +59,57 @@ def test_what_was_found_before_opens_no_way_out(root):
     assert folder.find("deep/b.png", "x") is None
 
 
-def test_names_below_a_folder(root):
+def test_names_below_lists_files_and_follows_links_inside_only(root):
     (root / "deep" / "up").symlink_to("..")
     (root / "deep" / "self").symlink_to("self")
-    told = []
-    found = sorted(Folder(root).names_below("deep", "data.yaml", told.append))
+    faults = []
+    found = sorted(Folder(root).names_below("deep", "data.yaml", faults.append))
     assert found == sorted(
         ["deep/er/b.png", "deep/self"]
         + [f"deep/up/{name}" for name in ("a.png", "inner.png", "around.png", "out.png", "one.png",
                                           "two.png", "broken.png")]
     )  # fmt: skip
-    assert sorted(str(fault).split(" leads out")[0] for fault in told) == [
+    assert sorted(str(fault).split(" leads out")[0] for fault in faults) == [
         f"data.yaml: the symbolic link {root}/deep/up/{name}" for name in ("more", "up")
     ]
-    trusting = Folder(root, follow_links=True)
-    assert sorted(trusting.names_below("more", "x", told.append)) == ["more/d.png"]
-    assert len(told) == 2
-    assert sorted(Folder(root / "deep" / "er").names_below("", "x", told.append)) == ["b.png"]
+    following = Folder(root, follow_links=True)
+    assert sorted(following.names_below("more", "x", faults.append)) == ["more/d.png"]
+    assert len(faults) == 2
+    assert sorted(Folder(root / "deep" / "er").names_below("", "x", faults.append)) == ["b.png"]
 
 
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("/etc/passwd", "is a path out of the folder"),
-        ("../store/c.png", "is a path out of the folder"),
-        ("deep/../../store/c.png", "is a path out of the folder"),
-        ("..", "is a path out of the folder"),
-        ("C:\\x.png", "is a path out of the folder"),
-        ("\\\\host\\share\\x.png", "is a path out of the folder"),
+        ("/etc/passwd", "leads out of the folder"),
+        ("../store/c.png", "leads out of the folder"),
+        ("deep/../../store/c.png", "leads out of the folder"),
+        ("..", "leads out of the folder"),
+        ("C:\\x.png", "leads out of the folder"),
+        ("\\\\host\\share\\x.png", "leads out of the folder"),
         ("out.png", r"link .*out\.png leads out of .*follow_links=True"),
         ("more/d.png", r"link .*more leads out of"),
         ("up/store/c.png", r"link .*up leads out of"),
-        ("one.png", "goes in a circle"),
-        ("broken.png", "leads nowhere"),
+        ("one.png", "is circular"),
+        ("broken.png", "has no target"),
     ],
 )
-def test_what_leads_out_is_refused(root, name, reason):
+def test_find_of_a_name_that_leads_out_is_a_fault(root, name, reason):
     with pytest.raises(Fault, match=rf"^labels\.json: image 7: .*{reason}") as caught:
         Folder(root).find(name, "labels.json: image 7")
-    assert caught.value.kind is Kind.PATH
+    assert caught.value.kind is FaultKind.PATH
 
 
-def test_links_may_be_trusted_but_not_names(root):
-    trusting = Folder(root, follow_links=True)
+def test_find_with_follow_links_follows_links_but_no_names_out(root):
+    following = Folder(root, follow_links=True)
     for name in ("out.png", "more/d.png", "up/store/c.png"):
-        assert trusting.find(name, "x") == root / name
+        assert following.find(name, "x") == root / name
     for name in ("one.png", "broken.png", "../store/c.png", "/etc/passwd"):
         with pytest.raises(Fault):
-            trusting.find(name, "x")
+            following.find(name, "x")
 
 
-def test_the_folder_itself_may_be_a_link(root, tmp_path):
+def test_find_in_a_folder_that_is_a_link_itself_returns_its_path(root, tmp_path):
     (tmp_path / "alias").symlink_to(root)
     alias = Folder(tmp_path / "alias")
     for name in ("a.png", "inner.png", "around.png"):
@@ -119,7 +118,7 @@ def test_the_folder_itself_may_be_a_link(root, tmp_path):
         alias.find("out.png", "x")
 
 
-def test_a_folder_that_is_none(tmp_path):
+def test_folder_that_does_not_exist_is_an_error(tmp_path):
     (tmp_path / "circle").symlink_to("circle")
     for name in ("gone", "circle"):
         with pytest.raises(UserError, match=f"{name}: folder is missing"):
@@ -127,7 +126,7 @@ def test_a_folder_that_is_none(tmp_path):
 
 
 @pytest.mark.parametrize("follow", [False, True])
-def test_coco(root, tmp_path, follow):
+def test_coco_image_behind_a_link_is_read_only_with_follow_links(root, tmp_path, follow):
     content = {
         "images": [{"id": 7, "file_name": "out.png"}],
         "annotations": [],
@@ -146,13 +145,12 @@ def test_coco(root, tmp_path, follow):
 
 
 @pytest.mark.parametrize("what", ["images/a.png", "annotations/a.xml"])
-def test_voc(root, tmp_path, what):
+def test_voc_file_behind_a_link_is_read_only_with_follow_links(root, tmp_path, what):
     split = tmp_path / "data" / "train"
     for name in ("images", "annotations"):
         (split / name).mkdir(parents=True)
     store = tmp_path / "store"
-    xml = "<annotation><object><name>a</name><bndbox><xmin>1</xmin><ymin>1</ymin><xmax>5</xmax>"
-    (store / "a.xml").write_text(f"{xml}<ymax>5</ymax></bndbox></object></annotation>")
+    (store / "a.xml").write_text(voc_xml(("a", 1, 1, 5, 5), width=9, height=8))
     for name, target in (("images/a.png", "c.png"), ("annotations/a.xml", "a.xml")):
         if name == what:
             (split / name).symlink_to(store / target)
@@ -166,7 +164,7 @@ def test_voc(root, tmp_path, what):
     assert len(open_source(config, "train")[0].boxes) == 1
 
 
-def test_lists_of_voc2007_name_files_of_their_folder(tmp_path):
+def test_voc2007_list_cannot_name_files_outside_its_folder(tmp_path):
     base = tmp_path / "VOC2007"
     for folder in ("JPEGImages", "Annotations", "ImageSets/Main"):
         (base / folder).mkdir(parents=True)

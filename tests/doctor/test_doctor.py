@@ -1,18 +1,17 @@
-"""A folder of drawn images, sound and spoiled in known ways, through the command."""
+"""The doctor command on datasets without faults and with known ones."""
 
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from nanodet_jax.cli.config_flags import load_config
 from nanodet_jax.cli.main import main
-from nanodet_jax.data.faults import Kind
+from nanodet_jax.data.faults import FaultKind
 from nanodet_jax.data.open_source import open_source
 from nanodet_jax.data.sources.shapes import ShapesSource
 from nanodet_jax.doctor.report import brief
+from tests.builders import voc_xml, write_image, write_voc_split, write_yolo_image
 
 COUNTS = {"train": 24, "val": 8}
 SHARED = Path(__file__).parents[3] / "shared" / "data"
@@ -29,7 +28,7 @@ def get_config():
 
 
 class Drawn:
-    """Shapes as COCO has them, in a folder, to be spoiled before they are written."""
+    """Dataset of drawn shapes in COCO format, whose annotations can be changed before writing."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -37,10 +36,8 @@ class Drawn:
         for split, count in COUNTS.items():
             source = ShapesSource(split, 160, count)
             self.content[split] = source.ground_truth()
-            (folder / split).mkdir()
             for record in source:
-                pixels = np.ascontiguousarray(record.image[..., ::-1])
-                Image.fromarray(pixels).save(folder / split / record.name)
+                write_image(folder / split / record.name, record.image[..., ::-1].copy())
         paths = ", ".join(
             f"{split}_images={str(folder / split)!r}, "
             f"{split}_annotations={str(folder / f'{split}.json')!r}"
@@ -71,7 +68,7 @@ def doctor(drawn, capsys):
         drawn.write()
         before = state(drawn.folder)
         code = main(["doctor", str(drawn.config), *flags])
-        assert state(drawn.folder) == before, "the user's folder was written to"
+        assert state(drawn.folder) == before, "the doctor wrote to the folder of the user"
         return code, capsys.readouterr().out
 
     return run
@@ -86,145 +83,170 @@ def truncate(drawn):
 
 
 def another_size(drawn):
-    Image.new("RGB", (160, 150)).save(drawn.image(2))
+    write_image(drawn.image(2), (160, 150))
 
 
 def set_box(index, change):
-    def spoil(drawn):
+    def change_box(drawn):
         box = drawn.annotation(index)["bbox"]
         box[:] = change(box)
 
-    return spoil
+    return change_box
 
 
-def again(drawn):
+def repeat_box(drawn):
     twin = drawn.annotation(4) | {"id": 9001}
     drawn.content["train"]["annotations"].append(twin)
 
 
-# Ten ways to spoil a folder: how, the kind, and what the report must name.
-SPOILED = {
-    "truncated": (truncate, Kind.UNREADABLE, "shapes-train-000000.png (image 1): image is trunc"),
-    "missing": (lambda d: d.image(1).unlink(), Kind.MISSING, "'shapes-train-000001.png' of image"),
-    "another size": (another_size, Kind.SIZE, "(image 3): is 160x150 but annotated as 160x160"),
-    "nan": (set_box(0, lambda box: [float("nan"), *box[1:]]), Kind.NUMBERS, "annotation 1 "),
-    "inverted": (set_box(1, lambda b: [*b[:2], -b[2], b[3]]), Kind.INVERTED, "annotation 2 "),
+# Ten faults: the change that makes it, its kind, and a part of its message.
+CHANGES = {
+    "truncated": (
+        truncate,
+        FaultKind.UNREADABLE,
+        "000000.png (image 1): image is truncated",
+    ),
+    "missing": (
+        lambda d: d.image(1).unlink(),
+        FaultKind.MISSING,
+        "train-000001.png' of image 2",
+    ),
+    "another size": (
+        another_size,
+        FaultKind.SIZE,
+        "(image 3): is 160x150 but annotated as 160x1",
+    ),
+    "nan": (set_box(0, lambda box: [float("nan"), *box[1:]]), FaultKind.NUMBERS, "annotation 1 "),
+    "inverted": (set_box(1, lambda b: [*b[:2], -b[2], b[3]]), FaultKind.INVERTED, "annotation 2 "),
     "outside": (
         set_box(2, lambda box: [150, 150, 40, 40]),
-        Kind.OUTSIDE,
+        FaultKind.OUTSIDE,
         "box [150, 150, 190, 190] leaves the image of 160x160",
     ),
-    "no area": (set_box(3, lambda box: [*box[:2], 0, 9]), Kind.EMPTY, "annotation 4 "),
-    "twice": (again, Kind.DUPLICATES, "of one class occurs 2 times"),
+    "no area": (set_box(3, lambda box: [*box[:2], 0, 9]), FaultKind.EMPTY, "annotation 4 "),
+    "twice": (repeat_box, FaultKind.DUPLICATES, "occurs 2 times with the same class"),
     "unknown class": (
         lambda d: d.annotation(5).update(category_id=77),
-        Kind.CLASSES,
-        "unknown category id 77; list it under 'categories'",
+        FaultKind.CLASSES,
+        "unknown category id 77; add it to 'categories'",
     ),
     "one id for two": (
         lambda d: d.content["train"]["images"][7].update(id=9),
-        Kind.IDS,
+        FaultKind.IDS,
         "image id 9 occurs twice",
     ),
 }
 
 
-def test_a_sound_folder(doctor):
-    code, said = doctor()
+def test_doctor_of_sound_data_finds_nothing_serious(doctor):
+    code, output = doctor()
     assert code == 0
-    assert "drawn: 24 training and 8 validation images, 4 classes; 6 steps of 4 images" in said
-    assert "SERIOUS" not in said and not any(kind in said for kind in Kind)
+    assert "drawn: 24 training and 8 validation images, 4 classes; 6 steps of 4 images" in output
+    assert "SERIOUS" not in output and not any(kind in output for kind in FaultKind)
 
 
 @pytest.fixture
-def spoiled(drawn):
-    """All ten at once, on images that no two of them share."""
-    for position, place in enumerate((3, 4, 5, 6, 8, 10)):  # their annotations go elsewhere
-        drawn.annotation(position)["image_id"] = place + 1
-    for spoil, _, _ in SPOILED.values():
-        spoil(drawn)
+def faulty(drawn):
+    """Dataset with all ten faults, each on another image."""
+    for position, index in enumerate((3, 4, 5, 6, 8, 10)):  # move their annotations
+        drawn.annotation(position)["image_id"] = index + 1
+    for change, _, _ in CHANGES.values():
+        change(drawn)
     return drawn
 
 
-def test_all_ten_at_once(spoiled, doctor):
-    code, said = doctor()
+def test_doctor_finds_ten_faults_together(faulty, doctor):
+    code, output = doctor()
     assert code == 1
-    missed = [way for way, (_, kind, _) in SPOILED.items() if f"* {kind} in train: " not in said]
-    assert missed == []
+    kinds = [kind for _, kind, _ in CHANGES.values()]
+    assert [kind for kind in kinds if f"* {kind} in train: " not in output] == []
 
 
-@pytest.mark.parametrize("way", SPOILED)
-def test_each_of_ten(way, drawn, doctor):
-    spoil, kind, named = SPOILED[way]
-    spoil(drawn)
-    code, said = doctor()
-    found = [line for line in said.splitlines() if any(f"* {k} in " in line for k in Kind)]
-    if way == "one id for two":  # whose annotations then have no image
+@pytest.mark.parametrize("fault", CHANGES)
+def test_doctor_finds_each_fault_and_nothing_else(fault, drawn, doctor):
+    change, kind, named = CHANGES[fault]
+    change(drawn)
+    code, output = doctor()
+    found = [line for line in output.splitlines() if any(f"* {k} in " in line for k in FaultKind)]
+    if fault == "one id for two":  # the annotations of one then have no image
         assert len(found) == 1
     else:
         assert found == [f"  * {kind} in train: 1"]
-    assert f"* {kind} in train: " in said
-    assert named in said
-    tolerated = kind in (Kind.OUTSIDE, Kind.EMPTY, Kind.DUPLICATES)
+    assert f"* {kind} in train: " in output
+    assert named in output
+    tolerated = kind in (FaultKind.OUTSIDE, FaultKind.EMPTY, FaultKind.DUPLICATES)
     assert code == (0 if tolerated else 1)
-    assert ("SERIOUS" in said) != tolerated
+    assert ("SERIOUS" in output) != tolerated
 
 
-def test_ranked_by_harm_with_ways_out(spoiled, doctor):
-    _, said = doctor("--config.training.warmup_steps=50", "--config.training.epochs=10")
-    serious, costly = said.index("SERIOUS"), said.index("COSTLY")
-    assert serious < said.index("-> --config.training.warmup_steps=") < costly
-    assert serious < said.index(Kind.SIZE) < costly < said.index(Kind.OUTSIDE)
-    findings = said[: said.index("drawn: ")]
+def test_doctor_sorts_by_severity_and_suggests_fixes(faulty, doctor):
+    _, output = doctor("--config.training.warmup_steps=50", "--config.training.epochs=10")
+    serious, costly = output.index("SERIOUS"), output.index("COSTLY")
+    assert serious < output.index("-> --config.training.warmup_steps=") < costly
+    assert serious < output.index(FaultKind.SIZE) < costly < output.index(FaultKind.OUTSIDE)
+    findings = output[: output.index("drawn: ")]
     assert findings.count("  * ") == findings.count("    -> ") > 10
 
 
 @pytest.mark.parametrize(
     ("flags", "code", "named"),
     [
-        (["--config.training.warmup_steps=60"], 1, "the warm-up takes 60 of the run's 60 steps"),
-        (["--config.training.warmup_steps=20"], 0, "the warm-up takes 20 of the run's 60 steps"),
-        (["--config.data.batch_size=25"], 1, "there are 24 training images"),
+        (
+            ["--config.training.warmup_steps=60"],
+            1,
+            "the warm-up takes 60 of the 60 steps",
+        ),
+        (
+            ["--config.training.warmup_steps=20"],
+            0,
+            "the warm-up takes 20 of the 60 steps",
+        ),
+        (
+            ["--config.data.batch_size=25"],
+            1,
+            "batch_size=25 exceeds the 24 training images",
+        ),
         (["--config.input_size=64,64"], 0, "is small at the input of 64 x 64: half of its"),
         (["--config.data.train_images=/nowhere"], 1, "/nowhere: folder of images is missing"),
-        (["--config.data.format=voc"], 1, "config.data.root is empty"),
+        (["--config.data.format=voc"], 1, "config.data.root: is empty"),
     ],
 )
-def test_flags_and_what_the_schedule_does(flags, code, named, doctor):
-    assert (lambda found: (found[0], named in found[1]))(doctor(*flags)) == (code, True)
+def test_doctor_with_flags_finds_faults_of_the_config(flags, code, named, doctor):
+    found_code, output = doctor(*flags)
+    assert found_code == code and named in output
 
 
 @pytest.mark.parametrize("flag", ["--config.data.batchsize=3", "--nope", "nope"])
-def test_bad_flags_are_one_line(flag, drawn, capsys):
+def test_doctor_with_an_unknown_flag_prints_one_line(flag, drawn, capsys):
     try:
         code = main(["doctor", str(drawn.config), flag])
-    except SystemExit as left:
-        code = left.code
+    except SystemExit as exited:
+        code = exited.code
     assert code == 2
     assert capsys.readouterr().err.splitlines()[-1].count("error: ") == 1
 
 
-def test_classes_without_boxes(drawn, doctor):
+def test_doctor_finds_a_class_without_training_boxes(drawn, doctor):
     train = drawn.content["train"]
     train["annotations"] = [item for item in train["annotations"] if item["category_id"] != 3]
-    code, said = doctor()
+    code, output = doctor()
     assert code == 1
-    assert "1 of 4 classes have no training box: square; evaluation asks for square" in said
+    assert "1 of 4 classes have no training box: square; validation has square" in output
 
 
-def test_images_without_boxes(drawn, doctor):
+def test_doctor_finds_many_images_without_boxes(drawn, doctor):
     train = drawn.content["train"]
     train["annotations"] = [item for item in train["annotations"] if item["image_id"] <= 6]
-    _, said = doctor()
-    assert "18 of 24 images in train have no box" in said
+    _, output = doctor()
+    assert "18 of 24 images in train have no box" in output
     train["annotations"] = []
-    code, said = doctor()
+    code, output = doctor()
     assert code == 1
-    assert "24 of 24 images in train have no box" in said
+    assert "24 of 24 images in train have no box" in output
 
 
-def test_in_brief_before_a_run(drawn):
-    """From annotations alone: the images hold nothing."""
+def test_brief_finds_problems_of_annotations_without_images(drawn):
+    """The images are empty files."""
     train = drawn.content["train"]
     train["annotations"] = [item for item in train["annotations"] if item["category_id"] != 3]
     drawn.write()
@@ -236,80 +258,68 @@ def test_in_brief_before_a_run(drawn):
         return brief(config, *(open_source(config, split) for split in COUNTS))
 
     absent, rare = lines()
-    assert absent.startswith("note: 1 of 4 classes have no training box: square; evaluation asks")
-    assert rare.startswith("note: classes of under 50 training boxes: circle (")
+    assert absent.startswith("note: 1 of 4 classes have no training box: square; validation has")
+    assert rare.startswith("note: classes with under 50 training boxes: circle (")
     longer = lines("--config.training.warmup_steps=60", "--config.input_size=64,64")
     assert longer[0] == (
-        "note: the warm-up takes 60 of the run's 60 steps: the learning rate is never reached "
-        "-> --config.training.warmup_steps=3, or more epochs"
+        "note: the warm-up takes 60 of the 60 steps of the run: the full learning rate is never "
+        "reached -> --config.training.warmup_steps=3, or more epochs"
     )
     assert longer[1:3] == [absent, rare] and "is small at the input of 64 x 64" in longer[-1]
     assert lines("--config.data.format=shapes") == []
 
 
-def test_voc(tmp_path, capsys):
-    def box(x1, y1, x2, y2, name="cat"):
-        sides = "".join(
-            f"<{k}>{v}</{k}>" for k, v in zip(("xmin", "ymin", "xmax", "ymax"), (x1, y1, x2, y2))
-        )
-        return f"<object><name>{name}</name><bndbox>{sides}</bndbox></object>"
-
-    for split in ("train", "val"):
-        for name in ("images", "annotations"):
-            (tmp_path / "data" / split / name).mkdir(parents=True)
-        for index in range(4):
-            spoiled = split == "train" and index == 0
-            boxes = box(20, 20, 60, 60)
-            if spoiled:
-                boxes += (
-                    box(9, 1, 5, 9) + box("nan", 1, 5, 9) + box(-5, 1, 40, 50) + box(3, 3, 3, 9)
-                )
-                boxes += 2 * box(70, 30, 99, 70) + box(1, 2, 30, 40, name="")
-            size = "<size><width>100</width><height>80</height></size>"
-            text = f"<annotation>{size}{boxes}</annotation>"
-            (tmp_path / "data" / split / "annotations" / f"{index}.xml").write_text(text)
-            file = tmp_path / "data" / split / "images" / f"{index}.png"
-            Image.new("RGB", (100, 80)).save(file)
+def test_doctor_finds_each_kind_of_fault_of_voc(tmp_path, capsys):
+    box = ("cat", 20, 20, 60, 60)
+    faulty = voc_xml(
+        box,
+        ("cat", 9, 1, 5, 9),
+        ("cat", "nan", 1, 5, 9),
+        ("cat", -5, 1, 40, 50),
+        ("cat", 3, 3, 3, 9),
+        *[("cat", 70, 30, 99, 70)] * 2,
+        ("", 1, 2, 30, 40),
+    )
+    xmls = {str(index): voc_xml(box) for index in range(4)}
+    write_voc_split(tmp_path / "data", "train", xmls | {"0": faulty})
+    write_voc_split(tmp_path / "data", "val", xmls)
     folder = tmp_path / "data" / "train"
     (folder / "images" / "1.png").unlink()
     (folder / "annotations" / "2.xml").write_text("<annotation>")
     config = tmp_path / "config.py"
     config.write_text(CONFIG.format(format="voc", paths=f"root={str(tmp_path / 'data')!r}"))
     assert main(["doctor", str(config)]) == 1
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     for kind, named in (
-        (Kind.INVERTED, "0.xml: object 2 (cat) has an inverted box"),
-        (Kind.NUMBERS, "0.xml: object 3 (cat): bndbox/xmin is 'nan'"),
-        (Kind.OUTSIDE, "0.xml: box [-5.0, 1.0, 40.0, 50.0] (cat) leaves the image of 100x80"),
-        (Kind.EMPTY, "0.xml: box [3.0, 3.0, 3.0, 9.0] (cat): below a pixel"),
-        (Kind.DUPLICATES, "0.png (image 1): box [70, 30, 99, 70] of one class occurs 2 times"),
-        (Kind.CLASSES, "0.xml: object 8 has no name"),
-        (Kind.MISSING, "1.xml: no image '' or 1.* in"),
-        (Kind.FILE, "2.xml: broken xml"),
+        (FaultKind.INVERTED, "0.xml: object 2 (cat) has an inverted box"),
+        (FaultKind.NUMBERS, "0.xml: object 3 (cat): bndbox/xmin is 'nan'"),
+        (FaultKind.OUTSIDE, "0.xml: box [-5.0, 1.0, 40.0, 50.0] (cat) leaves the image of 100x80"),
+        (FaultKind.EMPTY, "0.xml: box [3.0, 3.0, 3.0, 9.0] (cat): smaller than one pixel"),
+        (FaultKind.DUPLICATES, "0.png (image 1): box [70, 30, 99, 70] occurs 2 times with the"),
+        (FaultKind.CLASSES, "0.xml: object 8 has no name"),
+        (FaultKind.MISSING, "1.xml: no image '' or 1.* in"),
+        (FaultKind.FILE, "2.xml: invalid xml"),
     ):
-        assert f"  * {kind} in train: 1\n" in said
-        assert named in said
-    assert " in val: " not in said
+        assert f"  * {kind} in train: 1\n" in output
+        assert named in output
+    assert " in val: " not in output
 
 
-def test_yolo(tmp_path, capsys):
-    """Every kind of fault that its files can have; sizes cannot disagree, and there are no ids."""
+def test_doctor_finds_each_kind_of_fault_of_yolo(tmp_path, capsys):
+    """All kinds except sizes and ids, which YOLO files do not contain."""
     for split in ("train", "val"):
-        for name in ("images", "labels"):
-            (tmp_path / "data" / name / split).mkdir(parents=True)
         for index in range(4):
-            Image.new("RGB", (100, 80)).save(tmp_path / "data" / "images" / split / f"{index}.png")
-            labels = tmp_path / "data" / "labels" / split / f"{index}.txt"
-            labels.write_text("0 .4 .5 .4 .5\n")
-    spoiled = tmp_path / "data" / "labels" / "train"
-    (spoiled / "0.txt").write_text(
+            name = f"images/{split}/{index}.png"
+            write_yolo_image(tmp_path / "data", name, "0 .4 .5 .4 .5\n")
+    labels = tmp_path / "data" / "labels" / "train"
+    (labels / "0.txt").write_text(
         "0 .4 .5 .4 .5\n0 .4 .5 -.01 .5\n0 nan .5 .4 .5\n0 .1 .5 .4 .5\n0 .4 .5 .005 .5\n"
         "1 .4 .5 .4 .5\n0 .8 .5 .2 .5\n0 .8 .5 .2 .5\n"
     )
-    (spoiled / "1.txt").write_text("0 ...")
-    (spoiled / "4.txt").write_text("")
-    (spoiled / "2.txt").unlink()
-    (spoiled / "2.txt").symlink_to("/etc/passwd")
+    (labels / "1.txt").write_text("0 ...")
+    (labels / "4.txt").write_text("")
+    (labels / "2.txt").unlink()
+    (labels / "2.txt").symlink_to("/etc/passwd")
     (tmp_path / "data" / "images" / "train" / "3.png").write_bytes(b"")
     (tmp_path / "data" / "data.yaml").write_text(
         "{train: images/train, val: images/val, names: [cat]}"
@@ -317,29 +327,29 @@ def test_yolo(tmp_path, capsys):
     config = tmp_path / "config.py"
     config.write_text(CONFIG.format(format="yolo", paths=f"root={str(tmp_path / 'data')!r}"))
     assert main(["doctor", str(config)]) == 1
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     for kind, count, named in (
-        (Kind.INVERTED, 1, "0.txt: line 2: '0 .4 .5 -.01 .5' has negative width"),
-        (Kind.NUMBERS, 2, "0.txt: line 3: '0 nan .5 .4 .5' has a number that is not finite"),
-        (Kind.NUMBERS, 2, "1.txt: line 1: '0 ...' is no line of numbers"),
-        (Kind.OUTSIDE, 1, "0.txt: line 4: box [-0.1, 0.25, 0.3, 0.75] leaves the image, and"),
-        (Kind.EMPTY, 1, "0.txt: box [39.75, 20.0, 40.25, 60.0] (cat): below a pixel"),
-        (Kind.CLASSES, 1, "0.txt: line 6: '1 .4 .5 .4 .5' is of class 1; names"),
-        (Kind.DUPLICATES, 1, "0.png (image 1): box [70, 20, 90, 60] of one class occurs 2 times"),
-        (Kind.MISSING, 1, "4.txt: labels of no image in"),
-        (Kind.PATH, 1, "2.png: the symbolic link"),
-        (Kind.UNREADABLE, 1, "3.png (image 4): no image"),
+        (FaultKind.INVERTED, 1, "0.txt: line 2: '0 .4 .5 -.01 .5' has a negative width"),
+        (FaultKind.NUMBERS, 2, "0.txt: line 3: '0 nan .5 .4 .5' has a number that is not finite"),
+        (FaultKind.NUMBERS, 2, "1.txt: line 1: '0 ...' is not a line of numbers"),
+        (FaultKind.OUTSIDE, 1, "0.txt: line 4: box [-0.1, 0.25, 0.3, 0.75] leaves the image"),
+        (FaultKind.EMPTY, 1, "0.txt: box [39.75, 20.0, 40.25, 60.0] (cat): smaller than one pixel"),
+        (FaultKind.CLASSES, 1, "0.txt: line 6: '1 .4 .5 .4 .5' has unknown class 1"),
+        (FaultKind.DUPLICATES, 1, "0.png (image 1): box [70, 20, 90, 60] occurs 2 times with"),
+        (FaultKind.MISSING, 1, "4.txt: labels without an image in"),
+        (FaultKind.PATH, 1, "2.png: the symbolic link"),
+        (FaultKind.UNREADABLE, 1, "3.png (image 4): not an image"),
     ):
-        assert f"  * {kind} in train: {count}\n" in said
-        assert named in said
-    assert " in val: " not in said
+        assert f"  * {kind} in train: {count}\n" in output
+        assert named in output
+    assert " in val: " not in output
 
 
 @pytest.mark.skipif(not (SHARED / "bccd").is_dir(), reason="shared/data/bccd is absent")
-def test_bccd_is_limited_by_its_small_class(capsys):
+def test_doctor_of_bccd_finds_the_small_class(capsys):
     root = Path(__file__).parents[2]
     config = f"--config.data.root={SHARED / 'bccd'}"
     assert main(["doctor", str(root / "configs" / "voc.py"), config]) == 0
-    said = capsys.readouterr().out
-    assert "class 'Platelets' is small" in said
-    assert "class 'RBC'" not in said and "class 'WBC'" not in said
+    output = capsys.readouterr().out
+    assert "class 'Platelets' is small" in output
+    assert "class 'RBC'" not in output and "class 'WBC'" not in output

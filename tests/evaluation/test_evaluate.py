@@ -73,7 +73,7 @@ def test_unreadable_image_counts_as_one_without_detections(capsys):
     assert found.metrics == coco_metrics(source.ground_truth(), found.results, Images.categories)
     assert found.metrics["AR100"] == pytest.approx(6 / 7)
     assert sorted(found.examples) == [0, 1, 3]
-    assert "note: 2.png (image 88): no image that OpenCV can read" in capsys.readouterr().out
+    assert "note: 2.png (image 88): not an image that OpenCV can read" in capsys.readouterr().out
 
 
 def test_evaluation_returns_none_when_stopped():

@@ -171,7 +171,7 @@ def test_pixels_kept_and_made_on_the_device_train_as_well(unbroken, tmp_path, mo
     config.data.augment = config.data.cache = "device"
     monkeypatch.setattr(evaluate, "run_evaluation", lambda *_, **__: NO_EVALUATION)
     train_and_evaluate(config, tmp_path)
-    assert "cache: 16 images of 64x64 take 0.00 GB of the device" in capsys.readouterr().out
+    assert "cache: 16 images of 64x64 take 0.00 GB of device memory" in capsys.readouterr().out
     ours, theirs = journal(tmp_path), journal(unbroken[0])
     for one, other in zip(ours[:3], theirs[:3]):
         assert one["positives"] == other["positives"]  # the same boxes

@@ -1,4 +1,4 @@
-"""COCO files: what is read, what is skipped, and what is refused, by name."""
+"""COCO source: records, skipped boxes, and errors by name."""
 
 import copy
 import json
@@ -6,7 +6,6 @@ import os
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import pytest
 
@@ -16,6 +15,7 @@ from nanodet_jax.data.open_source import open_source
 from nanodet_jax.data.records import decode
 from nanodet_jax.data.sources.coco import CocoSource
 from nanodet_jax.errors import UserError
+from tests.builders import write_coco
 
 COCO_MINI = Path(__file__).parents[4] / "shared" / "data" / "coco_mini"
 
@@ -49,17 +49,12 @@ def content() -> dict[str, Any]:
 
 
 def write(folder: Path, content: Any) -> tuple[Path, Path]:
-    """Folder of images and annotation file."""
-    images = folder / "images"
-    images.mkdir()
-    for name in ("a.png", "b.png"):
-        cv2.imwrite(str(images / name), np.full((30, 40, 3), 9, np.uint8))
-    file = folder / "labels.json"
-    file.write_text(content if isinstance(content, str) else json.dumps(content))
-    return images, file
+    """Write two gray images and the annotation file; return the folder of images and the file."""
+    pixels = np.full((30, 40, 3), 9, np.uint8)
+    return write_coco(folder, content, {"a.png": pixels, "b.png": pixels})
 
 
-def test_records(content, tmp_path):
+def test_coco_records_have_labels_boxes_and_flags_of_the_file(content, tmp_path):
     source = CocoSource(*write(tmp_path, content))
     assert source.categories == ((3, "car"), (18, "dog"))
     assert [record.image_id for record in source] == [7, 42]
@@ -78,7 +73,7 @@ def test_records(content, tmp_path):
     assert decode(record)[0, 0].tolist() == [9, 9, 9]
 
 
-def test_ground_truth_is_the_file_with_defaults_filled_in(content, tmp_path):
+def test_coco_ground_truth_is_the_file_with_defaults_filled_in(content, tmp_path):
     truth = CocoSource(*write(tmp_path, content)).ground_truth()
     for key in ("info", "categories", "images"):
         assert truth[key] == content[key]
@@ -86,7 +81,7 @@ def test_ground_truth_is_the_file_with_defaults_filled_in(content, tmp_path):
     assert [item["iscrowd"] for item in truth["annotations"]] == [0, 1, 0, 0, 0]
 
 
-def test_sizes_may_be_left_out_and_names_may_have_folders(content, tmp_path):
+def test_coco_image_without_size_in_a_subfolder_is_read(content, tmp_path):
     images, file = write(tmp_path, content)
     (images / "deep").mkdir()
     (images / "a.png").rename(images / "deep" / "a.png")
@@ -106,8 +101,8 @@ FAULTS = {
         set_annotation(category_id=99),
         r"annotation 1 \(image 42\): unknown category id 99",
     ),
-    "unknown image": (set_annotation(image_id=8), r"annotation 1 \(image 8\): no such image id"),
-    "image id of a list": (set_annotation(image_id=[8]), r"annotation 1 .*no such image id"),
+    "unknown image": (set_annotation(image_id=8), r"annotation 1 \(image 8\): unknown image id"),
+    "image id of a list": (set_annotation(image_id=[8]), r"annotation 1 .*unknown image id"),
     "nan": (set_annotation(bbox=[1, 2, float("nan"), 3]), r"annotation 1 .*bbox=\[1, 2, nan, 3\]"),
     "inf": (set_annotation(bbox=[float("-inf"), 2, 3, 3]), r"annotation 1 .*bbox=\[-inf"),
     "huge": (set_annotation(bbox=[10**400, 2, 3, 3]), r"annotation 1 .*four finite numbers"),
@@ -115,28 +110,31 @@ FAULTS = {
     "text": (set_annotation(bbox=[1, 2, "3", 4]), r"annotation 1 .*bbox=\[1, 2, '3', 4\]"),
     "no box": (set_annotation(bbox=None), r"annotation 1 .*bbox=None"),
     "negative": (set_annotation(bbox=[9, 2, -3, 4]), r"annotation 1 .*negative width or height"),
-    "area": (set_annotation(area="big"), r"annotation 1 .*area='big' is no finite number"),
-    "crowd": (set_annotation(iscrowd="no"), r"annotation 1 .*iscrowd='no' is neither 0 nor 1"),
+    "area": (set_annotation(area="big"), r"annotation 1 .*area='big' is not a finite number"),
+    "crowd": (set_annotation(iscrowd="no"), r"annotation 1 .*iscrowd='no' must be 0 or 1"),
     "annotation twice": (set_annotation(id=2), "annotation id 2 occurs twice"),
     "annotation without id": (set_annotation(id=None), "annotation 0 of the list needs an integer"),
     "image twice": (lambda c: c["images"][0].update(id=7), "image id 7 occurs twice"),
     "image without name": (lambda c: c["images"][0].pop("file_name"), "image 42 needs a 'file_"),
-    "image size": (lambda c: c["images"][0].update(width=-1), "image 42: width=-1 is no number"),
+    "image size": (lambda c: c["images"][0].update(width=-1), "image 42: width=-1 is not a number"),
     "no images": (lambda c: c["images"].clear(), "lists no images"),
     "category twice": (lambda c: c["categories"][0].update(id=3), "category id 3 occurs twice"),
     "category without name": (lambda c: c["categories"][0].pop("name"), "category 0 needs an int"),
     "no categories": (lambda c: c["categories"].clear(), "lists no categories"),
-    "no annotations": (lambda c: c.pop("annotations"), "no COCO layout: .* named 'annotations'"),
-    "wrong list": (lambda c: c.update(images=[3]), "no COCO layout: .* named 'images'"),
+    "no annotations": (
+        lambda c: c.pop("annotations"),
+        "not in COCO format.* named 'annotations'",
+    ),
+    "wrong list": (lambda c: c.update(images=[3]), "not in COCO format: .* named 'images'"),
     "missing file": (
         lambda c: c["images"][0].update(file_name="gone.png"),
-        "1 of 2 images are missing, first 'gone.png' of image 42",
+        "1 of 2 images are missing, such as 'gone.png' of image 42",
     ),
 }
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_faults_are_named(fault, content, tmp_path):
+def test_coco_fault_is_an_error_that_names_the_entry(fault, content, tmp_path):
     change, message = FAULTS[fault]
     change(content)
     images, file = write(tmp_path, content)
@@ -149,11 +147,11 @@ def test_faults_are_named(fault, content, tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('{"images": [\n  1,, 2]}', "labels.json: broken json at line 2, column 5"),
-        ("", "labels.json: broken json at line 1, column 1"),
-        ("[1]", "labels.json: no COCO layout"),
-        ("[" * 100_000, "labels.json: no json text"),
-        ("9" * 5000, "labels.json: no json text"),
+        ('{"images": [\n  1,, 2]}', "labels.json: invalid json at line 2, column 5"),
+        ("", "labels.json: invalid json at line 1, column 1"),
+        ("[1]", "labels.json: not in COCO format"),
+        ("[" * 100_000, "labels.json: not json text"),
+        ("9" * 5000, "labels.json: not json text"),
         ('{"images": [], "images": [1]}', "labels.json: .*key 'images' occurs twice in an object"),
         (
             '{"annotations": [{"id": 7, "bbox": [1, 2, 3, 4], "bbox": [1]}]}',
@@ -162,23 +160,23 @@ def test_faults_are_named(fault, content, tmp_path):
         (r'{"\u001b[2J": 1, "\u001b[2J": 1}', r"key '\\x1b\[2J' occurs twice"),
     ],
 )
-def test_files_that_are_no_coco_files(text, message, tmp_path):
+def test_coco_file_of_another_format_is_an_error(text, message, tmp_path):
     with pytest.raises(UserError, match=message):
         CocoSource(*write(tmp_path, text))
 
 
-def test_missing_file_and_folder(content, tmp_path):
+def test_coco_file_or_folder_that_is_missing_is_an_error(content, tmp_path):
     images, file = write(tmp_path, content)
     with pytest.raises(UserError, match=r"gone\.json: annotation file is missing"):
         CocoSource(images, tmp_path / "gone.json")
     with pytest.raises(UserError, match="gone: folder of images is missing"):
         CocoSource(tmp_path / "gone", file)
     file.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(UserError, match=r"labels\.json: no json text"):
+    with pytest.raises(UserError, match=r"labels\.json: not json text"):
         CocoSource(images, file)
 
 
-def test_long_key_that_occurs_twice_is_cut(tmp_path):
+def test_coco_repeated_key_is_truncated_in_the_error(tmp_path):
     key = '"' + "k" * 100_000 + '"'
     with pytest.raises(UserError, match="occurs twice") as error:
         CocoSource(*write(tmp_path, f"{{{key}: 1, {key}: 2}}"))
@@ -186,7 +184,7 @@ def test_long_key_that_occurs_twice_is_cut(tmp_path):
 
 
 @pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero")])
-def test_annotations_that_are_no_regular_file_are_refused(content, tmp_path, make):
+def test_coco_file_that_is_not_regular_is_an_error(content, tmp_path, make):
     images, file = write(tmp_path, content)
     file.unlink()
     make(file)
@@ -194,14 +192,14 @@ def test_annotations_that_are_no_regular_file_are_refused(content, tmp_path, mak
         CocoSource(images, file)
 
 
-def test_ground_truth_is_not_searched_for_keys_again(content, tmp_path, monkeypatch):
+def test_coco_ground_truth_does_not_check_repeated_keys_again(content, tmp_path, monkeypatch):
     source = CocoSource(*write(tmp_path, content))
-    monkeypatch.setattr(json_text, "_unique", None)  # a call would fail
+    monkeypatch.setattr(json_text, "_check_unique", None)  # a call would fail
     assert len(source.ground_truth()["annotations"]) == 5
 
 
 @pytest.mark.skipif(not COCO_MINI.is_dir(), reason="shared/data/coco_mini is absent")
-def test_real_images():
+def test_coco_mini_has_the_known_images_and_boxes():
     config = Config()
     config.data.val_images = str(COCO_MINI / "val2017")
     config.data.val_annotations = str(COCO_MINI / "annotations" / "instances_val2017.json")

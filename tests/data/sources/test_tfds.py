@@ -1,11 +1,10 @@
-"""A COCO data set, written for TFDS and read back, all without TensorFlow."""
+"""TFDS source: a COCO dataset that is converted and read back, all without TensorFlow."""
 
 import json
 import sys
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import pytest
 
@@ -16,12 +15,13 @@ from nanodet_jax.data.sources.coco import CocoSource
 from nanodet_jax.data.sources.tfds import TfdsSource, import_tfds
 from nanodet_jax.data.sources.tfds_prepare import prepare
 from nanodet_jax.errors import UserError
+from tests.builders import noise, write_coco, write_image
 
 pytest.importorskip("tensorflow_datasets")
 pytest.importorskip("array_record")
 
 CATEGORIES = [{"id": 18, "name": "guide dog"}, {"id": 3, "name": "car"}]
-# Crowd, empty image, sticking out of the image, and below one pixel.
+# A crowd, an image without boxes, a box beyond the image, and one below one pixel.
 ANNOTATIONS: list[dict[str, Any]] = [
     {"id": 10, "image_id": 1, "category_id": 18, "bbox": [1.5, 2.25, 10, 20], "area": 150.75},
     {"id": 11, "image_id": 1, "category_id": 3, "bbox": [0, 0, 40, 30], "area": 9, "iscrowd": 1},
@@ -31,36 +31,31 @@ ANNOTATIONS: list[dict[str, Any]] = [
 ]
 
 
-def write_coco(folder: Path, ids: tuple[int, ...]) -> tuple[Path, Path]:
-    images = folder / "images"
-    images.mkdir(parents=True)
-    infos = []
-    for id in ids:
-        pixels = np.random.default_rng(id).integers(0, 256, (30, 40, 3), np.uint8)
-        cv2.imwrite(str(images / f"{id}.jpg"), pixels)
-        infos.append({"id": id, "file_name": f"{id}.jpg", "width": 40, "height": 30})
-    annotations = [item for item in ANNOTATIONS if item["image_id"] in ids]
-    content = {"images": infos, "annotations": annotations, "categories": CATEGORIES}
-    file = folder / "labels.json"
-    file.write_text(json.dumps(content))
-    return images, file
+def write(folder: Path, ids: tuple[int, ...]) -> tuple[Path, Path]:
+    """Write images of noise with these ids, and the COCO file with their annotations."""
+    content = {
+        "images": [{"id": i, "file_name": f"{i}.jpg", "width": 40, "height": 30} for i in ids],
+        "annotations": [item for item in ANNOTATIONS if item["image_id"] in ids],
+        "categories": CATEGORIES,
+    }
+    return write_coco(folder, content, {f"{id}.jpg": noise(30, 40, seed=id) for id in ids})
 
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory) -> Path:
-    """A folder with train/ and val/ in COCO's format, and out/ in that of TFDS."""
+    """Folder with train/ and val/ in COCO format, and out/ in the format of TFDS."""
     root = tmp_path_factory.mktemp("tfds")
-    train, val = write_coco(root / "train", (1, 2, 3)), write_coco(root / "val", (4,))
+    train, val = write(root / "train", (1, 2, 3)), write(root / "val", (4,))
     folder = prepare(*train, *val, root / "out", "tiny")
     assert folder == root / "out" / "tiny" / "1.0.0"
     return root
 
 
 @pytest.mark.parametrize(("split", "tfds_split"), [("train", "train"), ("val", "validation")])
-def test_what_was_written_is_read_back(split, tfds_split, written):
+def test_tfds_records_are_those_of_the_converted_coco_files(split, tfds_split, written):
     coco = CocoSource(written / split / "images", written / split / "labels.json")
-    judge = written / split / "labels.json"
-    source = TfdsSource("tiny:1.0.0", written / "out", tfds_split, judged_by=judge)
+    annotations = written / split / "labels.json"
+    source = TfdsSource("tiny:1.0.0", written / "out", tfds_split, annotations)
     assert source.categories == coco.categories == ((3, "car"), (18, "guide dog"))
     by_id = {record.image_id: record for record in source}
     assert sorted(by_id) == [record.image_id for record in coco]
@@ -68,7 +63,7 @@ def test_what_was_written_is_read_back(split, tfds_split, written):
         found = by_id[expected.image_id]
         assert found.image == expected.image.read_bytes()
         assert (found.name, found.width, found.height) == (expected.name, 40, 30)
-        boxes = np.minimum(expected.boxes, [40, 30, 40, 30])  # writing clips to the image
+        boxes = np.minimum(expected.boxes, [40, 30, 40, 30])  # conversion clips to the image
         np.testing.assert_allclose(found.boxes, boxes, atol=1e-4)
         np.testing.assert_array_equal(found.labels, expected.labels)
         np.testing.assert_array_equal(found.ignore, expected.ignore)
@@ -77,8 +72,8 @@ def test_what_was_written_is_read_back(split, tfds_split, written):
     assert source.ground_truth() == coco.ground_truth()
 
 
-def test_without_a_judge_ids_and_ground_truth_are_its_own(written):
-    source = TfdsSource("", written / "out" / "tiny" / "1.0.0", "train", judged_by=None)
+def test_tfds_source_without_annotations_numbers_its_categories(written):
+    source = TfdsSource("", written / "out" / "tiny" / "1.0.0", "train", annotations=None)
     assert source.categories == ((1, "car"), (2, "guide dog"))
     assert sorted(source.num_boxes(i) for i in range(len(source))) == [0, 1, 2]
     assert source.image_size(0) == (0, 0)
@@ -90,7 +85,7 @@ def test_without_a_judge_ids_and_ground_truth_are_its_own(written):
         source[3]
 
 
-def test_open_source(written):
+def test_tfds_is_opened_as_the_config_names_it(written):
     config = Config()
     config.data.format, config.data.name = "tfds", "tiny:1.0.0"
     config.data.root = str(written / "out")
@@ -99,24 +94,24 @@ def test_open_source(written):
     assert open_source(config, "val").categories[1] == (18, "guide dog")
 
 
-def test_judge_must_have_the_same_categories(written, tmp_path):
-    def judged_by(*categories: dict) -> TfdsSource:
+def test_tfds_annotations_with_other_categories_are_an_error(written, tmp_path):
+    def with_categories(*categories: dict) -> TfdsSource:
         content = {"images": [], "annotations": [], "categories": list(categories)}
-        (tmp_path / "judge.json").write_text(json.dumps(content))
-        return TfdsSource("tiny:1.0.0", written / "out", "train", tmp_path / "judge.json")
+        (tmp_path / "other.json").write_text(json.dumps(content))
+        return TfdsSource("tiny:1.0.0", written / "out", "train", tmp_path / "other.json")
 
     car, dog = {"id": 5, "name": "car"}, {"id": 6, "name": "guide_dog"}
-    assert judged_by(dog, car).categories == ((5, "car"), (6, "guide_dog"))
-    with pytest.raises(UserError, match=r"judge\.json: has 1 categories, but .*tiny/1\.0\.0 has 2"):
-        judged_by(car)
-    with pytest.raises(UserError, match=r"judge\.json: category 6 is 'cat', but 'guide dog' in"):
-        judged_by(car, {"id": 6, "name": "cat"})
+    assert with_categories(dog, car).categories == ((5, "car"), (6, "guide_dog"))
+    with pytest.raises(UserError, match=r"other\.json: has 1 categories, but .*tiny/1\.0\.0 has 2"):
+        with_categories(car)
+    with pytest.raises(UserError, match=r"other\.json: category 6 is 'cat', but 'guide dog' in"):
+        with_categories(car, {"id": 6, "name": "cat"})
 
 
-def test_data_sets_that_are_not_there(written):
-    with pytest.raises(UserError, match="tiny/2: no prepared TFDS data set"):
+def test_tfds_dataset_or_split_that_is_missing_is_an_error(written):
+    with pytest.raises(UserError, match="tiny/2: not a prepared TFDS dataset"):
         TfdsSource("tiny:2", written / "out", "train", None)
-    with pytest.raises(UserError, match=r"1\.0\.0: no split 'test'; there are train, validation"):
+    with pytest.raises(UserError, match=r"1\.0\.0: no split 'test'; choose from train, validation"):
         TfdsSource("tiny:1.0.0", written / "out", "test", None)
     assert len(TfdsSource("tiny:1.0.0", written / "out", "train[:2]", None)) == 2
     with pytest.raises(UserError, match=r"no split 'train\[:x\]'") as error:
@@ -124,7 +119,7 @@ def test_data_sets_that_are_not_there(written):
     assert "\n" not in str(error.value)
 
 
-def test_other_features_and_formats_are_named(written, tmp_path):
+def test_tfds_dataset_with_other_features_or_format_is_an_error(written, tmp_path):
     def edit(name: str, old: str, new: str) -> Path:
         folder = tmp_path / new
         folder.mkdir()
@@ -135,17 +130,17 @@ def test_other_features_and_formats_are_named(written, tmp_path):
             )
         return folder
 
-    with pytest.raises(UserError, match="lacks feature 'objects/is_crowd'"):
+    with pytest.raises(UserError, match="lacks the feature 'objects/is_crowd'"):
         TfdsSource("", edit("features.json", "is_crowd", "is_group"), "train", None)
-    with pytest.raises(UserError, match="prepared as 'tfrecord'; without TensorFlow"):
+    with pytest.raises(UserError, match="prepared as 'tfrecord'; only 'array_record'"):
         TfdsSource("", edit("dataset_info.json", "array_record", "tfrecord"), "train", None)
 
 
-def test_prepare_refuses(written, tmp_path):
-    train, val = write_coco(tmp_path / "train", (1, 2)), write_coco(tmp_path / "val", (4,))
-    with pytest.raises(UserError, match=r"name 'My-Set': use lower-case"):
+def test_tfds_prepare_rejects_names_images_and_categories(written, tmp_path):
+    train, val = write(tmp_path / "train", (1, 2)), write(tmp_path / "val", (4,))
+    with pytest.raises(UserError, match=r"--name=My-Set: use lower-case"):
         prepare(*train, *val, tmp_path, "My-Set")
-    with pytest.raises(UserError, match=r"tiny/1\.0\.0: exists already"):
+    with pytest.raises(UserError, match=r"tiny/1\.0\.0: already exists"):
         prepare(*train, *val, written / "out", "tiny")
 
     data = (train[0] / "2.jpg").read_bytes()
@@ -153,9 +148,8 @@ def test_prepare_refuses(written, tmp_path):
     with pytest.raises(UserError, match=r"2\.jpg \(image 2\): image is truncated"):
         prepare(*train, *val, tmp_path / "out", "tiny")
     assert not (tmp_path / "out" / "tiny" / "1.0.0").exists()
-    cv2.imwrite(str(tmp_path / "x.png"), np.zeros((30, 40, 3), np.uint8))
-    (tmp_path / "x.png").rename(train[0] / "2.jpg")
-    with pytest.raises(UserError, match=r"2\.jpg: no JPEG"):
+    write_image(tmp_path / "x.png").rename(train[0] / "2.jpg")
+    with pytest.raises(UserError, match=r"2\.jpg: not a JPEG file"):
         prepare(*train, *val, tmp_path / "out", "tiny")
 
     content = json.loads(val[1].read_text())
@@ -168,7 +162,7 @@ def test_prepare_refuses(written, tmp_path):
         prepare(val[0], val[1], val[0], val[1], tmp_path / "out", "tiny")
 
 
-def test_missing_package_says_how_to_install_it(monkeypatch):
+def test_tfds_package_that_is_missing_is_an_error_with_the_command(monkeypatch):
     monkeypatch.setitem(sys.modules, "array_record", None)
-    with pytest.raises(UserError, match=r"array_record: pip install 'nanodet_jax\[tfds\]'"):
+    with pytest.raises(UserError, match=r"needs array_record; pip install 'nanodet_jax\[tfds\]'"):
         import_tfds()

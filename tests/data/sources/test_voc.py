@@ -1,9 +1,8 @@
-"""Pascal VOC folders: both layouts, the original's boxes, and faults by the name of the xml."""
+"""VOC source: both layouts, boxes as in the original, and errors that name the xml file."""
 
 import os
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 
@@ -12,44 +11,23 @@ from nanodet_jax.data.open_source import open_source
 from nanodet_jax.data.records import decode
 from nanodet_jax.data.sources.voc import VocSource, voc_classes
 from nanodet_jax.errors import UserError
+from tests.builders import voc_xml, write_voc, write_voc_split
 
 BCCD = Path(__file__).parents[4] / "shared" / "data" / "bccd"
 CLASSES = ("cat", "dog")
 
 
-def xml(*objects: tuple, filename: str = "", width: object = 100, height: object = 80) -> str:
-    items = "".join(
-        f"<object><name>{name}</name><difficult>1</difficult><bndbox><xmin>{x1}</xmin>"
-        f"<ymin>{y1}</ymin><xmax>{x2}</xmax><ymax>{y2}</ymax></bndbox></object>"
-        for name, x1, y1, x2, y2 in objects
-    )
-    size = f"<size><width>{width}</width><height>{height}</height><depth>3</depth></size>"
-    return f"<annotation><filename>{filename}</filename>{size}{items}</annotation>"
-
-
-def write(annotations: Path, images: Path, texts: dict[str, str], suffix: str = ".png") -> None:
-    annotations.mkdir(parents=True, exist_ok=True)
-    images.mkdir(parents=True, exist_ok=True)
-    for stem, text in texts.items():
-        (annotations / f"{stem}.xml").write_text(text)
-        pixels = np.zeros((80, 100, 3), np.uint8)
-        (images / f"{stem}{suffix}").write_bytes(cv2.imencode(".png", pixels)[1].tobytes())
-
-
-def write_split(root: Path, split: str, texts: dict[str, str], suffix: str = ".png") -> None:
-    write(root / split / "annotations", root / split / "images", texts, suffix)
-
-
-def only_box(root: Path, *box: object) -> np.ndarray:
-    write_split(root, "train", {"a": xml(("cat", *box))})
+def boxes_of(root: Path, *box: object) -> np.ndarray:
+    """Read back the boxes of an image that is annotated with one."""
+    write_voc_split(root, "train", {"a": voc_xml(("cat", *box))})
     return VocSource(root, "train", CLASSES)[0].boxes
 
 
-def test_records(tmp_path):
-    two = xml(("dog", 10, 20, 30.5, 60), (" cat ", 1, 2, 3, 4), filename="other.png")
-    write_split(tmp_path, "train", {"b": two, "a": xml(filename="gone.jpg")})
+def test_voc_records_have_labels_boxes_and_image_of_the_xml(tmp_path):
+    two = voc_xml(("dog", 10, 20, 30.5, 60), (" cat ", 1, 2, 3, 4), filename="other.png")
+    write_voc_split(tmp_path, "train", {"b": two, "a": voc_xml(filename="gone.jpg")})
     (tmp_path / "train" / "images" / "b.png").rename(tmp_path / "train" / "images" / "other.png")
-    (tmp_path / "train" / "annotations" / "._a.xml").write_text("what macOS leaves in archives")
+    (tmp_path / "train" / "annotations" / "._a.xml").write_text("left by macOS")
     source = VocSource(tmp_path, "train", CLASSES)
     assert source.categories == ((1, "cat"), (2, "dog"))
     empty, record = source
@@ -69,30 +47,30 @@ def test_records(tmp_path):
 @pytest.mark.parametrize(
     ("box", "expected"),
     [
-        # The corner moves in, the width stays: so does the original.
+        # As in the original, the corner moves in and the width stays.
         ((-5, -3, 20, 30), [[0, 0, 25, 33]]),
-        # Width is bounded by the image's, but not where the box ends.
+        # The width is limited to that of the image, but not the right edge.
         ((50, 40, 400, 500), [[50, 40, 150, 120]]),
         ((5, 5, 5.5, 30), []),
         ((5, 5, 5, 5), []),
         (("1e1", " 7 ", "20.25", "30"), [[10, 7, 20.25, 30]]),
     ],
 )
-def test_boxes_are_those_of_the_original(box, expected, tmp_path):
-    np.testing.assert_array_equal(only_box(tmp_path, *box), np.reshape(expected, (-1, 4)))
+def test_voc_box_beyond_the_image_is_clipped_as_in_the_original(box, expected, tmp_path):
+    np.testing.assert_array_equal(boxes_of(tmp_path, *box), np.reshape(expected, (-1, 4)))
 
 
-def test_unknown_size_bounds_nothing(tmp_path):
-    write_split(tmp_path, "train", {"a": xml(("cat", 1, 2, 90, 70), width=0, height=0)})
+def test_voc_box_of_an_image_of_unknown_size_is_not_clipped(tmp_path):
+    write_voc_split(tmp_path, "train", {"a": voc_xml(("cat", 1, 2, 90, 70), width=0, height=0)})
     record = VocSource(tmp_path, "train", CLASSES)[0]
     assert (record.boxes.tolist(), record.width) == ([[1, 2, 90, 70]], 0)
 
 
 @pytest.mark.parametrize("inside", [".", "VOC2007"])
-def test_voc2007_layout(inside, tmp_path):
+def test_voc2007_layout_is_read(inside, tmp_path):
     base = tmp_path / inside
-    texts = {"3": xml(("dog", 1, 1, 9, 9)), "1": xml(("cat", 1, 1, 9, 9)), "2": xml()}
-    write(base / "Annotations", base / "JPEGImages", texts, suffix=".JPG")
+    texts = {"3": voc_xml(("dog", 1, 1, 9, 9)), "1": voc_xml(("cat", 1, 1, 9, 9)), "2": voc_xml()}
+    write_voc(base / "Annotations", base / "JPEGImages", texts, suffix=".JPG")
     lists = base / "ImageSets" / "Main"
     lists.mkdir(parents=True)
     (lists / "train.txt").write_text("3  1\n\n1 -1\n")
@@ -105,9 +83,9 @@ def test_voc2007_layout(inside, tmp_path):
         VocSource(tmp_path, "val", CLASSES)
 
 
-def test_classes_of_val_are_those_of_train(tmp_path):
-    write_split(tmp_path, "train", {"a": xml(("dog", 1, 1, 9, 9), ("cat", 1, 1, 9, 9))})
-    write_split(tmp_path, "val", {"b": xml(("dog", 1, 1, 9, 9))})
+def test_voc_classes_of_both_splits_are_from_train_or_the_config(tmp_path):
+    write_voc_split(tmp_path, "train", {"a": voc_xml(("dog", 1, 1, 9, 9), ("cat", 1, 1, 9, 9))})
+    write_voc_split(tmp_path, "val", {"b": voc_xml(("dog", 1, 1, 9, 9))})
     config = Config()
     config.data.format, config.data.root = "voc", str(tmp_path)
     val = open_source(config, "val")
@@ -115,52 +93,55 @@ def test_classes_of_val_are_those_of_train(tmp_path):
     config.data.classes = ("dog", "cat", "cow")
     assert open_source(config, "val")[0].labels.tolist() == [0]
     config.data.classes = ("cat",)
-    with pytest.raises(UserError, match=r"b\.xml: class 'dog' is not among the classes: cat"):
+    with pytest.raises(UserError, match=r"b\.xml: class 'dog' is not one of .*classes: cat"):
         open_source(config, "val")
 
 
 BOMB = '<!DOCTYPE a [<!ENTITY b "bbbb"><!ENTITY c "&b;&b;&b;&b;">]><annotation>&c;</annotation>'
 FAULTS = {
-    "inverted": (xml(("cat", 9, 1, 5, 9)), r"object 1 \(cat\) has an inverted box"),
-    "nan": (xml(("cat", 1, "nan", 5, 9)), "bndbox/ymin is 'nan', no finite number"),
-    "text": (xml(("cat", 1, 1, "five", 9)), "bndbox/xmax is 'five', no finite number"),
+    "inverted": (voc_xml(("cat", 9, 1, 5, 9)), r"object 1 \(cat\) has an inverted box"),
+    "nan": (voc_xml(("cat", 1, "nan", 5, 9)), "bndbox/ymin is 'nan', not a finite number"),
+    "text": (voc_xml(("cat", 1, 1, "five", 9)), "bndbox/xmax is 'five', not a finite number"),
     "no box": ("<annotation><object><name>cat</name></object></annotation>", "xmin is ''"),
-    "no name": (xml(("", 1, 1, 5, 9)), "object 1 has no name"),
-    "unknown class": (xml(("cow", 1, 1, 5, 9)), "class 'cow' is not among the classes: cat, dog"),
-    "size": (xml(width="wide"), "size/width is 'wide', no finite number"),
-    "negative size": (xml(height=-3), "no number of pixels"),
-    "broken": ("<annotation><object>", "broken xml: no element found: line 1"),
-    "empty": ("", "broken xml"),
-    "entities": (BOMB, "declares a DOCTYPE, which is refused"),
+    "no name": (voc_xml(("", 1, 1, 5, 9)), "object 1 has no name"),
+    "unknown class": (
+        voc_xml(("cow", 1, 1, 5, 9)),
+        "class 'cow' is not one of .*: cat, dog",
+    ),
+    "size": (voc_xml(width="wide"), "size/width is 'wide', not a finite number"),
+    "negative size": (voc_xml(height=-3), "not a number of pixels"),
+    "broken": ("<annotation><object>", "invalid xml: no element found: line 1"),
+    "empty": ("", "invalid xml"),
+    "entities": (BOMB, "declares a DOCTYPE, which is not allowed"),
     "encoding": ('<?xml version="1.0" encoding="x-none"?><annotation/>', "x-none"),
 }
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_faults_are_named(fault, tmp_path):
+def test_voc_fault_is_an_error_that_names_the_xml(fault, tmp_path):
     text, message = FAULTS[fault]
-    write_split(tmp_path, "train", {"bad": text})
+    write_voc_split(tmp_path, "train", {"bad": text})
     with pytest.raises(UserError, match=rf"bad\.xml: .*{message}") as error:
         VocSource(tmp_path, "train", CLASSES)
     assert "\n" not in str(error.value)
 
 
-def test_doctype_is_found_in_other_encodings(tmp_path):
-    write_split(tmp_path, "train", {"bad": ""})
+def test_voc_doctype_in_utf16_is_an_error(tmp_path):
+    write_voc_split(tmp_path, "train", {"bad": ""})
     text = f'<?xml version="1.0" encoding="UTF-16"?>{BOMB}'
     (tmp_path / "train" / "annotations" / "bad.xml").write_bytes(text.encode("utf-16"))
     with pytest.raises(UserError, match=r"bad\.xml: declares a DOCTYPE"):
         voc_classes(tmp_path)
 
 
-def test_a_pipe_is_not_waited_for(tmp_path):
-    write_split(tmp_path, "train", {"a": xml()})
+def test_voc_xml_that_is_a_pipe_is_an_error(tmp_path):
+    write_voc_split(tmp_path, "train", {"a": voc_xml()})
     os.mkfifo(tmp_path / "train" / "annotations" / "b.xml")
     with pytest.raises(UserError, match=r"b\.xml: cannot be read: is not a regular file"):
         VocSource(tmp_path, "train", CLASSES)
 
 
-def test_missing_folders_and_images(tmp_path):
+def test_voc_folder_or_image_that_is_missing_is_an_error(tmp_path):
     with pytest.raises(UserError, match="gone: folder is missing"):
         VocSource(tmp_path / "gone", "train", CLASSES)
     with pytest.raises(UserError, match=r"neither train/images .* nor ImageSets/Main/train\.txt"):
@@ -168,21 +149,21 @@ def test_missing_folders_and_images(tmp_path):
     (tmp_path / "train").mkdir()
     with pytest.raises(UserError, match="images: folder is missing"):
         VocSource(tmp_path, "train", CLASSES)
-    write_split(tmp_path, "train", {})
+    write_voc_split(tmp_path, "train", {})
     with pytest.raises(UserError, match="annotations: no xml files"):
         VocSource(tmp_path, "train", CLASSES)
-    write_split(tmp_path, "train", {"a": xml(filename="b.jpg")})
-    with pytest.raises(UserError, match="annotations: no object in any of 1 xml files"):
+    write_voc_split(tmp_path, "train", {"a": voc_xml(filename="b.jpg")})
+    with pytest.raises(UserError, match="annotations: no objects in any of 1 xml files"):
         voc_classes(tmp_path)
     (tmp_path / "train" / "images" / "a.png").unlink()
     with pytest.raises(UserError, match=r"a\.xml: no image 'b\.jpg' or a\.\* in .*images"):
         VocSource(tmp_path, "train", CLASSES)
-    with pytest.raises(UserError, match=r"'cat' is listed twice in config\.data\.classes"):
+    with pytest.raises(UserError, match=r"config\.data\.classes: 'cat' is listed twice"):
         VocSource(tmp_path, "train", ("cat", "cat"))
 
 
 @pytest.mark.skipif(not BCCD.is_dir(), reason="shared/data/bccd is absent")
-def test_real_images():
+def test_bccd_has_the_known_images_and_boxes():
     classes = voc_classes(BCCD)
     assert classes == ("Platelets", "RBC", "WBC")
     train, val = (VocSource(BCCD, split, classes) for split in ("train", "val"))

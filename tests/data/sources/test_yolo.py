@@ -1,4 +1,4 @@
-"""YOLO's boxes against a plain loop and other readers, and their faults by file and line."""
+"""YOLO source: boxes against a plain loop and other sources, and errors by file and line."""
 
 import json
 import os
@@ -7,10 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from nanodet_jax.config import Augment, Config
-from nanodet_jax.data.faults import Fault, Kind
+from nanodet_jax.data.faults import Fault, FaultKind
 from nanodet_jax.data.open_source import open_source
 from nanodet_jax.data.pipeline import count_slots, training_batches
 from nanodet_jax.data.records import decode
@@ -18,18 +17,25 @@ from nanodet_jax.data.sources.coco import CocoSource
 from nanodet_jax.data.sources.voc import VocSource, voc_classes
 from nanodet_jax.data.sources.yolo import YoloSource
 from nanodet_jax.errors import UserError
-from tests.data.sources.yolo_files import LINE, YAML, faults, write, write_set
+from tests.builders import (
+    YOLO_LINE,
+    YOLO_YAML,
+    write_image,
+    write_yolo,
+    write_yolo_image,
+    yolo_faults,
+)
 
 BCCD = Path(__file__).parents[4] / "shared" / "data" / "bccd"
 
 
 @pytest.fixture
 def root(tmp_path):
-    return write_set(tmp_path)
+    return write_yolo(tmp_path)
 
 
 def expected(text: str, width: int, height: int) -> tuple[list[int], np.ndarray]:
-    """Labels and boxes of lines inside their image, one by one."""
+    """Compute labels and boxes of lines inside their image, one by one."""
     labels, boxes = [], []
     for line in text.splitlines():
         label, *rest = [float(part) for part in line.split()]
@@ -44,7 +50,7 @@ def expected(text: str, width: int, height: int) -> tuple[list[int], np.ndarray]
     return labels, np.array(boxes)
 
 
-def test_records(tmp_path):
+def test_yolo_records_have_the_boxes_and_polygons_of_the_lines(tmp_path):
     random = np.random.default_rng(0)
     texts = {}
     for index in range(6):
@@ -59,8 +65,8 @@ def test_records(tmp_path):
         name: (int(w), int(h)) for name, (w, h) in zip(texts, random.integers(90, 200, (6, 2)))
     }
     for name, text in texts.items():
-        write(tmp_path, name, text, sizes[name])
-    (tmp_path / "data.yaml").write_text(YAML)
+        write_yolo_image(tmp_path, name, text, sizes[name])
+    (tmp_path / "data.yaml").write_text(YOLO_YAML)
     source = YoloSource(tmp_path, "train")
     assert source.categories == ((1, "cat"), (2, "dog"), (3, "cow"))
     assert [(record.image_id, record.name) for record in source] == [*enumerate(texts, start=1)]
@@ -81,7 +87,7 @@ def test_records(tmp_path):
 
 
 def coco_as_yolo(content: dict, images: Path, root: Path) -> None:
-    """Write a COCO file's images and boxes as YOLO has them, with six digits."""
+    """Write the images and boxes of a COCO file in YOLO format, with six digits."""
     categories = [item["id"] for item in content["categories"]]
     for info in content["images"]:
         lines = []
@@ -89,9 +95,9 @@ def coco_as_yolo(content: dict, images: Path, root: Path) -> None:
             if item["image_id"] == info["id"]:
                 x, y, w, h = item["bbox"]
                 W, H = info["width"], info["height"]
-                shares = (x + w / 2) / W, (y + h / 2) / H, w / W, h / H
+                fractions = (x + w / 2) / W, (y + h / 2) / H, w / W, h / H
                 label = categories.index(item["category_id"])
-                lines.append(" ".join([str(label), *(f"{share:.6f}" for share in shares)]))
+                lines.append(" ".join([str(label), *(f"{value:.6f}" for value in fractions)]))
         for folder, suffix in (("images", ""), ("labels", ".txt")):
             (root / folder).mkdir(parents=True, exist_ok=True)
             name = Path(info["file_name"])
@@ -104,7 +110,7 @@ def coco_as_yolo(content: dict, images: Path, root: Path) -> None:
 
 
 def assert_same_records(one, other) -> None:
-    """But for rounding to six digits of the image's side."""
+    """Compare records, up to rounding to six digits of the side of the image."""
     assert len(one) == len(other) > 0
     for a, b in zip(one, other):
         np.testing.assert_array_equal(a.labels, b.labels)
@@ -114,17 +120,14 @@ def assert_same_records(one, other) -> None:
         assert decode(a).shape == (b.height, b.width, 3)
 
 
-def test_the_same_boxes_as_coco_and_as_yolo(tmp_path):
-    """Upright or turned by EXIF, on the border, and a pixel wide."""
+def test_yolo_and_coco_sources_of_the_same_boxes_agree(tmp_path):
+    """Images with and without EXIF rotation; boxes on the border and one pixel wide."""
     random = np.random.default_rng(1)
     images, annotations = [], []
-    (tmp_path / "pictures").mkdir()
     for id, orientation in enumerate((1, 6, 8, 3, 5), start=1):
         width, height = random.integers(60, 900, 2).tolist()
-        exif = Image.Exif()
-        exif[0x0112] = orientation
         name = f"{id:03d}.jpg"
-        Image.new("RGB", (width, height)).save(tmp_path / "pictures" / name, exif=exif)
+        write_image(tmp_path / "images" / name, (width, height), orientation)
         if orientation > 4:
             width, height = height, width
         images.append({"id": id, "file_name": name, "width": width, "height": height})
@@ -138,15 +141,15 @@ def test_the_same_boxes_as_coco_and_as_yolo(tmp_path):
     categories = [{"id": id, "name": name} for id, name in ((3, "cat"), (5, "dog"), (9, "cow"))]
     content = {"images": images, "annotations": annotations, "categories": categories}
     (tmp_path / "coco.json").write_text(json.dumps(content))
-    coco_as_yolo(content, tmp_path / "pictures", tmp_path / "yolo")
-    told: list[Fault] = []
-    source = YoloSource(tmp_path / "yolo", "train", on_fault=told.append)
-    assert_same_records(source, CocoSource(tmp_path / "pictures", tmp_path / "coco.json"))
-    assert told == []
+    coco_as_yolo(content, tmp_path / "images", tmp_path / "yolo")
+    faults: list[Fault] = []
+    source = YoloSource(tmp_path / "yolo", "train", on_fault=faults.append)
+    assert_same_records(source, CocoSource(tmp_path / "images", tmp_path / "coco.json"))
+    assert faults == []
 
 
 @pytest.mark.skipif(not BCCD.is_dir(), reason="shared/data/bccd is absent")
-def test_real_images(tmp_path):
+def test_bccd_as_yolo_has_the_boxes_of_voc(tmp_path):
     val = VocSource(BCCD, "val", voc_classes(BCCD))
     truth = val.ground_truth()
     coco_as_yolo(truth, BCCD / "val" / "images", tmp_path)
@@ -159,7 +162,7 @@ def test_real_images(tmp_path):
         np.testing.assert_allclose(one["bbox"], other["bbox"], atol=2e-3)
 
 
-def test_a_batch(root):
+def test_yolo_batch_has_the_boxes_in_pixels_of_the_input(root):
     config = Config(input_size=(64, 64), augment=Augment())
     config.data.format, config.data.root, config.data.batch_size = "yolo", str(root), 1
     source = open_source(config, "train")
@@ -172,15 +175,15 @@ def test_a_batch(root):
 
 LABELS = {
     "blank lines, spaces and tabs": ("\n 1\t.5  .5 .25 .5 \r\n\r\n", [1], [[37.5, 20, 62.5, 60]]),
-    "byte order mark": ("\ufeff" + LINE, [1], [[37.5, 20, 62.5, 60]]),
+    "byte order mark": ("\ufeff" + YOLO_LINE, [1], [[37.5, 20, 62.5, 60]]),
     "a class as a float": ("2.0 .5 .5 .25 .5", [2], [[37.5, 20, 62.5, 60]]),
     "powers of ten": ("1e0 5e-1 .5 2.5E-1 .5", [1], [[37.5, 20, 62.5, 60]]),
     "nothing": ("", [], []),
-    "twice, as other readers have it": (LINE * 2, [1, 1], [[37.5, 20, 62.5, 60]] * 2),
+    "twice": (YOLO_LINE * 2, [1, 1], [[37.5, 20, 62.5, 60]] * 2),
     "a triangle": ("0 .1 .2 .3 .1 .2 .5", [0], [[10, 8, 30, 40]]),
     "a turned box": ("0 .1 .2 .3 .1 .4 .3 .2 .4", [0], [[10, 8, 40, 32]]),
     "rounded over the border": ("0 .05 .5 .1001 .5", [0], [[0, 20, 10.01, 60]]),
-    # As in the original: the corner moves in, the width stays, and the right is not looked at.
+    # As in the original, the corner moves in, the width stays, and the right edge is not clipped.
     "over the left": ("0 .04 .5 .1 .5", [0], [[0, 20, 10, 60]]),
     "over the right": ("0 1 .5 .1 .5", [0], [[95, 20, 105, 60]]),
     "wider than the image": ("0 .5 .5 1.01 .5", [0], [[0, 20, 100, 60]]),
@@ -191,53 +194,70 @@ LABELS = {
 
 
 @pytest.mark.parametrize("case", LABELS)
-def test_lines(case, root):
+def test_yolo_line_gives_its_box(case, root):
     text, labels, boxes = LABELS[case]
     (root / "labels/train/a.txt").write_text(text)
     record = YoloSource(root, "train")[0]
     assert record.labels.tolist() == labels
     np.testing.assert_allclose(record.boxes, np.reshape(boxes, (-1, 4)), rtol=1e-5)
-    told = faults(root)
-    assert all(fault.tolerated and "a.txt: " in str(fault) for fault in told)
-    kinds = {"over the left": Kind.OUTSIDE, "wider than the image": Kind.OUTSIDE,
-             "below a pixel": Kind.EMPTY, "no area": Kind.EMPTY}  # fmt: skip
-    assert [fault.kind for fault in told] == ([kinds[case]] if case in kinds else [])
+    faults = yolo_faults(root)
+    assert all(fault.tolerated and "a.txt: " in str(fault) for fault in faults)
+    kinds = {"over the left": FaultKind.OUTSIDE, "wider than the image": FaultKind.OUTSIDE,
+             "below a pixel": FaultKind.EMPTY, "no area": FaultKind.EMPTY}  # fmt: skip
+    assert [fault.kind for fault in faults] == ([kinds[case]] if case in kinds else [])
 
 
+UTF_16 = YOLO_LINE.encode("utf-16").decode("latin-1")
 FAULTS = {
-    "text": ("1 .5 .5 wide .5", Kind.NUMBERS, "is no line of numbers"),
-    "json": ('{"shapes": []}', Kind.NUMBERS, "is no line of numbers"),
-    "utf-16": (LINE.encode("utf-16").decode("latin-1"), Kind.NUMBERS, "is no line of numbers"),
-    "nan": ("1 .5 nan .25 .5", Kind.NUMBERS, "a number that is not finite"),
-    "infinite": ("1 .5 .5 1e999 .5", Kind.NUMBERS, "a number that is not finite"),
-    "class nan": ("nan .5 .5 .25 .5", Kind.NUMBERS, "a number that is not finite"),
-    "class alone": ("1", Kind.NUMBERS, "has 0 numbers after the class; a box has 4"),
-    "four": ("1 .5 .5 .25", Kind.NUMBERS, "has 3 numbers"),
-    "with a score": ("1 .5 .5 .25 .5 .9", Kind.NUMBERS, "has 5 numbers"),
-    "a line of two points and a half": ("1 .1 .1 .2 .2 .3 .3 .4", Kind.NUMBERS, "has 7 numbers"),
-    "class too high": ("3 .5 .5 .25 .5", Kind.CLASSES, r"of class 3; names of .* has 0 to 2"),
-    "class too low": ("-1 .5 .5 .25 .5", Kind.CLASSES, "of class -1"),
-    "half a class": ("1.5 .5 .5 .25 .5", Kind.CLASSES, "of class 1.5"),
-    "negative": ("1 .5 .5 -.005 .5", Kind.INVERTED, "negative width or height"),
-    "pixels": ("1 50 40 25 40", Kind.OUTSIDE, "give shares of width and height, not pixels"),
-    "left of the image": ("1 -.02 .5 .25 .5", Kind.OUTSIDE, "outside 0 to 1"),
-    "polygon in pixels": ("1 5 4 25 40 3 3", Kind.OUTSIDE, "outside 0 to 1"),
+    "text": ("1 .5 .5 wide .5", FaultKind.NUMBERS, "is not a line of numbers"),
+    "json": ('{"shapes": []}', FaultKind.NUMBERS, "is not a line of numbers"),
+    "utf-16": (
+        YOLO_LINE.encode("utf-16").decode("latin-1"),
+        FaultKind.NUMBERS,
+        "is not a line of numbers",
+    ),
+    "nan": ("1 .5 nan .25 .5", FaultKind.NUMBERS, "a number that is not finite"),
+    "infinite": ("1 .5 .5 1e999 .5", FaultKind.NUMBERS, "a number that is not finite"),
+    "class nan": ("nan .5 .5 .25 .5", FaultKind.NUMBERS, "a number that is not finite"),
+    "class alone": ("1", FaultKind.NUMBERS, "has 0 numbers after the class; a box has 4"),
+    "four": ("1 .5 .5 .25", FaultKind.NUMBERS, "has 3 numbers"),
+    "with a score": ("1 .5 .5 .25 .5 .9", FaultKind.NUMBERS, "has 5 numbers"),
+    "three points and a half": (
+        "1 .1 .1 .2 .2 .3 .3 .4",
+        FaultKind.NUMBERS,
+        "has 7 numbers",
+    ),
+    "class too high": (
+        "3 .5 .5 .25 .5",
+        FaultKind.CLASSES,
+        r"unknown class 3; names .* 0 to 2",
+    ),
+    "class too low": ("-1 .5 .5 .25 .5", FaultKind.CLASSES, "unknown class -1"),
+    "half a class": ("1.5 .5 .5 .25 .5", FaultKind.CLASSES, "unknown class 1.5"),
+    "negative": ("1 .5 .5 -.005 .5", FaultKind.INVERTED, "negative width or height"),
+    "pixels": (
+        "1 50 40 25 40",
+        FaultKind.OUTSIDE,
+        "give fractions of width and height",
+    ),
+    "left of the image": ("1 -.02 .5 .25 .5", FaultKind.OUTSIDE, "outside 0 to 1"),
+    "polygon in pixels": ("1 5 4 25 40 3 3", FaultKind.OUTSIDE, "outside 0 to 1"),
 }
 
 
 @pytest.mark.parametrize("case", FAULTS)
-def test_faults_are_named(case, root):
+def test_yolo_fault_is_an_error_that_names_the_line(case, root):
     text, kind, message = FAULTS[case]
-    (root / "labels/train/a.txt").write_bytes(f"{LINE}\n{text}\n{LINE}".encode("latin-1"))
+    (root / "labels/train/a.txt").write_bytes(f"{YOLO_LINE}\n{text}\n{YOLO_LINE}".encode("latin-1"))
     with pytest.raises(Fault, match=rf"a\.txt: line 3: .*{message}") as error:
         YoloSource(root, "train")
     assert error.value.kind is kind and "\n" not in str(error.value)
-    told = faults(root)
-    assert [(fault.kind, fault.tolerated) for fault in told][:1] == [(kind, False)]
+    faults = yolo_faults(root)
+    assert [(fault.kind, fault.tolerated) for fault in faults][:1] == [(kind, False)]
     assert YoloSource(root, "train", on_fault=lambda _: None)[0].labels.tolist() == [1, 1]
 
 
-def test_label_files_that_cannot_be_read(root):
+def test_yolo_label_file_that_is_too_long_or_a_pipe_is_an_error(root):
     labels = root / "labels/train/a.txt"
     labels.write_bytes(b"0 " * 3_000_000)
     with pytest.raises(
@@ -250,17 +270,17 @@ def test_label_files_that_cannot_be_read(root):
         YoloSource(root, "train")
 
 
-def test_images_without_labels_have_no_boxes(root):
-    write(root, "images/train/b.png", None)
-    (root / "images/train/c.png").write_text("no image")
-    (root / "labels/train/c.txt").write_text(LINE)
+def test_yolo_image_without_label_file_has_no_boxes(root):
+    write_yolo_image(root, "images/train/b.png", None)
+    (root / "images/train/c.png").write_text("not an image")
+    (root / "labels/train/c.txt").write_text(YOLO_LINE)
     source = YoloSource(root, "train")
     assert [source.num_boxes(i) for i in range(3)] == [1, 0, 1]
     assert [len(record.boxes) for record in source] == [1, 0, 0]
     assert source.image_size(2) == (0, 0)
-    with pytest.raises(UserError, match=r"c\.png \(image 3\): no image that OpenCV can read"):
+    with pytest.raises(UserError, match=r"c\.png \(image 3\): not an image that OpenCV can read"):
         decode(source[2])
     for labels in (root / "labels/train").iterdir():
         labels.unlink()
-    with pytest.raises(UserError, match=r"none of 3 images has labels; .*labels/train/a\.txt"):
+    with pytest.raises(UserError, match=r"none of 3 images has a label.*labels/train/a\.txt"):
         YoloSource(root, "train")

@@ -1,4 +1,4 @@
-"""A data.yaml in all its forms, what it reaches, and what it may not reach."""
+"""Layouts of YOLO datasets: forms of data.yaml, and paths that are allowed or rejected."""
 
 import shutil
 import time
@@ -8,33 +8,33 @@ import pytest
 
 from configs import voc, yolo
 from nanodet_jax.config import Config, check
-from nanodet_jax.data.faults import Fault, Kind
+from nanodet_jax.data.faults import Fault, FaultKind
 from nanodet_jax.data.open_source import open_source
 from nanodet_jax.data.sources.yolo import YoloSource
 from nanodet_jax.errors import UserError
-from tests.data.sources.yolo_files import LINE, faults, write, write_set
+from tests.builders import YOLO_LINE, write_yolo, write_yolo_image, yolo_faults
 
 A, B = "images/train/a.png", "images/train/b.png"
 
 
 @pytest.fixture
 def root(tmp_path):
-    return write_set(tmp_path)
+    return write_yolo(tmp_path)
 
 
 def names(root: Path, split: str = "train", **options) -> list[str]:
     return [record.name for record in YoloSource(root, split, **options)]
 
 
-def test_labels_without_an_image_are_told_of(root):
+def test_yolo_label_file_without_an_image_is_a_tolerated_fault(root):
     for name in ("b.txt", "classes.txt", "._a.txt", "notes.md"):
         (root / "labels/train" / name).write_text("")
-    assert [(str(fault), fault.tolerated) for fault in faults(root)] == [
-        (f"{root}/labels/train/b.txt: labels of no image in {root}/images/train", True)
+    assert [(str(fault), fault.tolerated) for fault in yolo_faults(root)] == [
+        (f"{root}/labels/train/b.txt: labels without an image in {root}/images/train", True)
     ]
-    (root / "train.txt").write_text("images/train/a.png")  # a list may leave out what it likes
+    (root / "train.txt").write_text("images/train/a.png")  # a list may omit images
     (root / "data.yaml").write_text("{train: train.txt, names: [cat, dog]}")
-    assert faults(root) == []
+    assert yolo_faults(root) == []
 
 
 LAYOUTS = {
@@ -62,9 +62,9 @@ LAYOUTS = {
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_layouts(layout, root):
+def test_yolo_paths_of_a_split_are_resolved(layout, root):
     text, found = LAYOUTS[layout]
-    write(root, "more/images/c.png")
+    write_yolo_image(root, "more/images/c.png")
     (root / "lists").mkdir()
     (root / "lists/of yaml.txt").write_text(f"\n./{A}\n\n{A}\r\n")
     (root / "images/beside.txt").write_text("\ufeff./train/a.png\n")
@@ -77,9 +77,9 @@ def test_layouts(layout, root):
     assert names(root / "data.yaml") == found
 
 
-def test_an_export_of_roboflow(tmp_path):
+def test_yolo_export_of_roboflow_is_read(tmp_path):
     for split in ("train", "valid"):
-        write(tmp_path, f"{split}/images/{split}_jpg.rf.0a1b.jpg")
+        write_yolo_image(tmp_path, f"{split}/images/{split}_jpg.rf.0a1b.jpg")
     (tmp_path / "README.roboflow.txt").write_text("exported")
     (tmp_path / "data.yaml").write_text(
         "train: ../train/images\nval: ../valid/images\ntest: ../test/images\n\n"
@@ -91,36 +91,36 @@ def test_an_export_of_roboflow(tmp_path):
         assert record.labels.tolist() == [1]
 
 
-def test_the_last_images_becomes_labels_and_others_stay(tmp_path):
-    write(tmp_path, "images/x/deep/a.png", None)
-    write(tmp_path, "images/x/images/b.png", None)
-    write(tmp_path, "my_images/c.png", None)
+def test_yolo_label_path_replaces_the_last_folder_images(tmp_path):
+    write_yolo_image(tmp_path, "images/x/deep/a.png", None)
+    write_yolo_image(tmp_path, "images/x/images/b.png", None)
+    write_yolo_image(tmp_path, "my_images/c.png", None)
     for name in ("labels/x/deep/a.txt", "images/x/labels/b.txt", "my_images/c.txt"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(LINE)
+        (tmp_path / name).write_text(YOLO_LINE)
     (tmp_path / "data.yaml").write_text("{train: ., names: [cat, dog]}")
     assert [len(record.boxes) for record in YoloSource(tmp_path, "train")] == [1, 1, 1]
 
 
 LEAVING = {
-    "up": ("train: ../other/images/train", "is not there; it is looked for below .*data alone"),
-    "twice up": ("train: ../../other", "'../../other' is a path out of the folder .*data; put"),
-    "absolute": ("train: /etc", "'/etc' is a path out of the folder"),
-    "with its path": ("{path: ../other, train: ../images/b}", "is not there"),
-    "inside and out": ("train: images/../../../other", "is a path out of the folder"),
-    "gone": ("train: images/gone", "'images/gone' is not there"),
+    "up": ("train: ../other/images/train", "does not exist below .*data, the only place"),
+    "twice up": ("train: ../../other", "'../../other' leads out of the folder .*data; move"),
+    "absolute": ("train: /etc", "'/etc' leads out of the folder"),
+    "with its path": ("{path: ../other, train: ../images/b}", "does not exist below"),
+    "inside and out": ("train: images/../../../other", "leads out of the folder"),
+    "gone": ("train: images/gone", "'images/gone' does not exist below"),
     "a file": ("train: images/train/a.png", "is neither a folder nor a .txt list"),
     "a link": ("train: link", "the symbolic link .*data/link leads out of"),
     "a link on the way": ("train: link/images", "the symbolic link .*data/link leads out of"),
-    "a circle": ("train: circle", "the symbolic link .*circle goes in a circle"),
-    "a drive": ("train: 'C:\\data'", "is a path out of the folder"),
-    "no images": ("train: labels", r"train: no images \(\.jpg, "),
-    "a list": ("train: list.txt", r"list\.txt: line 2: '../../../x.png' is a path out of"),
+    "a circle": ("train: circle", "the symbolic link .*circle is circular"),
+    "a drive": ("train: 'C:\\data'", "leads out of the folder"),
+    "no images": ("train: labels", r"train: no images found \(\.jpg, "),
+    "a list": ("train: list.txt", r"list\.txt: line 2: '../../../x.png' leads out of"),
 }
 
 
 @pytest.mark.parametrize("case", LEAVING)
-def test_what_leads_out_or_nowhere_is_refused(case, root):
+def test_yolo_path_out_of_the_folder_or_to_nothing_is_an_error(case, root):
     text, message = LEAVING[case]
     (root / "link").symlink_to("../other")
     (root / "circle").symlink_to("circle")
@@ -131,20 +131,20 @@ def test_what_leads_out_or_nowhere_is_refused(case, root):
     assert "\n" not in str(error.value)
 
 
-def test_links_of_single_files(root, tmp_path):
+def test_yolo_file_behind_a_link_is_read_only_with_follow_links(root, tmp_path):
     store = tmp_path / "other"
     (root / "images/train/b.png").symlink_to(store / "images/train/b.png")
     with pytest.raises(Fault, match=r"data\.yaml: train: the symbolic link .*b\.png leads out"):
         YoloSource(root, "train")
     (root / "labels/train/b.txt").symlink_to(store / "labels/train/b.txt")
-    assert [fault.kind for fault in faults(root)] == [Kind.PATH]
+    assert [fault.kind for fault in yolo_faults(root)] == [FaultKind.PATH]
     assert names(root, follow_links=True) == [A, B]
     (root / "labels/more").symlink_to(store)
-    write(root, "images/more/c.png", None)
-    assert [fault.kind for fault in faults(root)] == [Kind.PATH]  # of store nothing is told
+    write_yolo_image(root, "images/more/c.png", None)
+    assert [fault.kind for fault in yolo_faults(root)] == [FaultKind.PATH]  # nothing about store
     shutil.rmtree(root / "images/more")
     (root / "images/train/b.png").unlink()
-    write(root, B, None)
+    write_yolo_image(root, B, None)
     with pytest.raises(Fault, match=r"image .*b\.png: the symbolic link .*b\.txt leads out"):
         YoloSource(root, "train")
     (root / "data.yaml").rename(store / "data.yaml")
@@ -154,36 +154,39 @@ def test_links_of_single_files(root, tmp_path):
 
 
 YAMLS = {
-    "no yaml": ("train: [", r"broken yaml at line 1, column 9"),
-    "tabs": ("train:\n\timages", "broken yaml at line 2"),
-    "list": ("[train]", "no data.yaml of YOLO, which is such as {train: images/train"),
-    "nothing": ("", "no data.yaml of YOLO"),
+    "no yaml": ("train: [", r"invalid yaml at line 1, column 9"),
+    "tabs": ("train:\n\timages", "invalid yaml at line 2"),
+    "list": ("[train]", "not a data.yaml of YOLO; for example {train: images/train"),
+    "nothing": ("", "not a data.yaml of YOLO"),
     "code": ("train: !!python/object/apply:os.system [true]", "could not determine a constructor"),
-    "bad date": ("train: 2020-99-99", "no yaml: ValueError"),
-    "odd conversion": ("train: !!int ''", "no yaml: "),
-    "depth": ("[" * 9999, "no yaml: RecursionError"),
-    "digits": ("nc: " + "9" * 5000, "no yaml: ValueError"),
-    "bytes": ("\ud800", "no yaml: .*invalid"),
+    "bad date": ("train: 2020-99-99", "not yaml: ValueError"),
+    "odd conversion": ("train: !!int ''", "not yaml: "),
+    "depth": ("[" * 9999, "not yaml: RecursionError"),
+    "digits": ("nc: " + "9" * 5000, "not yaml: ValueError"),
+    "bytes": ("\ud800", "not yaml: .*invalid"),
     "no split": ("names: [cat]", "has no train; give a folder of images"),
     "split of numbers": ("{train: 3, names: [cat]}", "train is 3; give a folder"),
     "split of lists": ("{train: [[images]], names: [cat]}", r"train is \[\['images'\]\]; give a"),
-    "path": ("{path: 3, train: images, names: [cat]}", "path is 3, no text"),
+    "path": ("{path: 3, train: images, names: [cat]}", "path is 3, not a text"),
     "no names": ("train: images", "needs names, a list of the classes"),
     "empty names": ("{train: images, names: []}", "needs names"),
     "names as text": ("{train: images, names: cat}", "needs names"),
-    "yes": ("{train: images, names: [helmet, no]}", "class 1 is False, no text; put it in quotes"),
-    "a number": ("{train: images, names: {0: 1}}", "class 0 is 1, no text"),
-    "keys": ("{train: images, names: {1: cat, 2: dog}}", "keys of names are not 0 to 1, each once"),
+    "yes": ("{train: images, names: [helmet, no]}", "class 1 is False, not a text; quote it"),
+    "a number": ("{train: images, names: {0: 1}}", "class 0 is 1, not a text"),
+    "keys": ("{train: images, names: {1: cat, 2: dog}}", "keys of names must be 0 to 1, each once"),
     "true for 1": ("{train: images, names: {0: cat, true: dog}}", "keys of names"),
     "nc": ("{train: images, nc: 3, names: [cat]}", "nc is 3, but there are 1 names"),
     "nc as text": ("{train: images, nc: '1', names: [cat]}", "nc is '1'"),
-    "half a character": ('{train: images, names: ["\\ud800"]}', "class 0 is .*no text"),
-    "poses": ("{train: images, kpt_shape: [17, 3], names: [cat]}", "kpt_shape: labels of poses"),
+    "half a character": ('{train: images, names: ["\\ud800"]}', "class 0 is .*not a text"),
+    "poses": (
+        "{train: images, kpt_shape: [17, 3], names: [cat]}",
+        "kpt_shape: pose labels",
+    ),
 }
 
 
 @pytest.mark.parametrize("case", YAMLS)
-def test_a_data_yaml_that_cannot_be_used(case, root):
+def test_yolo_data_yaml_that_is_invalid_is_an_error(case, root):
     text, message = YAMLS[case]
     (root / "data.yaml").write_bytes(text.encode(errors="surrogatepass"))
     with pytest.raises(UserError, match=rf"data\.yaml: .*{message}") as error:
@@ -191,23 +194,23 @@ def test_a_data_yaml_that_cannot_be_used(case, root):
     assert "\n" not in str(error.value)
 
 
-def test_references_are_refused_before_they_grow(root):
-    """Merged lists of merged lists would be ten to the eighth entries."""
+def test_yolo_yaml_references_are_rejected_before_they_expand(root):
+    """Nested merges would expand to 10^8 entries."""
     lines = ["a0: &a0 {k: v}"]
     lines += [f"a{i}: &a{i} {{<<: [{', '.join([f'*a{i - 1}'] * 10)}]}}" for i in range(1, 9)]
     (root / "data.yaml").write_text("\n".join([*lines, "train: images", "names: [cat]"]))
     start = time.monotonic()
-    with pytest.raises(UserError, match=r"line 2, column 15: references \(\*\) are refused"):
+    with pytest.raises(UserError, match=r"line 2, column 15: references \(\*\) are not allowed"):
         YoloSource(root, "train")
     assert time.monotonic() - start < 1
 
 
-def test_names_as_numbered_entries(root):
+def test_yolo_names_given_by_number_are_sorted(root):
     (root / "data.yaml").write_text("train: images\nnames:\n  1: dog\n  0: cat\n  2: 'no'\nnc: 3\n")
     assert [c.name for c in YoloSource(root, "train").categories] == ["cat", "dog", "no"]
 
 
-def test_the_config_opens_it_with_the_recipe_of_voc(root):
+def test_yolo_config_is_that_of_voc_with_another_format(root):
     config = yolo.get_config("nanodet-plus-m")
     assert (config.name, config.data.format) == ("yolo-plus", "yolo")
     config.data.root = str(root)
@@ -217,9 +220,9 @@ def test_the_config_opens_it_with_the_recipe_of_voc(root):
     assert config == voc.get_config("nanodet-plus-m")
 
 
-def test_missing_yaml_and_what_a_config_says(root):
+def test_yolo_root_may_be_another_yaml_file_but_not_missing(root):
     (root / "data.yaml").rename(root / "coco.yml")
-    with pytest.raises(UserError, match=r"data: no data\.yaml lies there; write one, such as \{tr"):
+    with pytest.raises(UserError, match=r"data: no data\.yaml in this folder; .* \{train"):
         YoloSource(root, "train")
     with pytest.raises(UserError, match=r"data\.yaml: folder is missing"):
         YoloSource(root / "data.yaml", "train")
@@ -228,5 +231,5 @@ def test_missing_yaml_and_what_a_config_says(root):
     config.data.format, config.data.root = "yolo", str(root / "coco.yml")
     assert open_source(config, "train")[0].name == A
     config.data.classes = ("cat",)
-    with pytest.raises(UserError, match=r"config\.data\.classes: .*data\.yaml has the names"):
+    with pytest.raises(UserError, match=r"config\.data\.classes=.*: data\.yaml defines"):
         open_source(config, "train")
