@@ -1,4 +1,4 @@
-"""What networks cost, against the original's figures and counts of another kind; and `info`."""
+"""MACs, parameters and shapes of networks; loading of configs; `nanodet-jax info`."""
 
 import math
 import sys
@@ -29,8 +29,8 @@ PLUS = replace(
     guidance_channels=32,
     guidance_convs=2,
 )
-# GMAC and parameters of the deployed network, parameters in training. The original
-# counts 959,348 in nanodet-m: 9,312 are of layers that it does not use.
+# GMAC and parameters in inference, parameters in training. The original counts 959,348 parameters
+# in nanodet-m, of which 9,312 belong to layers that it does not use.
 PUBLISHED = {
     "nanodet-m_320": (0.342, 950_036, 950_036),
     "nanodet-m_416": (0.578, 950_036, 950_036),
@@ -44,12 +44,12 @@ PUBLISHED = {
 }
 
 
-def test_every_variant_is_here():
+def test_all_variants_have_published_figures():
     assert set(PUBLISHED) == set(coco.VARIANTS)
 
 
 @pytest.mark.parametrize("variant", PUBLISHED)
-def test_figures_of_the_original(variant):
+def test_summary_equals_the_originals_figures(variant):
     config = coco.get_config(variant)
     summary = summarize(replace(config.model, num_classes=80), config.input_size)
     deployed, training = summary.deployed, summary.training
@@ -64,11 +64,11 @@ def test_figures_of_the_original(variant):
 
 
 def convolutions(jaxpr):
-    """MACs of all convolutions in a jaxpr and those within."""
+    """Count the MACs of all convolutions in a jaxpr, including nested ones."""
     total = 0
     for equation in jaxpr.eqns:
         if equation.primitive.name == "conv_general_dilated":
-            kernel = equation.invars[1].aval.shape  # HWIO, as flax has it
+            kernel = equation.invars[1].aval.shape  # HWIO, as in flax
             total += math.prod(equation.outvars[0].aval.shape) * math.prod(kernel[:-1])
         for value in equation.params.values():
             for inner in value if isinstance(value, tuple | list) else (value,):
@@ -78,8 +78,8 @@ def convolutions(jaxpr):
 
 
 @pytest.mark.parametrize(("model", "size"), [(PAN, (64, 64)), (PLUS, (96, 160))])
-def test_macs_are_those_of_the_program(model, size, monkeypatch):
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")  # where no form hides one
+def test_macs_equal_those_of_the_traced_program(model, size, monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")  # whose forms are all convolutions
     network = build_model(model)
     variables = abstract_variables(network, guided=True)
     images = jax.ShapeDtypeStruct((1, *size, 3), jnp.float32)
@@ -92,9 +92,9 @@ def test_macs_are_those_of_the_program(model, size, monkeypatch):
     assert cost.params == sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
 
 
-def test_a_part_by_hand():
+def test_neck_and_head_equal_counts_by_hand():
     summary = summarize(PAN, (64, 96))
-    assert summary == summarize(PAN, (64, 96))  # nothing is left of the first time
+    assert summary == summarize(PAN, (64, 96))  # a second call gives the same result
     # Convolutions of 1 x 1 from 48, 96 and 192 channels to 32, on maps of 8 x 12, 4 x 6, 2 x 3.
     assert summary.parts["neck"].macs == 32 * (48 * 8 * 12 + 96 * 4 * 6 + 192 * 2 * 3)
     assert summary.parts["neck"].params == 32 * (48 + 96 + 192) + 3 * 32
@@ -105,7 +105,7 @@ def test_a_part_by_hand():
 
 
 @pytest.mark.parametrize("model", [PAN, PLUS], ids=["pan", "plus"])
-def test_shapes_are_those_of_the_priors(model):
+def test_levels_and_shapes_match_the_priors(model):
     summary = summarize(model, (96, 160))
     sizes = [(12, 20), (6, 10), (3, 5), (2, 3)][: len(model.strides)]
     assert [level[1:] for level in summary.levels] == sizes
@@ -118,7 +118,7 @@ def test_shapes_are_those_of_the_priors(model):
 
 @pytest.fixture
 def info(monkeypatch, capsys):
-    """`nanodet-jax info` in the repository: exit code, standard output and standard error."""
+    """Run `nanodet-jax info` in the repository; return exit code, stdout and stderr."""
     monkeypatch.chdir(REPO)
 
     def call(*arguments):
@@ -127,7 +127,7 @@ def info(monkeypatch, capsys):
     return call
 
 
-def test_info(info):
+def test_info_prints_parts_levels_and_shapes(info):
     code, said, error = info("configs/coco.py:nanodet-plus-m_320")
     assert (code, error) == (0, "")
     assert said.startswith("nanodet-plus-m_320: one image of 320 x 320 pixels, 80 classes\n")
@@ -140,7 +140,7 @@ def test_info(info):
     assert "[2125, 80]" in said and "[2125, 4, 8]" in said
 
 
-def test_info_of_other_classes(info):
+def test_info_takes_the_number_of_classes(info):
     code, said, _ = info("configs/coco.py", "--classes", 7)
     assert code == 0
     assert said.startswith("nanodet-m_320: one image of 320 x 320 pixels, 7 classes\n")
@@ -151,7 +151,7 @@ def test_info_of_other_classes(info):
     assert (code, error) == (2, "error: --classes=0: must be positive\n")
 
 
-def test_info_of_a_config_that_knows_its_classes(info, tmp_path):
+def test_info_uses_the_number_of_classes_of_the_config(info, tmp_path):
     path = tmp_path / "known.py"
     path.write_text(
         "from nanodet_jax.config import Config, Model\n"
@@ -174,7 +174,7 @@ BAD = {
     "odd_size": "from nanodet_jax.config import Config\n"
     "def get_config():\n    return Config(input_size=(100, 100))\n",
 }
-# What is given, and what the line must name besides.
+# Argument, and text that the error must contain.
 FAULTS = {
     "missing": ("configs/nope.py", "no such config"),
     "missing, with a variant": ("configs/nope.py:nanodet-m_320", "no such config"),
@@ -191,7 +191,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_fault_is_one_line(info, tmp_path, fault):
+def test_invalid_config_is_one_line_of_error(info, tmp_path, fault):
     for name, text in BAD.items():
         (tmp_path / f"{name}.py").write_text(text)
     given, named = FAULTS[fault]
@@ -205,7 +205,7 @@ def test_a_fault_is_one_line(info, tmp_path, fault):
     assert sys.path == before
 
 
-def test_a_config_imports_its_neighbours_and_those_here(monkeypatch, tmp_path):
+def test_config_imports_from_its_folder_and_the_working_directory(monkeypatch, tmp_path):
     for folder, name in (("there/recipes_a", "base"), ("here/recipes_b", "extra")):
         (tmp_path / folder).mkdir(parents=True)
         (tmp_path / folder / f"{name}.py").write_text(f"NAME = {name!r}\n")
