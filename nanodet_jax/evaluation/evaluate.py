@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from flax.typing import VariableDict
 from tqdm import tqdm
 
 from nanodet_jax import visualize
@@ -40,7 +41,7 @@ class Evaluation(NamedTuple):
 
 def run_evaluation(
     detect: Detect,
-    variables: Any,
+    variables: VariableDict,
     source: Source,
     config: Config,
     *,

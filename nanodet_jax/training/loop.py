@@ -145,7 +145,7 @@ def _train_and_evaluate(config: Config, workdir: Path, held: ExitStack) -> dict[
     logger.say(images.describe())
     stored = store(images, num_devices) if config.data.cache == "device" else None
     render = make_render(config, num_devices, stored)
-    if not resuming and is_folded(variables):
+    if variables is not None and is_folded(variables):
         # Of whole batches, and on the host: the same in every process.
         on_host = copy.deepcopy(config)
         on_host.data.augment, on_host.data.cache = "host", "none"
