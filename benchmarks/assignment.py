@@ -8,8 +8,8 @@ Three forms of the same cost run in turn, so that a busy machine slows all of th
 - direct, fused by XLA: with such an array, which XLA need not store;
 - direct, materialised: stores the array, as the original does.
 
-The materialised form takes 14 GB with batch 32 and 300 slots. On two CPU cores it takes most of the
-time.
+The materialised form takes 14 GB with batch 32 and 300 slots and, on two CPU cores, most of the
+benchmark's time.
 """
 
 import math

@@ -25,6 +25,8 @@ OBJECTS = 7.3  # per image
 CROWDS = 0.01  # fraction of the objects
 SIDE = 640  # of an image, pixels
 
+_Detections = tuple[np.ndarray, np.ndarray, np.ndarray]  # boxes, scores, labels of an image
+
 
 def random_boxes(random: np.random.Generator, count: int) -> np.ndarray:
     """Draw boxes [count, 4] xyxy of all of COCO's size ranges."""
@@ -50,7 +52,7 @@ def random_truth(images: int) -> dict[str, Any]:
     return coco_ground_truth(records, CATEGORIES)
 
 
-def random_detections(truth: dict[str, Any], count: int) -> dict[int, tuple[np.ndarray, ...]]:
+def random_detections(truth: dict[str, Any], count: int) -> dict[int, _Detections]:
     """Draw boxes [count, 4] xyxy, scores [count], some of them tied, and labels [count].
 
     Returns a dict by image id. Each object has a detection near it, as far as `count` allows.
@@ -59,7 +61,7 @@ def random_detections(truth: dict[str, Any], count: int) -> dict[int, tuple[np.n
     objects: dict[int, list[dict[str, Any]]] = {image["id"]: [] for image in truth["images"]}
     for row in truth["annotations"]:
         objects[row["image_id"]].append(row)
-    found = {}
+    found: dict[int, _Detections] = {}
     for id, rows in objects.items():
         boxes, labels = random_boxes(random, count), random.integers(0, len(CATEGORIES), count)
         true = np.array([row["bbox"] for row in rows]).reshape(len(rows), 4)[:count]

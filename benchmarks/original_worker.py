@@ -14,8 +14,11 @@ import importlib.util
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -29,19 +32,23 @@ OPTIONAL = ("pytorch_lightning", "lightning_fabric", "torchvision", "matplotlib"
 class _MockFinder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     """Import finder that mocks modules of OPTIONAL that are not installed."""
 
-    def find_spec(self, name, path=None, target=None):
+    def find_spec(
+        self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
         if name in OPTIONAL or name.partition(".")[0] in OPTIONAL:
             return importlib.util.spec_from_loader(name, self, is_package=True)
         return None
 
-    def create_module(self, spec):
+    def create_module(self, spec: ModuleSpec) -> Any:
         return mock.MagicMock(__spec__=spec, __path__=[], __name__=spec.name)
 
-    def exec_module(self, module):
+    def exec_module(self, module: ModuleType) -> None:
         pass
 
 
-def training_step(cfg, model, batch: dict, device) -> Callable[[], None]:
+def training_step(
+    cfg: Any, model: torch.nn.Module, batch: dict, device: torch.device
+) -> Callable[[], None]:
     """Build a step as in the original's `TrainingTask` and Lightning, without logs and warm-up."""
     from nanodet.model.weight_averager import build_weight_averager
     from nanodet.optim import build_optimizer
@@ -73,7 +80,7 @@ def training_step(cfg, model, batch: dict, device) -> Callable[[], None]:
     return step
 
 
-def network(model, batch: dict) -> Callable[[], None]:
+def network(model: torch.nn.Module, batch: dict) -> Callable[[], None]:
     """Build the forward pass in eager PyTorch."""
     model.eval()
 
@@ -84,7 +91,9 @@ def network(model, batch: dict) -> Callable[[], None]:
     return forward
 
 
-def in_onnxruntime(model, batch: dict, folder: Path, threads: int) -> Callable[[], None]:
+def in_onnxruntime(
+    model: torch.nn.Module, batch: dict, folder: Path, threads: int
+) -> Callable[[], None]:
     """Build the forward pass in ONNX Runtime."""
     import onnxruntime
 
@@ -97,7 +106,7 @@ def in_onnxruntime(model, batch: dict, folder: Path, threads: int) -> Callable[[
     return lambda: session.run(None, {"images": images})
 
 
-def in_ncnn(model, batch: dict, folder: Path, threads: int) -> Callable[[], None]:
+def in_ncnn(model: torch.nn.Module, batch: dict, folder: Path, threads: int) -> Callable[[], None]:
     """Build the forward pass of one image in ncnn."""
     import ncnn
     import pnnx
@@ -117,7 +126,7 @@ def in_ncnn(model, batch: dict, folder: Path, threads: int) -> Callable[[], None
     return forward
 
 
-def load_batch(path: str, device) -> dict:
+def load_batch(path: str, device: torch.device) -> dict:
     """Load a batch in the form of the original's loader, with boxes as a list of numpy arrays."""
     with np.load(path) as file:
         arrays = {name: file[name] for name in file.files}

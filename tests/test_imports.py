@@ -1,4 +1,4 @@
-"""Imports point one way: a package knows only those of lower layers."""
+"""Import directions: a package imports only packages of lower layers."""
 
 import ast
 from pathlib import Path
@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "nanodet_jax"
-# From the lowest layer up. Modules of one layer do not import each other, packages apart. A module
-# named with its package has a layer of its own.
+# From the lowest layer to the highest. Units of one layer do not import each other; modules of one
+# package may. A module that is listed with its package is a separate unit.
 LAYERS = (
     {"errors", "version", "terminal"},
     {"config", "structures", "boxes", "coco_classes", "files"},
@@ -20,12 +20,12 @@ LAYERS = (
     {"evaluation"},
     {"training"},
     {"cli"},
-    {""},  # what `import nanodet_jax` offers
+    {""},  # nanodet_jax/__init__.py
 )
 
 
 def unit(module: str) -> str:
-    """The part of a module's name below `nanodet_jax` that has a layer."""
+    """Return the unit of a module: the part of its name below `nanodet_jax` that has a layer."""
     parts = module.split(".")[1:]
     named = ".".join(parts[:2])
     return named if any(named in layer for layer in LAYERS) else (parts or [""])[0]
@@ -36,13 +36,13 @@ def level(name: str) -> int:
 
 
 def name_of(path: Path) -> str:
-    """The dotted name of a file."""
+    """Return the dotted module name of a file."""
     parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
 def imports(path: Path) -> set[str]:
-    """Modules of this package that a file imports, by dotted name."""
+    """Return the dotted names of modules of this package that a file imports."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("nanodet_jax"):
@@ -59,7 +59,7 @@ def files() -> list[Path]:
 
 
 @pytest.mark.parametrize("path", files(), ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_imports_point_down(path):
+def test_module_imports_only_lower_layers(path):
     own = unit(name_of(path))
     for other in imports(path):
         if unit(other) != own:
@@ -71,6 +71,6 @@ def test_every_module_has_a_layer(path):
     level(unit(name_of(path)))
 
 
-def test_only_device_augmentation_of_the_data_package_knows_jax():
+def test_data_package_imports_jax_only_for_device_augmentation():
     for path in (PACKAGE / "data").rglob("*.py"):
         assert ("import jax" in path.read_text()) == (path.name == "device_augment.py"), path.name

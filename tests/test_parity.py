@@ -1,4 +1,4 @@
-"""The parity checks, on the small fixtures that lie in the project, and on all where at hand."""
+"""Parity checks on the fixtures in the repository, and on published weights if available."""
 
 from pathlib import Path
 
@@ -17,12 +17,12 @@ def names(folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("name", names(HERE))
-def test_small_fixture(name, capsys):
+def test_fixture_passes_its_parity_check(name, capsys):
     assert parity.main([str(HERE), "--only", f"^{name}$"]) == 0, capsys.readouterr().out
 
 
 @pytest.mark.parametrize("weights", ["nanodet-m_320", "nanodet-plus-m_320"])
-def test_detections_of_published_weights(weights, capsys):
+def test_detections_of_published_weights_pass_their_parity_check(weights, capsys):
     folder = SHARED / "reference"
     if not folder.is_dir():
         pytest.skip("needs shared/reference, shared/weights and shared/data/coco_mini")
@@ -30,11 +30,11 @@ def test_detections_of_published_weights(weights, capsys):
     assert parity.main([str(folder), "--only", only]) == 0, capsys.readouterr().out
 
 
-def test_nothing_matched_is_a_failure():
+def test_parity_fails_if_no_fixture_matches():
     assert parity.main([str(HERE), "--only", "no_such_fixture"]) == 1
 
 
-def test_a_wrong_number_fails(tmp_path, capsys):
+def test_parity_fails_on_a_wrong_number(tmp_path, capsys):
     for file in ("assign_atss.npz", "schedule.json"):
         (tmp_path / file).write_bytes((HERE / file).read_bytes())
     text = (tmp_path / "schedule.json").read_text()

@@ -118,7 +118,7 @@ def test_levels_and_logit_shapes_match_the_priors(model):
 
 @pytest.fixture
 def info(monkeypatch, capsys):
-    """`nanodet-jax info` in the repository: exit code, standard output and standard error."""
+    """Run `nanodet-jax info` in the repository; return exit code, stdout and stderr."""
     monkeypatch.chdir(REPO)
 
     def call(*arguments):

@@ -1,4 +1,4 @@
-"""The version is the same wherever it is written."""
+"""The version is equal everywhere."""
 
 from importlib import metadata
 from pathlib import Path
@@ -8,7 +8,7 @@ import nanodet_jax
 REPO = Path(__file__).parents[1]
 
 
-def test_the_distribution_and_the_citation_have_the_version_of_the_package():
+def test_distribution_citation_and_changelog_have_the_version_of_the_package():
     assert metadata.version("nanodet_jax") == nanodet_jax.__version__
     assert f"\nversion: {nanodet_jax.__version__}\n" in (REPO / "CITATION.cff").read_text()
     assert f"## [{nanodet_jax.__version__}] - " in (REPO / "CHANGELOG.md").read_text()

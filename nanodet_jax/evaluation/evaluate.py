@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from flax.typing import VariableDict
 from tqdm import tqdm
 
 from nanodet_jax import visualize
@@ -42,7 +43,7 @@ class Evaluation(NamedTuple):
 
 def run_evaluation(
     detect: Detect,
-    variables: Any,
+    variables: VariableDict,
     source: Source,
     config: Config,
     *,

@@ -184,7 +184,7 @@ def build(config: Config, workdir: Path) -> Run:
         stack.enter_context(closing(logger))
         logger.say(data.images.describe())
         stored = upload_images(data.images, num_devices) if config.data.cache == "device" else None
-        if not resumed and is_folded(variables):
+        if variables is not None and is_folded(variables):
             state = new_state(unfold(model, variables, _unaugmented_batches(data)))
             origin += f"; batch norms, folded there, measured on {UNFOLD_BATCHES} batches"
         _announce(logger, data, training.learning_rate, num_devices, origin)

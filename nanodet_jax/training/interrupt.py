@@ -16,8 +16,8 @@ class Aborted(Exception):
 class Interrupt:
     """Record SIGINT, SIGTERM and SIGHUP in `received`, from `catch` to the end of the context.
 
-    Before `catch`, and from the second signal on, the previous handlers are in force. Those of
-    `train.py` exit immediately, because Python runs a handler only when XLA returns, and a
+    Before `catch`, and from the second signal on, the previous handlers are in force. The handlers
+    of `train.py` exit immediately, because Python runs a handler only when XLA returns, and a
     compilation may take a minute. Two exceptions concern SIGHUP: where it is ignored (`nohup`) it
     stays ignored, and after the first signal it is ignored, because a closed terminal sends it
     twice, from the shell and from the kernel. Outside the main thread, where Python receives no

@@ -4,32 +4,37 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import jax
 
 DEPTH = 2  # batches that are prefetched
 
+HostBatch = TypeVar("HostBatch")
+DeviceBatch = TypeVar("DeviceBatch")
 
-class Prefetch:
+
+class Prefetch(Generic[HostBatch, DeviceBatch]):
     """Load batches and move them to the devices in a thread, while the devices run earlier steps.
 
     Args:
-      batches: of any type.
+      batches: on the host.
       to_device: moves a batch to the devices.
 
     Attributes:
       wait_seconds: time so far in which the devices were idle because no batch was ready.
     """
 
-    def __init__(self, batches: Iterator[Any], to_device: Callable[[Any], Any]) -> None:
+    def __init__(
+        self, batches: Iterator[HostBatch], to_device: Callable[[HostBatch], DeviceBatch]
+    ) -> None:
         self._batches, self._to_device = batches, to_device
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="prefetch")
         self._queue = deque(self._thread.submit(self._load) for _ in range(DEPTH))
         self._previous_output: Any = None
         self.wait_seconds = 0.0
 
-    def next(self, last_output: Any) -> Any:
+    def next(self, last_output: Any) -> DeviceBatch:
         """Return the next batch, on the devices.
 
         Args:
@@ -52,5 +57,5 @@ class Prefetch:
         """Stop loading batches."""
         self._thread.shutdown(wait=False, cancel_futures=True)
 
-    def _load(self) -> Any:
+    def _load(self) -> DeviceBatch:
         return self._to_device(next(self._batches))

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.typing import VariableDict
 
 from nanodet_jax.io.torch_names import flatten, unflatten
 from nanodet_jax.models.layers import BatchNorm
@@ -22,7 +23,7 @@ from nanodet_jax.structures import Array
 EPSILON = BatchNorm.epsilon
 
 
-def is_folded(variables: Any) -> bool:
+def is_folded(variables: VariableDict) -> bool:
     """Return whether every batch norm is the identity plus a bias, which training never yields.
 
     Freshly initialized variables have a variance of 1, folded ones of 1 - epsilon.
@@ -38,7 +39,7 @@ def is_folded(variables: Any) -> bool:
     )
 
 
-def unfold(model: NanoDet, variables: Any, batches: Iterable[Array]) -> Any:
+def unfold(model: NanoDet, variables: VariableDict, batches: Iterable[Array]) -> dict[str, Any]:
     """Set the statistics of all batch norms to those of their inputs, without changing inference.
 
     Args:
@@ -52,7 +53,9 @@ def unfold(model: NanoDet, variables: Any, batches: Iterable[Array]) -> Any:
     """
 
     @backend.jit
-    def moments(variables: Any, images: jax.Array) -> dict[str, tuple[jax.Array, jax.Array]]:
+    def moments(
+        variables: VariableDict, images: jax.Array
+    ) -> dict[str, tuple[jax.Array, jax.Array]]:
         """Return mean and mean square of each channel of every batch norm's output, by path."""
         _, captured = model.apply(
             variables,

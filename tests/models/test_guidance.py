@@ -1,4 +1,4 @@
-"""The guidance is a branch that can be left out, cut off, and started from the neck."""
+"""The guidance: its head, detaching, initialization from the neck, and inference without it."""
 
 from functools import partial
 from typing import NamedTuple
@@ -32,7 +32,7 @@ TINY = config.Model(
 
 
 class TinyBackbone(nn.Module):
-    """In the place of ShuffleNetV2, which takes most of the time to compile."""
+    """Stand-in for ShuffleNetV2, which takes most of the compilation time."""
 
     width: float
     norm: LayerFactory
@@ -48,14 +48,14 @@ class TinyBackbone(nn.Module):
 
 
 def with_tiny_backbone():
-    """A context in which networks are built on `TinyBackbone`."""
+    """Patch networks to be built on `TinyBackbone`, until `undo`."""
     patch = pytest.MonkeyPatch()
     patch.setattr(nanodet, "ShuffleNetV2", TinyBackbone)
     return patch
 
 
 def drawn(shapes, seed=0):
-    """Variables without a value at its start; kernels of the size that keeps variances."""
+    """Draw variables that differ from their initial values; kernels roughly keep variances."""
     random = np.random.default_rng(seed)
 
     def draw(path, leaf):
@@ -73,18 +73,18 @@ def drawn(shapes, seed=0):
 
 
 class Results(NamedTuple):
-    """What a tiny network with a guidance computes."""
+    """Results of a tiny network with a guidance."""
 
     initial: dict
-    alone: dict  # shapes without the guidance
-    variables: dict  # others than the initial ones
+    without_guidance: dict  # shapes
+    variables: dict  # different from the initial ones
     called: Predictions
-    called_deployed: Predictions
+    called_stripped: Predictions  # with variables without the guidance
     evaluated: tuple[Predictions, ...]
     gradients: dict[bool, dict]  # of the guidance's loss, by detach
     trained: dict[bool, tuple[Predictions, ...]]
     updated: dict  # batch statistics
-    traces: int  # of the program that took both gradients
+    traces: int  # of the program that computes both gradients
 
 
 @pytest.fixture(scope="module")
@@ -139,7 +139,7 @@ def assert_same(actual, expected):
     ("variant", "infer", "train"),
     [("nanodet-plus-m", 1_197_924, 4_330_904), ("nanodet-plus-m-1.5x", 2_477_792, 7_962_196)],
 )
-def test_parameter_counts(variant, infer, train):
+def test_parameter_counts_equal_the_originals(variant, infer, train):
     small, large = (coco.get_config(f"{variant}_{size}").model for size in (320, 416))
     assert small == large
     small.num_classes = 80
@@ -150,24 +150,24 @@ def test_parameter_counts(variant, infer, train):
     assert sum(size for path, size in sizes.items() if "guidance" not in path) == infer
 
 
-def test_the_deployed_network_computes_the_same(results):
+def test_predictions_do_not_need_the_guidance(results):
     shapes = jax.tree.map(np.shape, strip_guidance(results.variables))
-    assert shapes == jax.tree.map(lambda leaf: leaf.shape, results.alone)
-    assert set(results.alone["params"]) == {"backbone", "neck", "head"}
+    assert shapes == jax.tree.map(lambda leaf: leaf.shape, results.without_guidance)
+    assert set(results.without_guidance["params"]) == {"backbone", "neck", "head"}
     assert set(results.variables["params"]) == {"backbone", "neck", "head", "guidance"}
-    assert_same(results.called_deployed, results.called)
+    assert_same(results.called_stripped, results.called)
     assert_same(results.evaluated[0], results.called)
-    # The guidance has a prediction of its own for each.
+    # The guidance predicts other values of the same shapes.
     for own, guidance in zip(results.called, results.evaluated[1], strict=True):
         assert own.shape == guidance.shape
         assert not np.any(own == guidance)
 
 
-def test_the_guidance_starts_from_the_neck(results):
+def test_guidance_starts_with_a_copy_of_the_neck(results):
     params = results.initial["params"]
     assert_same(params["guidance"]["neck"], params["neck"])
     assert all(leaf.any() for path, leaf in flatten(params["neck"]).items() if "kernel" in path)
-    # With statistics, where the neck has some; the original is left as it was.
+    # Statistics are copied too, if the neck has some. The argument is not changed.
     leaf = np.arange
     before = {
         "params": {
@@ -193,7 +193,7 @@ def test_the_guidance_starts_from_the_neck(results):
     assert_same(copy_neck_to_guidance(strip_guidance(before)), strip_guidance(before))
 
 
-def test_detach_keeps_gradients_from_backbone_and_neck(results):
+def test_detach_stops_gradients_to_backbone_and_neck(results):
     cut, joined = results.gradients[True], results.gradients[False]
     for part in ("backbone", "neck"):
         for path, gradient in flatten(cut[part]).items():
@@ -205,32 +205,32 @@ def test_detach_keeps_gradients_from_backbone_and_neck(results):
     assert_same(cut["guidance"], joined["guidance"])
 
 
-def test_detach_changes_no_value_and_no_program(results):
+def test_detach_neither_changes_values_nor_retraces(results):
     assert results.traces == 1
     assert_same(results.trained[True], results.trained[False])
 
 
-def test_training_updates_every_statistic(results):
+def test_training_updates_all_batch_statistics(results):
     before = flatten(results.variables["batch_stats"])
     for path, leaf in flatten(results.updated).items():
         assert np.all(leaf != before[path]), path
 
 
 class Twice(nn.Module):
-    """Stands for a neck."""
+    """Stand-in for a neck."""
 
     def __call__(self, features):
         return [2 * x for x in features]
 
 
 class Same(nn.Module):
-    """Stands for a head."""
+    """Stand-in for a head."""
 
     def __call__(self, features):
         return features
 
 
-def test_the_head_sees_the_first_neck_then_the_second():
+def test_head_input_concatenates_the_first_neck_and_the_second():
     features, levels = (
         [jnp.full((1, 2, 3, i), start + i) for i in (1, 2)] for start in (10.0, 20.0)
     )
@@ -249,7 +249,7 @@ def head_features(offset=0.0):
 
 
 def convolved(x, params):
-    """3 x 3 with zeros around."""
+    """Convolve with a 3 x 3 kernel and zero padding."""
     padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
     rows, columns = x.shape[1:3]
     return params.get("bias", 0) + sum(
@@ -258,8 +258,8 @@ def convolved(x, params):
     )
 
 
-def normalised(x, params):
-    """Each of 32 groups of neighbouring channels by itself, and each image."""
+def normalized(x, params):
+    """Normalize each of 32 groups of adjacent channels, and each image, separately."""
     output = np.empty_like(x)
     for image, group in np.ndindex(len(x), 32):
         channels = slice(2 * group, 2 * group + 2)
@@ -270,7 +270,7 @@ def normalised(x, params):
 
 
 def plain_head(params, features):
-    """Class logits and box logits of SimpleConvHead."""
+    """Return class logits and box logits of SimpleConvHead, in numpy."""
     params = jax.tree.map(np.float64, params)
     logits = []
     for kind in ("cls", "reg"):
@@ -279,7 +279,7 @@ def plain_head(params, features):
             x = x.astype(np.float64)
             for depth in range(2):
                 tower = params[f"{kind}_tower_{depth}"]
-                x = normalised(convolved(x, tower["conv"]), tower["norm"])
+                x = normalized(convolved(x, tower["conv"]), tower["norm"])
                 x = np.where(x > 0, x, 0.1 * x)
             x = convolved(x, params[f"{kind}_output"])
             if kind == "reg":
@@ -289,18 +289,18 @@ def plain_head(params, features):
     return logits[0], logits[1].reshape(2, -1, 4, 3)
 
 
-def test_simple_conv_head():
+def test_simple_conv_head_equals_numpy():
     shapes = jax.eval_shape(HEAD.init, jax.random.key(0), head_features())
     variables = drawn(shapes)
     params = variables["params"]
-    # Shared between levels, but for one number each.
+    # All levels share their parameters, except one scalar each.
     assert params["scale_0"]["factor"].shape == params["scale_1"]["factor"].shape == ()
     assert params["scale_0"]["factor"] != params["scale_1"]["factor"]
     assert set(params) == {
         *(f"{kind}_{part}" for kind in ("cls", "reg") for part in ("tower_0", "tower_1", "output")),
         *("scale_0", "scale_1"),
     }
-    params["cls_tower_0"]["conv"]["kernel"][..., 10:20] *= 1e-3  # so small that epsilon shows
+    params["cls_tower_0"]["conv"]["kernel"][..., 10:20] *= 1e-3  # so that epsilon matters
     apply = backend.jit_once(HEAD.apply)
 
     def check(features, tolerance):
@@ -311,13 +311,13 @@ def test_simple_conv_head():
         return actual
 
     before = check(head_features(), 1e-5)
-    # The scales act on boxes alone, each on those of its level.
+    # A scale multiplies only the box logits of its level.
     params["scale_1"]["factor"] *= np.float32(2)
     after = check(head_features(), 1e-5)
     np.testing.assert_array_equal(after.class_logits, before.class_logits)
     assert np.all((after.box_logits == before.box_logits)[:, :12])
     assert np.all((after.box_logits == 2 * before.box_logits)[:, 12:])
-    # A mean of hundreds of deviations costs no digits of the variance.
+    # The variance stays accurate if the mean is hundreds of standard deviations.
     random = np.random.default_rng(3)
     for kind in ("cls", "reg"):
         kernel = np.zeros((3, 3, 6, 64), np.float32)
@@ -326,7 +326,7 @@ def test_simple_conv_head():
     check(head_features(offset=300), 2e-3)
 
 
-def test_simple_conv_head_starts_small_and_doubtful():
+def test_simple_conv_head_initialization():
     variables = backend.jit_once(HEAD.init)(jax.random.key(0), head_features())
     leaves = {path: np.asarray(leaf) for path, leaf in flatten(variables["params"]).items()}
     for path, leaf in leaves.items():

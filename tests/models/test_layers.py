@@ -1,4 +1,4 @@
-"""Layers against loops in numpy, with PyTorch's conventions."""
+"""Layers against loops in numpy that follow PyTorch's conventions."""
 
 from functools import partial
 
@@ -27,7 +27,7 @@ def normal(*shape, seed=0, scale=1.0, offset=0.0):
 
 
 def variables(seed=1):
-    """Scale, bias and running statistics that are all different from their initial values."""
+    """Return scale, bias and running statistics that differ from their initial values."""
     random = np.random.default_rng(seed)
     params = {"scale": random.uniform(0.5, 2, C), "bias": random.normal(size=C)}
     stats = {"mean": random.normal(size=C), "var": random.uniform(0.2, 3, C)}
@@ -35,20 +35,20 @@ def variables(seed=1):
     return jax.tree.map(lambda leaf: leaf.astype(np.float32), every)
 
 
-def normalised(x, mean, var, params, epsilon):
+def normalized(x, mean, var, params, epsilon):
     return (x - mean) / np.sqrt(var + epsilon) * params["scale"] + params["bias"]
 
 
 @pytest.mark.parametrize(("momentum", "epsilon"), [(0.9, 1e-5), (0.99, 1e-3)])
-def test_batch_norm_of_a_batch(momentum, epsilon):
-    # One channel varies so little that epsilon shows.
+def test_batch_norm_in_training_equals_numpy(momentum, epsilon):
+    # One channel varies so little that epsilon matters.
     x = normal(2, 3, 5, C) * np.float32([1, 3, 0.01]) + np.float32([0.5, -2, 0])
     given = variables()
     norm = BatchNorm(use_running_average=False, momentum=momentum, epsilon=epsilon)
     output, updated = norm.apply(given, x, mutable=["batch_stats"])
     exact = x.astype(np.float64)
     mean, var = exact.mean(axis=(0, 1, 2)), exact.var(axis=(0, 1, 2))
-    expected = normalised(exact, mean, var, given["params"], epsilon)
+    expected = normalized(exact, mean, var, given["params"], epsilon)
     np.testing.assert_allclose(output, expected, rtol=1e-5, atol=1e-5)
     unbiased = exact.var(axis=(0, 1, 2), ddof=1)
     for name, new in (("mean", mean), ("var", unbiased)):
@@ -56,15 +56,15 @@ def test_batch_norm_of_a_batch(momentum, epsilon):
         np.testing.assert_allclose(updated["batch_stats"][name], kept, rtol=1e-5)
 
 
-def test_batch_norm_by_running_statistics():
+def test_batch_norm_in_inference_uses_running_statistics():
     x, given = normal(2, 3, 5, C), variables()
     output, updated = BatchNorm(use_running_average=True).apply(given, x, mutable=["batch_stats"])
-    expected = normalised(x, *given["batch_stats"].values(), given["params"], 1e-5)
+    expected = normalized(x, *given["batch_stats"].values(), given["params"], 1e-5)
     np.testing.assert_allclose(output, expected, rtol=1e-5, atol=1e-6)
     jax.tree.map(np.testing.assert_array_equal, updated["batch_stats"], given["batch_stats"])
 
 
-def test_batch_norm_is_initialised_without_looking():
+def test_batch_norm_initialization_ignores_the_input():
     norm = BatchNorm(use_running_average=False, bias_init=nn.initializers.constant(1e-4))
     first = norm.init(jax.random.key(0), normal(2, 4, 4, C, offset=7))
     assert np.all(first["params"]["scale"] == 1) and np.all(first["batch_stats"]["var"] == 1)
@@ -73,8 +73,8 @@ def test_batch_norm_is_initialised_without_looking():
     assert {leaf.dtype for leaf in jax.tree.leaves(first)} == {np.dtype(np.float32)}
 
 
-def test_batch_norm_over_an_axis_is_that_of_the_whole_batch():
-    """Outputs, running statistics and gradients, of parts whose own statistics differ widely."""
+def test_batch_norm_over_an_axis_equals_that_of_the_whole_batch():
+    """Compare outputs, running statistics and gradients, for parts with very different means."""
     parts = normal(4, 2, 3, 5, C) + np.arange(4, dtype=np.float32)[:, None, None, None, None]
     given, weight = variables(), normal(8, 3, 5, C, seed=3)
 
@@ -99,7 +99,7 @@ def test_batch_norm_over_an_axis_is_that_of_the_whole_batch():
         np.testing.assert_allclose(one, other, atol=2e-6 * np.abs(other).max())
 
 
-def test_batch_norm_is_initialised_and_infers_without_the_axis():
+def test_batch_norm_needs_the_axis_only_in_training():
     norm = BatchNorm(use_running_average=False, axis_name="parts")
     assert set(norm.init(jax.random.key(0), normal(2, 3, 5, C))) == {"params", "batch_stats"}
     x, given = normal(2, 3, 5, C), variables()
@@ -109,7 +109,7 @@ def test_batch_norm_is_initialised_and_infers_without_the_axis():
     )
 
 
-def test_batch_norm_of_a_single_pixel_is_its_bias():
+def test_batch_norm_of_a_single_pixel_equals_the_bias():
     given = variables()
     output, updated = BatchNorm(use_running_average=False).apply(
         given, normal(1, 1, 1, C), mutable=["batch_stats"]
@@ -120,7 +120,7 @@ def test_batch_norm_of_a_single_pixel_is_its_bias():
     )
 
 
-def test_batch_norm_takes_statistics_in_float32():
+def test_batch_norm_of_bfloat16_has_float32_statistics():
     x = jnp.asarray(normal(4, 16, 16, C, offset=30), jnp.bfloat16)
     given = variables()
     output, updated = BatchNorm(use_running_average=False).apply(given, x, mutable=["batch_stats"])
@@ -129,12 +129,12 @@ def test_batch_norm_takes_statistics_in_float32():
     kept = 0.9 * given["batch_stats"]["mean"] + 0.1 * exact.mean(axis=(0, 1, 2))
     np.testing.assert_allclose(updated["batch_stats"]["mean"], kept, rtol=1e-5)
     mean, var = exact.mean(axis=(0, 1, 2)), exact.var(axis=(0, 1, 2))
-    expected = normalised(exact, mean, var, given["params"], 1e-5)
+    expected = normalized(exact, mean, var, given["params"], 1e-5)
     np.testing.assert_allclose(output.astype(jnp.float32), expected, atol=0.05)
 
 
 def max_pool_loop(x, cotangent):
-    """Maxima of windows, and the gradient: all of it to the first pixel that is the maximum."""
+    """Return the maxima of windows, and the gradient, which goes to the first maximum."""
     (batch, height, width, channels), gradient = x.shape, np.zeros_like(x)
     output = np.empty((batch, (height + 1) // 2, (width + 1) // 2, channels), np.float32)
     for n, i, j, c in np.ndindex(output.shape):
@@ -148,8 +148,8 @@ def max_pool_loop(x, cotangent):
 
 @pytest.mark.parametrize("form", [shifted_max_pool, reduce_window_max_pool])
 @pytest.mark.parametrize("size", [(1, 1), (4, 6), (7, 5)])
-def test_max_pool(size, form):
-    # Below zero, where padding with zeros would win; then values of which many are equal.
+def test_max_pool_forms_equal_a_loop_in_value_and_gradient(size, form):
+    # Negative values, of which padding with zeros would be the maximum; then many equal values.
     below, ties = normal(2, *size, C, offset=-9), np.round(normal(2, *size, C))
     for x in (below, ties):
         cotangent = normal(2, (size[0] + 1) // 2, (size[1] + 1) // 2, C, seed=1)
@@ -161,26 +161,26 @@ def test_max_pool(size, form):
 
 
 def half_pixel(x, axis):
-    """Twice as long, linear between pixel centres, the outermost held beyond them."""
+    """Double an axis by linear interpolation between pixel centers, constant at the borders."""
     length = x.shape[axis]
     lines = []
     for i in range(2 * length):
         source = max((i + 0.5) / 2 - 0.5, 0)
         left = int(source)
-        right, share = min(left + 1, length - 1), source - left
-        lines.append((1 - share) * x.take(left, axis) + share * x.take(right, axis))
+        right, weight = min(left + 1, length - 1), source - left
+        lines.append((1 - weight) * x.take(left, axis) + weight * x.take(right, axis))
     return np.stack(lines, axis)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 3), (4, 5)])
-def test_upsample(size):
+def test_upsample_equals_half_pixel_interpolation(size):
     x = normal(2, *size, C)
     expected = half_pixel(half_pixel(x, 1), 2)
     np.testing.assert_allclose(upsample_2x(jnp.asarray(x)), expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("size", [(2, 2), (4, 6)])
-def test_downsample_is_the_mean_of_four(size):
+def test_downsample_is_the_mean_of_four_pixels(size):
     x = normal(2, *size, C)
     quarters = [x[:, i::2, j::2] for i in (0, 1) for j in (0, 1)]
     np.testing.assert_allclose(downsample_2x(jnp.asarray(x)), sum(quarters) / 4, atol=1e-6)
@@ -195,11 +195,11 @@ def test_channel_shuffle_alternates_the_halves():
     )
 
 
-def test_leaky_slope():
+def test_leaky_relu_has_slope_one_tenth():
     np.testing.assert_allclose(leaky_relu(jnp.array([-2.0, 0.0, 3.0])), [-0.2, 0, 3], rtol=1e-6)
 
 
-def test_depthwise_separable_order():
+def test_depthwise_separable_conv_equals_numpy():
     # Depthwise, norm, activation, pointwise, norm, activation.
     x, features = normal(2, 4, 5, C), 4
     module = DepthwiseSeparableConv(features, partial(BatchNorm, use_running_average=True))
@@ -210,7 +210,7 @@ def test_depthwise_separable_order():
     params, stats = given["params"], given["batch_stats"]
 
     def norm_and_activation(value, name):
-        value = normalised(value, stats[name]["mean"], stats[name]["var"], params[name], 1e-5)
+        value = normalized(value, stats[name]["mean"], stats[name]["var"], params[name], 1e-5)
         return np.where(value > 0, value, 0.1 * value)
 
     padded = np.pad(x.astype(np.float64), ((0, 0), (1, 1), (1, 1), (0, 0)))

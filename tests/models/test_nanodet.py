@@ -1,4 +1,4 @@
-"""The whole network: how many parameters, how they start, and which prediction is whose."""
+"""The whole network: parameter counts, initialization, order of predictions, batch statistics."""
 
 import functools
 from functools import partial
@@ -19,7 +19,7 @@ from nanodet_jax.state import abstract_variables, init_variables
 
 TINY = config.Model(num_classes=3, width=0.5, channels=32, stacked_convs=1, reg_max=4)
 SEPARATE = config.Model(num_classes=3, width=0.5, channels=32, share_cls_reg=False)
-SIZE = (64, 96)  # as high as wide is no test
+SIZE = (64, 96)  # not square, so that swapped axes are detected
 OUTPUTS = ("output_0", "output_1", "output_2")
 
 
@@ -30,7 +30,7 @@ def initial():
 
 @functools.cache
 def trained():
-    """Predictions of TINY in training, and what its parts gave and changed on the way."""
+    """Run TINY in training; return predictions, intermediate outputs and new statistics."""
     images = np.random.default_rng(0).normal(size=(2, *SIZE, 3)).astype(np.float32)
     apply = partial(
         build_model(TINY).apply,
@@ -42,7 +42,7 @@ def trained():
 
 
 def leaves(start, end, collection="params"):
-    """Initial values by path."""
+    """Return initial values by path, for paths with this start and end."""
     return {
         path: leaf
         for path, leaf in flatten(initial()[collection]).items()
@@ -50,12 +50,12 @@ def leaves(start, end, collection="params"):
     }
 
 
-# The original's counts, less the box output that its shared head allocates and never reads.
+# The original's counts, without the box output that its shared head allocates but does not use.
 @pytest.mark.parametrize(
     ("width", "channels", "original"),
     [(1.0, 96, 959_348), (0.5, 96, 280_368), (1.5, 128, 2_077_776)],
 )
-def test_parameter_counts(width, channels, original):
+def test_parameter_counts_equal_the_originals(width, channels, original):
     model = config.Model(num_classes=80, width=width, channels=channels)
     shapes = abstract_variables(build_model(model))["params"]
     unused = 3 * 32 * (channels + 1)
@@ -63,23 +63,23 @@ def test_parameter_counts(width, channels, original):
 
 
 def check_normal(path, values, std):
-    """Mean and standard deviation within five of their own standard errors."""
+    """Check that mean and standard deviation are within five of their standard errors."""
     assert abs(values.mean()) < 5 * std / np.sqrt(values.size), path
     assert abs(values.std() / std - 1) < 5 / np.sqrt(2 * values.size), path
 
 
-def test_backbone_starts_with_one_over_its_channels_in():
+def test_backbone_kernels_start_with_std_one_over_input_channels():
     kernels = leaves("backbone", "kernel")
-    assert len(kernels) == 1 + 3 * 5 + 13 * 3  # stem, down-sampling blocks, other blocks
+    assert len(kernels) == 1 + 3 * 5 + 13 * 3  # stem, downsampling blocks, other blocks
     for path, kernel in kernels.items():
         check_normal(path, kernel, 1 / kernel.shape[2])
     assert kernels["backbone/stem/kernel"].shape == (3, 3, 3, 24)
     assert kernels["backbone/stage2_1/main/depthwise/kernel"].shape == (3, 3, 1, 24)
     first = [kernel.ravel()[0] * kernel.shape[2] for kernel in kernels.values()]
-    assert len(np.unique(first)) == len(first)  # no two are drawn from the same key
+    assert len(np.unique(first)) == len(first)  # all from different keys
 
 
-def test_neck_starts_xavier_uniform():
+def test_neck_kernels_start_xavier_uniform():
     kernels = leaves("neck", "kernel")
     assert len(kernels) == 3
     for path, kernel in kernels.items():
@@ -89,7 +89,7 @@ def test_neck_starts_xavier_uniform():
         check_normal(path, kernel, bound / np.sqrt(3))
 
 
-def test_head_starts_small_and_doubtful():
+def test_head_starts_with_small_kernels_and_low_class_scores():
     kernels = leaves("head", "kernel")
     assert len(kernels) == 3 * (2 * TINY.stacked_convs + 1)
     for path, kernel in kernels.items():
@@ -98,7 +98,7 @@ def test_head_starts_small_and_doubtful():
         assert np.all(initial()["params"]["head"][level]["bias"] == np.float32(-4.595))
 
 
-def test_norms_and_other_biases_start():
+def test_norms_and_lateral_biases_have_their_initial_values():
     scales = leaves("", "scale")
     assert len(scales) == 1 + 3 * 5 + 13 * 3 + 3 * 2 * TINY.stacked_convs
     assert all(np.all(scale == 1) for scale in scales.values())
@@ -111,12 +111,12 @@ def test_norms_and_other_biases_start():
     assert all(np.all(leaf == path.endswith("var")) for path, leaf in stats.items())
 
 
-def test_seeds_differ():
+def test_seeds_give_different_variables():
     other = init_variables(build_model(TINY), seed=1)["params"]["head"]["output_0"]["kernel"]
     assert not np.any(initial()["params"]["head"]["output_0"]["kernel"] == other)
 
 
-def test_every_prior_has_its_prediction():
+def test_predictions_have_the_order_of_the_priors():
     predictions, seen = trained()
     priors = priors_of(TINY, SIZE)
     bins = 4 * (TINY.reg_max + 1)
@@ -133,14 +133,14 @@ def test_every_prior_has_its_prediction():
         np.testing.assert_array_equal(predictions.box_logits[:, prior], sides)
 
 
-def test_training_updates_every_statistic_and_evaluation_none():
+def test_only_training_updates_batch_statistics():
     _, seen = trained()
     changed = flatten(seen["batch_stats"])
     for path, old in flatten(initial()["batch_stats"]).items():
         assert np.all(changed[path] != old), path
-    # Nine tenths of the old variance, 1, stay.
+    # Nine tenths of the old variance, 1, remain.
     assert all(np.all(leaf > 0.9) for path, leaf in changed.items() if path.endswith("var"))
-    # An update of what is not declared mutable is an error.
+    # Updating a collection that is not mutable raises an error.
     images = jax.ShapeDtypeStruct((2, *SIZE, 3), np.float32)
     model = build_model(TINY)
     jax.eval_shape(model.apply, initial(), images)
@@ -148,7 +148,7 @@ def test_training_updates_every_statistic_and_evaluation_none():
         jax.eval_shape(partial(model.apply, train=True), initial(), images)
 
 
-def test_separate_towers():
+def test_head_without_share_cls_reg_has_separate_towers():
     head = NanoDetHead(3, 32, 3, 1, False, 7, norm=partial(BatchNorm, use_running_average=True))
     random = np.random.default_rng(1)
     features = [random.normal(size=(2, 3, 2, 32)).astype(np.float32)]
@@ -159,7 +159,7 @@ def test_separate_towers():
     for name, start in (("cls_output_0", -4.595), ("reg_output_0", 0)):
         check_normal(name, np.asarray(params[name]["kernel"]), 0.01)
         assert np.all(params[name]["bias"] == np.float32(start))
-    # Classes and boxes stand on towers of their own: without one, the other stays.
+    # Zeroing the tower of the boxes does not change the classes.
     apply = backend.jit(head.apply)
     variables = jax.tree.map(lambda leaf: leaf + 0.1, variables)
     both = apply(variables, features)
@@ -168,7 +168,7 @@ def test_separate_towers():
     classes_only = apply(variables, features)
     np.testing.assert_array_equal(classes_only.class_logits, both.class_logits)
     assert np.all(np.any(classes_only.box_logits != both.box_logits, axis=(2, 3)))
-    # And the config's switch reaches the head.
+    # The config's share_cls_reg reaches the head.
     model = build_model(SEPARATE)
     images = jax.ShapeDtypeStruct((1, 32, 64, 3), np.float32)
     shapes = abstract_variables(model)

@@ -1,4 +1,4 @@
-"""Convolution as a product of matrices against XLA's own, and both to a loop."""
+"""Convolution as a matrix product against XLA's convolution, and both against numpy."""
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ SHAPES = ((1, 1, 1, 1), (1, 5, 3, 7), (4, 3, 8, 2))  # height, width, channels i
 
 
 def inputs(shape, size=1, stride=1, seed=0):
-    """Image, kernel and cotangent."""
+    """Draw image, kernel and cotangent."""
     height, width, channels, features = shape
     random = np.random.default_rng(seed)
     return [
@@ -26,7 +26,7 @@ def inputs(shape, size=1, stride=1, seed=0):
 
 
 def pulled_back(convolve, image, kernel, cotangent):
-    """Output and both gradients."""
+    """Return the output and both gradients."""
 
     @backend.jit
     def run(image, kernel, cotangent):
@@ -54,7 +54,7 @@ def test_forms_agree_in_value_and_gradients(shape):
 
 
 @pytest.mark.parametrize(("size", "stride"), [(1, 1), (3, 1), (3, 2), (1, 2), (5, 1)])
-def test_windows_lie_around_their_pixel(size, stride):
+def test_conv_equals_a_loop_over_centered_windows(size, stride):
     image, kernel, cotangent = inputs((5, 4, 3, 2), size, stride)
     output = backend.jit(convolution.conv, static_argnums=2)(image, kernel, stride)
     padded = np.pad(image, ((0, 0), (size // 2,) * 2, (size // 2,) * 2, (0, 0)))
@@ -66,22 +66,22 @@ def test_windows_lie_around_their_pixel(size, stride):
     np.testing.assert_allclose(output, expected, atol=1e-5)
 
 
-def test_a_gpu_gets_xlas_form(monkeypatch):
+def test_gpu_uses_the_xla_convolution(monkeypatch):
     image, kernel, _ = inputs((4, 3, 8, 2))
 
-    def windowed() -> bool:
+    def uses_xla_conv() -> bool:
         jaxpr = jax.make_jaxpr(lambda *args: convolution.conv(*args))(image, kernel)
         return "conv_general_dilated" in str(jaxpr)
 
-    assert not windowed()
+    assert not uses_xla_conv()
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    assert windowed()
-    with jax.default_device(jax.local_devices(backend="cpu")[0]):  # there is a GPU, but not meant
-        assert not windowed()
+    assert uses_xla_conv()
+    with jax.default_device(jax.local_devices(backend="cpu")[0]):  # despite the GPU
+        assert not uses_xla_conv()
 
 
 @pytest.mark.parametrize("use_bias", [True, False])
-def test_module_computes_in_the_dtype_of_its_images(use_bias):
+def test_conv_layer_computes_in_the_dtype_of_its_input(use_bias):
     image, kernel, _ = inputs((4, 3, 8, 2))
     module = convolution.Conv(2, use_bias=use_bias)
     variables = module.init(jax.random.key(0), image)

@@ -1,4 +1,4 @@
-"""The shifted form of the depthwise convolution against XLA's grouped one, and both to a loop."""
+"""The shifted depthwise convolution against XLA's grouped one, and both against a loop."""
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ CASES = [(kernel, stride) for kernel in (3, 5) for stride in (1, 2)]
 
 
 def inputs(size, stride, seed=0):
-    """Image, kernel and cotangent of every height, width and channels."""
+    """Draw image, kernel and cotangent for all SHAPES."""
     random = np.random.default_rng(seed)
 
     def draw(*shape):
@@ -30,7 +30,7 @@ def inputs(size, stride, seed=0):
 
 
 def pulled_back(convolve, cases, stride):
-    """Output and both gradients of every case, all in one compiled program."""
+    """Return output and both gradients of every case, from one compiled program."""
 
     @backend.jit
     def run(cases):
@@ -44,7 +44,7 @@ def pulled_back(convolve, cases, stride):
 
 
 def loop(image, kernel, stride):
-    """Every output pixel as a sum over the pixels that its kernel covers."""
+    """Compute every output pixel as a sum over the pixels that its kernel covers."""
     batch, height, width, channels = image.shape
     size, pad = len(kernel), len(kernel) // 2
     output = np.zeros((batch, -(-height // stride), -(-width // stride), channels))
@@ -69,7 +69,7 @@ def test_forms_agree_in_value_and_gradients(size, stride):
 
 
 @pytest.mark.parametrize(("size", "stride"), CASES)
-def test_module_is_the_form_of_this_backend(size, stride):
+def test_depthwise_layer_uses_the_form_of_this_backend(size, stride):
     image, kernel, _ = inputs(size, stride)[(6, 7, 7)]
     module = depthwise.DepthwiseConv(size, stride)
     output = backend.jit(module.apply)({"params": {"kernel": kernel}}, image)
@@ -79,7 +79,7 @@ def test_module_is_the_form_of_this_backend(size, stride):
     assert ("stablehlo.convolution" in lowered.as_text()) != on_cpu
 
 
-def test_bfloat16_stays_bfloat16():
+def test_shifted_form_keeps_bfloat16():
     image, kernel, cotangent = (
         jnp.asarray(array, jnp.bfloat16) for array in inputs(3, 2)[(5, 4, 7)]
     )

@@ -1,4 +1,4 @@
-"""What `config.precision` does to the network, and what it leaves alone."""
+"""Effects of `config.precision` on the network."""
 
 import re
 from functools import partial
@@ -43,7 +43,7 @@ def batch():
 
 
 def features(precision):
-    """What the first stages make of noise, normalised by the batch's statistics."""
+    """Return outputs of the first stages for noise, normalized by the batch's statistics."""
     model = build_model(config.Model(num_classes=1, width=0.5, channels=8), precision)
     images = np.random.default_rng(1).normal(size=(2, 160, 160, 3)).astype(np.float32)
     run = partial(
@@ -55,7 +55,7 @@ def features(precision):
     return backend.jit(run)(init_variables(model, seed=0), images)[1]["intermediates"]
 
 
-def test_bf16_is_for_features_only():
+def test_bf16_applies_to_features_only():
     model = build_model(PLUS, "bf16")
     variables = abstract_variables(model, guided=True)
     step = partial(loss_and_gradients, model=model, criterion=CRITERION)
@@ -77,7 +77,7 @@ def test_bf16_is_for_features_only():
 
 
 @pytest.mark.slow
-def test_bf16_is_near_float32_and_highest_the_same_on_a_cpu():
+def test_bf16_is_close_to_float32_and_highest_equals_it_on_a_cpu():
     for exact, same, narrow in zip(
         *(jax.tree.leaves(features(p)) for p in ("float32", "highest", "bf16"))
     ):
@@ -87,7 +87,7 @@ def test_bf16_is_near_float32_and_highest_the_same_on_a_cpu():
 
 
 @pytest.mark.parametrize("precision", ["float32", "highest"])
-def test_highest_reaches_every_product_of_a_gpus_program(precision, monkeypatch):
+def test_highest_applies_to_all_products_of_a_gpu_program(precision, monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     model = build_model(PLUS, precision)
     variables = abstract_variables(model, guided=True)
@@ -103,8 +103,8 @@ def test_highest_reaches_every_product_of_a_gpus_program(precision, monkeypatch)
         assert convolutions and not set(exact) & set(convolutions)
 
 
-def test_distances_are_exact_with_each(monkeypatch):
-    """The mean over a distribution is a product, and decides losses and boxes."""
+def test_distances_use_highest_precision_in_every_mode(monkeypatch):
+    """The mean over a distribution is a matrix product, and losses and boxes depend on it."""
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     model = build_model(PLUS)
     branches = jax.eval_shape(

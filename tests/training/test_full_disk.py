@@ -1,4 +1,4 @@
-"""A disk that takes no more: a line says so, and what was there stays."""
+"""A full disk during training: one line of error, and earlier checkpoints stay valid."""
 
 import resource
 
@@ -13,23 +13,23 @@ FLAGS = (
     "--config.training.steps=1000",
     "--config.training.eval_every=1000",
 )
-ROOM = 200_000  # bytes that a file may have; too few for the parameters alone
-LONGEST = 1000  # characters of the line
+MAX_FILE_SIZE = 200_000  # bytes; less than the parameters
+MAX_LINE = 1000  # characters
 
 
-def test_a_checkpoint_that_cannot_be_written_ends_the_run_with_a_line(tmp_path):
+def test_checkpoint_that_cannot_be_written_ends_the_run_with_one_line(tmp_path):
     workdir = tmp_path / "run"
     run = Launch(workdir, FLAGS)
     checkpoints = workdir / "checkpoints"
     assert run.wait_for(lambda: (checkpoints / str(STEPS_EACH)).is_dir())
-    resource.prlimit(run.process.pid, resource.RLIMIT_FSIZE, (ROOM, ROOM))
+    resource.prlimit(run.process.pid, resource.RLIMIT_FSIZE, (MAX_FILE_SIZE, MAX_FILE_SIZE))
     code, _ = run.end()
     said = (tmp_path / "run.log").read_text()
     assert code == 2, said
     assert "Traceback" not in said
     (line,) = (line for line in said.splitlines() if line.startswith("error: "))
     assert f"{checkpoints}: " in line and "cannot be written: " in line
-    assert "File too large" in line and len(line) < LONGEST
+    assert "File too large" in line and len(line) < MAX_LINE
     whole = Checkpoints(workdir, writing=False)
     assert whole.latest_step() >= STEPS_EACH
     whole.close()

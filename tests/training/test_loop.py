@@ -1,4 +1,4 @@
-"""A run through its front door: what it leaves behind, and that stopping it changes nothing."""
+"""Training runs: files, logs, signals, resuming, and the order of batches."""
 
 import copy
 import itertools
@@ -39,7 +39,7 @@ NO_EVALUATION = evaluate.Evaluation(
 
 
 def tiny_config():
-    """Two epochs of four steps."""
+    """Return a config of two epochs of four steps."""
     config = shapes.get_config()
     config.input_size = (64, 64)
     config.model.channels = 32
@@ -62,7 +62,7 @@ def one_device():
 
 @pytest.fixture(scope="module")
 def unbroken(one_device, tmp_path_factory):
-    """The workdir of a whole run, and the metrics that it returned."""
+    """Train without interruption; return the workdir and the metrics."""
     workdir = tmp_path_factory.mktemp("unbroken") / "deep" / "run"
     config = tiny_config()
     before = copy.deepcopy(config)
@@ -71,7 +71,7 @@ def unbroken(one_device, tmp_path_factory):
     return workdir, metrics
 
 
-def test_what_a_run_leaves(unbroken):
+def test_run_writes_its_files(unbroken):
     workdir, _ = unbroken
     assert {path.name for path in workdir.iterdir()} == {
         "config.json", "about.json", "metrics.jsonl", "checkpoints", "pictures", "tensorboard",
@@ -90,7 +90,7 @@ def test_what_a_run_leaves(unbroken):
     assert about["versions"]["jax"] == jax.__version__
 
 
-def test_a_line_per_log_and_per_evaluation(unbroken):
+def test_run_logs_every_step_and_evaluation(unbroken):
     workdir, metrics = unbroken
     lines = journal(workdir)
     order = [(line["kind"], line["step"], line["epoch"]) for line in lines]
@@ -106,12 +106,12 @@ def test_a_line_per_log_and_per_evaluation(unbroken):
     assert set(metrics) == {*METRIC_DESCRIPTIONS, "per_class"}
 
 
-def test_a_finished_run_is_not_done_again(unbroken, monkeypatch):
+def test_finished_run_is_not_repeated(unbroken, monkeypatch):
     workdir, metrics = unbroken
     before = journal(workdir)
 
     def refuse(*_, **__):
-        raise AssertionError("nothing is left to do")
+        raise AssertionError("called in a finished run")
 
     monkeypatch.setattr(build, "make_train_step", lambda *_, **__: refuse)
     monkeypatch.setattr(evaluate, "run_evaluation", refuse)
@@ -120,12 +120,12 @@ def test_a_finished_run_is_not_done_again(unbroken, monkeypatch):
 
 
 def signal_at(patch, where, name, call, number):
-    """Have `where.name` send a signal to this process when it is called for the time `call`."""
+    """Patch `where.name` to send signal `number` to this process in call number `call`."""
     real, calls = getattr(where, name), itertools.count(1)
 
     def wrapped(*args):
         if next(calls) == call:
-            assert signal.getsignal(number) != signal.SIG_DFL  # else the tests would end
+            assert signal.getsignal(number) != signal.SIG_DFL  # else it would end the tests
             os.kill(os.getpid(), number)
         return real(*args)
 
@@ -133,8 +133,8 @@ def signal_at(patch, where, name, call, number):
 
 
 @pytest.mark.slow
-def test_stopped_and_resumed_is_as_unbroken(unbroken, tmp_path, capsys):
-    """`kill` in the third step, then Ctrl-C in the evaluation that follows the fourth."""
+def test_resumed_run_equals_an_uninterrupted_one(unbroken, tmp_path, capsys):
+    """SIGTERM in the third step, then SIGINT in the evaluation after the fourth."""
     handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     with pytest.MonkeyPatch.context() as patch:
         signal_at(patch, MetricLogger, "advance", 3, signal.SIGTERM)
@@ -154,7 +154,7 @@ def test_stopped_and_resumed_is_as_unbroken(unbroken, tmp_path, capsys):
     assert [line["kind"] for line in journal(tmp_path)] == ["train"] * 4
     assert handlers == [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
 
-    # What a crash leaves, lines after the last checkpoint, is forgotten.
+    # Lines after the last checkpoint, as a crash leaves them, are removed.
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"kind": "train", "step": 5, "loss": 99}\n[5]\n{"kind": "tr')
     workdir, metrics = unbroken
@@ -166,7 +166,7 @@ def test_stopped_and_resumed_is_as_unbroken(unbroken, tmp_path, capsys):
     assert int(ours.step) == STEPS
 
 
-def test_pixels_kept_and_made_on_the_device_train_as_well(unbroken, tmp_path, monkeypatch, capsys):
+def test_device_cache_and_augmentation_train_like_the_host(unbroken, tmp_path, monkeypatch, capsys):
     config = tiny_config()
     config.data.augment = config.data.cache = "device"
     monkeypatch.setattr(evaluate, "run_evaluation", lambda *_, **__: NO_EVALUATION)
@@ -185,7 +185,7 @@ def test_pixels_kept_and_made_on_the_device_train_as_well(unbroken, tmp_path, mo
 
 
 def fake_step(loss):
-    """In place of the compiled step: nothing is learned."""
+    """Return a stand-in for `make_train_step` whose step only counts."""
 
     def step(state, batch):
         names = ("loss", "loss_qfl", "loss_bbox", "loss_dfl", "learning_rate", "gradient_norm")
@@ -196,7 +196,7 @@ def fake_step(loss):
     return lambda *args, **kwargs: step
 
 
-def test_the_best_is_kept_though_its_evaluation_was_stopped(tmp_path, monkeypatch):
+def test_best_checkpoint_is_kept_after_its_evaluation_was_stopped(tmp_path, monkeypatch):
     scores = iter([None, 0.9, 0.1])  # at step 4, at step 4 again, at step 8
 
     def evaluation(*_, **__):
@@ -218,26 +218,26 @@ def test_the_best_is_kept_though_its_evaluation_was_stopped(tmp_path, monkeypatc
     checkpoints.close()
 
 
-def test_a_judge_that_takes_long_is_not_waited_for(tmp_path, monkeypatch, capsys):
-    began = []
+def test_signal_aborts_the_computation_of_metrics(tmp_path, monkeypatch, capsys):
+    started = []
 
-    def judge(*_, **__):
-        began.append(time.monotonic())
+    def slow_metrics(*_, **__):
+        started.append(time.monotonic())
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(60)
 
     monkeypatch.setattr(build, "make_train_step", fake_step(1.0))
-    monkeypatch.setattr(evaluate.coco_metrics, "coco_metrics", judge)
+    monkeypatch.setattr(evaluate.coco_metrics, "coco_metrics", slow_metrics)
     with pytest.raises(SystemExit) as stopped:
         train_and_evaluate(tiny_config(), tmp_path)
     assert stopped.value.code == 128 + signal.SIGTERM
-    assert len(began) == 1 and time.monotonic() - began[0] < 10
+    assert len(started) == 1 and time.monotonic() - started[0] < 10
     assert "stopped and saved at step 4" in capsys.readouterr().out
     assert [line["kind"] for line in journal(tmp_path)] == ["train"] * 4
     assert int(final_state(tmp_path, 4).step) == 4
 
 
-def test_losses_that_are_no_numbers_end_the_run_with_what_was_before(tmp_path, monkeypatch, capsys):
+def test_non_finite_losses_stop_the_run_and_keep_the_weights(tmp_path, monkeypatch, capsys):
     config = tiny_config()
     config.training.max_skipped = 3
     monkeypatch.setattr(build, "make_train_step", fake_step(np.inf))
@@ -245,13 +245,13 @@ def test_losses_that_are_no_numbers_end_the_run_with_what_was_before(tmp_path, m
         train_and_evaluate(config, tmp_path)
     said = capsys.readouterr().out
     assert all(f"step {step}: loss or gradient is not finite" in said for step in (1, 2, 3))
-    assert "its images: shapes-train-0" in said
+    assert "skipped; images: shapes-train-0" in said
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
-    assert [json.loads(line)["loss"] for line in lines] == [None] * 2  # json knows no infinity
+    assert [json.loads(line)["loss"] for line in lines] == [None] * 2  # JSON has no infinity
     assert int(final_state(tmp_path, 3).step) == 3
 
 
-def test_two_runs_in_one_workdir_are_refused(tmp_path, monkeypatch, capsys):
+def test_second_run_in_a_workdir_is_rejected(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(locks, "WAIT_S", 0.1)
     held = lock_workdir(tmp_path)
     with pytest.raises(UserError, match="in use by another run"):
@@ -259,12 +259,12 @@ def test_two_runs_in_one_workdir_are_refused(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out.count("waiting up to 0 s") == 1
     assert {path.name for path in tmp_path.iterdir()} == {"lock"}
     held.release()
-    lock_workdir(tmp_path).release()  # the file is there, but nobody holds it
+    lock_workdir(tmp_path).release()  # the file exists, but is not locked
     with pytest.raises(UserError, match=f"{tmp_path}/lock/deeper: cannot be written to"):
         train_and_evaluate(tiny_config(), tmp_path / "lock" / "deeper")
 
 
-def test_a_hangup_saves_and_leaves(tmp_path):
+def test_sighup_saves_and_exits(tmp_path):
     handler = signal.getsignal(signal.SIGHUP)
     with pytest.MonkeyPatch.context() as patch:
         signal_at(patch, MetricLogger, "advance", 3, signal.SIGHUP)
@@ -275,19 +275,19 @@ def test_a_hangup_saves_and_leaves(tmp_path):
     assert int(final_state(tmp_path, 3).step) == 3
 
 
-def test_a_save_that_ends_while_the_next_run_starts_is_resumed(
+def test_checkpoint_saved_while_the_next_run_starts_is_resumed(
     unbroken, tmp_path, monkeypatch, capsys
 ):
     first, metrics = unbroken
     workdir = tmp_path / "run"
     lock_for_all_processes = build.lock_for_all_processes
 
-    def lock_after_the_first_has_saved(path):
+    def lock_after_the_other_run_has_saved(path):
         assert path == workdir and not workdir.exists()
         shutil.copytree(first, workdir)
         return lock_for_all_processes(path)
 
-    monkeypatch.setattr(build, "lock_for_all_processes", lock_after_the_first_has_saved)
+    monkeypatch.setattr(build, "lock_for_all_processes", lock_after_the_other_run_has_saved)
     log = (first / "metrics.jsonl").read_bytes()
     assert train_and_evaluate(tiny_config(), workdir) == metrics
     assert f"resuming at step {STEPS}" in capsys.readouterr().out
@@ -305,7 +305,7 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("what", OTHERS)
-def test_a_workdir_of_another_run_is_left_alone(unbroken, what):
+def test_workdir_of_another_run_is_rejected_and_unchanged(unbroken, what):
     workdir, _ = unbroken
     before = {path: path.read_bytes() for path in workdir.glob("*.json*")}
     config = tiny_config()
@@ -319,7 +319,7 @@ def test_a_workdir_of_another_run_is_left_alone(unbroken, what):
     assert before == {path: path.read_bytes() for path in workdir.glob("*.json*")}
 
 
-def test_nothing_is_made_where_the_config_is_impossible(tmp_path):
+def test_invalid_config_creates_no_workdir(tmp_path):
     config = tiny_config()
     config.model.num_classes = 7
     with pytest.raises(UserError, match=r"config\.model\.num_classes=7: the data has 4"):
@@ -338,7 +338,7 @@ def assert_equal_batches(ours, theirs):
 
 @pytest.fixture(scope="module")
 def ten_batches():
-    """Two and a half epochs, augmented."""
+    """Return two and a half epochs of augmented batches."""
     return first_batches(10, tiny_config())
 
 
@@ -350,7 +350,7 @@ def test_batches_do_not_depend_on_workers(ten_batches, workers):
 
 
 @pytest.mark.parametrize("start", [1, 3, 4, 9])
-def test_batches_follow_from_the_step(ten_batches, start):
+def test_batches_depend_only_on_the_step(ten_batches, start):
     assert_equal_batches(first_batches(10 - start, tiny_config(), start), ten_batches[start:])
 
 
@@ -361,12 +361,12 @@ def test_batches_depend_on_the_seed(ten_batches):
         assert np.any(ours.images != theirs.images)
 
 
-def test_every_image_is_augmented_anew(ten_batches):
+def test_every_image_is_augmented_differently_in_every_epoch(ten_batches):
     assert len(set(names(ten_batches))) == 10 * BATCH
 
 
 def plain_config(train_size=STEPS_EACH * BATCH):
-    """Without augmentation, an image's pixels tell which it is."""
+    """Return a config without augmentation, so that pixels identify an image."""
     config = tiny_config()
     config.augment = configs.Augment()
     config.data.train_size = train_size
@@ -377,7 +377,7 @@ def names(batches):
     return [image.tobytes() for batch in batches for image in batch.images]
 
 
-def test_an_epoch_has_every_image_once_and_the_next_another_order():
+def test_epoch_has_every_image_once_in_a_new_order():
     batches = first_batches(3 * STEPS_EACH, plain_config())
     epochs = [names(batches[i : i + STEPS_EACH]) for i in range(0, 3 * STEPS_EACH, STEPS_EACH)]
     for epoch in epochs:
@@ -386,7 +386,7 @@ def test_an_epoch_has_every_image_once_and_the_next_another_order():
     assert epochs[0] != epochs[1] != epochs[2] != epochs[0]
 
 
-def test_the_rest_of_an_epoch_is_left_out_but_not_always_the_same():
+def test_each_epoch_drops_other_images_of_the_incomplete_batch():
     batches = first_batches(6 * STEPS_EACH, plain_config(STEPS_EACH * BATCH + 3))
     epochs = [names(batches[i : i + STEPS_EACH]) for i in range(0, 6 * STEPS_EACH, STEPS_EACH)]
     assert all(len(set(epoch)) == STEPS_EACH * BATCH for epoch in epochs)
@@ -394,26 +394,26 @@ def test_the_rest_of_an_epoch_is_left_out_but_not_always_the_same():
 
 
 @pytest.mark.parametrize("train_size", [16, 17])
-def test_two_processes_share_an_epoch(train_size):
+def test_two_processes_split_an_epoch(train_size):
     config = plain_config(train_size)
     first, second = (first_batches(8, config, process=(i, 2)) for i in range(2))
     assert first[0].images.shape[0] == BATCH // 2
     for epoch in (slice(0, 4), slice(4, 8)):
-        mine, others = set(names(first[epoch])), set(names(second[epoch]))
-        assert len(mine) == len(others) == 8
-        assert not mine & others
+        images, other_images = set(names(first[epoch])), set(names(second[epoch]))
+        assert len(images) == len(other_images) == 8
+        assert not images & other_images
 
 
 @pytest.mark.parametrize("count", [2, 4])
-def test_the_parts_of_all_processes_are_the_batch_of_one(ten_batches, count):
-    """Augmentation and order too, from any step on."""
+def test_parts_of_all_processes_form_the_batch_of_one(ten_batches, count):
+    """Order and augmentation are equal too, from any step on."""
     parts = [first_batches(7, tiny_config(), 3, process=(i, count)) for i in range(count)]
     for step, whole in enumerate(ten_batches[3:]):
         together = jax.tree.map(lambda *leaves: np.concatenate(leaves), *(p[step] for p in parts))
         assert_equal_batches(together, whole)
 
 
-def test_boxes_beyond_the_slots_are_counted():
+def test_count_slots_reports_boxes_beyond_the_slots():
     source = open_source(tiny_config(), "train")
     counts = [source.num_boxes(i) for i in range(len(source))]
     assert count_slots(source, 0) == (max(counts), [])

@@ -1,8 +1,7 @@
-"""The step of whole networks over 1, 2, 4 and 8 devices, batch norm over all of them.
+"""The training step of whole networks on 1, 2, 4 and 8 devices, with batch norm over all of them.
 
-In float32 rounding hides what is to be seen: a deep network amplifies it beyond 1e-6, with jumps
-where an activation changes sides. In float64 nothing is left of it, whatever the order of sums.
-`python tests/tools/many_devices.py` has the figures of both.
+In float64, because in float32 a deep network amplifies rounding beyond 1e-6, with jumps where an
+activation changes its sign. `python tests/tools/many_devices.py` prints the differences of both.
 """
 
 import functools
@@ -21,7 +20,7 @@ from tests.tools.many_devices import COUNTS, after_a_step, compare, make_task, r
 from tests.training.test_parallel import step_of_the_document
 
 VARIANTS = ("nanodet-m-tiny", "nanodet-plus-m-tiny")
-FAST = "nanodet-m-tiny", 8  # a compilation takes seconds, of NanoDet-Plus many
+FAST = "nanodet-m-tiny", 8  # compiles in seconds, NanoDet-Plus in many
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -32,7 +31,7 @@ def devices():
 
 @pytest.fixture(scope="module", autouse=True)
 def shallow():
-    """A block per stage of the backbone: a third of the compilation."""
+    """Build the backbone with one block per stage, for a third of the compilation time."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(shufflenet_v2, "STAGE_BLOCKS", (1, 1, 1))
         yield
@@ -49,13 +48,13 @@ def small_task(variant, dtype):
 
 @pytest.fixture
 def plainly_compiled(monkeypatch):
-    """Programs in less than half the time; in float64 their numbers do not depend on it."""
+    """Compile without optimizations, in less than half the time, with equal float64 results."""
     monkeypatch.setattr(backend, "jit", backend.jit_once)
 
 
 @pytest.fixture(scope="module")
 def on_one():
-    """By variant, the step on one device: what there is to do, and what comes of it."""
+    """Return a function from a variant to its task, and the result of it on one device."""
 
     @functools.cache
     def step(variant):
@@ -75,21 +74,21 @@ def on_one():
         for count in COUNTS[1:]
     ],
 )
-def test_any_number_of_devices_takes_the_step_of_one(variant, count, on_one, plainly_compiled):
+def test_step_on_many_devices_equals_that_on_one(variant, count, on_one, plainly_compiled):
     with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):  # priors are float32
         task, one = on_one(variant)
         found = after_a_step(task, count)
     assert {leaf.dtype for leaf in jax.tree.leaves(one["gradients"])} == {np.dtype(np.float64)}
     assert one["loss"]["positives"] > 0
-    for what, differences in compare(found, one).items():
+    for part, differences in compare(found, one).items():
         largest, name = worst(differences)
-        assert largest < 1e-6, (what, name)
+        assert largest < 1e-6, (part, name)
 
 
-@pytest.mark.parametrize("asked", [False, True])
-def test_statistics_are_reduced_where_asked_only(asked):
+@pytest.mark.parametrize("sync", [False, True])
+def test_batch_norm_reduces_over_devices_only_with_sync_batch_norm(sync):
     settings = shapes.get_config()
-    settings.model.num_classes, settings.model.sync_batch_norm = 4, asked
+    settings.model.num_classes, settings.model.sync_batch_norm = 4, sync
     model = build_model(settings.model)
     variables = abstract_variables(model)
 
@@ -99,13 +98,13 @@ def test_statistics_are_reduced_where_asked_only(asked):
 
     program = str(jax.make_jaxpr(forward, axis_env=[("data", 2)])(variables, SMALLEST_INPUT))
     norms = len(jax.tree.leaves(variables["batch_stats"])) // 2
-    assert program.count("psum") == (2 * norms if asked else 0)
+    assert program.count("psum") == (2 * norms if sync else 0)
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_pmap_as_documented_is_equal_to_the_last_bit(variant):
-    """Here for whole networks; `test_parallel.py` has the same for a tiny one."""
+def test_step_equals_the_documented_pmap_bit_for_bit(variant):
+    """For whole networks; `test_parallel.py` tests the same for a tiny one."""
     task = small_task(variant, "float32")
     found = results_of(*step_of_the_document(task.parts, task.state, task.batch))
     jax.tree.map(np.testing.assert_array_equal, found, after_a_step(task, 8))

@@ -104,8 +104,8 @@ def test_moving_average_follows_the_originals_ramp():
     start, values = random.normal(size=3), random.normal(size=(5, 3))
     average, expected = {"leaf": jnp.asarray(start, jnp.float32)}, start
     for step, value in enumerate(values, start=1999):
-        share = 0.9998 * np.exp(-(1 + step) / 2000) + 0.0002
-        expected = expected * (1 - share) + value * share
+        weight = 0.9998 * np.exp(-(1 + step) / 2000) + 0.0002
+        expected = expected * (1 - weight) + value * weight
         average = update_ema(average, {"leaf": jnp.asarray(value)}, jnp.asarray(step), 0.9998)
     np.testing.assert_allclose(average["leaf"], expected, rtol=1e-6)
     assert 0.36 < ema_weight(jnp.asarray(1999), 0.9998) < 0.37

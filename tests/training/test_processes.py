@@ -1,4 +1,4 @@
-"""`train.py` in several processes: the run that one process makes, and how they end together."""
+"""`train.py` in several processes: equal to one process, stopped and killed together."""
 
 import contextlib
 import functools
@@ -24,9 +24,10 @@ NETWORK = {"input_size": (64, 64), "model.channels": 32, "model.stacked_convs": 
 
 
 def settings_of(trained):
-    """Two epochs from weights that find something; neither two nor four share nine images evenly.
+    """Return settings of two epochs from weights that detect something.
 
-    SGD, since AdamW makes steps of full size out of what is only rounding.
+    Two or four processes cannot split the validation images evenly. SGD, because AdamW turns
+    rounding errors into steps of full size.
     """
     return NETWORK | {
         "model.sync_batch_norm": True,
@@ -49,8 +50,8 @@ def config_with(settings):
     return config
 
 
-def doors(workdir, settings, count):
-    """`train.py` once per process."""
+def start_processes(workdir, settings, count):
+    """Start `train.py` once for each process."""
     given = settings | {
         "distributed.coordinator": f"127.0.0.1:{free_port()}",
         "distributed.num_processes": count,
@@ -67,7 +68,7 @@ def doors(workdir, settings, count):
 
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory):
-    """Of the runs that are compared; the weights that they start from are made here."""
+    """Train initial weights, and return the settings of the runs to compare."""
     workdir = tmp_path_factory.mktemp("trained")
     longer = {
         "data.train_size": 256,
@@ -82,19 +83,19 @@ def settings(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def alone(settings, tmp_path_factory):
-    """Workdir and metrics of a single process with a single device."""
+    """Train in one process on one device; return the workdir and the metrics."""
     workdir = tmp_path_factory.mktemp("alone")
     return workdir, train_and_evaluate(config_with(settings | {"training.devices": 1}), workdir)
 
 
 @pytest.fixture(scope="module")
 def together(settings, tmp_path_factory):
-    """The workdir of so many processes, and what they said."""
+    """Return a function that trains in so many processes: workdir, exit codes and output."""
 
     @functools.cache
     def run(count):
         workdir = tmp_path_factory.mktemp("together")
-        ended = finish(doors(workdir, settings, count), 280)
+        ended = finish(start_processes(workdir, settings, count), 280)
         assert [code for code, _, _ in ended] == [0] * count, ended
         return workdir, ended
 
@@ -102,10 +103,11 @@ def together(settings, tmp_path_factory):
 
 
 def assert_same_state(ours, theirs):
-    """To 1e-6 of scale, which is of a mean the spread about it, of momentum that of all gradients.
+    """Compare states to 1e-6 of a scale.
 
-    Some means and gradients are nearly nothing: of what a batch norm before has centred, or a batch
-    norm behind takes off again.
+    The scale is the standard deviation for means, and the size of all gradients for momentum. Some
+    means and gradients are close to zero: an earlier batch norm centers the values, or a later
+    one removes their mean.
     """
     largest, name = worst(differences(ours.params, theirs.params))
     assert largest < 1e-6, name
@@ -119,13 +121,13 @@ def assert_same_state(ours, theirs):
 
 
 @pytest.mark.parametrize("count", [2, 4])
-def test_processes_make_the_run_of_one(count, alone, together):
+def test_run_of_many_processes_equals_that_of_one(count, alone, together):
     expected, metrics = alone
     workdir, ended = together(count)
     lines = journal(workdir)
     for line, other in zip(lines, journal(expected), strict=True):
         if line["kind"] == "eval":
-            assert line == other  # AP and all else to the last digit
+            assert line == other  # all metrics, to the last digit
             continue
         assert line.pop("kind") == other.pop("kind") == "train"
         assert line["positives"] == other["positives"]
@@ -137,13 +139,13 @@ def test_processes_make_the_run_of_one(count, alone, together):
     said = ended[0][1]
     each = f"{BATCH} images, {BATCH // count} on each of {count} cpu device(s) of {count} processes"
     assert each in said
-    assert not any("step" in out for _, out, _ in ended[1:])  # one tells
+    assert not any("step" in out for _, out, _ in ended[1:])  # only the first process prints
     kept = [path.relative_to(expected) for path in expected.rglob("*.jpg")]
     assert sorted(kept) == sorted(path.relative_to(workdir) for path in workdir.rglob("*.jpg"))
 
 
-def test_a_run_goes_on_with_another_number_of_devices(settings, alone, tmp_path):
-    """Four devices until the third step, two until the sixth, eight to the end."""
+def test_run_resumes_with_another_number_of_devices(settings, alone, tmp_path):
+    """Four devices up to the third step, two up to the sixth, eight to the end."""
     for devices, steps_here in ((4, 3), (2, 3), (8, STEPS)):
         config = config_with(settings | {"training.devices": devices})
         with pytest.MonkeyPatch.context() as patch:
@@ -157,8 +159,8 @@ def test_a_run_goes_on_with_another_number_of_devices(settings, alone, tmp_path)
     assert {k: v for k, v in lines[-1].items() if k not in ("kind", "step", "epoch")} == metrics
 
 
-def when_at_step(workdir, step, seconds=120):
-    """Wait until a run has told of this step."""
+def wait_for_step(workdir, step, seconds=120):
+    """Wait until a run has logged a step."""
     path, end = workdir / "metrics.jsonl", time.monotonic() + seconds
     while time.monotonic() < end:
         if path.exists() and f'"step": {step},' in path.read_text():
@@ -167,25 +169,25 @@ def when_at_step(workdir, step, seconds=120):
     raise AssertionError(f"no step {step} in {seconds} s")
 
 
-def test_stopped_killed_and_resumed(settings, together, tmp_path):
-    """SIGTERM to the second process stops both after one step; SIGKILL is noticed by the first."""
-    processes = doors(tmp_path, settings, 2)
-    when_at_step(tmp_path, 1)
+def test_run_resumes_after_sigterm_and_sigkill_of_a_process(settings, together, tmp_path):
+    """SIGTERM to the second process stops both after a step; the first one detects a SIGKILL."""
+    processes = start_processes(tmp_path, settings, 2)
+    wait_for_step(tmp_path, 1)
     processes[1].send_signal(signal.SIGTERM)
     ended = finish(processes)
     assert [code for code, _, _ in ended] == [128 + signal.SIGTERM] * 2, ended
     assert "stopped and saved at step" in ended[0][1]
 
-    processes = doors(tmp_path, settings, 2)
-    when_at_step(tmp_path, 6)
+    processes = start_processes(tmp_path, settings, 2)
+    wait_for_step(tmp_path, 6)
     processes[1].kill()
-    began = time.monotonic()
+    started = time.monotonic()
     (code, _, error), _ = finish(processes)
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - started < 10
     assert code == 2
     assert "error: process 0: a process of this run ended or cannot be reached" in error
 
-    ended = finish(doors(tmp_path, settings, 2), 200)
+    ended = finish(start_processes(tmp_path, settings, 2), 200)
     assert [code for code, _, _ in ended] == [0, 0], ended
     workdir, _ = together(2)
     ours, theirs = (final_state(folder, STEPS) for folder in (tmp_path, workdir))

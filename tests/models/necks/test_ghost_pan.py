@@ -1,4 +1,4 @@
-"""GhostPAN against a second one in numpy, of plain sums over taps, and how its kernels start."""
+"""GhostPAN against an implementation in numpy, and the initialization of its kernels."""
 
 import functools
 from functools import partial
@@ -17,12 +17,12 @@ from tests.models.test_nanodet import check_normal
 WIDTHS = (6, 5, 7)  # of the backbone's features, finest first
 COARSEST = (3, 5)  # odd, so that half of it is rounded
 LAST = len(WIDTHS) - 1
-MEETINGS = ("top_down", "bottom_up")
+FUSIONS = ("top_down", "bottom_up")
 REDUCTIONS = ("downsample_0", "downsample_1", "extra_entry", "extra_last")
 
 
 def features_of(widths=WIDTHS, seed=0):
-    """Of two images; every level has twice the size of the next."""
+    """Draw features of two images; each level has twice the size of the next."""
     random = np.random.default_rng(seed)
     sizes = [tuple(side << LAST - i for side in COARSEST) for i in range(len(widths))]
     levels = [random.normal(size=(2, *size, width)) for size, width in zip(sizes, widths)]
@@ -38,8 +38,8 @@ def shapes_of(neck):
     return jax.eval_shape(neck.init, jax.random.key(0), features_of())
 
 
-class Numpy:
-    """The same network, told by the names of its variables; float64."""
+class NumpyGhostPAN:
+    """The same network in numpy and float64, from the names of its variables."""
 
     def __init__(self, variables):
         self.leaves = {path: leaf.astype(np.float64) for path, leaf in flatten(variables).items()}
@@ -87,9 +87,9 @@ class Numpy:
         x = self.norm(self.depthwise(x, f"{path}/depthwise", stride=2), f"{path}/dwnorm")
         return self.norm(self.pointwise(x, f"{path}/pointwise"), f"{path}/pwnorm")
 
-    def meet(self, moved, level, path, blocks):
-        x = np.concatenate([moved, level], axis=-1)
-        for block in range(blocks):  # twice the width only goes into the first
+    def fuse(self, resized, level, path, blocks):
+        x = np.concatenate([resized, level], axis=-1)
+        for block in range(blocks):  # only the first one has an input of twice the width
             x = self.bottleneck(x, f"{path}_{block}", shortcut=block == 0)
         return x
 
@@ -98,10 +98,10 @@ class Numpy:
             self.norm(self.pointwise(x, f"lateral_{i}/conv"), f"lateral_{i}/norm")
             for i, x in enumerate(features)
         )
-        middle = self.meet(doubled(p5), p4, "top_down_0", blocks)
-        finest = self.meet(doubled(middle), p3, "top_down_1", blocks)
-        middle = self.meet(self.halved(finest, "downsample_0"), middle, "bottom_up_0", blocks)
-        coarsest = self.meet(self.halved(middle, "downsample_1"), p5, "bottom_up_1", blocks)
+        middle = self.fuse(doubled(p5), p4, "top_down_0", blocks)
+        finest = self.fuse(doubled(middle), p3, "top_down_1", blocks)
+        middle = self.fuse(self.halved(finest, "downsample_0"), middle, "bottom_up_0", blocks)
+        coarsest = self.fuse(self.halved(middle, "downsample_1"), p5, "bottom_up_1", blocks)
         levels = [finest, middle, coarsest]
         if extra_level:
             levels.append(self.halved(p5, "extra_entry") + self.halved(coarsest, "extra_last"))
@@ -109,7 +109,7 @@ class Numpy:
 
 
 def doubled(x):
-    """Each pixel becomes two, a quarter of the way to its neighbours; the outermost are held."""
+    """Double height and width by linear interpolation between pixel centers."""
     for axis in (1, 2):
         length = x.shape[axis]
         before = x.take(np.maximum(np.arange(length) - 1, 0), axis)
@@ -120,13 +120,13 @@ def doubled(x):
 
 
 @pytest.mark.parametrize(("kernel_size", "blocks", "extra_level"), [(5, 1, True), (3, 2, False)])
-def test_forward(kernel_size, blocks, extra_level):
+def test_forward_equals_numpy(kernel_size, blocks, extra_level):
     neck = module(4, kernel_size, blocks, extra_level)
     features, variables = features_of(), drawn(shapes_of(neck))
     levels = backend.jit_once(neck.apply)(variables, features)
-    plain = Numpy(variables)
+    plain = NumpyGhostPAN(variables)
     expected = plain(features, blocks, extra_level)
-    assert plain.read == set(flatten(variables))  # the neck has nothing else
+    assert plain.read == set(flatten(variables))  # all variables are used
     sizes = [(12, 20), (6, 10), (3, 5), (2, 3)][: len(expected)]
     assert [level.shape for level in levels] == [(2, *size, 4) for size in sizes]
     for level, exact in zip(levels, expected, strict=True):
@@ -134,7 +134,7 @@ def test_forward(kernel_size, blocks, extra_level):
         np.testing.assert_allclose(level, exact, rtol=0, atol=1e-5 * np.abs(exact).max())
 
 
-def test_kernels_are_where_the_config_says():
+def test_kernel_size_applies_to_all_depthwise_convolutions_but_the_cheap_ones():
     kernels = {
         path: leaf.shape[0]
         for path, leaf in flatten(shapes_of(module(kernel_size=7, blocks=2))["params"]).items()
@@ -142,7 +142,7 @@ def test_kernels_are_where_the_config_says():
     }
     seven = {path for path, size in kernels.items() if size == 7}
     assert seven == {
-        *(f"{name}_{i}_0/shortcut/depthwise/kernel" for name in MEETINGS for i in (0, 1)),
+        *(f"{name}_{i}_0/shortcut/depthwise/kernel" for name in FUSIONS for i in (0, 1)),
         *(f"{name}/depthwise/kernel" for name in REDUCTIONS),
     }
     three = {path for path, size in kernels.items() if size == 3}
@@ -152,7 +152,7 @@ def test_kernels_are_where_the_config_says():
 
 @functools.cache
 def initial():
-    """Variables of a neck wide enough for statistics."""
+    """Initialize a neck that is wide enough to estimate standard deviations."""
     features = features_of((24, 48, 64))
     return backend.jit_once(module(48).init)(jax.random.key(3), features)
 
@@ -168,33 +168,33 @@ def started(start):
 
 
 @pytest.mark.parametrize("start", ["lateral", *REDUCTIONS])
-def test_convolutions_with_an_activation_start_normal_by_channels_out(start):
-    # N(0, 2 / fan_out), where a depthwise convolution counts all of its channels.
+def test_convolutions_with_activation_start_he_normal(start):
+    # N(0, 2 / fan_out), where fan_out of a depthwise convolution counts all channels.
     for path, kernel in started(start).items():
         rows, columns, _, channels_out = kernel.shape
         std = np.sqrt(2 / (channels_out * rows * columns))
         check_normal(path, kernel, std)
-        assert np.abs(kernel).max() > 2.4 * std, path  # not cut off
+        assert np.abs(kernel).max() > 2.4 * std, path  # not truncated
 
 
-@pytest.mark.parametrize("start", MEETINGS)
-def test_ghost_modules_start_uniform_by_channels_in(start):
+@pytest.mark.parametrize("start", FUSIONS)
+def test_ghost_modules_start_uniform_by_fan_in(start):
     kernels = started(start)
-    assert len(kernels) == 2 * 6  # of two ghost modules and a shortcut, two each
+    assert len(kernels) == 2 * 6  # two each of two ghost modules and a shortcut
     for path, kernel in kernels.items():
-        bound = 1 / np.sqrt(np.prod(kernel.shape[:3]))  # fan_in: one channel, if depthwise
+        bound = 1 / np.sqrt(np.prod(kernel.shape[:3]))  # fan_in, depthwise too
         assert 0.95 * bound < np.abs(kernel).max() <= bound, path
         check_normal(path, kernel, bound / np.sqrt(3))
     first = [kernel.ravel()[0] * np.sqrt(np.prod(kernel.shape[:3])) for kernel in kernels.values()]
-    assert len(np.unique(first)) == len(first)  # no two are drawn from the same key
+    assert len(np.unique(first)) == len(first)  # all from different keys
 
 
-def test_norms_start_as_the_identity_and_nothing_else_has_a_bias():
+def test_norms_start_as_identity_and_convolutions_have_no_bias():
     leaves = flatten(initial())
     start = {"scale": 1, "bias": 0, "mean": 0, "var": 1}
     for path, leaf in leaves.items():
         module, name = path.rsplit("/", 1)
         assert name == "kernel" or (module.endswith("norm") and np.all(leaf == start[name])), path
-    # Three laterals, four meetings of six convolutions, four reductions of two: a norm each.
+    # Three laterals, four fusions of six convolutions, four reductions of two; one norm for each.
     assert sum(path.endswith("/var") for path in leaves) == 3 + 4 * 6 + 4 * 2
     assert sum(path.endswith("/kernel") for path in leaves) == 3 + 4 * 6 + 4 * 2
