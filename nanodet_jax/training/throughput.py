@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from nanodet_jax.training.prefetch import Prefetch
 
@@ -15,7 +16,7 @@ class Throughput:
       prefetch: measures the waiting time.
     """
 
-    def __init__(self, batch_size: int, prefetch: Prefetch):
+    def __init__(self, batch_size: int, prefetch: Prefetch[Any]):
         self._batch_size, self._prefetch = batch_size, prefetch
         self.restart()
 
