@@ -82,7 +82,7 @@ class Run:
     train_step: Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]
     augment: Callable[[Any], Batch]
     detect: Detect
-    prefetch: Prefetch[Any]
+    prefetch: Prefetch[Any, Any]
     skipped_steps: SkippedSteps
     checkpoints: Checkpoints
     logger: MetricLogger | NullLogger

@@ -16,7 +16,7 @@ class Throughput:
       prefetch: measures the waiting time.
     """
 
-    def __init__(self, batch_size: int, prefetch: Prefetch[Any]):
+    def __init__(self, batch_size: int, prefetch: Prefetch[Any, Any]):
         self._batch_size, self._prefetch = batch_size, prefetch
         self.restart()
 
