@@ -19,7 +19,7 @@ from nanodet_jax.errors import UserError
 from nanodet_jax.files import replacing
 
 FONT = cv2.FONT_HERSHEY_SIMPLEX
-BLACK, WHITE, GREY = (0, 0, 0), (255, 255, 255), (114, 114, 114)
+BLACK, WHITE, GRAY = (0, 0, 0), (255, 255, 255), (114, 114, 114)
 GOLDEN_RATIO = (math.sqrt(5) - 1) / 2
 GAP = 4  # pixels between the images of a grid
 THRESHOLD = 0.35  # lowest score that is drawn by default
@@ -179,7 +179,7 @@ def draw_ground_truth(
 def grid(
     images: Sequence[np.ndarray], columns: int, size: tuple[int, int] | None = None
 ) -> np.ndarray:
-    """Arrange images row by row on a grey background, each centered in its cell.
+    """Arrange images row by row on a gray background, each centered in its cell.
 
     Args:
       images: at least one, each [H, W, 3] uint8 BGR of any size.
@@ -202,7 +202,7 @@ def grid(
     columns = min(columns, len(images))
     rows = math.ceil(len(images) / columns)
     shape = (rows * (height + GAP) + GAP, columns * (width + GAP) + GAP, 3)
-    sheet = np.full(shape, GREY, np.uint8)
+    sheet = np.full(shape, GRAY, np.uint8)
     for index, image in enumerate(images):
         row, column = divmod(index, columns)
         top = GAP + row * (height + GAP) + (height - image.shape[0]) // 2

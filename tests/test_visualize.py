@@ -237,7 +237,7 @@ def test_grid_without_size_pads_to_the_largest_image():
     assert sheet.shape == (2 * 20 + 3 * visualize.GAP, 2 * 40 + 3 * visualize.GAP, 3)
     assert (sheet == 200).sum() == 2 * images[0].size
     assert (sheet == 250).sum() == images[1].size
-    assert tuple(sheet[0, 0]) == tuple(sheet[-1, -1]) == visualize.GREY
+    assert tuple(sheet[0, 0]) == tuple(sheet[-1, -1]) == visualize.GRAY
 
 
 def test_grid_with_size_scales_images_with_their_aspect_ratio():
