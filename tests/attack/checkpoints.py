@@ -1,7 +1,7 @@
-"""Checkpoints made to harm whoever restores them: consistent, signed, but not what was saved.
+"""Malicious checkpoints: consistent and signed, but not what was saved.
 
-OCDBT, the format of their databases, is written by hand here, as its own library writes no such
-file: a manifest names the root of a tree, whose nodes hold keys and values.
+OCDBT, the format of their databases, is written by hand here, because its own library writes no
+such file: a manifest names the root of a tree, whose nodes hold keys and values.
 """
 
 import json

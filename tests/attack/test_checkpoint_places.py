@@ -97,7 +97,7 @@ def test_no_file_outside_a_database_is_read(tmp_path, base):
 
 
 def test_no_manifest_leads_to_another_database(tmp_path):
-    """The variables are to be those of another step, whose digests are those in the record."""
+    """Swap the variables for those of another step, whose checksums are in the record."""
     step = made.save(tmp_path)
     shutil.copytree(step, step.with_name("2"))
     (node,) = (step / "variables" / "d").iterdir()

@@ -1,4 +1,4 @@
-"""Records and metrics whose digests are right and whose content makes no sense."""
+"""Records and metrics with correct checksums and invalid content."""
 
 import copy
 import math

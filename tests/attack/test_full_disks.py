@@ -20,8 +20,8 @@ from tests.attack.disks import empty, fill, mount, small_disk
 from tests.runs import final_state, journal
 from tests.training.test_loop import tiny_config
 
-# Where a checkpoint cannot be written, TensorStore's threads raise "Event loop is closed" where
-# nobody can catch it; `doors.run` hides that from users.
+# If a checkpoint cannot be written, TensorStore's threads raise "Event loop is closed", which no
+# caller can catch. The command line hides it from users.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 STEPS = 8
@@ -76,7 +76,7 @@ def before(patch, where, name, call, act):
 
 
 def same_end(workdir, expected):
-    """Whether two runs ended alike: state, log, metrics; and left no scratch file."""
+    """Whether two runs ended with equal state, log and metrics, and left no scratch file."""
     for one, other in zip(
         jax.tree.leaves(final_state(workdir, STEPS)), jax.tree.leaves(final_state(expected, STEPS))
     ):

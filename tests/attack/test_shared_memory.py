@@ -15,7 +15,7 @@ FLAGS = (
     "--config.training.steps=2",
     "--config.training.eval_every=1",
 )
-# A read-only file system without room, in a mount namespace of its own.
+# A read-only file system without free space, in a separate mount namespace.
 WITHOUT = 'mount -t tmpfs -o ro,size=4k tmpfs /dev/shm && ! touch /dev/shm/x 2>/dev/null && "$@"'
 
 

@@ -21,7 +21,7 @@ from tests.fuzz.inputs import JSON, SCALARS, accepts, fuzz
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Images, some behind links, and room for annotations."""
+    """Images, some behind links, and a place for annotations."""
     folder = tmp_path_factory.mktemp("fuzz")
     images = folder / "images"
     (images / "deep").mkdir(parents=True)

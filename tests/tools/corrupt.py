@@ -37,12 +37,12 @@ SCORES = {BEFORE: 0.25, NEWEST: 0.5}
 
 
 def metrics_of(score: float) -> dict[str, Any]:
-    """Metrics as an evaluation gives them, told by their AP."""
+    """Metrics of an evaluation, distinguished by their AP."""
     return dict.fromkeys(METRIC_DESCRIPTIONS, 1.0) | {"AP": score, "per_class": {}}
 
 
 def state_of(step: int) -> TrainState:
-    """A state whose every array is told by the step; large enough for files of several blocks."""
+    """A state whose arrays all depend on the step; large enough for files of several blocks."""
     draw = np.random.default_rng(step)
     variables = {
         "params": {"conv": {"kernel": draw.normal(size=(40, 50)).astype(np.float32)}},

@@ -264,22 +264,24 @@ def load(folder: Path, made: list[Picture]) -> list[str]:
         del batches
         trained, said[:] = [*said], []
         scored = [i for batch in evaluation_batches(source, config) for i in batch.indices]
-    assert sorted(told(trained)) == sorted(told(said)), "training and evaluation tell of others"
-    assert len(scored) + len(said) == len(made), "images that are neither scored nor told of"
+    assert sorted(reported(trained)) == sorted(reported(said)), (
+        "training and evaluation report different images"
+    )
+    assert len(scored) + len(said) == len(made), "images that are neither scored nor reported"
     return said
 
 
-def told(lines: list[str]) -> list[str]:
+def reported(lines: list[str]) -> list[str]:
     return [line.split(";")[0] for line in lines]
 
 
-def judge(made: list[Picture], said: list[str]) -> list[str]:
+def check_reports(made: list[Picture], said: list[str]) -> list[str]:
     """What is not as expected of the pictures."""
     wrong = []
     for one in made:
         lines = [line for line in said if f"/{one.name} " in line]
         if len(lines) > 1 or (one.expected != EITHER and bool(lines) != (one.expected != READABLE)):
-            wrong.append(f"{one.name}: should be {one.expected}, but was told of as {lines}")
+            wrong.append(f"{one.name}: should be {one.expected}, but was reported as {lines}")
     return wrong
 
 
@@ -298,7 +300,7 @@ def diagnose(folder: Path, content: dict[str, Any], named: list[Entry]) -> list[
     assert found.images == 1 and len(found.records[0].boxes) == 1, "the sound image is read"
     lines = [str(fault) + " " for fault in found.faults]
     wrong = [
-        f"not told of: {entry}" for entry in named if not any(has(line, entry) for line in lines)
+        f"not reported: {entry}" for entry in named if not any(has(line, entry) for line in lines)
     ]
     try:
         CocoSource(folder / "images", folder / "entries.json")
@@ -327,11 +329,11 @@ def main(folder: Path) -> int:
     before = peak()
     said = load(folder, made)
     labels, mistaken = hostile_labels.diagnose(folder / "yolo")
-    wrong = judge(made, said) + diagnose(folder, content, named) + mistaken
+    wrong = check_reports(made, said) + diagnose(folder, content, named) + mistaken
     taken = peak() - before
     unreadable = Counter(one.kind for one in made if any(f"/{one.name} " in line for line in said))
     for kind, count in Counter(one.kind for one in made).items():
-        print(f"{kind:38} {count:4}  unreadable and told of: {unreadable[kind]:4}")
+        print(f"{kind:38} {count:4}  unreadable and reported: {unreadable[kind]:4}")
     refused = Counter(entry.kind for entry in named) + labels
     for kind, count in refused.items():
         print(f"{kind:38} {count:4}  refused by name: {count:4}")

@@ -1,4 +1,4 @@
-"""Kill training runs at random instants, go on with them, and compare how they end.
+"""Kill training runs at random times, resume them, and compare their final states.
 
     python tests/kill.py [--runs 50] [--signal KILL|TERM|HUP ...] [--overlap] [--seed 0]
 

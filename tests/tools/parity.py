@@ -5,7 +5,7 @@
 A row shows the largest error, its tolerance and the verdict. The exit status is 1 if any fixture
 fails or none matches. Fixtures of parts that this project does not have are listed as absent,
 never as passed. Where float32 itself does not determine a number to the tolerance, that is
-measured and said: see `judge` in `tests/tools/parity_checks/comparison.py`.
+measured and printed: see `compare_recomputed` in `tests/tools/parity_checks/comparison.py`.
 """
 
 import argparse

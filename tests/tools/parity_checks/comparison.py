@@ -14,7 +14,7 @@ class Worst(NamedTuple):
     what: str
     error: float
     tolerance: float
-    resolution: float = 0.0  # what float32 leaves open, where that was needed to judge
+    resolution: float = 0.0  # what float32 leaves open, where that was needed to decide
 
     @property
     def passed(self) -> bool:
@@ -81,7 +81,7 @@ class Comparisons:
         return max(self.rows, key=used, default=Worst("nothing was compared", np.nan, 0))
 
 
-def judge(
+def compare_recomputed(
     compute: Callable[[int | None], Mapping[str, np.ndarray]], expected: Mapping[str, Expected]
 ) -> Worst:
     """The worst row of a network's numbers against those recorded.

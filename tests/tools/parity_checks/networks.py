@@ -21,7 +21,14 @@ from nanodet_jax.training.optimizer import make_optimizer
 from nanodet_jax.training.parallel import make_train_step
 from nanodet_jax.training.step import loss_and_gradients
 from tests.tools.parity_checks.assignment import batch_of
-from tests.tools.parity_checks.comparison import Expected, Worst, jitter, judge, of_scale, relative
+from tests.tools.parity_checks.comparison import (
+    Expected,
+    Worst,
+    compare_recomputed,
+    jitter,
+    of_scale,
+    relative,
+)
 
 EMA_DECAY = 0.9998
 
@@ -137,7 +144,7 @@ def check_forward(path: Path) -> Worst:
     if train:
         expected["training predictions"] = of_scale(fixture["train_preds"], 1e-5)
         expected |= training_expectations(fixture)
-    return judge(compute, expected)
+    return compare_recomputed(compute, expected)
 
 
 def training_numbers(metrics, gradients, batch_stats) -> dict[str, np.ndarray]:
@@ -226,11 +233,11 @@ def check_trajectory(path: Path) -> Worst:
         for name, norm in zip(fixture["names"].tolist(), fixture.get(key, ())):
             if not re.fullmatch(f"{torch_names.UNUSED}|{torch_names.UNUSED_IF_SHARED}", name):
                 expected[prefix + name] = relative(norm, 1e-3, floor=1e-6)
-    return judge(compute, expected)
+    return compare_recomputed(compute, expected)
 
 
 def recorded_training(fixture) -> config.Training:
-    """The optimizer that a trajectory was recorded with; it is told in words."""
+    """Return the optimizer of a recorded trajectory, from its description in words."""
     words = str(fixture["optimizer"]).split()
     numbers = dict(word.split("=") for word in words if "=" in word)
     return config.Training(
