@@ -1,4 +1,4 @@
-"""The quick form of `kill.py`: its fifty runs are for whoever changes how runs are saved."""
+"""One run of `tests/kill.py`; run it with more after changes to checkpoints."""
 
 import pytest
 
@@ -6,5 +6,5 @@ from tests.tools import kill
 
 
 @pytest.mark.slow
-def test_a_killed_run_ends_as_one_that_was_not():
+def test_killed_run_ends_as_an_uninterrupted_one():
     assert kill.main(["--runs", "1", "--seed", "2"]) == 0
