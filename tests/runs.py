@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from nanodet_jax import config as configs
 from nanodet_jax.io.checkpoint import Checkpoints
@@ -86,6 +87,16 @@ def abstract_state(workdir: Path) -> TrainState:
     variables = abstract_variables(build_model(resolved.model), guided=True)
     averaged = resolved.training.ema_decay > 0
     return jax.eval_shape(partial(create_state, optimizer=optimizer, ema=averaged), variables)
+
+
+def assert_same_end(workdir: Path, expected: Path, step: int) -> None:
+    """Check that two runs have the same log, and the same state at `step`, bit for bit."""
+    assert journal(workdir) == journal(expected)
+    pairs = zip(
+        jax.tree.leaves(final_state(workdir, step)), jax.tree.leaves(final_state(expected, step))
+    )
+    for actual, reference in pairs:
+        np.testing.assert_array_equal(actual, reference)
 
 
 def final_state(workdir: Path, step: int) -> TrainState:
