@@ -167,8 +167,10 @@ def check_yolo(folder, text, labels):
             assert os.path.realpath(source[index].image).startswith(f"{folder.resolve()}/images/")
 
 
-FRACTION = st.sampled_from(["0", "1", "2", ".5", ".25", "1e-1", "-.005", "1.004", "1.5", "-0", "0.001",
-                         "nan", "inf", "1e400", "0x1", "1_0", "\u0661", "five", "\0"])  # fmt: skip
+FRACTION = st.sampled_from(
+    ["0", "1", "2", ".5", ".25", "1e-1", "-.005", "1.004", "1.5", "-0", "0.001", "nan", "inf",
+     "1e400", "0x1", "1_0", "\u0661", "five", "\0"]
+)  # fmt: skip
 LABELS = st.lists(
     st.lists(FRACTION, max_size=9).map(" ".join)
     | st.lists(st.floats(0, 1).map(str), min_size=4, max_size=4).map(lambda s: f"1 {' '.join(s)}"),
