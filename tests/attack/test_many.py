@@ -111,7 +111,5 @@ def test_picture_of_five_hundred_boxes_with_long_names_is_drawn_within_seconds()
         drawn = visualize.draw_ground_truth(image, boxes, labels, names)
         seconds = time.monotonic() - started
     assert (drawn != image).any()
-    assert (
-        len(calls) <= 12 * BOXES
-    )  # 8 to find the part of 200 letters that fits, instead of 170 one by one
+    assert len(calls) <= 12 * BOXES  # a search for the letters that fit takes 8, one by one 170
     assert seconds < 5
