@@ -1,4 +1,4 @@
-"""Runs in processes of their own, and what they have left in their workdirs to compare them by."""
+"""Training runs in separate processes, and the state and log that they leave in their workdirs."""
 
 import json
 import os
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from nanodet_jax import config as configs
 from nanodet_jax.io.checkpoint import Checkpoints
@@ -19,7 +20,7 @@ from nanodet_jax.models.nanodet import build_model
 from nanodet_jax.state import TrainState, abstract_variables, create_state
 from nanodet_jax.training.optimizer import make_optimizer
 
-CLOCKS = ("waiting", "images_per_second")  # of a line of log
+TIMINGS = ("waiting", "images_per_second")  # fields of a log line that depend on the clock
 
 
 REPO = Path(__file__).resolve().parents[1]
@@ -33,13 +34,13 @@ TINY = (
     "--config.training.warmup_steps=2",
     "--config.training.log_every=1",
     "--config.training.ema_decay=0.9",
-)  # a network that learns nothing, in a step of some 20 ms
+)  # a tiny network; a step takes some 20 ms
 
 
 class Launch:
-    """`train.py` on a CPU, in a process of its own, with its output in `WORKDIR.log`."""
+    """Process of `train.py` on one CPU device; its output is appended to `WORKDIR.log`."""
 
-    def __init__(self, workdir: Path, flags: Sequence[str]):
+    def __init__(self, workdir: Path, flags: Sequence[str]) -> None:
         self.workdir, self.started = workdir, time.monotonic()
         self._log = (workdir.parent / f"{workdir.name}.log").open("ab")
         environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}  # one device
@@ -50,17 +51,17 @@ class Launch:
         )  # fmt: skip
 
     def wait_for(self, happened: Callable[[], bool], poll: float = 0.001) -> bool:
-        """Whether it happened before the process ended."""
+        """Wait until `happened` returns True; return False if the process ends first."""
         while self.process.poll() is None:
             if happened():
                 return True
             if time.monotonic() > self.started + LIMIT:
-                raise TimeoutError(f"{self._log.name}: no end after {LIMIT} seconds")
+                raise TimeoutError(f"{self._log.name}: still running after {LIMIT} seconds")
             time.sleep(poll)
         return False
 
     def end(self, number: int | None = None) -> tuple[int, float]:
-        """Send a signal if one is given; the exit status, and seconds until it has ended."""
+        """Send a signal if given; return the exit status and the seconds until the exit."""
         sent = time.monotonic()
         if number is not None:
             self.process.send_signal(number)
@@ -70,17 +71,17 @@ class Launch:
 
 
 def journal(workdir: Path) -> list[dict[str, Any]]:
-    """Lines of metrics.jsonl, without what a clock decides."""
+    """Return the lines of metrics.jsonl without their timings."""
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     for line in lines:
         if line["kind"] == "train":
-            waiting, speed = (line.pop(name) for name in CLOCKS)
+            waiting, speed = (line.pop(name) for name in TIMINGS)
             assert 0 < waiting < 1 and speed > 0
     return lines
 
 
 def abstract_state(workdir: Path) -> TrainState:
-    """Shapes of a run's state, with its average and its guidance if it has them."""
+    """Return the shapes of the state of a run, with its ema and its guidance if it has them."""
     resolved = configs.from_json((workdir / "config.json").read_text())
     optimizer = make_optimizer(resolved.training, lambda step: 0.0)
     variables = abstract_variables(build_model(resolved.model), guided=True)
@@ -88,7 +89,17 @@ def abstract_state(workdir: Path) -> TrainState:
     return jax.eval_shape(partial(create_state, optimizer=optimizer, ema=averaged), variables)
 
 
+def assert_same_end(workdir: Path, expected: Path, step: int) -> None:
+    """Check that two runs have the same log, and the same state at `step`, bit for bit."""
+    assert journal(workdir) == journal(expected)
+    pairs = zip(
+        jax.tree.leaves(final_state(workdir, step)), jax.tree.leaves(final_state(expected, step))
+    )
+    for actual, reference in pairs:
+        np.testing.assert_array_equal(actual, reference)
+
+
 def final_state(workdir: Path, step: int) -> TrainState:
-    """What a run saved at a step."""
+    """Restore the state that a run saved at a step."""
     with closing(Checkpoints(workdir, writing=False)) as checkpoints:
         return checkpoints.restore(step, abstract_state(workdir))

@@ -1,4 +1,4 @@
-"""One run of `kill.py`. Run all fifty of it after changes to how runs are saved."""
+"""One run of `tests/kill.py`; run it with more after changes to checkpoints."""
 
 import pytest
 
@@ -6,5 +6,5 @@ from tests.tools import kill
 
 
 @pytest.mark.slow
-def test_killed_and_resumed_run_equals_an_uninterrupted_one():
+def test_killed_run_ends_as_an_uninterrupted_one():
     assert kill.main(["--runs", "1", "--seed", "2"]) == 0

@@ -1,4 +1,4 @@
-"""Parity checks on the fixtures in the repository, and on published weights if available."""
+"""Parity checks on the small fixtures of the project, and on all fixtures if they are present."""
 
 from pathlib import Path
 
@@ -12,17 +12,17 @@ SHARED = Path(__file__).parents[2] / "shared"
 
 
 def names(folder: Path) -> list[str]:
-    nowhere = folder / "nowhere"
-    return [name for name, check in find_checks(folder, nowhere, nowhere) if check]
+    missing = folder / "missing"
+    return [name for name, check in find_checks(folder, missing, missing) if check]
 
 
 @pytest.mark.parametrize("name", names(HERE))
-def test_fixture_passes_its_parity_check(name, capsys):
+def test_parity_of_a_small_fixture_passes(name, capsys):
     assert parity.main([str(HERE), "--only", f"^{name}$"]) == 0, capsys.readouterr().out
 
 
 @pytest.mark.parametrize("weights", ["nanodet-m_320", "nanodet-plus-m_320"])
-def test_detections_of_published_weights_pass_their_parity_check(weights, capsys):
+def test_parity_of_detections_of_published_weights_passes(weights, capsys):
     folder = SHARED / "reference"
     if not folder.is_dir():
         pytest.skip("needs shared/reference, shared/weights and shared/data/coco_mini")
@@ -30,11 +30,11 @@ def test_detections_of_published_weights_pass_their_parity_check(weights, capsys
     assert parity.main([str(folder), "--only", only]) == 0, capsys.readouterr().out
 
 
-def test_parity_fails_if_no_fixture_matches():
+def test_parity_without_a_matching_fixture_fails():
     assert parity.main([str(HERE), "--only", "no_such_fixture"]) == 1
 
 
-def test_parity_fails_on_a_wrong_number(tmp_path, capsys):
+def test_parity_of_a_changed_number_fails(tmp_path, capsys):
     for file in ("assign_atss.npz", "schedule.json"):
         (tmp_path / file).write_bytes((HERE / file).read_bytes())
     text = (tmp_path / "schedule.json").read_text()

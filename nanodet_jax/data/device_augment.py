@@ -88,7 +88,7 @@ def warp(
     Args:
       image: [Hc, Wc, 3] uint8 canvas.
       size: size of the image on the canvas.
-      inverse: [3, 3] float32, from pixel indices of the output to those of the image.
+      inverse: [3, 3] float32, from pixel indices of the output to pixel indices of the image.
       output_size: H, W.
 
     Returns:

@@ -53,7 +53,7 @@ def images_of_step(source: Source, config: Config, step: int) -> list[str]:
     size = config.data.batch_size
     used = steps_per_epoch(len(source), size) * size
     order = _shuffled(range(len(source)), config)[:used].repeat()
-    return [source[order[place]].name for place in range((step - 1) * size, step * size)]
+    return [source[order[position]].name for position in range((step - 1) * size, step * size)]
 
 
 class _Indexed:

@@ -1,12 +1,13 @@
 """Records of a data source: one per image, decoded only when its pixels are requested."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeGuard
 
 import cv2
 import numpy as np
+from numpy.typing import ArrayLike
 
 from nanodet_jax.data.faults import Fault, FaultKind
 from nanodet_jax.data.image_files import imdecode, is_truncated, read_bytes, stored_size
@@ -77,12 +78,19 @@ def make_record(
     name: str,
     image: Path | bytes | np.ndarray,
     size: tuple[int, int],
-    boxes: Sequence[Any] | np.ndarray,
-    labels: Sequence[int] | np.ndarray,
-    ignore: Sequence[bool] | np.ndarray,
-    areas: Sequence[float] | np.ndarray,
+    boxes: ArrayLike,
+    labels: ArrayLike,
+    ignore: ArrayLike,
+    areas: ArrayLike,
 ) -> Record:
-    """Return a `Record` from lists or arrays; `size` is (height, width), `boxes` n rows of xyxy."""
+    """Return a `Record`, with its arrays converted to their dtypes.
+
+    Args:
+      image_id, name, image: as in `Record`.
+      size: (height, width).
+      boxes: n rows of xyxy.
+      labels, ignore, areas: n values each.
+    """
     return Record(
         image_id=image_id,
         name=name,

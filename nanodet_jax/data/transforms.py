@@ -147,7 +147,7 @@ def resampling(
 
     Returns:
       The (height, width) to average the image down to first, its own if it is not shrunk, and the
-      matrix [3, 3] float64 from pixel indices of the averaged image to those of the input.
+      matrix [3, 3] float64 from pixel indices of the averaged image to pixel indices of the input.
     """
     if pixel_indices:
         return image_size, matrix

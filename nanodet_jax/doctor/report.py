@@ -138,7 +138,7 @@ def _class_table(
     measured: Objects,
     counts: np.ndarray,
 ) -> list[str]:
-    """Return a table of the boxes by class; sizes and priors are those of `measured`."""
+    """Return a table of the boxes by class; sizes and priors are of the objects in `measured`."""
     if not names:
         return []
     stride = config.model.strides[0]

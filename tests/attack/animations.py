@@ -1,6 +1,6 @@
-"""Files of many pictures, of which the first is what a data set means; built byte by byte.
+"""Image files with several frames, of which the first is the image; built byte by byte.
 
-Nothing here takes long for 10,000 frames: each frame after the first is the same few bytes.
+10,000 frames are written quickly, because all frames after the first are the same few bytes.
 """
 
 import io
@@ -15,13 +15,14 @@ RED, GREEN = (255, 0, 0), (0, 255, 0)
 
 
 def encoded(color: tuple[int, int, int], format: str, **options: Any) -> bytes:
+    """Return an image of one color as a file."""
     buffer = io.BytesIO()
     Image.new("RGB", SIZE, color).save(buffer, format, **options)
     return buffer.getvalue()
 
 
 def gif(frames: int) -> bytes:
-    """A red frame, then green ones."""
+    """Return a red frame followed by green ones, as in the other functions."""
 
     def parts(color):
         data = encoded(color, "GIF")
@@ -71,7 +72,7 @@ def webp(frames: int, canvas: tuple[int, int] = SIZE, exif: bytes = b"") -> byte
 
 
 def tiff(frames: int) -> bytes:
-    """Pages that share two strips of pixels."""
+    """Return pages that share two strips of pixels."""
     width, height = SIZE
     red, green = (bytes(color) * (width * height) for color in (RED, GREEN))
     bits = struct.pack("<HHH", 8, 8, 8)

@@ -1,7 +1,8 @@
-"""Malicious checkpoints: consistent and signed, but not what was saved.
+"""Malicious checkpoints: consistent and with valid checksums, but not what was saved.
 
-OCDBT, the format of their databases, is written by hand here, because its own library writes no
-such file: a manifest names the root of a tree, whose nodes hold keys and values.
+Files of OCDBT, the format of their databases, are built here because its library does not write
+such content: a manifest names the root of a tree whose nodes contain keys and values. Format:
+https://google.github.io/tensorstore/kvstore/ocdbt/index.html
 """
 
 import json
@@ -19,25 +20,25 @@ from tests.tools import corrupt
 
 STEP = 1
 MANIFEST, NODE = 0x0CDB3A2A, 0x0CDB20DE
-BLOCK = 128 << 10  # bytes that one block of zstd can become
+BLOCK = 128 << 10  # largest decoded size of a block of zstd, in bytes
 
 
 def save(workdir: Path) -> Path:
-    """Save one good checkpoint; gives its folder."""
+    """Save a valid checkpoint, and return its folder."""
     with closing(Checkpoints(workdir)) as checkpoints:
         checkpoints.save(corrupt.state_of(STEP))
     return workdir / "checkpoints" / str(STEP)
 
 
 def sign(path: Path, value: Any) -> None:
-    """Write a json file with a digest that fits; infinity and NaN are written as Python does."""
+    """Write a json file with a valid checksum; infinity and NaN are written as Python does."""
     path.write_text(
         json.dumps({"value": value, checksums.DIGEST: checksums._digest_of_json(value)})
     )
 
 
 def change_record(step: Path, change: Callable[[dict[str, Any]], Any]) -> None:
-    """Change what the record says; `change` gives the new value, or None if it changed it."""
+    """Change the record; `change` returns a new value, or None after changing it in place."""
     path = step / "record" / "metadata"
     value = json.loads(path.read_text())["value"]
     changed = change(value)
@@ -45,7 +46,7 @@ def change_record(step: Path, change: Callable[[dict[str, Any]], Any]) -> None:
 
 
 def write_keys(part: Path, values: dict[str, bytes]) -> None:
-    """Write values into the database of a part, as its own library does."""
+    """Write values to the database of a part with tensorstore."""
     base = {"driver": "file", "path": f"{part}/"}
     store = tensorstore.KvStore.open({"driver": "ocdbt", "base": base}).result()
     for key, value in values.items():
@@ -53,9 +54,9 @@ def write_keys(part: Path, values: dict[str, bytes]) -> None:
 
 
 def repeated(byte: int, blocks: int, first: bytes = b"") -> bytes:
-    """A zstd frame of `first` and so many blocks of one byte, 4 bytes each, as no encoder writes.
+    """Return a zstd frame of `first` and `blocks` blocks that repeat one byte, 4 bytes each.
 
-    A window of 1 MiB, no size of the content, no checksum.
+    It has a window of 1 MiB, no content size and no checksum.
     """
     frame = b"\x28\xb5\x2f\xfd\x00\x50" + _block(0, len(first)) + first
     run = _block(1, BLOCK) + bytes([byte])
@@ -67,7 +68,7 @@ def _block(kind: int, size: int, last: int = 0) -> bytes:
 
 
 def varint(number: int) -> bytes:
-    """An integer as OCDBT and protocol buffers write it."""
+    """Encode an integer as OCDBT and protocol buffers do."""
     out = b""
     while number > 127:
         out += bytes([number & 127 | 128])
@@ -76,7 +77,7 @@ def varint(number: int) -> bytes:
 
 
 def framed(magic: int, body: bytes, compressed: bool = False) -> bytes:
-    """A manifest or node around its body."""
+    """Wrap the body of a manifest or node."""
     head = struct.pack(">I", magic) + struct.pack("<Q", len(body) + 18) + bytes([0, compressed])
     return head + body + struct.pack("<I", crc32c(head + body))
 
@@ -94,7 +95,7 @@ def crc32c(data: bytes) -> int:
 
 
 def files_table(base: str, name: str) -> bytes:
-    """The table of one data file: `name` below `base`, which is below the database's folder."""
+    """Return a table of one data file: `name` below `base`, which is relative to the database."""
     path = (base + name).encode()
     return varint(1) + varint(len(path)) + varint(len(base)) + path
 
@@ -103,7 +104,7 @@ CONFIG = bytes(16) + varint(0) + varint(100) + varint(8 << 20) + bytes([4]) + va
 
 
 def manifest(base: str, name: str, length: int) -> bytes:
-    """A manifest whose root is a node of `length` bytes, the start of a data file."""
+    """Return a manifest whose root is a node of `length` bytes at the start of a data file."""
     version = varint(1)  # one version, generation 1, height 0
     entry = varint(1) + bytes([0]) + varint(0) + varint(0) + varint(length)
     statistics = varint(1) + varint(length) + varint(0)
@@ -114,9 +115,9 @@ def manifest(base: str, name: str, length: int) -> bytes:
 def leaf(
     keys: list[tuple[int, bytes]], values: list[bytes | tuple[int, int]], files: bytes
 ) -> bytes:
-    """A node of keys, each as what it shares with the one before and the rest.
+    """Return a node of keys, each given as the length of the prefix that it shares and the rest.
 
-    A value is given as bytes, or as offset and length in the one data file.
+    A value is bytes, or offset and length in the data file.
     """
     inline = [value for value in values if isinstance(value, bytes)]
     placed = [value for value in values if not isinstance(value, bytes)]
@@ -132,6 +133,6 @@ def leaf(
 
 
 def replace_tree(part: Path, node: bytes) -> None:
-    """Let the database of a part consist of one node."""
+    """Replace the database of a part by one node."""
     (part / "d" / "node").write_bytes(node)
     (part / "manifest.ocdbt").write_bytes(manifest("", "d/node", len(node)))

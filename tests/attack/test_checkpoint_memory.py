@@ -1,4 +1,4 @@
-"""Small files that take gigabytes to decode: the peak memory of a process that restores them."""
+"""Peak memory of restoring small files that decode to gigabytes."""
 
 import json
 import subprocess
@@ -29,7 +29,7 @@ with closing(Checkpoints(Path(sys.argv[1]), writing=False)) as checkpoints:
         print("restored")
     except UserError as error:
         print(error)
-# Not ru_maxrss of this process, which starts at that of the process that started it.
+# Not ru_maxrss of this process, which starts at the memory of the parent process.
 status = Path("/proc/self/status").read_text()
 print(1024 * int(status.partition("VmHWM:")[2].split()[0]))
 print(1024 * resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
@@ -37,7 +37,7 @@ print(1024 * resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
 
 
 def restore(workdir: Path) -> tuple[str, int]:
-    """What a process of its own says that restores the variables, and its peak memory."""
+    """Restore the variables in a subprocess; return its output and its peak memory in bytes."""
     root = Path(__file__).parents[2]
     ended = subprocess.run(
         [sys.executable, "-c", RESTORE, str(workdir)], cwd=root, capture_output=True, text=True
@@ -48,7 +48,7 @@ def restore(workdir: Path) -> tuple[str, int]:
 
 
 def declared_chunk(step: Path) -> None:
-    """A chunk of 1 GiB that is declared, of which the array is the first 200 bytes."""
+    """Declare a chunk of 1 GiB, of which the array is the first 200 bytes."""
     zeros = repeat_mean(step)
     stored = {"chunks": [1 << 28], "compressor": {"id": "zstd", "level": 1}, "dtype": "<f4"}
     stored |= {"dimension_separator": ".", "fill_value": None, "filters": None, "order": "C"}
@@ -57,12 +57,12 @@ def declared_chunk(step: Path) -> None:
 
 
 def longer_chunk(step: Path) -> None:
-    """A chunk that is declared as it should be, and decodes to 1 GiB."""
+    """Write a chunk that is declared correctly and decodes to 1 GiB."""
     made.write_keys(step / "variables", {f"{MEAN}/0": repeat_mean(step)})
 
 
 def repeat_mean(step: Path) -> bytes:
-    """1 GiB of zeros, compressed; the record is changed to have zeros for the mean."""
+    """Record zeros for the mean, and return 1 GiB of compressed zeros."""
 
     def change(record):
         name = "variables/" + MEAN.replace(".", "/")
@@ -74,14 +74,14 @@ def repeat_mean(step: Path) -> bytes:
 
 
 def shared_prefixes(step: Path) -> None:
-    """A node of 0.25 MB whose keys have 1.3 GB, as each repeats 65000 bytes of the one before."""
+    """Write a node of 0.25 MB with 1.3 GB of keys, which share 65000 bytes with each other."""
     keys = [(0, b"a"), (0, b"b" + bytes(65_000))]
     keys += [(65_001, number.to_bytes(3, "big")) for number in range(1, 20_000)]
     made.replace_tree(step / "variables", made.leaf(keys, [b""] * len(keys), made.varint(0)))
 
 
 def endless_table(step: Path) -> None:
-    """A manifest of 20 KB whose table of files has 2**40, of which 650 MB follow."""
+    """Write a manifest of 20 KB whose table declares 2**40 files, of which 650 MB follow."""
     frame = made.repeated(0, 5_000, first=made.CONFIG + made.varint(1 << 40))
     framed = made.framed(made.MANIFEST, frame, compressed=True)
     (step / "variables" / "manifest.ocdbt").write_bytes(framed)
@@ -90,9 +90,9 @@ def endless_table(step: Path) -> None:
 ATTACKS = [declared_chunk, longer_chunk, shared_prefixes, endless_table]
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="memory is bounded on Linux alone")
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is limited only on Linux")
 @pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.__name__)
-def test_restoring_takes_bounded_memory(tmp_path, attack):
+def test_restore_of_a_decompression_bomb_takes_limited_memory(tmp_path, attack):
     step = made.save(tmp_path)
     attack(step)
     said, peak = restore(tmp_path)

@@ -1,9 +1,9 @@
-"""Checkpoints that name places elsewhere: folders outside, and servers.
+"""Checkpoints that refer to other folders or to servers.
 
-What was found: tensorstore's driver of files refuses a key with `..`, an empty part or a second
-slash, so that no data file of a node or manifest lies outside the database's folder, and OCDBT has
-no names of drivers. A `.zarray`, `zarr.json` or `_METADATA` could name a server only if it was
-read, and `array_reader` reads none of them.
+The file driver of tensorstore rejects keys with `..`, an empty part or a double slash. Every data
+file of a node or manifest is therefore inside the folder of the database. OCDBT files do not name
+drivers. A `.zarray`, `zarr.json` or `_METADATA` could name a server only if it was read, and
+`array_reader` reads none of them.
 """
 
 import json
@@ -26,7 +26,7 @@ LIKE = corrupt.state_of(7)
 
 @pytest.fixture
 def server():
-    """A loopback server that notes each connection and answers none: port, connections."""
+    """Loopback server that records connections without answering: its port and the connections."""
     connections = []
     listening = socket.create_server(("127.0.0.1", 0))
     listening.settimeout(0.1)
@@ -68,8 +68,8 @@ BASES = [
 
 
 @pytest.mark.parametrize("base", BASES)
-def test_no_file_outside_a_database_is_read(tmp_path, base):
-    """The chunk of an array is to come from a file elsewhere, with the bytes that were saved."""
+def test_restore_reads_no_file_outside_its_database(tmp_path, base):
+    """The chunk of an array refers to a file elsewhere with the saved bytes."""
     step = made.save(tmp_path)
     part = step / "variables"
     kernel = np.asarray(corrupt.state_of(made.STEP).inference_variables["params"]["conv"]["kernel"])
@@ -86,24 +86,24 @@ def test_no_file_outside_a_database_is_read(tmp_path, base):
 
     (part / "d" / "chunk").write_bytes(chunk)
     made.replace_tree(part, tree(made.files_table("d/", "chunk")))
-    assert corrupt.same(restore(tmp_path), corrupt.state_of(made.STEP))  # the attack could work
+    assert corrupt.same(restore(tmp_path), corrupt.state_of(made.STEP))  # the attack works inside
     (part / "d" / "chunk").unlink()
-    for place in (step, step.parent):
-        (place / "chunk").write_bytes(chunk)
+    for folder in (step, step.parent):
+        (folder / "chunk").write_bytes(chunk)
     base = base.format(outside=str(step)[1:] if base.startswith("/{") else step)
     made.replace_tree(part, tree(made.files_table(base, "chunk")))
     with pytest.raises(DamagedCheckpointError, match=f"{step}: is damaged"):
         restore(tmp_path)
 
 
-def test_no_manifest_leads_to_another_database(tmp_path):
-    """Swap the variables for those of another step, whose checksums are in the record."""
+def test_restore_follows_no_manifest_to_another_database(tmp_path):
+    """The manifest refers to the variables of another step, which match the record."""
     step = made.save(tmp_path)
     shutil.copytree(step, step.with_name("2"))
     (node,) = (step / "variables" / "d").iterdir()
     path = step / "variables" / "manifest.ocdbt"
     path.write_bytes(made.manifest("", f"d/{node.name}", node.stat().st_size))
-    assert corrupt.same(restore(tmp_path), corrupt.state_of(made.STEP))  # the attack could work
+    assert corrupt.same(restore(tmp_path), corrupt.state_of(made.STEP))  # the attack works inside
     path.write_bytes(made.manifest("../../2/variables/", f"d/{node.name}", node.stat().st_size))
     with pytest.raises(DamagedCheckpointError, match=f"{step}: is damaged"):
         restore(tmp_path)
@@ -122,7 +122,7 @@ SERVERS = {
 
 
 @pytest.mark.parametrize("name", SERVERS)
-def test_no_server_is_contacted(tmp_path, server, name):
+def test_restore_contacts_no_server(tmp_path, server, name):
     port, connections = server
     step = made.save(tmp_path)
     text = json.dumps(SERVERS[name]).replace("{port}", str(port))

@@ -1,10 +1,8 @@
-"""A clock that jumps by hours, to and fro."""
+"""A clock that jumps by hours, forward and back."""
 
 import itertools
 import time
 
-import jax
-import numpy as np
 import pytest
 from tensorboardX.proto.event_pb2 import SessionLog
 
@@ -12,9 +10,9 @@ from nanodet_jax import train_and_evaluate
 from nanodet_jax.errors import UserError
 from nanodet_jax.training.metric_logger import MetricLogger
 from nanodet_jax.training.tensorboard import EventWriter
-from tests.runs import final_state, journal
+from tests.builders import tiny_config
+from tests.runs import assert_same_end
 from tests.training.test_loop import one_device as one_device
-from tests.training.test_loop import tiny_config
 from tests.training.test_tensorboard import read_events
 
 HOUR = 3600
@@ -23,11 +21,11 @@ NOW = 1_700_000_000.0
 
 
 def all_events(folder):
-    """As TensorBoard reads them: files by name."""
+    """Read the events in the order of TensorBoard, files by name."""
     return [event for path in sorted(folder.iterdir()) for event in read_events(path)]
 
 
-def test_boards_of_the_same_second_keep_their_files(tmp_path, monkeypatch):
+def test_event_writers_of_the_same_second_keep_their_files(tmp_path, monkeypatch):
     monkeypatch.setattr(time, "time", lambda: NOW)
     for step in (1, 2, 3):
         board = EventWriter(tmp_path, first_step=step)
@@ -37,7 +35,7 @@ def test_boards_of_the_same_second_keep_their_files(tmp_path, monkeypatch):
     assert steps == [1, 2, 3]
 
 
-def test_a_board_begun_after_the_clock_went_back_is_read_last(tmp_path, monkeypatch):
+def test_event_writer_started_after_the_clock_went_back_is_read_last(tmp_path, monkeypatch):
     for step, now in ((1, NOW), (5, NOW - 9 * HOUR), (9, NOW - HOUR)):
         monkeypatch.setattr(time, "time", lambda now=now: now)
         EventWriter(tmp_path, first_step=step).close()
@@ -48,7 +46,7 @@ def test_a_board_begun_after_the_clock_went_back_is_read_last(tmp_path, monkeypa
     assert starts == [1, 5, 9]
 
 
-def test_times_in_a_board_never_go_back(tmp_path, monkeypatch):
+def test_event_times_never_decrease(tmp_path, monkeypatch):
     jumps = itertools.cycle((0, -5 * HOUR, 7 * HOUR))
     monkeypatch.setattr(time, "time", lambda: NOW + next(jumps))
     board = EventWriter(tmp_path, first_step=1)
@@ -59,18 +57,8 @@ def test_times_in_a_board_never_go_back(tmp_path, monkeypatch):
     assert times == sorted(times) and times[-1] - times[0] < HOUR
 
 
-def same_end(workdir, expected):
-    assert journal(workdir) == journal(expected)
-    for one, other in zip(
-        jax.tree.leaves(final_state(workdir, STEPS)), jax.tree.leaves(final_state(expected, STEPS))
-    ):
-        np.testing.assert_array_equal(one, other)
-
-
 @pytest.mark.long
-def test_a_run_under_a_clock_that_jumps_between_steps_ends_the_same(
-    one_device, tmp_path, monkeypatch
-):
+def test_run_with_a_clock_that_jumps_between_steps_ends_the_same(one_device, tmp_path, monkeypatch):
     train_and_evaluate(tiny_config(), tmp_path / "calm")
     real, advance, ahead, steps = time.time, MetricLogger.advance, [0], itertools.count(1)
 
@@ -81,14 +69,14 @@ def test_a_run_under_a_clock_that_jumps_between_steps_ends_the_same(
     monkeypatch.setattr(time, "time", lambda: real() + ahead[0])
     monkeypatch.setattr(MetricLogger, "advance", jump)
     train_and_evaluate(tiny_config(), tmp_path / "jumping")
-    same_end(tmp_path / "jumping", tmp_path / "calm")
+    assert_same_end(tmp_path / "jumping", tmp_path / "calm", STEPS)
 
 
 @pytest.mark.long
-def test_a_clock_set_forward_during_a_save_ends_a_run_with_a_line_and_it_goes_on(
+def test_run_with_a_clock_that_jumps_during_a_save_ends_with_one_line_and_resumes(
     one_device, tmp_path, monkeypatch
 ):
-    # Orbax limits a save to minutes of the wall clock.
+    # Orbax limits the duration of a save by the wall clock.
     train_and_evaluate(tiny_config(), tmp_path / "calm")
     real, jumps = time.time, itertools.cycle((0, -5 * HOUR, 7 * HOUR))
     with monkeypatch.context() as patch:
@@ -96,4 +84,4 @@ def test_a_clock_set_forward_during_a_save_ends_a_run_with_a_line_and_it_goes_on
         with pytest.raises(UserError, match=r"checkpoint cannot be written: .* timed out"):
             train_and_evaluate(tiny_config(), tmp_path / "jumping")
     train_and_evaluate(tiny_config(), tmp_path / "jumping")
-    same_end(tmp_path / "jumping", tmp_path / "calm")
+    assert_same_end(tmp_path / "jumping", tmp_path / "calm", STEPS)

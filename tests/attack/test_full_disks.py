@@ -1,10 +1,8 @@
-"""A disk that is full, or becomes read-only, at each of the writes of a run."""
+"""A disk that becomes full or read-only at each of the writes of a run."""
 
 import gc
 import json
 
-import jax
-import numpy as np
 import pytest
 
 from nanodet_jax import files, train_and_evaluate
@@ -17,16 +15,17 @@ from nanodet_jax.training import build
 from nanodet_jax.training.metric_logger import MetricLogger
 from nanodet_jax.training.tensorboard import EventWriter
 from tests.attack.disks import empty, fill, mount, small_disk
-from tests.runs import final_state, journal
-from tests.training.test_loop import tiny_config
+from tests.builders import tiny_config
+from tests.runs import assert_same_end
+from tests.training.test_loop import one_device as one_device
 
-# If a checkpoint cannot be written, TensorStore's threads raise "Event loop is closed", which no
-# caller can catch. The command line hides it from users.
+# If a checkpoint cannot be written, TensorStore's threads raise "Event loop is closed" where it
+# cannot be caught; the command line hides it from users.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 STEPS = 8
-# By what is written: before which call of a run the disk is filled, and what the line then says.
-# Where the run ends with the disk full, closing its log may fail too and be what is named.
+# The call of a run before which the disk is filled, and a part of the error. While the disk is
+# full, closing the log may fail too, and the error may name the log.
 WRITES = {
     "config.json": (build, "prepare_workdir", 1, "config.json: cannot be written"),
     "metrics.jsonl": (MetricLogger, "_write", 1, "cannot be written"),
@@ -36,23 +35,16 @@ WRITES = {
     "a later checkpoint": (Checkpoints, "save", 2, "cannot be written"),
     "metrics of a checkpoint": (CheckpointMetrics, "save", 1, "cannot be written"),
 }
-# They take minutes, and what Orbax leaves behind after an error is reported in later tests of the
-# same process. `tests/training/test_full_disk.py` has the case of a checkpoint in its own process.
+# They take minutes, and objects that Orbax leaves after an error are reported in later tests of the
+# same process. `tests/training/test_full_disk.py` tests a checkpoint in a subprocess.
 CASES = [pytest.param(name, marks=pytest.mark.long) for name in WRITES]
 
 
 @pytest.fixture(autouse=True)
 def collected():
-    """What Orbax leaves behind after an error is collected here, under this module's filter."""
+    """Collect objects that Orbax leaves after an error, under the filter of this module."""
     yield
     gc.collect()
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_device():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(jax, "local_device_count", lambda: 1)
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +55,7 @@ def unbroken(one_device, tmp_path_factory):
 
 
 def before(patch, where, name, call, act):
-    """Have `act` called before the given call of `where.name`."""
+    """Patch `where.name` to call `act` before its call number `call`."""
     original, calls = getattr(where, name), []
 
     def wrapped(*args, **kwargs):
@@ -75,13 +67,9 @@ def before(patch, where, name, call, act):
     patch.setattr(where, name, wrapped)
 
 
-def same_end(workdir, expected):
-    """Whether two runs ended with equal state, log and metrics, and left no scratch file."""
-    for one, other in zip(
-        jax.tree.leaves(final_state(workdir, STEPS)), jax.tree.leaves(final_state(expected, STEPS))
-    ):
-        np.testing.assert_array_equal(one, other)
-    assert journal(workdir) == journal(expected)
+def assert_same_files(workdir, expected):
+    """Check that two runs have the same state, log, pictures and files."""
+    assert_same_end(workdir, expected, STEPS)
     names = [sorted(path.name for path in each.iterdir()) for each in (workdir, expected)]
     assert names[0] == names[1]
     pictures = [sorted((each / "pictures").iterdir()) for each in (workdir, expected)]
@@ -93,7 +81,7 @@ def same_end(workdir, expected):
 
 
 @pytest.mark.parametrize("what", CASES)
-def test_a_disk_that_is_full_at_a_write_ends_a_run_with_a_line_and_later_it_goes_on(
+def test_run_on_a_full_disk_ends_with_one_line_and_resumes_later(
     what, unbroken, tmp_path, monkeypatch
 ):
     where, name, call, words = WRITES[what]
@@ -107,7 +95,7 @@ def test_a_disk_that_is_full_at_a_write_ends_a_run_with_a_line_and_later_it_goes
         assert len(str(caught.value).splitlines()) == 1
         empty(disk)
         train_and_evaluate(tiny_config(), workdir)
-        same_end(workdir, unbroken)
+        assert_same_files(workdir, unbroken)
 
 
 @pytest.mark.parametrize(
@@ -118,7 +106,7 @@ def test_a_disk_that_is_full_at_a_write_ends_a_run_with_a_line_and_later_it_goes
         pytest.param("a picture", marks=pytest.mark.long),
     ],
 )
-def test_a_disk_that_becomes_read_only_ends_a_run_with_a_line_and_later_it_goes_on(
+def test_run_on_a_disk_that_becomes_read_only_ends_with_one_line_and_resumes_later(
     what, unbroken, tmp_path, monkeypatch
 ):
     where, name, call, _ = WRITES[what]
@@ -126,7 +114,7 @@ def test_a_disk_that_becomes_read_only_ends_a_run_with_a_line_and_later_it_goes_
         workdir = disk / "run"
 
         def freeze():
-            # Open files forbid to remount; a bind mount on top is what a failing disk looks like.
+            # Open files prevent a remount; a read-only bind mount acts like a failing disk.
             mount("--bind", disk, disk)
             mount("-o", "remount,bind,ro", disk)
 
@@ -137,10 +125,10 @@ def test_a_disk_that_becomes_read_only_ends_a_run_with_a_line_and_later_it_goes_
         assert str(workdir) in str(caught.value)
         assert len(str(caught.value).splitlines()) == 1
         with pytest.raises(UserError, match="Read-only file system"):
-            train_and_evaluate(tiny_config(), workdir)  # still so
+            train_and_evaluate(tiny_config(), workdir)  # still read-only
         mount("-o", "remount,bind,rw", disk)
         train_and_evaluate(tiny_config(), workdir)
-        same_end(workdir, unbroken)
+        assert_same_files(workdir, unbroken)
 
 
 def leaves_no_part(folder):
@@ -158,7 +146,7 @@ def test_convert_on_a_full_disk_leaves_no_file(unbroken, tmp_path, capsys):
         assert leaves_no_part(disk) == ["weights.npz"]
 
 
-def test_predict_on_a_full_disk_leaves_no_half_picture(unbroken, tmp_path, capsys):
+def test_predict_on_a_full_disk_leaves_no_partial_file(unbroken, tmp_path, capsys):
     picture = str(unbroken / "pictures" / "val_0000008.jpg")
     with small_disk(tmp_path / "disk", megabytes=4) as disk:
         fill(disk)
@@ -172,9 +160,7 @@ def test_predict_on_a_full_disk_leaves_no_half_picture(unbroken, tmp_path, capsy
 
 
 @pytest.mark.parametrize("name", ["metrics.json", "detections.json", "detections.jpg"])
-def test_evaluate_on_a_full_disk_writes_files_wholly_or_not_at_all(
-    name, unbroken, tmp_path, monkeypatch
-):
+def test_evaluate_on_a_full_disk_leaves_no_partial_file(name, unbroken, tmp_path, monkeypatch):
     config = tiny_config()
     with small_disk(tmp_path / "disk", megabytes=4) as disk:
         real = files.atomic_write

@@ -1,4 +1,4 @@
-"""Symbolic links, pipes and devices in a workdir: nothing outside it is written or waited for."""
+"""Symbolic links, pipes and devices in a workdir: nothing outside is written, nothing blocks."""
 
 import json
 import os
@@ -26,7 +26,7 @@ PICTURE = np.zeros((8, 8, 3), np.uint8)
 
 @pytest.fixture
 def victim(tmp_path):
-    """A file of the user's; afterwards it must be as it was."""
+    """File of the user that must not change."""
     path = tmp_path / "victim"
     path.write_bytes(PRECIOUS)
     yield path
@@ -35,7 +35,7 @@ def victim(tmp_path):
 
 @pytest.fixture
 def elsewhere(tmp_path):
-    """A folder of the user's; afterwards it must hold what it held."""
+    """Folder of the user whose content must not change."""
     folder = tmp_path / "elsewhere"
     folder.mkdir()
     (folder / "file").write_bytes(PRECIOUS)
@@ -50,7 +50,7 @@ def workdir(tmp_path):
     return folder
 
 
-def test_a_linked_file_is_replaced_and_its_target_unchanged(workdir, victim):
+def test_write_to_a_linked_file_replaces_the_link_and_keeps_its_target(workdir, victim):
     for name in ("x.json", "x.jpg", "x.bin"):
         (workdir / name).symlink_to(victim)
     write_json(workdir / "x.json", {"AP": 0.5})
@@ -61,7 +61,7 @@ def test_a_linked_file_is_replaced_and_its_target_unchanged(workdir, victim):
     assert json.loads((workdir / "x.json").read_text()) == {"AP": 0.5}
 
 
-def test_a_failed_write_leaves_the_old_file_and_nothing_else(workdir):
+def test_failed_write_keeps_the_old_file_and_leaves_no_other(workdir):
     path = workdir / "x"
     path.write_bytes(PRECIOUS)
     with pytest.raises(ZeroDivisionError), atomic_write(path) as file:
@@ -71,7 +71,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(workdir):
 
 
 @pytest.mark.parametrize("name", ["metrics.jsonl", "metrics.tmp", ".metrics.jsonl.tmp"])
-def test_the_log_is_never_written_through_a_link(workdir, victim, name):
+def test_log_is_not_written_through_a_link(workdir, victim, name):
     (workdir / name).symlink_to(victim)
     log = MetricLogger(workdir, start_step=0, total_steps=1)
     log.log_train(1, 1, dict.fromkeys(
@@ -81,7 +81,7 @@ def test_the_log_is_never_written_through_a_link(workdir, victim, name):
     assert json.loads((workdir / "metrics.jsonl").read_text())["step"] == 1
 
 
-def test_a_dangling_link_in_place_of_the_log_is_refused_or_replaced(workdir, tmp_path):
+def test_log_that_is_a_dangling_link_is_an_error(workdir, tmp_path):
     (workdir / "metrics.jsonl").symlink_to(tmp_path / "absent")
     with warnings.catch_warnings(), pytest.raises(UserError, match=r"metrics\.jsonl"):
         MetricLogger(workdir, start_step=0, total_steps=1)
@@ -89,7 +89,7 @@ def test_a_dangling_link_in_place_of_the_log_is_refused_or_replaced(workdir, tmp
 
 
 @pytest.mark.parametrize("name", ["pictures", "tensorboard"])
-def test_a_linked_folder_is_refused_by_name(workdir, elsewhere, name):
+def test_linked_folder_in_a_workdir_is_an_error_that_names_it(workdir, elsewhere, name):
     (workdir / name).symlink_to(elsewhere)
     with pytest.raises(UserError, match=rf"run/{name}: is a symbolic link"):
         log = MetricLogger(workdir, start_step=0, total_steps=1)
@@ -99,20 +99,20 @@ def test_a_linked_folder_is_refused_by_name(workdir, elsewhere, name):
             log.close()
 
 
-def test_a_linked_workdir_is_the_users_own_choice(workdir, tmp_path):
+def test_linked_workdir_is_accepted(workdir, tmp_path):
     link = tmp_path / "link"
     link.symlink_to(workdir)
     assert make_folder(link / "pictures").is_dir()
 
 
-def test_a_linked_lock_is_refused(workdir, victim):
+def test_linked_lock_is_an_error(workdir, victim):
     (workdir / "lock").symlink_to(victim)
     with pytest.raises(UserError, match="cannot be written to"):
         lock_workdir(workdir)
 
 
 @pytest.mark.parametrize("kind", ["fifo", "device", "folder", "linked fifo", "linked device"])
-def test_only_regular_files_are_read(workdir, kind):
+def test_read_of_a_file_that_is_not_regular_is_an_error(workdir, kind):
     path = workdir / "metrics.json"
     if kind.endswith("fifo"):
         os.mkfifo(workdir / "fifo")
@@ -126,7 +126,7 @@ def test_only_regular_files_are_read(workdir, kind):
             read(path)
 
 
-def test_json_beyond_its_limit_or_too_deep_is_refused(workdir):
+def test_json_that_is_too_long_or_too_deep_is_an_error(workdir):
     path = workdir / "metrics.json"
     path.write_bytes(b"[" + b"0," * (JSON_LIMIT // 2) + b"0]")
     with pytest.raises(ValueError, match="bytes; the limit for a json file is"):

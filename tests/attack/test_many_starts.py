@@ -1,4 +1,4 @@
-"""Twenty starts of the same run at once, in a workdir that is not there yet."""
+"""Twenty simultaneous starts of the same run in a new workdir."""
 
 import pytest
 
@@ -9,15 +9,15 @@ STARTS = 20
 
 
 @pytest.mark.long
-def test_of_twenty_starts_at_once_one_trains_and_the_workdir_ends_as_of_one(tmp_path):
+def test_twenty_simultaneous_starts_leave_the_workdir_of_one_run(tmp_path):
     alone, shared = tmp_path / "alone", tmp_path / "shared"
     launch = Launch(alone, FLAGS)
     assert launch.end()[0] == 0, (tmp_path / "alone.log").read_text()
     statuses = [launch.end()[0] for launch in [Launch(shared, FLAGS) for _ in range(STARTS)]]
-    said = (tmp_path / "shared.log").read_text()  # of all of them
+    said = (tmp_path / "shared.log").read_text()  # of all processes
     assert "Traceback" not in said
     assert said.count("; starting from random weights") == 1
-    # The others wait for the one that trains. They find the run complete, or give up by a line.
+    # The other processes wait. They find the run complete, or give up with one line.
     assert set(statuses) <= {0, 2} and 0 in statuses
     busy = f"error: {shared}: in use by another run; wait until it ends"
     assert said.count(busy) == said.count("error: ") == statuses.count(2)

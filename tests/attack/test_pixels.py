@@ -1,6 +1,5 @@
-"""Augmentation at its extremes, and images of one pixel or one line: no NaN reaches a batch."""
+"""Extreme augmentation, and images of one pixel or one line: batches contain no NaN."""
 
-import cv2
 import jax
 import numpy as np
 import pytest
@@ -12,6 +11,7 @@ from nanodet_jax.data.pipeline import count_slots, prepare_for_inference, traini
 from nanodet_jax.errors import UserError
 from nanodet_jax.training.parallel import make_augment
 from tests.attack.coco_files import write
+from tests.builders import write_image
 
 SIZES = ((1, 1), (1, 5000), (5000, 1), (3, 2), (40, 30))  # height, width
 EXTREMES = {
@@ -27,7 +27,7 @@ EXTREMES = {
     "brightness": {"brightness": 1e9},
     "contrast": {"contrast": (1e-46, 1e9)},
     "saturation": {"saturation": (1e-46, 1e9)},
-    "colours": {"brightness": 1e5, "contrast": (1e-46, 1e5), "saturation": (1e-46, 1e5)},
+    "colors": {"brightness": 1e5, "contrast": (1e-46, 1e5), "saturation": (1e-46, 1e5)},
 }
 TOO_MUCH = {
     "brightness": {"brightness": 1e38},
@@ -39,23 +39,24 @@ TOO_MUCH = {
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Images of extreme sides, all of which a box covers."""
+    """Images of extreme sizes, each covered by a box."""
     folder = tmp_path_factory.mktemp("data")
     write(folder, classes=1, images=len(SIZES), boxes=1, name=str)
     rng = np.random.default_rng(0)
-    text = (folder / "annotations.json").read_text()
+    text = (folder / "labels.json").read_text()
     for index, (height, width) in enumerate(SIZES, start=1):
         pixels = rng.integers(0, 256, (height, width, 3), np.uint8)
-        cv2.imwrite(str(folder / f"{index}.png"), pixels)
+        write_image(folder / "images" / f"{index}.png", pixels)
     text = text.replace('"width": 64, "height": 64', '"width": 0, "height": 0')
-    (folder / "annotations.json").write_text(text)
+    (folder / "labels.json").write_text(text)
     return folder
 
 
 def config_of(folder, **augment):
     config = Config(input_size=(64, 64))
-    config.data.train_images, config.data.batch_size = str(folder), len(SIZES)
-    config.data.train_annotations = str(folder / "annotations.json")
+    config.data.train_images = str(folder / "images")
+    config.data.batch_size = len(SIZES)
+    config.data.train_annotations = str(folder / "labels.json")
     for name, value in augment.items():
         setattr(config.augment, name, value)
     check(config)
@@ -65,7 +66,7 @@ def config_of(folder, **augment):
 @pytest.mark.parametrize("keep_ratio", [False, True])
 @pytest.mark.parametrize("augment", ["host", "device"])
 @pytest.mark.parametrize("extreme", EXTREMES)
-def test_extreme_augmentation_of_extreme_images_gives_finite_batches(
+def test_batches_of_extreme_augmentation_and_images_are_finite(
     extreme, augment, keep_ratio, folder
 ):
     config = config_of(folder, **EXTREMES[extreme])
@@ -79,7 +80,7 @@ def test_extreme_augmentation_of_extreme_images_gives_finite_batches(
         assert np.isfinite(batch.ground_truth.boxes).all()
 
 
-def test_a_warp_to_nothing_is_black_on_the_host_and_on_the_device(folder):
+def test_warp_to_zero_size_is_black_on_host_and_device(folder):
     images = []
     for augment in ("host", "device"):
         config = config_of(folder, scale=(1e-200, 1e-200))
@@ -96,14 +97,14 @@ def test_a_warp_to_nothing_is_black_on_the_host_and_on_the_device(folder):
 
 
 @pytest.mark.parametrize("what", TOO_MUCH)
-def test_colours_beyond_float32_are_refused_by_field(what, folder):
+def test_colors_beyond_float32_are_an_error_that_names_the_field(what, folder):
     config = config_of(folder, **TOO_MUCH[what])
     with pytest.raises(UserError, match=r"config\.augment\.brightness=.* pixels would reach"):
         training_batches(open_source(config, "train"), config, slots=1)
 
 
 @pytest.mark.parametrize("field, values", [("std", (1e-50,) * 3), ("mean", (0.0, 1e39, 0.0))])
-def test_a_normalisation_beyond_float32_is_refused_by_field(field, values, folder):
+def test_normalization_beyond_float32_is_an_error_that_names_the_field(field, values, folder):
     config = config_of(folder)
     setattr(config.data, field, values)
     check(config)

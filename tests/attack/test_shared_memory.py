@@ -1,4 +1,4 @@
-"""A machine without a usable /dev/shm, as some containers are."""
+"""A machine without a usable /dev/shm, like some containers."""
 
 import os
 import subprocess
@@ -15,14 +15,14 @@ FLAGS = (
     "--config.training.steps=2",
     "--config.training.eval_every=1",
 )
-# A read-only file system without free space, in a separate mount namespace.
+# Mounts a full, read-only /dev/shm in a separate mount namespace.
 WITHOUT = 'mount -t tmpfs -o ro,size=4k tmpfs /dev/shm && ! touch /dev/shm/x 2>/dev/null && "$@"'
 
 
 @pytest.mark.long
-def test_training_and_evaluation_need_no_shared_memory(tmp_path):
+def test_training_and_evaluation_run_without_shared_memory(tmp_path):
     if sys.platform != "linux":
-        pytest.skip("/dev/shm is Linux's")
+        pytest.skip("/dev/shm exists only on Linux")
     namespace = ["unshare", "--mount", "sh", "-c", WITHOUT, "sh"]
     tried = subprocess.run([*namespace, "true"], capture_output=True, text=True)
     if tried.returncode:

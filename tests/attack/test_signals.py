@@ -1,4 +1,4 @@
-"""A terminal that is closed, a reader that leaves: the run saves or goes on."""
+"""A closed terminal saves the run; a closed output does not stop it."""
 
 import os
 import pty
@@ -21,7 +21,7 @@ SHORT = (
 )
 
 
-def test_a_second_hangup_is_ignored_but_a_second_interrupt_is_not():
+def test_second_hangup_is_ignored_and_second_interrupt_is_not():
     with Interrupt() as interrupt:
         interrupt.catch()
         os.kill(os.getpid(), HANGUP)
@@ -31,7 +31,7 @@ def test_a_second_hangup_is_ignored_but_a_second_interrupt_is_not():
             os.kill(os.getpid(), signal.SIGINT)
 
 
-def test_a_hangup_that_is_ignored_stays_ignored():
+def test_hangup_ignored_by_the_parent_stays_ignored():
     before = signal.signal(HANGUP, signal.SIG_IGN)
     try:
         with Interrupt() as interrupt:
@@ -44,7 +44,7 @@ def test_a_hangup_that_is_ignored_stays_ignored():
 
 
 @pytest.mark.long
-def test_a_reader_that_leaves_does_not_end_the_run(tmp_path):
+def test_run_continues_after_its_output_is_closed(tmp_path):
     command = [sys.executable, "train.py", *SHORT, f"--workdir={tmp_path / 'run'}"]
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
     with subprocess.Popen(
@@ -58,10 +58,10 @@ def test_a_reader_that_leaves_does_not_end_the_run(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_closed_terminal_saves_the_run(tmp_path):
+def test_run_is_saved_when_its_terminal_closes(tmp_path):
     flags = [*SHORT[:-1], "--config.training.steps=100000"]
     ours, theirs = pty.openpty()
-    # A session of its own, whose controlling terminal is ours.
+    # A new session with this pseudo-terminal as its controlling terminal.
     script = "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0);"
     script += "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
     workdir = tmp_path / "run"
@@ -72,7 +72,7 @@ def test_a_closed_terminal_saves_the_run(tmp_path):
     )  # fmt: skip
     os.close(theirs)
     while kill.lines(workdir) <= 5:
-        assert process.poll() is None and os.read(ours, 1 << 16)  # else the terminal would be full
+        assert process.poll() is None and os.read(ours, 1 << 16)  # otherwise the terminal fills up
     os.close(ours)
     assert process.wait(60) == 128 + HANGUP
     assert kill.newest(workdir) > 5

@@ -1,4 +1,4 @@
-"""Weights made to take time or memory: read or refused in about a second."""
+"""Weights that are made to take time or memory: read or rejected within about a second."""
 
 import os
 import time
@@ -18,8 +18,8 @@ from nanodet_jax.models.nanodet import build_model
 from nanodet_jax.state import abstract_variables
 from tests.io.test_torch_archive import WEIGHTS, archive, text
 
-LIMIT = 4  # seconds of processor time; each takes one at most
-PRIME = 2**61 - 1  # hashes of ints are remainders of it
+LIMIT = 4  # seconds of processor time; each takes at most one
+PRIME = 2**61 - 1  # the modulus of hashes of ints
 MOST = torch_pickle.MAX_INSTRUCTIONS
 
 
@@ -47,22 +47,22 @@ def shared_tensor(count):
 
 PICKLES = {
     "keys whose hashes collide": (colliding_keys, "contains no named tensors"),
-    "memo indexes without end": (
+    "huge memo indexes": (
         lambda: b"}" + b"".join(b"p%d\n" % (PRIME * i) for i in range(1, 30_000)) + b".",
         "instruction PUT",
     ),
     "equal keys of 2 MB, compared 60,000 times": (equal_long_keys, "a key of 1900000 characters"),
     "4 million tuples": (lambda: b")" + b"\x85" * 4_000_000 + b".", "over 400000 instructions"),
     "4 million dicts": (lambda: b"}" * 4_000_000 + b".", "over 400000 instructions"),
-    "tuples nested as deep as may be": (
+    "tuples nested to the limit": (
         lambda: b")" + b"\x85" * (MOST - 2) + b".",
         "contains no named tensors",
     ),
-    "lists nested as deep as may be": (
+    "lists nested to the limit": (
         lambda: b"]" * (MOST // 2) + b"a" * (MOST // 2 - 1) + b".",
         "contains no named tensors",
     ),
-    "dicts nested as deep as may be": (
+    "dicts nested to the limit": (
         lambda: b"}" + (text("a") + b"}") * (MOST // 3 - 1) + b"s" * (MOST // 3 - 1) + b".",
         "contains no named tensors",
     ),
@@ -80,7 +80,7 @@ PICKLES = {
 
 
 def refusal(read, path):
-    """The message, and seconds of processor time until it came."""
+    """Return the error message and the seconds of processor time until it was raised."""
     start = time.process_time()
     with pytest.raises(UserError) as caught:
         read(path)
@@ -88,7 +88,7 @@ def refusal(read, path):
 
 
 @pytest.mark.parametrize("case", PICKLES)
-def test_costly_pickle_is_refused_at_once(tmp_path, case):
+def test_costly_pickle_is_rejected_within_seconds(tmp_path, case):
     make, reason = PICKLES[case]
     path = archive(tmp_path / "m.pth", make(), {"0": bytes(4)})
     message, seconds = refusal(read_state_dict, path)
@@ -97,7 +97,7 @@ def test_costly_pickle_is_refused_at_once(tmp_path, case):
 
 
 @pytest.mark.skipif(not WEIGHTS.is_dir(), reason="shared/weights is absent")
-def test_bounds_have_room_for_ten_times_the_published_weights(monkeypatch):
+def test_limits_accept_ten_times_the_published_weights(monkeypatch):
     monkeypatch.setattr(torch_pickle, "MAX_INSTRUCTIONS", MOST // 10)
     monkeypatch.setattr(torch_archive, "MAX_TENSORS", torch_archive.MAX_TENSORS // 10)
     monkeypatch.setattr(zip_limits, "MAX_LISTING", zip_limits.MAX_LISTING // 10)
@@ -106,7 +106,7 @@ def test_bounds_have_room_for_ten_times_the_published_weights(monkeypatch):
 
 
 @pytest.mark.parametrize("read", [read_state_dict, read_npz])
-def test_archive_of_100_000_members_is_refused_before_they_are_listed(tmp_path, read):
+def test_archive_of_100_000_members_is_rejected_before_they_are_listed(tmp_path, read):
     path = tmp_path / "m.zip"
     with zipfile.ZipFile(path, "w") as file:
         for i in range(100_000):
@@ -134,16 +134,16 @@ def with_device(path):
     ],
     ids=["fifo", "device", "folder"],
 )
-def test_weights_that_are_no_regular_file_are_refused(tmp_path, suffix, make, reason):
+def test_weights_that_are_not_a_regular_file_are_an_error(tmp_path, suffix, make, reason):
     path = tmp_path / f"x{suffix}"
     make(path)
     with pytest.raises(UserError, match=f"x{suffix}: {reason}"):
         load_weights(path)
 
 
-def test_entries_that_share_numbers_are_not_copied_before_they_fit():
+def test_entries_that_share_memory_are_not_copied_before_their_shape_is_checked():
     like = abstract_variables(build_model(Model(num_classes=2, width=0.5)))
-    one = np.broadcast_to(np.int8(0), (1 << 18,))  # a copy of one alone takes 1 MB as float32
+    one = np.broadcast_to(np.int8(0), (1 << 18,))  # a copy of one takes 1 MB as float32
     names = [torch_names.pytorch_name(path) for path in torch_names.flatten(like)]
     tracemalloc.start()
     try:
@@ -164,7 +164,7 @@ def test_entries_that_share_numbers_are_not_copied_before_they_fit():
     ],
     ids=["kernel", "head", "neck", "together"],
 )
-def test_network_that_takes_minutes_to_build_is_refused(model):
+def test_network_that_takes_minutes_to_build_is_an_error(model):
     with pytest.raises(UserError, match=r"config\.model\.(kernel|stacked|neck)"):
         check(Config(model=model))
 

@@ -1,4 +1,4 @@
-"""Configs of strangers, in a `.npz` or a workdir: bounds that they may not set themselves."""
+"""Untrusted configs in a `.npz` or a workdir: limits that they cannot raise."""
 
 import json
 import os
@@ -33,7 +33,7 @@ def with_input(path, *sides):
 
 
 @pytest.mark.parametrize("sides", [(OVER, 64), (64, OVER)])
-def test_input_size_of_weights_over_our_limit_is_refused_unless_raised(tmp_path, sides):
+def test_input_size_of_weights_over_the_limit_is_an_error_unless_it_is_raised(tmp_path, sides):
     path = with_input(tmp_path / "w.npz", *sides)
     for load in (load_weights, Detector.load):
         with pytest.raises(
@@ -46,31 +46,31 @@ def test_input_size_of_weights_over_our_limit_is_refused_unless_raised(tmp_path,
     assert load_weights(path, max_input_side=None).config.input_size == sides
 
 
-def test_input_size_does_not_matter_where_only_arrays_are_used(tmp_path):
+def test_load_entries_ignores_the_input_size(tmp_path):
     assert load_entries(with_input(tmp_path / "w.npz", OVER, OVER))
 
 
-def test_input_size_at_our_limit_is_accepted(tmp_path):
+def test_input_size_of_weights_at_the_limit_is_accepted(tmp_path):
     path = with_input(tmp_path / "w.npz", MAX_INPUT_SIDE, MAX_INPUT_SIDE)
     assert load_weights(path).config.input_size == (MAX_INPUT_SIDE, MAX_INPUT_SIDE)
 
 
 @pytest.mark.parametrize("side", [MAX_SIDE + 32, 2**62])
-def test_input_size_beyond_every_use_is_refused_by_check(tmp_path, side):
+def test_input_size_over_the_largest_allowed_is_an_error(tmp_path, side):
     with pytest.raises(UserError, match=r"config\.input_size=.*at most 8192"):
         check(Config(input_size=(32, side)))
     with pytest.raises(UserError, match=r"w\.npz: config\.input_size"):
         load_weights(with_input(tmp_path / "w.npz", 32, side), max_input_side=None)
 
 
-def test_more_scores_than_int32_numbers_are_refused_by_check():
+def test_more_scores_than_int32_indexes_are_an_error():
     model = Model(num_classes=100_000)
     check(Config(model=model))
     with pytest.raises(UserError, match=r"config\.input_size=.*too large for 100000 classes"):
         check(Config(input_size=(MAX_SIDE, MAX_SIDE), model=model))
 
 
-def test_features_that_outgrow_the_input_are_refused(tmp_path):
+def test_weights_with_too_large_features_are_an_error(tmp_path):
     model = Model(width=0.5, num_classes=100_000, channels=16)
     config = Config(model=model)
     assert feature_bytes(config) > 2e9  # of an image of 320 x 320
@@ -84,7 +84,7 @@ def test_features_that_outgrow_the_input_are_refused(tmp_path):
     assert load_weights(path, max_input_side=4096).config == config
 
 
-def test_estimated_features_of_published_networks_fit_the_largest_input():
+def test_feature_estimate_of_published_networks_fits_the_largest_input():
     side = MAX_INPUT_SIDE
     for model in (
         Model(num_classes=80),
@@ -98,7 +98,7 @@ def test_estimated_features_of_published_networks_fit_the_largest_input():
 @pytest.mark.parametrize(
     ("theirs", "given", "used"), [(1e9, None, 50), (3, None, 3), (3, 80, 80), (1e9, 70, 70)]
 )
-def test_megapixels_of_weights_only_lower_ours(tmp_path, theirs, given, used):
+def test_megapixels_of_weights_only_lower_the_limit(tmp_path, theirs, given, used):
     path = npz(
         tmp_path / "w.npz",
         about=lambda about: about["config"]["data"].update(max_megapixels=theirs),
@@ -106,14 +106,14 @@ def test_megapixels_of_weights_only_lower_ours(tmp_path, theirs, given, used):
     assert Detector.load(path, max_megapixels=given).max_megapixels == used
 
 
-def test_megapixels_that_are_no_number_are_refused(tmp_path):
+def test_megapixels_that_are_not_positive_are_an_error(tmp_path):
     path = npz(tmp_path / "w.npz")
     for given in (float("nan"), 0, -1):
         with pytest.raises(UserError, match="max_megapixels="):
             Detector.load(path, max_megapixels=given)
 
 
-def test_boxes_that_are_not_finite_are_refused(tmp_path):
+def test_weights_that_give_infinite_boxes_are_an_error(tmp_path):
     def spoil(arrays):
         for name in arrays:
             if "/head/output_" in name and name.endswith("bias"):
@@ -160,7 +160,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_faulty_description_is_refused_in_a_line_of_bounded_length(tmp_path, fault):
+def test_invalid_description_is_an_error_of_one_line_of_limited_length(tmp_path, fault):
     text = FAULTS[fault]
     assert text != SOUND
     file = tmp_path / ABOUT
@@ -199,7 +199,7 @@ UNREADABLE = {
 
 
 @pytest.mark.parametrize("case", UNREADABLE)
-def test_unreadable_description_in_a_workdir_is_refused_by_its_name(tmp_path, case):
+def test_unreadable_description_in_a_workdir_is_an_error_that_names_it(tmp_path, case):
     make, reason = UNREADABLE[case]
     make(tmp_path / ABOUT)
     if reason is None:
@@ -212,14 +212,14 @@ def test_unreadable_description_in_a_workdir_is_refused_by_its_name(tmp_path, ca
     assert str(caught.value).isprintable()
 
 
-def test_long_description_in_a_npz_is_refused(tmp_path):
+def test_long_description_in_a_npz_is_an_error(tmp_path):
     path = npz(tmp_path / "w.npz", about=lambda about: json.dumps(about) + " " * ABOUT_LIMIT)
     with pytest.raises(UserError, match=f"{ABOUT} has .* bytes"):
         load_weights(path)
 
 
 @pytest.mark.parametrize("name", ["x" * 5000, "\x1b[2J", "\u202e"])
-def test_array_name_in_a_message_is_escaped_and_cut(tmp_path, name):
+def test_array_name_in_an_error_is_escaped_and_truncated(tmp_path, name):
     path = npz(tmp_path / "w.npz", lambda arrays: arrays.update({f"!{name}": arrays[SOME]}))
     with pytest.raises(UserError, match="left over") as caught:
         load_weights(path)
@@ -227,7 +227,7 @@ def test_array_name_in_a_message_is_escaped_and_cut(tmp_path, name):
 
 
 @pytest.mark.parametrize("name", ["x" * 5000, "\x1b[2J", "\u202e"])
-def test_entry_name_in_a_message_is_escaped_and_cut(name):
+def test_entry_name_in_an_error_is_escaped_and_truncated(name):
     like = weights._abstract(CONFIG)
     with pytest.raises(UserError, match="left over") as caught:
         torch_names.convert({name: np.zeros(1)}, like)
@@ -235,6 +235,6 @@ def test_entry_name_in_a_message_is_escaped_and_cut(name):
 
 
 @pytest.mark.parametrize("path", ["x" * 300 + ".npz", "~no_such_user/x.npz", "a\0b.npz"])
-def test_path_that_cannot_exist_is_refused(path):
+def test_path_that_cannot_exist_is_an_error(path):
     with pytest.raises(UserError, match="npz: "):
         load_weights(path)

@@ -1,6 +1,6 @@
-"""What fuzz tests share: how many examples, odd values, and what may come of them.
+"""Settings and strategies of the fuzz tests.
 
-Crashers that were found stay as examples. More of them are looked for with FUZZ_EXAMPLES=5000.
+Inputs that once caused a crash are kept as examples. FUZZ_EXAMPLES=5000 searches for more.
 """
 
 import os
@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 
 from nanodet_jax.errors import UserError
 
-SOUGHT = "FUZZ_EXAMPLES" in os.environ  # then others each time; else the same
+SEARCHING = "FUZZ_EXAMPLES" in os.environ  # with random examples; otherwise always the same
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", 60))
 fuzz = settings(
     max_examples=EXAMPLES,
     deadline=None,
-    derandomize=not SOUGHT,
+    derandomize=not SEARCHING,
     database=None,
     suppress_health_check=list(HealthCheck),
 )
@@ -37,7 +37,7 @@ JSON = st.recursive(
 
 
 def accepts(read, *arguments):
-    """What comes of it, None for a UserError, whose message must be fit for a line."""
+    """Return the result of `read`, or None for a UserError, whose message must be encodable."""
     try:
         return read(*arguments)
     except UserError as error:

@@ -1,6 +1,4 @@
-"""Whatever readers of annotations and images are given: they return what they promise, or raise a
-UserError of one line.
-"""
+"""Readers of annotations and images with any input: valid records, or a UserError of one line."""
 
 import io
 import json
@@ -16,23 +14,23 @@ from nanodet_jax.data.records import decode, make_record
 from nanodet_jax.data.sources.coco import CocoSource
 from nanodet_jax.data.sources.voc import VocSource, voc_classes
 from nanodet_jax.data.sources.yolo import YoloSource
+from tests.builders import exif, noise, write_image
 from tests.fuzz.inputs import JSON, SCALARS, accepts, fuzz
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Images, some behind links, and a place for annotations."""
+    """Folder of images, some of them behind links, for annotations of the tests."""
     folder = tmp_path_factory.mktemp("fuzz")
     images = folder / "images"
-    (images / "deep").mkdir(parents=True)
-    Image.new("RGB", (20, 10)).save(images / "a.png")
-    Image.new("RGB", (20, 10)).save(images / "deep" / "a.png")
+    write_image(images / "a.png", (20, 10))
+    write_image(images / "deep" / "a.png", (20, 10))
     (images / "loop").symlink_to("loop")
     return folder
 
 
 def check_records(source):
-    """Records as `Record` promises them, and ground truth that lists as many."""
+    """Check the invariants of `Record`, and that the ground truth lists all records."""
     truth = source.ground_truth()
     json.dumps(truth)
     assert len(truth["images"]) >= len(source)
@@ -50,7 +48,7 @@ def check_records(source):
 
 @st.composite
 def coco_files(draw):
-    """A sound file of which, as it is drawn, hardly anything is odd or missing, or a lot."""
+    """A COCO file in which few or many values are odd or missing."""
     odd = st.sampled_from([False] * draw(st.sampled_from([4, 40, 400])) + [True])
 
     def item(**sound):
@@ -91,7 +89,7 @@ def coco(folder, text):
           "categories": [{"id": 3, "name": "\ud800"}]})  # fmt: skip
 @example({"images": [{"id": 7, "file_name": "\ud800"}], "annotations": [],
           "categories": [{"id": 3, "name": "cat"}]})  # fmt: skip
-def test_coco(folder, content):
+def test_coco_source_returns_valid_records_or_an_error(folder, content):
     source = accepts(coco, folder, json.dumps(content).encode())
     if source is not None:
         check_records(source)
@@ -99,10 +97,10 @@ def test_coco(folder, content):
 
 @fuzz
 @given(st.binary(max_size=60) | st.text(max_size=60).map(lambda text: text.encode(errors="ignore")))
-@example(b'{"images": ' + b"9" * 5000 + b"}")  # more digits than int() takes
+@example(b'{"images": ' + b"9" * 5000 + b"}")  # more digits than int() accepts
 @example(b"[" * 100_000)
 @example(b"\xef\xbb\xbf[]")
-def test_coco_of_any_bytes(folder, content):
+def test_coco_source_of_random_bytes_is_an_error(folder, content):
     assert accepts(coco, folder, content) is None
 
 
@@ -112,7 +110,7 @@ NUMBER = st.sampled_from(["", "1", "5", "12", "19", "-3", "nan", "inf", "1e400",
 
 @st.composite
 def xmls(draw):
-    """An xml whose parts may each be sound, odd, or absent."""
+    """An xml file whose parts are each valid, odd or missing."""
 
     def sides(names):
         drawn = {name: draw(NUMBER) for name in names if draw(st.integers(0, 9))}
@@ -145,7 +143,7 @@ def voc(folder, text):
 @example(b'<?xml version="1.0" encoding="utf-7"?><annotation/>')
 @example(b'<?xml version="1.0" encoding="idna"?><annotation/>')
 @example(b"<a>" * 100_000)
-def test_voc(folder, content):
+def test_voc_source_returns_valid_records_or_an_error(folder, content):
     source = accepts(voc, folder, content)
     if source is not None:
         check_records(source)
@@ -169,10 +167,12 @@ def check_yolo(folder, text, labels):
             assert os.path.realpath(source[index].image).startswith(f"{folder.resolve()}/images/")
 
 
-SHARE = st.sampled_from(["0", "1", "2", ".5", ".25", "1e-1", "-.005", "1.004", "1.5", "-0", "0.001",
-                         "nan", "inf", "1e400", "0x1", "1_0", "\u0661", "five", "\0"])  # fmt: skip
+FRACTION = st.sampled_from(
+    ["0", "1", "2", ".5", ".25", "1e-1", "-.005", "1.004", "1.5", "-0", "0.001", "nan", "inf",
+     "1e400", "0x1", "1_0", "\u0661", "five", "\0"]
+)  # fmt: skip
 LABELS = st.lists(
-    st.lists(SHARE, max_size=9).map(" ".join)
+    st.lists(FRACTION, max_size=9).map(" ".join)
     | st.lists(st.floats(0, 1).map(str), min_size=4, max_size=4).map(lambda s: f"1 {' '.join(s)}"),
     max_size=4,
 ).map(lambda lines: "\n".join(lines).encode())
@@ -182,13 +182,13 @@ LABELS = st.lists(
 @given(LABELS | st.binary(max_size=80))
 @example(b"\xef\xbb\xbf0 .5 .5 .5 .5")
 @example(b"0 " * 100_000)
-def test_yolo_labels(folder, labels):
+def test_yolo_source_of_any_labels_returns_valid_records_or_an_error(folder, labels):
     check_yolo(folder, b"{train: images, names: [cat, dog]}", labels)
 
 
 @st.composite
 def data_yamls(draw):
-    """A data.yaml of which hardly anything is odd or missing, or a lot."""
+    """A data.yaml in which few or many values are odd or missing."""
     odd = st.sampled_from([False] * draw(st.sampled_from([2, 9, 99])) + [True])
     paths = st.sampled_from(["images", "../images", ".", "..", "", "list.txt", "images/deep", "/",
                              "outside/etc", "images/loop", "//", "./", "labels", "../../images",
@@ -203,7 +203,7 @@ def data_yamls(draw):
     for key in ("path", "nc", *(["train", "names"] if draw(odd) else [])):
         if draw(st.booleans()):
             del content[key]
-    return repr(content).encode()  # yaml as well, where json would make texts of names' keys
+    return repr(content).encode()  # valid yaml; json would turn the keys of names into texts
 
 
 TOKENS = st.sampled_from(
@@ -226,26 +226,23 @@ TOKENS = st.sampled_from(
 @example(b"!!timestamp x")
 @example(b"!!int ''")
 @example(b"a: &a [*a]\n")
-def test_yolo_yamls(folder, text):
+def test_yolo_source_of_any_yaml_returns_valid_records_or_an_error(folder, text):
     check_yolo(folder, text, b"1 .5 .5 .5 .5")
 
 
 def encoded(format, **options):
     buffer = io.BytesIO()
-    pixels = np.random.default_rng(0).integers(0, 256, (10, 20, 3), np.uint8)
-    Image.fromarray(pixels).save(buffer, format, **options)
+    Image.fromarray(noise(10, 20)).save(buffer, format, **options)
     return buffer.getvalue()
 
 
-EXIF = Image.Exif()
-EXIF[0x0112] = 6
 IMAGES = [encoded(name) for name in ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")]
-IMAGES += [encoded("JPEG", exif=EXIF), encoded("PNG", exif=EXIF)]
+IMAGES += [encoded("JPEG", exif=exif(6)), encoded("PNG", exif=exif(6))]
 
 
 @st.composite
 def changed(draw, originals):
-    """Bytes of a file of which some are other ones, and the end may be missing."""
+    """The bytes of a file with some changed, and possibly truncated."""
     data = bytearray(draw(st.sampled_from(originals)))
     for _ in range(draw(st.integers(0, 6))):
         data[draw(st.integers(0, min(len(data), 300) - 1))] = draw(st.integers(0, 255))
@@ -254,7 +251,7 @@ def changed(draw, originals):
 
 @fuzz
 @given(changed(IMAGES) | st.binary(max_size=40))
-def test_images(content):
+def test_decode_returns_pixels_or_an_error(content):
     record = make_record(1, "a", content, (0, 0), [], [], [], [])
     pixels = accepts(decode, record, 1.0)
     if pixels is not None:

@@ -1,6 +1,4 @@
-"""A checkpoint of which a file is cut short, changed or longer: the true state, or none without a
-word.
-"""
+"""A checkpoint with a truncated, changed or extended file: a true state, or a message."""
 
 import shutil
 
@@ -15,7 +13,7 @@ from tests.tools import corrupt
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """A workdir of two checkpoints."""
+    """Workdir with two checkpoints."""
     workdir = tmp_path_factory.mktemp("checkpoints") / "whole"
     corrupt.write(workdir)
     return workdir
@@ -23,35 +21,35 @@ def whole(tmp_path_factory):
 
 @st.composite
 def damaged(draw, original):
-    """Bytes of a file that was cut short, of which some are other ones, or that has more."""
+    """The bytes of a file that is truncated, changed or extended."""
     content, size = bytearray(original), len(original)
-    way = draw(st.sampled_from(["cut", "changed", "longer"]))
-    if way == "cut":
+    damage = draw(st.sampled_from(["cut", "changed", "longer"]))
+    if damage == "cut":
         return bytes(content[: draw(st.integers(0, max(size - 1, 0)))])
     for _ in range(draw(st.integers(1, 6))):
-        place = draw(st.integers(0, max(size - 1, 0)))
-        if way == "changed" and size:
-            content[place] = draw(st.integers(0, 255))
+        position = draw(st.integers(0, max(size - 1, 0)))
+        if damage == "changed" and size:
+            content[position] = draw(st.integers(0, 255))
         else:
-            content[place:place] = draw(st.binary(min_size=1, max_size=9))
+            content[position:position] = draw(st.binary(min_size=1, max_size=9))
     return bytes(content)
 
 
-# Where an array cannot be read, Orbax leaves others in the midst of it, which then say so.
+# If an array cannot be read, Orbax leaves others half read, which print exceptions.
 @pytest.mark.filterwarnings("ignore:Exception ignored in")
-def test_checkpoints(whole):
+def test_damaged_checkpoint_restores_a_true_state_or_reports_damage(whole):
     newest = whole / CHECKPOINTS / str(corrupt.NEWEST)
     files = sorted(path for path in newest.rglob("*") if path.is_file())
-    spoiled = whole.with_name("spoiled")
+    damaged_copy = whole.with_name("spoiled")
 
     @settings(fuzz, max_examples=max(EXAMPLES // 3, 1))  # a tenth of a second each
     @given(st.data())
     def run(data):
         file = data.draw(st.sampled_from(files), label="file")
         content = data.draw(damaged(file.read_bytes()), label="content")
-        shutil.rmtree(spoiled, ignore_errors=True)
-        shutil.copytree(whole, spoiled)
-        (spoiled / file.relative_to(whole)).write_bytes(content)
-        assert corrupt.outcome(spoiled) in ("whole", "before", "refused")
+        shutil.rmtree(damaged_copy, ignore_errors=True)
+        shutil.copytree(whole, damaged_copy)
+        (damaged_copy / file.relative_to(whole)).write_bytes(content)
+        assert corrupt.outcome(damaged_copy) in ("whole", "before", "refused")
 
     run()

@@ -1,4 +1,4 @@
-"""Whatever readers of weights are given: arrays within the file's own size, or a UserError."""
+"""Readers of weights with any input: arrays within the size of the file, or a UserError."""
 
 import zipfile
 
@@ -31,12 +31,12 @@ INSTRUCTIONS = st.sampled_from(
 @fuzz
 @given(st.lists(INSTRUCTIONS, max_size=25).map(b"".join) | st.binary(max_size=40))
 @example(b"}" + b")q\x00" + b"h\x00\x86q\x00" * 200)
-def test_pickles(pth, instructions):
+def test_state_dict_of_any_pickle_is_arrays_or_an_error(pth, instructions):
     state = accepts(read_state_dict, archive(pth, instructions + b".", {"a": bytes(8)}))
     assert state is None or all(isinstance(array, np.ndarray) for array in state.values())
 
 
-def test_archives(torch, pth):  # noqa: F811
+def test_state_dict_of_a_damaged_archive_has_its_size_or_is_an_error(torch, pth):  # noqa: F811
     shared = tensor("0", np.arange(12).reshape(3, 4))
     whole = save(pth, {"a": shared, "b": TensorStub(shared.arguments[0], (2, 2), (4, 1), 1)})
     original = whole.read_bytes()
@@ -74,7 +74,7 @@ SOUND = "{'descr': '<f4', 'fortran_order': False, 'shape': (2,), }"
 @example(SOUND.replace("<f4", "|S0"), b"", b"\x93NUMPY\x01\0")
 @example("(" * 9000, b"", b"\x93NUMPY\x01\0")
 @example(SOUND.replace("2,", "0," * 70), b"", b"\x93NUMPY\x01\0")
-def test_arrays(pth, header, content, magic):
+def test_npz_of_any_header_has_its_size_or_is_an_error(pth, header, content, magic):
     line = header.encode(errors="ignore")
     path = pth.with_suffix(".npz")
     length = len(line).to_bytes(4 if magic[6:7] == b"\x02" else 2, "little")

@@ -1,11 +1,11 @@
-"""Damage the files of a checkpoint, and look at what is then read from it.
+"""Damage the files of a checkpoint, and check what is restored.
 
     python tests/corrupt.py [--cases 200] [--seed 0]
 
-Each case truncates one file of the newest checkpoint at a random place, or flips random bits of it,
-the files taken in turn. What comes back must be the newest state to the bit (the damage was where
-it does not matter), or the one before it, with a line that names the damaged one. The same for the
-best step and its metrics. A row for every file; the exit status is 1 if anything else came back.
+Each case truncates one file of the newest checkpoint at a random position, or flips random bits of
+it; the files take turns. The restored state must be the newest one bit for bit (the damage had no
+effect), or the previous one together with a line that names the damaged checkpoint. The same holds
+for the best step and its metrics. One row per file; the exit status is 1 after any other result.
 """
 
 import argparse
@@ -37,12 +37,12 @@ SCORES = {BEFORE: 0.25, NEWEST: 0.5}
 
 
 def metrics_of(score: float) -> dict[str, Any]:
-    """Metrics of an evaluation, distinguished by their AP."""
+    """Return metrics as of an evaluation, identified by their AP."""
     return dict.fromkeys(METRIC_DESCRIPTIONS, 1.0) | {"AP": score, "per_class": {}}
 
 
 def state_of(step: int) -> TrainState:
-    """A state whose arrays all depend on the step; large enough for files of several blocks."""
+    """Return a state whose arrays all depend on the step, large enough for several blocks."""
     draw = np.random.default_rng(step)
     variables = {
         "params": {"conv": {"kernel": draw.normal(size=(40, 50)).astype(np.float32)}},
@@ -54,7 +54,7 @@ def state_of(step: int) -> TrainState:
 
 
 def write(workdir: Path) -> None:
-    """Two checkpoints."""
+    """Write two checkpoints with metrics."""
     with closing(Checkpoints(workdir)) as checkpoints:
         for step in (BEFORE, NEWEST):
             checkpoints.save(state_of(step))
@@ -62,7 +62,7 @@ def write(workdir: Path) -> None:
 
 
 def same(one: TrainState, other: TrainState) -> bool:
-    """To the bit."""
+    """Return whether two states are equal bit for bit."""
     leaves = zip(jax.tree.leaves(one), jax.tree.leaves(other))
     return all(np.array_equal(a, b) and a.dtype == b.dtype for a, b in leaves)
 
@@ -79,9 +79,9 @@ def damage(path: Path, draw: random.Random) -> None:
 
 
 def outcome(workdir: Path) -> str:
-    """What is read: `whole`, `before` or `refused`, or in capitals what must not be."""
-    said = io.StringIO()
-    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+    """Return `whole`, `before` or `refused`, or in capitals a wrong result."""
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
         try:
             with closing(Checkpoints(workdir)) as checkpoints:
                 best = checkpoints.best_step()
@@ -91,21 +91,21 @@ def outcome(workdir: Path) -> str:
             return "refused" if str(workdir) in str(error) else f"UNNAMED: {error}"
         except Exception as error:
             return f"ESCAPED: {type(error).__name__}: {error}"
-    named = f"{CHECKPOINTS}/{NEWEST}" in said.getvalue()
+    named = f"{CHECKPOINTS}/{NEWEST}" in output.getvalue()
     truth = {step: metrics_of(score) for step, score in SCORES.items()}
     if not named and (best != NEWEST or scored != truth):
-        return "WRONG BEST WITHOUT A WORD"
+        return "WRONG BEST STEP WITHOUT A MESSAGE"
     if scored[NEWEST] not in (None, truth[NEWEST]):
         return "WRONG METRICS"
     if state is not None and same(state, state_of(NEWEST)):
         return "whole"
     if state is not None and same(state, state_of(BEFORE)):
-        return "before" if named else "BEFORE WITHOUT A WORD"
+        return "before" if named else "BEFORE WITHOUT A MESSAGE"
     return "WRONG STATE"
 
 
 def check(cases: int, seed: int) -> dict[str, Counter[str]]:
-    """Outcomes of so many cases, by the file that was damaged."""
+    """Count the outcomes of `cases` cases by damaged file."""
     draw = random.Random(seed)
     found: dict[str, Counter[str]] = {}
     with tempfile.TemporaryDirectory() as scratch:
@@ -114,13 +114,13 @@ def check(cases: int, seed: int) -> dict[str, Counter[str]]:
         folder = whole / CHECKPOINTS / str(NEWEST)
         files = sorted(p for p in folder.rglob("*") if p.is_file() and p.stat().st_size)
         for case in range(cases):
-            spoiled = Path(scratch) / f"case{case}"
-            shutil.copytree(whole, spoiled)
+            damaged = Path(scratch) / f"case{case}"
+            shutil.copytree(whole, damaged)
             file = files[case % len(files)].relative_to(whole)
-            damage(spoiled / file, draw)
+            damage(damaged / file, draw)
             kind = "/".join("*" if len(part) > 24 else part for part in file.parts[2:])
-            found.setdefault(kind, Counter())[outcome(spoiled)] += 1
-            shutil.rmtree(spoiled)
+            found.setdefault(kind, Counter())[outcome(damaged)] += 1
+            shutil.rmtree(damaged)
     return found
 
 

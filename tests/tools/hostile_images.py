@@ -1,9 +1,9 @@
-"""300 hostile images and annotations: what loads them goes on, and names each.
+"""Load 300 hostile images and annotations, and check that each is survived and named.
 
     python tests/tools/hostile_images.py [--folder FOLDER]
 
-Makes them, trains and evaluates on them as far as the pictures go, lets the doctor read them, and
-prints what became of each kind and how much memory it took.
+Makes the files, loads the images as training and evaluation do, runs the doctor on them, and prints
+the result of each kind and the memory used.
 """
 
 import argparse
@@ -25,17 +25,28 @@ from unittest import mock
 import numpy as np
 from PIL import Image
 
-ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from nanodet_jax.config import Config
+from nanodet_jax.data.open_source import open_source
+from nanodet_jax.data.pipeline import evaluation_batches, training_batches
+from nanodet_jax.data.sources.coco import CocoSource
+from nanodet_jax.doctor.scan import scan
+from nanodet_jax.errors import UserError
+from tests.builders import exif, write_image
+from tests.tools import hostile_labels
+
 SIZE = 64, 48  # width, height
-# Bytes on top of the program: two threads, 50 megapixels, 3 bytes a pixel and as much to decode.
+# Bytes in addition to the program: two threads, 50 megapixels, 3 bytes per pixel, twice to decode.
 MEMORY_BOUND = 2 * 50e6 * 6
-READABLE, UNREADABLE, EITHER = "readable", "unreadable", "either"  # a flipped bit may be harmless
+READABLE, UNREADABLE = "readable", "unreadable"
+EITHER = "either"  # a flipped bit may have no effect
 FORMATS = {"jpg": "JPEG", "png": "PNG", "webp": "WEBP", "bmp": "BMP", "gif": "GIF", "tif": "TIFF"}
 NAN, INF = float("nan"), float("inf")
 
 
 class Picture(NamedTuple):
-    """A file, what it is, what should become of it, and the size it is annotated with."""
+    """Image file: its kind, the expected result, and its annotated size."""
 
     name: str
     kind: str
@@ -44,7 +55,7 @@ class Picture(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """An entry of a COCO file, and the words by which its fault must name it."""
+    """Entry of a COCO file, and the words by which its fault must name it."""
 
     kind: str
     named: str
@@ -67,7 +78,7 @@ def png_chunk(name: bytes, content: bytes) -> bytes:
 
 
 def bombs() -> Iterator[tuple[str, bytes]]:
-    """Files of a few bytes, whose headers promise thousands of megapixels."""
+    """Yield files of a few bytes whose headers declare thousands of megapixels."""
     ihdr = struct.pack(">IIBBBBB", 100_000, 100_000, 8, 2, 0, 0, 0)
     start = b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", ihdr)
     yield "png", start + png_chunk(b"IDAT", zlib.compress(bytes(999))) + png_chunk(b"IEND", b"")
@@ -93,16 +104,18 @@ def bombs() -> Iterator[tuple[str, bytes]]:
 
 
 def pictures(folder: Path) -> list[Picture]:
-    """Write the files, and tell what they are."""
+    """Write the images, and return their descriptions."""
     made: list[Picture] = []
 
-    def add(kind: str, suffix: str, data: bytes, expected: str, size: tuple[int, int] = (0, 0)):
+    def add(
+        kind: str, suffix: str, data: bytes, expected: str, size: tuple[int, int] = (0, 0)
+    ) -> None:
         name = f"{len(made):03d}_{kind.replace(' ', '_')}.{suffix}"
         (folder / name).write_bytes(data)
         made.append(Picture(name, kind, expected, size))
 
     plain = {suffix: encoded(picture(), format) for suffix, format in FORMATS.items()}
-    # Between sound images, so that it takes the place of no other.
+    # Between sound images, so that it does not replace another one.
     add("sound", "jpg", plain["jpg"], READABLE, SIZE)
     add("49 megapixels", "png", encoded(Image.new("L", (7000, 7000)), "PNG"), READABLE)
     for suffix, data in plain.items():
@@ -111,7 +124,7 @@ def pictures(folder: Path) -> list[Picture]:
         for tenth in range(1, 10):
             cut = data[: len(data) * tenth // 10]
             add("truncated", suffix, cut, UNREADABLE if suffix in ("jpg", "png") else EITHER)
-        add("appended to", suffix, data + b"more" * 99, READABLE, SIZE)
+        add("with appended bytes", suffix, data + b"more" * 99, READABLE, SIZE)
         add("of another size", suffix, data, UNREADABLE, (SIZE[0] + 1, SIZE[1]))
     dice = np.random.default_rng(1)
     for suffix, data in plain.items():
@@ -126,11 +139,11 @@ def pictures(folder: Path) -> list[Picture]:
     for kind, image, format in (
         ("CMYK", picture("CMYK"), "JPEG"),
         ("CMYK", picture("CMYK"), "TIFF"),
-        ("grey", picture("L"), "JPEG"),
-        ("grey", picture("L"), "PNG"),
+        ("gray", picture("L"), "JPEG"),
+        ("gray", picture("L"), "PNG"),
         ("alpha", picture("RGBA"), "PNG"),
         ("alpha", picture("RGBA"), "WEBP"),
-        ("grey with alpha", picture("LA"), "PNG"),
+        ("gray with alpha", picture("LA"), "PNG"),
         ("palette", picture("P"), "PNG"),
         ("1 bit", picture("1"), "PNG"),
         ("1 bit", picture("1"), "BMP"),
@@ -142,12 +155,10 @@ def pictures(folder: Path) -> list[Picture]:
         options = {"progressive": True} if kind == "progressive" else {}
         add(kind, format.lower()[:4], encoded(image, format, **options), READABLE, SIZE)
     for orientation in range(1, 9):
-        exif = Image.Exif()
-        exif[0x0112] = orientation
-        data = encoded(picture(), "JPEG", exif=exif)
+        data = encoded(picture(), "JPEG", exif=exif(orientation))
         shown = SIZE[::-1] if orientation > 4 else SIZE
-        add("turned by EXIF", "jpg", data, READABLE, shown)
-        add("turned by EXIF, annotated unturned", "jpg", data,
+        add("rotated by EXIF", "jpg", data, READABLE, shown)
+        add("rotated by EXIF, annotated unrotated", "jpg", data,
             UNREADABLE if orientation > 4 else READABLE, SIZE)  # fmt: skip
     for size in ((1, 1), (1, 20_000), (20_000, 1), (3, 5000), (1, 2)):
         add("of extreme sides", "png", encoded(picture(size=size), "PNG"), READABLE, size)
@@ -161,7 +172,7 @@ def pictures(folder: Path) -> list[Picture]:
     for data in (b"text", b"<html></html>", b"PK\x03\x04", bytes(1000), b"\xff\xd8\xff\xd9",
                  b"\x89PNG\r\n\x1a\n", b"GIF89a", b"BM", b"RIFF", b"II*\0", b"P6\n", b"%PDF-1.4",
                  b"<svg xmlns='x'/>", b"#define a_width 99999"):  # fmt: skip
-        add("no image", "jpg", data, UNREADABLE)
+        add("not an image", "jpg", data, UNREADABLE)
     for name in ("folder.jpg", "pipe.jpg"):
         (os.mkdir if name[0] == "f" else os.mkfifo)(folder / name)
         made.append(Picture(name, name.removesuffix(".jpg"), UNREADABLE))
@@ -195,8 +206,8 @@ IMAGE_FIELDS = {"id": NO_IDS, "file_name": NO_NAMES, "width": NO_SIDES, "height"
 
 
 def entries(folder: Path) -> tuple[dict[str, Any], list[Entry]]:
-    """A COCO file full of faults beside the one image that is sound, and the name of each."""
-    Image.new("RGB", SIZE).save(folder / "sound.png")
+    """Return a COCO file with one sound image and many faults, and the name of each fault."""
+    write_image(folder / "sound.png", SIZE)
     for name, target in (("out.png", "/etc/passwd"), ("circle.png", "circle.png"),
                          ("nowhere.png", "gone"), ("up", "..")):  # fmt: skip
         (folder / name).symlink_to(target)
@@ -232,15 +243,11 @@ CATEGORIES = [{"id": 1, "name": "thing"}]
 
 
 def load(folder: Path, made: list[Picture]) -> list[str]:
-    """An epoch of training and one evaluation over the pictures; the lines that they print.
+    """Load an epoch of training and an evaluation; return the lines printed by the evaluation.
 
     Raises:
-      AssertionError: if not every image is asked for, or another number comes back than went in.
+      AssertionError: if an image is neither loaded nor reported.
     """
-    from nanodet_jax.config import Config
-    from nanodet_jax.data.open_source import open_source
-    from nanodet_jax.data.pipeline import evaluation_batches, training_batches
-
     images = [
         {"id": i, "file_name": one.name, "width": one.size[0], "height": one.size[1]}
         for i, one in enumerate(made)
@@ -256,42 +263,36 @@ def load(folder: Path, made: list[Picture]) -> list[str]:
     config.data.val_annotations = config.data.train_annotations = str(folder / "pictures.json")
     config.data.max_unreadable, config.data.cache, config.data.batch_size = 1.0, "none", 1
     source = open_source(config, "train")
-    said: list[str] = []
-    with mock.patch("nanodet_jax.data.unreadable.say", said.append):
+    lines: list[str] = []
+    with mock.patch("nanodet_jax.data.unreadable.say", lines.append):
         batches = training_batches(source, config, slots=1)
         for batch in islice(batches, len(made)):
             assert np.isfinite(batch.images).all()
         del batches
-        trained, said[:] = [*said], []
-        scored = [i for batch in evaluation_batches(source, config) for i in batch.indices]
-    assert sorted(reported(trained)) == sorted(reported(said)), (
-        "training and evaluation report different images"
-    )
-    assert len(scored) + len(said) == len(made), "images that are neither scored nor reported"
-    return said
+        in_training, lines[:] = [*lines], []
+        loaded = [i for batch in evaluation_batches(source, config) for i in batch.indices]
+    assert sorted(errors(in_training)) == sorted(errors(lines)), "training reports other images"
+    assert len(loaded) + len(lines) == len(made), "images that are neither loaded nor reported"
+    return lines
 
 
-def reported(lines: list[str]) -> list[str]:
+def errors(lines: list[str]) -> list[str]:
+    """Return the lines up to the consequence, which differs between training and evaluation."""
     return [line.split(";")[0] for line in lines]
 
 
-def check_reports(made: list[Picture], said: list[str]) -> list[str]:
-    """What is not as expected of the pictures."""
+def check_images(made: list[Picture], reported: list[str]) -> list[str]:
+    """Describe images that were not reported as expected."""
     wrong = []
     for one in made:
-        lines = [line for line in said if f"/{one.name} " in line]
+        lines = [line for line in reported if f"/{one.name} " in line]
         if len(lines) > 1 or (one.expected != EITHER and bool(lines) != (one.expected != READABLE)):
             wrong.append(f"{one.name}: should be {one.expected}, but was reported as {lines}")
     return wrong
 
 
-def diagnose(folder: Path, content: dict[str, Any], named: list[Entry]) -> list[str]:
-    """What the doctor and the reader do not tell of the entries."""
-    from nanodet_jax.config import Config
-    from nanodet_jax.data.sources.coco import CocoSource
-    from nanodet_jax.doctor.scan import scan
-    from nanodet_jax.errors import UserError
-
+def check_entries(folder: Path, content: dict[str, Any], named: list[Entry]) -> list[str]:
+    """Describe entries whose fault neither the doctor nor the reader reports."""
     (folder / "entries.json").write_text(json.dumps(content))
     config = Config()
     config.data.train_images = str(folder / "images")
@@ -304,7 +305,7 @@ def diagnose(folder: Path, content: dict[str, Any], named: list[Entry]) -> list[
     ]
     try:
         CocoSource(folder / "images", folder / "entries.json")
-        wrong.append("the reader refused nothing")
+        wrong.append("the reader raised no error")
     except UserError:
         pass
     return wrong
@@ -319,36 +320,35 @@ def peak() -> float:
 
 
 def main(folder: Path) -> int:
-    """The exit code: 1 if anything is not as it should be."""
-    from tests.tools import hostile_labels
-
+    """Run all cases; return 1 if any result is wrong, else 0."""
     images = folder / "images"
     images.mkdir(parents=True)
     made = pictures(images)
     content, named = entries(images)
     before = peak()
-    said = load(folder, made)
-    labels, mistaken = hostile_labels.diagnose(folder / "yolo")
-    wrong = check_reports(made, said) + diagnose(folder, content, named) + mistaken
-    taken = peak() - before
-    unreadable = Counter(one.kind for one in made if any(f"/{one.name} " in line for line in said))
+    reported = load(folder, made)
+    labels, wrong_labels = hostile_labels.check(folder / "yolo")
+    wrong = check_images(made, reported) + check_entries(folder, content, named) + wrong_labels
+    used = peak() - before
+    unreadable = Counter(
+        one.kind for one in made if any(f"/{one.name} " in line for line in reported)
+    )
     for kind, count in Counter(one.kind for one in made).items():
-        print(f"{kind:38} {count:4}  unreadable and reported: {unreadable[kind]:4}")
-    refused = Counter(entry.kind for entry in named) + labels
-    for kind, count in refused.items():
-        print(f"{kind:38} {count:4}  refused by name: {count:4}")
-    if taken > MEMORY_BOUND:
-        wrong.append(f"{taken / 1e6:.0f} MB, the bound is {MEMORY_BOUND / 1e6:.0f}")
-    cases = len(made) + refused.total()
-    print(f"{cases} cases, {taken / 1e6:.0f} MB at most; {len(wrong)} wrong")
+        print(f"{kind:38} {count:4}  reported as unreadable: {unreadable[kind]:4}")
+    rejected = Counter(entry.kind for entry in named) + labels
+    for kind, count in rejected.items():
+        print(f"{kind:38} {count:4}  rejected by name: {count:4}")
+    if used > MEMORY_BOUND:
+        wrong.append(f"{used / 1e6:.0f} MB exceed the limit of {MEMORY_BOUND / 1e6:.0f} MB")
+    cases = len(made) + rejected.total()
+    print(f"{cases} cases, {used / 1e6:.0f} MB at most; {len(wrong)} wrong")
     print("\n".join(wrong))
     return int(bool(wrong))
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(ROOT))
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--folder", type=Path, help="where to keep them; default: nowhere")
+    parser.add_argument("--folder", type=Path, help="for the files; default: a temporary folder")
     chosen = parser.parse_args().folder
     with tempfile.TemporaryDirectory() as temporary:
         sys.exit(main(chosen or Path(temporary) / "hostile"))

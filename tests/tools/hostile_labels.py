@@ -1,15 +1,14 @@
-"""YOLO labels and data.yaml files that someone spoiled: a part of tests/tools/hostile_images.py."""
+"""Hostile YOLO labels and data.yaml files: a part of `hostile_images.py`."""
 
 import os
 from collections import Counter
 from pathlib import Path
 
-from PIL import Image
-
 from nanodet_jax.config import Config
 from nanodet_jax.data.sources.yolo import YoloSource
 from nanodet_jax.doctor.scan import scan
 from nanodet_jax.errors import UserError
+from tests.builders import write_image
 
 SOUND = b"0 .5 .5 .5 .5"
 LINES = {
@@ -33,14 +32,17 @@ YAMLS = [
 ]  # fmt: skip
 
 
-def diagnose(folder: Path) -> tuple[Counter[str], list[str]]:
-    """Write them below `folder`, which is new; how many of each kind, and what was not told of."""
+def check(folder: Path) -> tuple[Counter[str], list[str]]:
+    """Write the files below a new folder and read them.
+
+    Returns:
+      The number of cases by kind, and descriptions of those that were not reported.
+    """
     images, labels = folder / "images", folder / "labels"
-    images.mkdir(parents=True)
-    labels.mkdir()
-    spoiled = [(kind, line) for kind, lines in LINES.items() for line in lines]
-    for index, line in enumerate([SOUND, *(line for _, line in spoiled)]):
-        Image.new("RGB", (40, 30)).save(images / f"{index}.png")
+    labels.mkdir(parents=True)
+    faulty = [(kind, line) for kind, lines in LINES.items() for line in lines]
+    for index, line in enumerate([SOUND, *(line for _, line in faulty)]):
+        write_image(images / f"{index}.png")
         (labels / f"{index}.txt").write_bytes(line)
     (folder / "up").symlink_to("..")
     (folder / "circle").symlink_to("circle")
@@ -52,11 +54,11 @@ def diagnose(folder: Path) -> tuple[Counter[str], list[str]]:
     config.data.format, config.data.root = "yolo", str(folder)
     found = scan(config, "train", progress=False)
     assert len(found.records[0].boxes) == 1, "the sound image is read"
-    told = "\n".join(map(str, found.faults))
+    reported = "\n".join(map(str, found.faults))
     wrong = [
-        f"not told of: {kind}: {line[:40]!r}"
-        for index, (kind, line) in enumerate(spoiled, start=1)
-        if f"{labels}/{index}.txt: " not in told
+        f"not reported: {kind}: {line[:40]!r}"
+        for index, (kind, line) in enumerate(faulty, start=1)
+        if f"{labels}/{index}.txt: " not in reported
     ]
     for yaml in YAMLS:
         (folder / "data.yaml").write_bytes(yaml)
@@ -65,6 +67,6 @@ def diagnose(folder: Path) -> tuple[Counter[str], list[str]]:
             wrong.append(f"accepted: data.yaml {yaml[:60]!r}")
         except UserError as error:
             if str(folder) not in str(error) or "\n" in str(error):
-                wrong.append(f"refused without its name: data.yaml {yaml[:60]!r}: {error}")
-    kinds = Counter(f"YOLO label: {kind}" for kind, _ in spoiled)
+                wrong.append(f"rejected without its name: data.yaml {yaml[:60]!r}: {error}")
+    kinds = Counter(f"YOLO label: {kind}" for kind, _ in faulty)
     return kinds + Counter({"YOLO data.yaml": len(YAMLS)}), wrong

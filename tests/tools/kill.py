@@ -1,13 +1,13 @@
-"""Kill training runs at random times, resume them, and compare their final states.
+"""Kill training runs at random moments, resume them, and compare their final state.
 
     python tests/kill.py [--runs 50] [--signal KILL|TERM|HUP ...] [--overlap] [--seed 0]
 
-Each run is `train.py` on drawn shapes, killed a few times and started again until it is complete,
-with one to three threads that load, as drawn. Its last state must be that of a run without
-interruption, bit for bit, and so must its log. A row for every run says when it was killed: so many
-seconds after its start; after a step, by its line of log; or while a checkpoint was being written.
-With TERM and HUP the row also says how long the process took to leave. With `--overlap` the next
-process starts before the last one is killed. The exit status is 1 if any run ended otherwise.
+Each run is `train.py` on drawn shapes. It is killed a few times and restarted until it is complete,
+each time with one to three loader threads. Its final state and its log must equal those of an
+uninterrupted run, bit for bit. One row per run shows when it was killed: seconds after the start,
+after a line of the log, or while a checkpoint was written. For TERM and HUP the row also shows how
+long the process took to exit. With `--overlap` the next process starts before the previous one is
+killed. The exit status is 1 if any run ended differently.
 """
 
 import argparse
@@ -36,24 +36,24 @@ FLAGS = (
     f"--config.training.steps={STEPS}",
     "--config.training.eval_every=3",
 )
-KILLS = 2  # of a run
-MOMENTS = ("start", "step", "step", "save", "save")  # so often is each the moment of a kill
+MAX_KILLS = 2  # per run
+MOMENTS = ("start", "step", "step", "save", "save")  # kinds of moments, by frequency
 
 
 def lines(workdir: Path) -> int:
-    """Of the log, so far."""
+    """Return the number of lines of the log."""
     path = workdir / "metrics.jsonl"
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
 def saving(workdir: Path) -> bool:
-    """Whether a checkpoint is being written."""
+    """Return whether a checkpoint is being written."""
     folder = workdir / CHECKPOINTS
     return folder.is_dir() and any("tmp" in path.name for path in folder.iterdir())
 
 
 def newest(workdir: Path) -> int:
-    """Step of the newest checkpoint, 0 before the first."""
+    """Return the step of the newest checkpoint, 0 before the first."""
     folder = workdir / CHECKPOINTS
     steps = (
         [int(path.name) for path in folder.iterdir() if path.name.isdigit()]
@@ -64,7 +64,7 @@ def newest(workdir: Path) -> int:
 
 
 def await_moment(launch: Launch, draw: random.Random, seconds: float) -> str:
-    """Wait for a random moment of a run; describe it, or return "" if the run ended before."""
+    """Wait for a random moment of a run, and describe it; return "" if the run ends earlier."""
     moment, delay = draw.choice(MOMENTS), draw.uniform(0, 0.03)
     if moment == "start":
         at = draw.uniform(0, seconds)
@@ -73,12 +73,12 @@ def await_moment(launch: Launch, draw: random.Random, seconds: float) -> str:
     elif moment == "step":
         done = lines(launch.workdir)
         wanted = done + draw.randint(1, max(1, STEPS - newest(launch.workdir)))
-        # A resumed run first drops the lines that it is going to write again.
+        # A resumed run first removes the lines that it will write again.
         reached = launch.wait_for(lambda: lines(launch.workdir) >= wanted)
         when = f"line {wanted} + {1e3 * delay:.0f} ms"
     else:
-        there = newest(launch.workdir)
-        later = there + STEPS_EACH * draw.randint(0, max(0, (STEPS - there) // STEPS_EACH - 1))
+        saved = newest(launch.workdir)
+        later = saved + STEPS_EACH * draw.randint(0, max(0, (STEPS - saved) // STEPS_EACH - 1))
         reached = launch.wait_for(
             lambda: newest(launch.workdir) >= later and saving(launch.workdir)
         )
@@ -90,45 +90,46 @@ def await_moment(launch: Launch, draw: random.Random, seconds: float) -> str:
     return when
 
 
-def strike(launch: Launch, number: signal.Signals) -> str:
-    """Send the signal; describe where the run was and how it ended."""
-    inside = ", inside a save" if saving(launch.workdir) else ""
+def send(launch: Launch, number: signal.Signals) -> str:
+    """Send the signal; describe the state of the run and how it ended."""
+    during = ", during a save" if saving(launch.workdir) else ""
     if launch.process.poll() is not None:
         return ", after its end"
-    _, took = launch.end(number)
-    left = f", left after {took:.1f} s" if number != signal.SIGKILL else ""
-    return f"{inside}{left}: at step {newest(launch.workdir)}"
+    _, seconds = launch.end(number)
+    exited = f", exited after {seconds:.1f} s" if number != signal.SIGKILL else ""
+    return f"{during}{exited}: at step {newest(launch.workdir)}"
 
 
 def difference(workdir: Path, expected: Path) -> str:
-    """What in a run's end is not as expected; "" if nothing."""
+    """Describe the first difference between two complete runs; "" if there is none."""
     with (
-        closing(Checkpoints(workdir, writing=False)) as ours,
-        closing(Checkpoints(expected, writing=False)) as theirs,
+        closing(Checkpoints(workdir, writing=False)) as actual,
+        closing(Checkpoints(expected, writing=False)) as reference,
     ):
         for name in ("latest_step", "best_step"):
-            if getattr(ours, name)() != getattr(theirs, name)():
-                return f"another {name}"
-        best = theirs.best_step()
-        if best is not None and ours.metrics(best) != theirs.metrics(best):
-            return "other metrics of the best"
+            if getattr(actual, name)() != getattr(reference, name)():
+                return f"different {name}"
+        best = reference.best_step()
+        if best is not None and actual.metrics(best) != reference.metrics(best):
+            return "different metrics of the best checkpoint"
     if jax.tree.structure(abstract_state(workdir)) != jax.tree.structure(abstract_state(expected)):
-        return "another structure"
+        return "different structure of the state"
     pairs = zip(
         jax.tree.leaves_with_path(final_state(workdir, STEPS)),
         jax.tree.leaves(final_state(expected, STEPS)),
     )
     for (path, one), other in pairs:
         if not np.array_equal(one, other):
-            return f"another {jax.tree_util.keystr(path)}"
-    return "" if journal(workdir) == journal(expected) else "another log"
+            return f"different {jax.tree_util.keystr(path)}"
+    return "" if journal(workdir) == journal(expected) else "different log"
 
 
 def run(folder: Path, name: str, expected: Path, draw: random.Random, seconds: float,
         number: signal.Signals, overlap: bool) -> tuple[str, list[str]]:  # fmt: skip
-    """Kill a new run up to KILLS times, let it end: what then differs, and when it was killed.
+    """Kill a new run up to MAX_KILLS times, then let it end.
 
-    With `overlap` the next process starts before the last one is killed.
+    Returns:
+      The difference from the expected run, and a description of each kill.
     """
     workdir, kills = folder / name, []
 
@@ -136,18 +137,18 @@ def run(folder: Path, name: str, expected: Path, draw: random.Random, seconds: f
         return Launch(workdir, [*FLAGS, f"--config.data.workers={draw.randint(1, 3)}"])
 
     current = launch()
-    for _ in range(KILLS):
+    for _ in range(MAX_KILLS):
         when = await_moment(current, draw, seconds)
         if not when:
             break
         following = None
         if overlap:
             following = launch()
-            lead = draw.uniform(0, seconds / 3)  # later, it has most often ended
+            lead = draw.uniform(0, seconds / 3)  # later, the run has usually ended
             with suppress(subprocess.TimeoutExpired):
                 current.process.wait(lead)
-            when += f", next one {lead:.1f} s before"
-        kills.append(when + strike(current, number))
+            when += f", next process {lead:.1f} s earlier"
+        kills.append(when + send(current, number))
         current.end()
         current = following or launch()
     status, _ = current.end()
@@ -159,10 +160,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--runs", type=int, default=50)
     parser.add_argument(
         "--signal", choices=("KILL", "TERM", "HUP"), nargs="+", default=["KILL"],
-        help="several take turns, run by run",
+        help="several alternate, run by run",
     )  # fmt: skip
     parser.add_argument(
-        "--overlap", action="store_true", help="start the next process before the last has ended"
+        "--overlap", action="store_true", help="start the next process before the previous one ends"
     )
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
@@ -170,23 +171,21 @@ def main(argv: list[str] | None = None) -> int:
     draw, failed, kills = random.Random(args.seed), 0, 0
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        expected = folder / "unbroken"
-        for again in ("compiles", "unbroken"):  # the second one tells how long a run takes
-            launch = Launch(folder / again, FLAGS)
+        expected = folder / "uninterrupted"
+        for name in ("compiles", "uninterrupted"):  # the first fills the compilation cache
+            launch = Launch(folder / name, FLAGS)
             status, seconds = launch.end()
             if status:
-                print((folder / f"{again}.log").read_text(), file=sys.stderr)
+                print((folder / f"{name}.log").read_text(), file=sys.stderr)
                 return 1
-        print(f"unbroken: {STEPS} steps in {seconds:.1f} s", flush=True)
+        print(f"uninterrupted: {STEPS} steps in {seconds:.1f} s", flush=True)
         for index in range(args.runs):
             number = numbers[index % len(numbers)]
             reason, when = run(folder, f"run{index}", expected, draw, seconds, number, args.overlap)
             failed, kills = failed + bool(reason), kills + len(when)
             verdict = f"FAILED: {reason}" if reason else "same"
-            print(
-                f"{index:3d}  {number.name[3:]:4s} {verdict:8s} {'; '.join(when) or 'was quicker'}",
-                flush=True,
-            )
+            moments = "; ".join(when) or "ended before a kill"
+            print(f"{index:3d}  {number.name[3:]:4s} {verdict:8s} {moments}", flush=True)
             if reason:
                 print((folder / f"run{index}.log").read_text()[-3000:], file=sys.stderr)
     print(f"{args.runs - failed} of {args.runs} runs, killed {kills} times, ended the same")

@@ -1,10 +1,10 @@
-"""Train for long, and watch what the process holds.
+"""Train for a long time, and watch memory, open files and threads of the process.
 
     python tests/tools/soak.py [--steps 2000]
 
-`train.py` on drawn shapes, with an evaluation and a save every 50 steps. A row for every 200 steps:
-resident memory, open files, threads. The exit status is 1 if, after the first evaluation, memory
-grows by more than GROWTH or the number of open files at all.
+Runs `train.py` on drawn shapes, with an evaluation and a checkpoint every 50 steps, and prints a
+row every 200 steps. The exit status is 1 if, after the first row, memory grows by more than
+MAX_GROWTH or the number of open files grows.
 """
 
 import argparse
@@ -18,20 +18,20 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from tests.runs import TINY, Launch
 
-EACH = 50  # steps of an epoch
-ROW = 200  # steps
-GROWTH = 0.05  # share of the memory at the first row
+STEPS_PER_EPOCH = 50
+STEPS_PER_ROW = 200
+MAX_GROWTH = 0.05  # as a fraction of the memory at the first row
 FLAGS = (
     *TINY,
     "--config.data.batch_size=4",
-    f"--config.data.train_size={4 * EACH}",
+    f"--config.data.train_size={4 * STEPS_PER_EPOCH}",
     "--config.training.eval_every=1",
     "--config.training.log_every=10",
 )
 
 
-def held(process: int) -> tuple[float, int, int]:
-    """Resident MB, open files and threads of a process."""
+def resources(process: int) -> tuple[float, int, int]:
+    """Return resident memory in MB, open files and threads of a process."""
     fields = dict(
         line.split(":", 1) for line in Path(f"/proc/{process}/status").read_text().splitlines()
     )
@@ -40,7 +40,7 @@ def held(process: int) -> tuple[float, int, int]:
 
 
 def logged(log: Path, step: int) -> bool:
-    """Whether a run's log has a line of this step."""
+    """Return whether the log of a run has a line of this step."""
     return log.exists() and f'"step": {step},' in log.read_text()
 
 
@@ -54,11 +54,13 @@ def main(argv: list[str] | None = None) -> int:
         launch = Launch(workdir, (*FLAGS, f"--config.training.steps={args.steps}"))
         log = workdir / "metrics.jsonl"
         print(f"{'step':>6s}{'MB':>9s}{'files':>7s}{'threads':>9s}")
-        for step in range(ROW, args.steps, ROW):
-            # Between two evaluations: what one holds for a moment is not counted as growth.
-            if not launch.wait_for(partial(logged, log, step + EACH // 2 // 10 * 10), poll=0.1):
+        for step in range(STEPS_PER_ROW, args.steps, STEPS_PER_ROW):
+            # Measured between evaluations, whose temporary memory is not growth.
+            if not launch.wait_for(
+                partial(logged, log, step + STEPS_PER_EPOCH // 2 // 10 * 10), poll=0.1
+            ):
                 break
-            rows.append(held(launch.process.pid))
+            rows.append(resources(launch.process.pid))
             print(f"{step:6d}{rows[-1][0]:9.1f}{rows[-1][1]:7d}{rows[-1][2]:9d}", flush=True)
         status, _ = launch.end()
         if status or not rows:
@@ -66,7 +68,7 @@ def main(argv: list[str] | None = None) -> int:
             return 1
     megabytes, files, _ = zip(*rows)
     print(f"memory {megabytes[-1] / megabytes[0] - 1:+.1%}, open files {files[-1] - files[0]:+d}")
-    return int(megabytes[-1] > (1 + GROWTH) * megabytes[0] or files[-1] > files[0])
+    return int(megabytes[-1] > (1 + MAX_GROWTH) * megabytes[0] or files[-1] > files[0])
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from nanodet_jax.training import build
 from nanodet_jax.training.lock import lock_workdir
 from nanodet_jax.training.metric_logger import MetricLogger
 from nanodet_jax.training.prefetch import Prefetch
-from tests.training.test_loop import tiny_config
+from tests.builders import tiny_config
 
 
 def fail(*_, **__):

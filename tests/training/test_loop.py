@@ -14,7 +14,6 @@ import jax
 import numpy as np
 import pytest
 
-from configs import shapes
 from nanodet_jax import config as configs
 from nanodet_jax import train_and_evaluate
 from nanodet_jax.data.open_source import open_source
@@ -29,6 +28,7 @@ from nanodet_jax.training import lock as locks
 from nanodet_jax.training.lock import lock_workdir
 from nanodet_jax.training.metric_logger import MetricLogger
 from nanodet_jax.training.workdir import prepare_workdir
+from tests.builders import tiny_config
 from tests.runs import final_state, journal
 
 STEPS, STEPS_EACH, BATCH = 8, 4, 4
@@ -36,21 +36,6 @@ NOTHING = Detections(np.zeros((0, 4)), np.zeros(0), np.zeros(0, int), np.zeros(0
 NO_EVALUATION = evaluate.Evaluation(
     {name: 0.0 for name in METRIC_DESCRIPTIONS} | {"per_class": {}}, [], {0: NOTHING}
 )
-
-
-def tiny_config():
-    """Return a config of two epochs of four steps."""
-    config = shapes.get_config()
-    config.input_size = (64, 64)
-    config.model.channels = 32
-    config.model.stacked_convs = 1
-    config.data.train_size = STEPS_EACH * BATCH
-    config.data.val_size = 6
-    config.data.batch_size = BATCH
-    config.training.steps = STEPS
-    config.training.warmup_steps = 2
-    config.training.log_every = 1
-    return config
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -27,7 +27,7 @@ class TfdsSource:
     """A split ("train", "validation", "train[:10%]") of a prepared dataset, in its own order.
 
     `root` is the TFDS data_dir that holds `name` (with the version, as "coco/2017:1.1.0"), or the
-    folder of the dataset itself if `name` is empty. Labels and class names are those of TFDS.
+    folder of the dataset itself if `name` is empty. Labels and class names come from TFDS.
     With `annotations`, a COCO json file, category ids and ground truth are read from it, which
     makes the metrics official: TFDS lacks the original category ids, and truncates areas.
 

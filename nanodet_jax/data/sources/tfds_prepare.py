@@ -46,7 +46,7 @@ def prepare(
     train = CocoSource(train_images, train_annotations)
     validation = CocoSource(val_images, val_annotations)
     if train.categories != validation.categories:
-        found = f"categories differ from those of {train_annotations}"
+        found = f"categories differ from {train_annotations}"
         raise UserError(f"{val_annotations}: {found}; list the same in both")
     names = [category.name for category in train.categories]
     repeated = [name for name in names if names.count(name) > 1]

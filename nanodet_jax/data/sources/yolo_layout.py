@@ -2,8 +2,8 @@
 
 Format: https://docs.ultralytics.com/datasets/detect/
 
-A data.yaml is distributed with its images, and its paths are those of the machine where it was
-written. They are therefore looked up below its own folder, and nothing outside is ever read.
+A data.yaml is distributed with its images, and its paths refer to the machine where it was
+written. They are therefore looked up below its folder, and nothing outside is ever read.
 """
 
 import os

@@ -1,20 +1,20 @@
-"""How far numbers are apart, which of many comparisons is the worst, and what float32 resolves."""
+"""Comparison of numbers with recorded ones: errors, the worst of them, and float32 resolution."""
 
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import numpy as np
 
-JITTERED_RUNS = 24  # at most: of 1,500 numbers hundreds need it, and one of those is always unlucky
+MAX_JITTERED_RUNS = 24  # so many because hundreds of 1,500 numbers may depend on chance
 
 
 class Worst(NamedTuple):
-    """The comparison of a fixture that comes nearest to failing, or fails the most."""
+    """Comparison of a fixture with the largest error relative to what is allowed."""
 
     what: str
     error: float
     tolerance: float
-    resolution: float = 0.0  # what float32 leaves open, where that was needed to decide
+    resolution: float = 0.0  # float32 resolution of the number, if it was measured
 
     @property
     def passed(self) -> bool:
@@ -22,12 +22,12 @@ class Worst(NamedTuple):
 
 
 class Expected(NamedTuple):
-    """A recorded number or array, and how near ours must come to it."""
+    """Recorded number or array, and the allowed difference from it."""
 
     value: np.ndarray
     tolerance: float
-    scale: np.ndarray | float  # differences count as shares of this
-    kind: str = ""  # numbers of one kind share what float32 resolves of them
+    scale: np.ndarray | float  # differences are divided by this
+    kind: str = ""  # numbers of one kind share their float32 resolution
 
     def error(self, actual) -> float:
         actual, value = np.asarray(actual, np.float64), np.asarray(self.value, np.float64)
@@ -38,23 +38,23 @@ class Expected(NamedTuple):
 
 
 def absolute(value, tolerance: float) -> Expected:
-    """Differences as they are."""
+    """Expect absolute differences within the tolerance."""
     return Expected(np.asarray(value), tolerance, 1.0)
 
 
 def of_scale(value, tolerance: float) -> Expected:
-    """Differences as shares of the largest expected magnitude."""
+    """Expect differences within a fraction of the largest expected magnitude."""
     return Expected(np.asarray(value), tolerance, np.max(np.abs(value), initial=0.0) or 1.0)
 
 
 def relative(value, tolerance: float, floor: float = 1e-12) -> Expected:
-    """Each difference as a share of its own expected magnitude."""
+    """Expect each difference within a fraction of its own expected magnitude."""
     scale = np.maximum(np.abs(np.asarray(value, np.float64)), floor)
     return Expected(np.asarray(value), tolerance, scale)
 
 
 class Comparisons:
-    """Collects errors against tolerances; the worst is the one that uses most of its own."""
+    """Collector of errors; the worst is the largest relative to its tolerance."""
 
     def __init__(self) -> None:
         self.rows: list[Worst] = []
@@ -63,7 +63,7 @@ class Comparisons:
         self.rows.append(Worst(what, float(error), tolerance))
 
     def equal(self, what: str, actual, expected) -> None:
-        """Integers and flags: the number of places that differ must be zero."""
+        """Compare integers or flags, none of which may differ."""
         actual, expected = np.asarray(actual), np.asarray(expected)
         same_shape = actual.shape == expected.shape
         self.add(what, np.sum(actual != expected) if same_shape else np.inf, 0)
@@ -81,22 +81,22 @@ class Comparisons:
         return max(self.rows, key=used, default=Worst("nothing was compared", np.nan, 0))
 
 
-def compare_recomputed(
+def compare_network(
     compute: Callable[[int | None], Mapping[str, np.ndarray]], expected: Mapping[str, Expected]
 ) -> Worst:
-    """The worst row of a network's numbers against those recorded.
+    """Compare the numbers of a network with recorded ones, and return the worst.
 
-    A deep network in float32 does not determine every number to the tolerance asked for: an
-    activation within rounding of its kink takes either slope, and a gradient norm upstream jumps
-    by 1e-3; optimizer steps amplify that tenfold each. The recorded numbers hold such jumps of
-    their own, which no other order of summation reproduces (float64 does not either). So where
-    a row is over its tolerance, the network is run again with its weights changed by at most
-    their last bit, and twice the largest change that this makes is what float32 resolves. Which
-    of many gradient norms jumps is a matter of luck, so numbers of one `kind` share the largest.
+    A deep network in float32 does not determine every number to its tolerance. An activation within
+    rounding of its kink takes either slope, which changes a gradient norm upstream by 1e-3; each
+    optimizer step amplifies this tenfold. The recorded numbers contain such jumps, which no other
+    order of summation reproduces (nor does float64). Where a number exceeds its tolerance, the
+    network is therefore run again with weights changed by at most their last bit. Twice the largest
+    change is the float32 resolution of the number. Which of many gradient norms jumps is random, so
+    numbers of one `kind` share the largest resolution.
 
     Args:
-      compute: numbers by name, as they are for None and with jittered weights for a seed.
-      expected: what was recorded, by the same names.
+      compute: returns numbers by name; for None those of the weights, for a seed of jittered ones.
+      expected: recorded numbers by the same names.
     """
     actual = compute(None)
     rows = [Worst(what, e.error(actual[what]), e.tolerance) for what, e in expected.items()]
@@ -105,7 +105,7 @@ def compare_recomputed(
             rows,
             dict.fromkeys((e.kind or what for what, e in expected.items()), 0.0),
         )
-        for seed in range(JITTERED_RUNS):
+        for seed in range(MAX_JITTERED_RUNS):
             run = compute(seed)
             for what, e in expected.items():
                 around = e._replace(value=np.asarray(actual[what]))
@@ -118,7 +118,7 @@ def compare_recomputed(
             if all(row.passed for row in rows):  # more runs only find larger changes
                 break
         if all(row.passed for row in rows):
-            # Show what needed this, not what came nearest to failing without it.
+            # Show a number that needed the resolution, not the largest error without it.
             return max(
                 (r for r in rows if r.error > r.tolerance), key=lambda r: r.error / r.tolerance
             )
@@ -128,7 +128,7 @@ def compare_recomputed(
 
 
 def jitter(variables, seed: int | None):
-    """Arrays changed by at most one unit in their last place, or as they are for None."""
+    """Change arrays by at most one unit in their last place; return them unchanged for None."""
     import jax
 
     if seed is None:

@@ -1,4 +1,4 @@
-"""Fixtures of geometry and of the learning-rate schedule."""
+"""Checks of geometry and of the learning-rate schedule."""
 
 import json
 from pathlib import Path
@@ -15,7 +15,7 @@ from tests.tools.parity_checks.comparison import Comparisons, Worst, absolute, r
 
 
 def check_schedule(path: Path) -> Worst:
-    """Learning rate, step by step, and the share of each step in the average."""
+    """Check the learning rate of each step, and the weight of each step in the ema."""
     compare = Comparisons()
     fixture = json.loads(path.read_text())
     for name in ("multistep", "cosine"):
@@ -36,13 +36,13 @@ def check_schedule(path: Path) -> Worst:
     if "ema" in fixture:
         case = fixture["ema"]
         shares = ema_weight(jnp.asarray(case["t"]), case["decay"])
-        # The last digits of 1 - decay are lost in float32: 2e-4 of 1.
+        # 1 - decay = 2e-4 loses its last digits in float32.
         compare.near("average", shares, absolute(case["d"], 1e-6))
     return compare.worst()
 
 
 def check_warp(path: Path) -> Worst:
-    """Matrix, size and boxes of images whose factors are fixed."""
+    """Check matrix, size and boxes of images with fixed transforms."""
     compare = Comparisons()
     with np.load(path) as fixture:
         for k in sorted({key.split("/")[0] for key in fixture if "/" in key}):
@@ -55,7 +55,7 @@ def check_warp(path: Path) -> Worst:
             )
             unknown = set(params) - {"scale", "stretch", "flip"}
             if unknown:
-                compare.add(f"case {k}: no fixed form of {unknown}", np.inf, 0)
+                compare.add(f"case {k}: unsupported factors {unknown}", np.inf, 0)
             (width, height), (to_width, to_height) = fixture[f"{k}/raw_wh"], fixture[f"{k}/dst_wh"]
             matrix, size = transforms.warp_matrix(
                 warp, (height, width), (to_height, to_width), bool(fixture[f"{k}/keep_ratio"])

@@ -1,8 +1,9 @@
-"""Fixtures of whole networks: features, predictions, loss, gradients, optimizer steps."""
+"""Checks of whole networks: features, predictions, loss, gradients, optimizer steps."""
 
 import importlib.util
 import json
 import re
+from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from tests.tools.parity_checks.assignment import batch_of
 from tests.tools.parity_checks.comparison import (
     Expected,
     Worst,
-    compare_recomputed,
+    compare_network,
     jitter,
     of_scale,
     relative,
@@ -43,7 +44,7 @@ def criterion_of(model: config.Model, size: tuple[int, int]) -> Criterion:
 
 
 def load_formula(folder: Path):
-    """The module that rebuilds weights and inputs; every folder of fixtures brings its own."""
+    """Import the module that rebuilds weights and inputs; each folder of fixtures has one."""
     spec = importlib.util.spec_from_file_location("formula", folder / "formula.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -51,27 +52,27 @@ def load_formula(folder: Path):
 
 
 def manifest_of(path: Path) -> dict[str, list[int]]:
-    """Names and shapes of the state_dict that the fixture at `path` was recorded with."""
+    """Return names and shapes of the state_dict of a fixture."""
     manifest = json.loads((path.parent / "manifest.json").read_text())
     return manifest.get(path.stem.split("_", 1)[1], {})
 
 
-def built_here(names) -> bool:
-    """Whether a state_dict with these names is a NanoDet or NanoDet-Plus with ShuffleNetV2."""
+def is_supported(names: Collection[str]) -> bool:
+    """Return whether a state_dict is of a NanoDet or NanoDet-Plus with ShuffleNetV2."""
     return "backbone.stage2.0.branch2.0.weight" in names and (
         "fpn.reduce_layers.0.conv.weight" in names
         or all(name.startswith(("backbone.", "head.", "fpn.lateral_convs.")) for name in names)
     )
 
 
-def forward_check(path: Path):
-    """The check of a forward_<model>.npz, or None for a model that is not built here."""
-    return partial(check_forward, path) if built_here(manifest_of(path)) else None
+def forward_check(path: Path) -> Callable[[], Worst] | None:
+    """Return the check of a forward_<model>.npz, or None for a model that is not supported."""
+    return partial(check_forward, path) if is_supported(manifest_of(path)) else None
 
 
-def trajectory_check(path: Path):
-    """The check of a trajectory_<model>.npz, or None for a model that is not built here."""
-    return partial(check_trajectory, path) if built_here(manifest_of(path)) else None
+def trajectory_check(path: Path) -> Callable[[], Worst] | None:
+    """Return the check of a trajectory_<model>.npz, or None for a model that is not supported."""
+    return partial(check_trajectory, path) if is_supported(manifest_of(path)) else None
 
 
 def _seeded(function, fixture, *args):
@@ -79,7 +80,10 @@ def _seeded(function, fixture, *args):
 
 
 def load_case(path: Path):
-    """Fixture, formula, model and variables by formula; batch statistics from the file if there."""
+    """Load a fixture: its arrays, the formula, the model and the entries of the weights.
+
+    Entries are computed by the formula; batch statistics are read from the file if it has them.
+    """
     with np.load(path) as file:
         fixture = {key: file[key] for key in file}
     formula = load_formula(path.parent)
@@ -95,14 +99,14 @@ def load_case(path: Path):
 
 
 def joined(predictions) -> np.ndarray:
-    """Predictions in the original's layout: classes, then boxes."""
+    """Concatenate predictions in the layout of the original: classes, then boxes."""
     bins = predictions.box_logits
     flat = bins.reshape(*bins.shape[:2], -1)
     return np.concatenate([predictions.class_logits, flat], axis=-1)
 
 
 def check_forward(path: Path) -> Worst:
-    """Evaluation and, where recorded, one training pass with its gradients."""
+    """Check an evaluation pass and, if recorded, a training pass with its gradients."""
     fixture, formula, model_config, entries = load_case(path)
     model = build_model(model_config)
     variables = torch_names.convert(entries, abstract_variables(model, guided=True), path.name)
@@ -144,11 +148,11 @@ def check_forward(path: Path) -> Worst:
     if train:
         expected["training predictions"] = of_scale(fixture["train_preds"], 1e-5)
         expected |= training_expectations(fixture)
-    return compare_recomputed(compute, expected)
+    return compare_network(compute, expected)
 
 
 def training_numbers(metrics, gradients, batch_stats) -> dict[str, np.ndarray]:
-    """Losses, gradient norms and sums of running statistics, by the original's names."""
+    """Return losses, gradient norms and sums of running statistics, by the original's names."""
     numbers = {name: value for name, value in metrics.items() if "loss" in name}
     for name, gradient in torch_names.to_entries({"params": gradients}).items():
         numbers[f"|d {name}|"] = np.linalg.norm(gradient)
@@ -158,7 +162,7 @@ def training_numbers(metrics, gradients, batch_stats) -> dict[str, np.ndarray]:
 
 
 def training_expectations(fixture) -> dict[str, Expected]:
-    """What a forward fixture holds of a training pass."""
+    """Return the recorded numbers of a training pass."""
     expected = {"loss": relative(fixture["loss"], 1e-5)}
     for key, value in fixture.items():
         if key.startswith("loss_state/"):
@@ -168,8 +172,8 @@ def training_expectations(fixture) -> dict[str, Expected]:
     for name, norm in norms.items():
         if re.fullmatch(torch_names.UNUSED_IF_SHARED, name) and norm == 0:
             continue
-        # A bias in front of a batch norm has gradient zero; what was recorded there is noise of
-        # some 1e-8 of the largest norm, and ours must be as small.
+        # A bias before a batch norm has gradient zero. The recorded value is noise of some 1e-8 of
+        # the largest norm, and this project's must be as small.
         noise = norm < 1e-6 * largest
         value = Expected(norm, 1e-6, largest) if noise else relative(norm, 1e-3)
         expected[f"|d {name}|"] = value._replace(kind="" if noise else "gradient norms")
@@ -177,13 +181,13 @@ def training_expectations(fixture) -> dict[str, Expected]:
         sums = fixture[f"bn_running_{kind}_sum"]
         for name, value in zip(fixture["bn_names"].tolist(), sums):
             entry = f"{name.rsplit('.', 1)[0]}.running_{kind}"
-            # The sum of a layer's means may cancel: its terms are of size 0.1 to 1.
+            # Means of a layer, of size 0.1 to 1, may cancel in the sum.
             expected[entry] = relative(value, 1e-5, floor=1.0)
     return expected
 
 
 def check_trajectory(path: Path) -> Worst:
-    """Six optimizer steps on one batch."""
+    """Check six optimizer steps on one batch."""
     fixture, formula, model_config, entries = load_case(path)
     for name, entry in entries.items():
         if name.endswith("running_mean"):
@@ -233,11 +237,11 @@ def check_trajectory(path: Path) -> Worst:
         for name, norm in zip(fixture["names"].tolist(), fixture.get(key, ())):
             if not re.fullmatch(f"{torch_names.UNUSED}|{torch_names.UNUSED_IF_SHARED}", name):
                 expected[prefix + name] = relative(norm, 1e-3, floor=1e-6)
-    return compare_recomputed(compute, expected)
+    return compare_network(compute, expected)
 
 
 def recorded_training(fixture) -> config.Training:
-    """Return the optimizer of a recorded trajectory, from its description in words."""
+    """Parse the description of the optimizer of a trajectory."""
     words = str(fixture["optimizer"]).split()
     numbers = dict(word.split("=") for word in words if "=" in word)
     return config.Training(
