@@ -123,6 +123,10 @@ def rate_at(step):
     return 0.1 / (1 + step)
 
 
+def schedule(step):
+    return rate_at(step.astype(jnp.float32))
+
+
 def parameters_and_gradients(scale=1.0):
     random = np.random.default_rng(0)
 
@@ -136,7 +140,7 @@ def parameters_and_gradients(scale=1.0):
 
 
 def trained(training, parameters, gradients):
-    optimizer = make_optimizer(training, rate_at)
+    optimizer = make_optimizer(training, schedule)
     state = optimizer.init(parameters)
     for gradient in gradients:
         updates, state = optimizer.update(gradient, state, parameters)
@@ -241,7 +245,7 @@ def test_a_skipped_update_moves_the_schedule_alone(optimizer, rule):
     """The rate is that of the step; momentum and Adam's correction know of updates only."""
     settings = Training(optimizer=optimizer, weight_decay=0.3, momentum=0.8)
     start, gradients = parameters_and_gradients()
-    chain = make_optimizer(settings, rate_at)
+    chain = make_optimizer(settings, schedule)
     ours, state = start, chain.init(start)
     for gradient in gradients:
         state = skip_update(skip_update(state))
