@@ -54,7 +54,7 @@ class Assigner(ABC):
           predicted_boxes, target_boxes: of the branch and of the ground truth, in `box_unit`.
 
         Returns:
-          Labels of the quality focal loss in [0, 1]; of no meaning where a prior is not positive.
+          Labels of the quality focal loss in [0, 1]; unused where a prior is not positive.
         """
 
     @abstractmethod
