@@ -43,8 +43,8 @@ class ATSS(Assigner):
 
     A box takes, among the `topk` priors of each level whose centers are nearest to its own, those
     whose anchor overlaps it by at least the mean plus the standard deviation of the candidates'
-    ious, and whose center lies inside it by more than 0.01 pixel. A prior that several boxes take goes
-    to the one with the highest iou. Predictions are not used.
+    ious, and whose center lies inside it by more than 0.01 pixel. A prior that several boxes take
+    goes to the one with the highest iou. Predictions are not used.
 
     The losses follow the original's NanoDet: boxes in strides; the quality is the iou of the
     branch's own box; every image counts at least one sample; the box losses are divided by the sum
