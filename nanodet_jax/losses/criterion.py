@@ -140,7 +140,7 @@ class Criterion:
         counted = targets.gt_index != IGNORED  # [P]
         slot = jnp.maximum(targets.gt_index, 0)  # [P]
         strides = jnp.asarray(self.priors.strides)[:, None]  # [P, 1]
-        unit = jnp.asarray(self.assigner.box_unit(self.priors))[:, None]  # [P, 1]
+        unit = self.assigner.box_unit(strides)  # [P, 1]
         centers = jnp.asarray(self.priors.centers) / unit  # [P, 2]
         target_boxes = ground_truth.boxes[slot] / unit  # [P, 4]
         distances = boxes.expected_distances(box_logits) * (strides / unit)  # [P, 4]

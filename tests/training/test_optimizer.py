@@ -125,6 +125,10 @@ def rate_at(step):
     return 0.1 / (1 + step)
 
 
+def schedule(step):
+    return rate_at(step.astype(jnp.float32))
+
+
 def parameters_and_gradients(scale=1.0):
     random = np.random.default_rng(0)
 
@@ -138,7 +142,7 @@ def parameters_and_gradients(scale=1.0):
 
 
 def trained(training, parameters, gradients):
-    optimizer = make_optimizer(training, rate_at)
+    optimizer = make_optimizer(training, schedule)
     state = optimizer.init(parameters)
     for gradient in gradients:
         updates, state = optimizer.update(gradient, state, parameters)
@@ -243,7 +247,7 @@ def test_skipped_update_advances_the_schedule_only(optimizer, rule):
     """The rate follows the steps; momentum and Adam's bias correction follow the updates."""
     settings = Training(optimizer=optimizer, weight_decay=0.3, momentum=0.8)
     start, gradients = parameters_and_gradients()
-    chain = make_optimizer(settings, rate_at)
+    chain = make_optimizer(settings, schedule)
     ours, state = start, chain.init(start)
     for gradient in gradients:
         state = skip_update(skip_update(state))

@@ -8,8 +8,7 @@ Letters: B batch, P priors, G ground-truth slots, C classes, R reg_max + 1.
 
 from abc import ABC, abstractmethod
 
-import numpy as np
-from jaxtyping import Array, Float, Float32
+from jaxtyping import Array, Float
 
 from nanodet_jax.boxes import Priors
 from nanodet_jax.structures import GroundTruth, Predictions, Targets
@@ -35,10 +34,10 @@ class Assigner(ABC):
         """
 
     @abstractmethod
-    def box_unit(self, priors: Priors) -> Float32[np.ndarray, "P"]:
-        """Return the unit of length, in pixels, that the giou loss of each prior is computed in.
+    def box_unit(self, strides: Float[Array, "P 1"]) -> Float[Array, "P 1"]:
+        """Return the unit of length, in pixels, in which boxes enter ious and the giou loss.
 
-        Ious do not depend on it, except where `boxes.EPSILON` takes effect.
+        It makes a difference only where `boxes.EPSILON` takes effect.
         """
 
     @abstractmethod
@@ -55,7 +54,7 @@ class Assigner(ABC):
           predicted_boxes, target_boxes: of the branch and of the ground truth, in `box_unit`.
 
         Returns:
-          Labels of the quality focal loss in [0, 1]; of no meaning where a prior is not positive.
+          Labels of the quality focal loss in [0, 1]; unused where a prior is not positive.
         """
 
     @abstractmethod

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Float32, Int32
+from jaxtyping import Array, Float, Int32
 
 from nanodet_jax import boxes
 from nanodet_jax.losses.assigners.assigner import Assigner
@@ -43,8 +43,8 @@ class ATSS(Assigner):
 
     A box takes, among the `topk` priors of each level whose centers are nearest to its own, those
     whose anchor overlaps it by at least the mean plus the standard deviation of the candidates'
-    ious, and whose center lies inside it by over 0.01 pixel. A prior that several boxes take goes
-    to the one with the highest iou. Predictions take no part.
+    ious, and whose center lies inside it by more than 0.01 pixel. A prior that several boxes take
+    goes to the one with the highest iou. Predictions are not used.
 
     The losses follow the original's NanoDet: boxes in strides; the quality is the iou of the
     branch's own box; every image counts at least one sample; the box losses are divided by the sum
@@ -106,9 +106,9 @@ class ATSS(Assigner):
         gt_index = jnp.where(taken, jnp.argmax(positive_ious, axis=0), otherwise).astype(jnp.int32)
         return Targets(gt_index=gt_index, overlap=jnp.where(taken, best, -1.0))
 
-    def box_unit(self, priors: boxes.Priors) -> Float32[np.ndarray, "P"]:
+    def box_unit(self, strides: Float[Array, "P 1"]) -> Float[Array, "P 1"]:
         """Return the stride of each prior."""
-        return priors.strides
+        return strides
 
     def quality(
         self,

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Float32, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from nanodet_jax import boxes
 from nanodet_jax.losses import functional
@@ -155,9 +155,9 @@ class DynamicSoftLabel(Assigner):
             overlap=jnp.where(positive, overlap, -1.0),
         )
 
-    def box_unit(self, priors: boxes.Priors) -> Float32[np.ndarray, "P"]:
+    def box_unit(self, strides: Float[Array, "P 1"]) -> Float[Array, "P 1"]:
         """Return 1: pixels."""
-        return np.ones_like(priors.strides)
+        return jnp.ones_like(strides)
 
     def quality(
         self,
