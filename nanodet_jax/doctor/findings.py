@@ -49,7 +49,7 @@ FIXES = {
     "correct its name",
     FaultKind.NUMBERS: "correct or delete the annotation",
     FaultKind.INVERTED: "swap the corners, or delete the box",
-    FaultKind.OUTSIDE: "clip the boxes to their image; often they belong to another size of it",
+    FaultKind.OUTSIDE: "clip the boxes to their image; often they belong to another resolution",
     FaultKind.EMPTY: "none needed if the boxes were drawn by accident: training skips them",
     FaultKind.DUPLICATES: "delete all but one: no detection can match the second",
 }

@@ -122,7 +122,7 @@ def _read_labels(image: LabeledImage, num_classes: int, on_fault: OnFault) -> _A
             x, y, w, h = clip_box((x1, y1, x2 - x1, y2 - y1), 1.0, 1.0)
             box = x, y, x + w, y + h
             if max(x - x1, y - y1, x2 - x1 - w, y2 - y1 - h) > ROUNDING:
-                found = f"box {_text((x1, y1, x2, y2))} leaves the image, moved to {_text(box)}"
+                found = f"box {_text((x1, y1, x2, y2))} leaves the image; moved to {_text(box)}"
                 on_fault(Fault(FaultKind.OUTSIDE, f"{where}: {found}", tolerated=True))
         labels.append(label)
         boxes.append(box)
