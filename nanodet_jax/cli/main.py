@@ -130,7 +130,8 @@ class _WithoutClosedLoops:
 def _sigint(terminates: bool) -> Iterator[None]:
     """Let Ctrl-C terminate the process immediately, if `terminates` is set.
 
-    Python's own handler runs only when XLA returns, and a compilation may take a minute. Training replaces both handlers with one that saves first.
+    Python's own handler runs only when XLA returns, and a compilation may take a minute. Training
+    replaces both handlers with one that saves first.
     """
     if not terminates:
         yield
