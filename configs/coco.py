@@ -7,8 +7,8 @@
         --config.data.val_annotations=coco/annotations/instances_val2017.json
 
 Cost: an epoch of about 117,266 images has 610 steps of 192 images for nanodet-m, and 1,221 steps of
-96 images for nanodet-plus-m. Expected AP on val2017: the original's, below. Its runs start from
-ImageNet weights of the backbone (here: `--config.training.init_weights`).
+96 images for nanodet-plus-m. Expected AP on val2017: the AP that the original reports, below.
+The original starts from ImageNet weights of the backbone (here: `--config.training.init_weights`).
 
     variant             input  epochs  AP    GMAC   parameters
     nanodet-m_320       320    280     20.6  0.342  0.95 M
@@ -78,7 +78,7 @@ def make_plus(config: Config) -> None:
 
 
 def get_config(variant: str = "nanodet-m_320") -> Config:
-    """Return the config of one of VARIANTS. Each is a change to the first."""
+    """Return the config of one of VARIANTS. All others are modifications of the first."""
     config = Config(
         name="nanodet-m_320",
         input_size=(320, 320),

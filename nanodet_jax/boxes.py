@@ -1,7 +1,7 @@
 """Geometry of boxes, priors and distance distributions.
 
-Boxes are xyxy, float32, with any leading shape. Both boxes of a function are in the same unit.
-Letters: P priors, R reg_max + 1 bins of a distance distribution.
+Boxes are xyxy, float32, with any leading shape. Both boxes passed to a function are in the same
+unit. Letters: P priors, R reg_max + 1 bins of a distance distribution.
 """
 
 from typing import NamedTuple
@@ -15,7 +15,7 @@ EPSILON = 1e-6  # lower bound of a union or an enclosing area, as in the origina
 
 
 class Priors(NamedTuple):
-    """Points that predict a box each: finest level first, rows of a level top to bottom."""
+    """Points that each predict a box: finest level first, rows of a level top to bottom."""
 
     centers: Float32[np.ndarray, "P 2"]  # x and y in input pixels
     strides: Float32[np.ndarray, "P"]  # pixels

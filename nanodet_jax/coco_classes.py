@@ -1,4 +1,4 @@
-"""The names of COCO's 80 classes, in label order: what the published weights predict."""
+"""Names of COCO's 80 classes, in the label order of the published weights."""
 
 COCO_CLASSES = tuple(
     """person, bicycle, car, motorcycle, airplane, bus, train, truck, boat, traffic light,

@@ -1,4 +1,4 @@
-"""The error that users read, and how other errors become one."""
+"""UserError, an error that the user can fix, and the conversion of other errors to it."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,6 +1,6 @@
-"""Files that are read within bounds, and written completely or not at all.
+"""Read files within limits, and write them completely or not at all.
 
-A data set, a weight file or a workdir may come from an untrusted source. A path in it may be an
+A dataset, a weight file or a workdir may come from an untrusted source. A path in it may be an
 endless device or a blocking pipe, and a symbolic link may point to any file of the user.
 """
 
@@ -115,8 +115,8 @@ def make_folder(path: Path) -> Path:
     """Make a folder of a workdir if it is missing.
 
     Raises:
-      UserError: if it cannot be made, or is a symbolic link: files elsewhere would be overwritten
-        or deleted through it.
+      UserError: if it cannot be made, or is a symbolic link, through which files elsewhere could be
+        overwritten or deleted.
     """
     refuse_link(path)
     with reporting_write_errors(path):

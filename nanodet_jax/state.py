@@ -18,9 +18,9 @@ SMALLEST_INPUT = np.zeros((1, 32, 32, 3), np.float32)  # [B, H, W, 3]; enough to
 
 @flax.struct.dataclass
 class TrainState:
-    """A pytree that a training step takes by donation, and that a checkpoint holds.
+    """Pytree of the training state. A training step donates it, and a checkpoint stores it.
 
-    On disk the fields have names of their own, which `io.checkpoint` defines.
+    `io.checkpoint` defines the names of the fields on disk.
     """
 
     step: jax.Array  # [] int32, steps done
@@ -43,8 +43,8 @@ class TrainState:
 def abstract_variables(model: NanoDet, guided: bool = False) -> Any:
     """Return shapes and dtypes of the model's variables, without computing them.
 
-    By default those of the deployed network; `guided` adds those of the guidance module, if the
-    model has one.
+    By default, these are the variables of the deployed network. `guided` adds the variables of the
+    guidance module, if the model has one.
     """
     init = partial(model.init, method="branches", guided=guided)
     return jax.eval_shape(init, jax.random.key(0), SMALLEST_INPUT)

@@ -65,7 +65,7 @@ def select_detections(
     """Return the indices of the detections to draw: one per object, best first.
 
     Apply greedy non-maximum suppression across classes: drop a box whose iou with a better box
-    exceeds `IOU_THRESHOLD`. Of equal scores, the first is the better.
+    exceeds `IOU_THRESHOLD`. Of equal scores, the first ranks higher.
 
     Args:
       boxes: [n, 4] xyxy.

@@ -31,9 +31,9 @@ more flags from a file, one per line."""
 
 
 def add_config(parser: argparse.ArgumentParser, default: str | None = None) -> None:
-    """Add `--config` to a command; without a default, the config may also be given without it."""
+    """Add `--config` to a command; without a default, also as a positional argument."""
     group = parser.add_argument_group("config", HELP.format(names=", ".join(shipped_names())))
-    note = "(default: %(default)s)" if default else "(also without --config)"
+    note = "(default: %(default)s)" if default else "(may also be given without --config)"
     group.add_argument("--config", default=default, metavar="CONFIG", help=f"name or file {note}")
     if not default:
         group.add_argument("config", nargs="?", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
@@ -86,7 +86,7 @@ def load_config(name: str, overrides: Sequence[str] = ()) -> configs.Config:
 
     Raises:
       UserError: naming the config, if it does not exist, has no `get_config`, does not know the
-        variant, fails in any other way, or has values with which no run is possible.
+        variant, fails in any other way, or has invalid values.
     """
     file, colon, variant = name.partition(":")
     try:
@@ -119,7 +119,7 @@ def _get_config(file: str, *variant: str) -> Any:
 
 @contextmanager
 def _importable_configs(path: Path) -> Iterator[None]:
-    """Let a config file import its neighbours, as `from configs import coco`.
+    """Let a config file import its neighbors, as `from configs import coco`.
 
     The folder that holds the config's own folder comes first, the working directory last.
     """
@@ -159,11 +159,11 @@ def _check_field(path: str) -> None:
         known = dataclasses.fields(holder) if dataclasses.is_dataclass(holder) else ()
         names = [field.name for field in known]
         if name not in names:
-            raise UserError(f"--config.{path}: unknown field; known are {', '.join(names)}")
+            raise UserError(f"--config.{path}: unknown field; known fields are {', '.join(names)}")
         holder = getattr(holder, name)
 
 
 def _split_names(classes: Sequence[Any]) -> tuple[str, ...]:
-    """Split class names: flags hold Python literals, so `cat,dog` arrives as one string."""
+    """Split class names: flags are parsed as Python literals, so `cat,dog` becomes one string."""
     names = ",".join(map(str, classes)).split(",")
     return tuple(name for name in names if name)

@@ -29,8 +29,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--evaluator",
         choices=EVALUATORS,
-        help="what computes the metrics; both give the same numbers (default: hotcoco if "
-        "installed, it is faster)",
+        help="library that computes the metrics; both give the same numbers (default: hotcoco if "
+        "installed, since it is faster)",
     )
     parser.add_argument("--judge", choices=EVALUATORS, help=argparse.SUPPRESS)  # the old name
     parser.set_defaults(run=run, terminate_on_sigint=True)

@@ -25,7 +25,7 @@ COMMANDS = {
     "doctor": (doctor, "find what is wrong with the data of a config"),
     "info": (info, "print the parameters and multiply-adds of a config's network"),
     "convert": (convert, "convert weights of the original NanoDet, or of a run, to .npz"),
-    "prepare": (prepare, "write a COCO data set as a TFDS data set"),
+    "prepare": (prepare, "write a COCO dataset as a TFDS dataset"),
 }
 
 
@@ -128,10 +128,10 @@ class _WithoutClosedLoops:
 
 @contextmanager
 def _sigint(terminates: bool) -> Iterator[None]:
-    """Let Ctrl-C terminate the process immediately, if asked to.
+    """Let Ctrl-C terminate the process immediately, if `terminates` is set.
 
     Python's own handler runs only when XLA returns, and a compilation may take a minute. Training
-    replaces both by a handler that saves first.
+    replaces both handlers with one that saves first.
     """
     if not terminates:
         yield

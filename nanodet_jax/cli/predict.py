@@ -18,7 +18,7 @@ from nanodet_jax.runtime.process import setup_process
 from nanodet_jax.terminal import say
 
 DETECTIONS = "detections.json"
-LONGEST_STEM = 240  # bytes; most file systems allow names of 255, with the ending
+LONGEST_STEM = 240  # bytes; most file systems allow names of 255 bytes with their suffix
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 
 

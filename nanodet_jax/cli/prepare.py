@@ -1,4 +1,4 @@
-"""`nanodet-jax prepare`: write a COCO data set as a TFDS data set."""
+"""`nanodet-jax prepare`: write a COCO dataset as a TFDS dataset."""
 
 import argparse
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from nanodet_jax.terminal import say
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `prepare`."""
     parser.description = (
-        "Write images with COCO annotations as an array_record data set with the features of "
+        "Write images with COCO annotations as an array_record dataset with the features of "
         "TFDS's coco/2017."
     )
     for split in ("train", "val"):
@@ -22,13 +22,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         )
     parser.add_argument("--out", type=Path, required=True, help="TFDS data_dir to write to")
     parser.add_argument(
-        "--name", required=True, help="name of the data set: letters, digits and underscores"
+        "--name", required=True, help="name of the dataset: letters, digits and underscores"
     )
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace, _: Sequence[str]) -> int:
-    """Write the data set, and print the flags that select it."""
+    """Write the dataset, and print the flags that select it."""
     from nanodet_jax.data.sources import tfds_prepare  # TFDS is an optional dependency
 
     folder = tfds_prepare.prepare(

@@ -32,7 +32,7 @@ class Data:
 
     root: str = ""
     """voc: folder with train/ and val/, or in the layout of VOC2007. yolo: data.yaml, or the folder
-    that holds it. tfds: the data_dir, or the dataset's folder."""
+    that contains it. tfds: the data_dir, or the dataset's folder."""
 
     name: str = "coco/2017:1.1.0"
     """tfds: name of the dataset with its version; "" if root is the dataset's folder."""
@@ -54,8 +54,8 @@ class Data:
     """Largest image that is decoded, in millions of pixels. Larger ones count as unreadable."""
 
     max_unreadable: float = 0.01
-    """Fraction of a split's images that may be unreadable, 0 to 1. Training replaces such images by
-    others; evaluation counts them as images without detections."""
+    """Fraction of a split's images that may be unreadable, 0 to 1. Training replaces such images
+    with others; evaluation counts them as images without detections."""
 
     batch_size: int = 32
     """Images per step, over all devices and processes."""
@@ -91,10 +91,10 @@ class Data:
     """Standard deviation that the pixels are divided by: blue, green, red."""
 
     def check(self) -> None:
-        """Raise a UserError for the first impossible value."""
+        """Raise a UserError for the first invalid value."""
         fields = Fields(self, "config.data")
         fields.positive("batch_size", "train_size", "val_size", "max_megapixels", "workers")
-        fields.require("max_unreadable", 0 <= self.max_unreadable <= 1, "is a fraction: 0 to 1")
+        fields.require("max_unreadable", 0 <= self.max_unreadable <= 1, "must be between 0 and 1")
         fields.require(
             "cache_gb", self.cache_gb > 0, "must be positive; data.cache=none keeps nothing"
         )
@@ -110,10 +110,10 @@ class Data:
 
 @dataclass(slots=True)
 class Augment:
-    """Training-time transforms; every factor is drawn uniformly, for each image anew."""
+    """Training-time transforms; every factor is drawn uniformly, independently for each image."""
 
     perspective: float = 0.0
-    """Largest coefficient, per pixel, of the perspective distortion, either way."""
+    """Largest coefficient, per pixel, of the perspective distortion, in either direction."""
 
     scale: tuple[float, float] = (1.0, 1.0)
     """Range of the factor that resizes the image."""
@@ -125,20 +125,20 @@ class Augment:
     """Range of an additional factor on the height."""
 
     rotation: float = 0.0
-    """Largest rotation in degrees, either way."""
+    """Largest rotation in degrees, in either direction."""
 
     shear: float = 0.0
-    """Largest shear in degrees, either way."""
+    """Largest shear in degrees, in either direction."""
 
     translate: float = 0.0
-    """Largest translation as a fraction of width and height, either way."""
+    """Largest translation as a fraction of width and height, in either direction."""
 
     flip: float = 0.0
     """Probability of a horizontal flip."""
 
     brightness: float = 0.0
-    """Largest brightness offset, either way, for pixels in [0, 1]. Brightness, contrast and
-    saturation are each applied with probability 1/2, without clipping."""
+    """Largest brightness offset, in either direction, for pixels in [0, 1]. Brightness, contrast
+    and saturation are each applied with probability 1/2, without clipping."""
 
     contrast: tuple[float, float] = (1.0, 1.0)
     """Range of the contrast factor."""
@@ -147,8 +147,8 @@ class Augment:
     """Range of the saturation factor."""
 
     def check(self) -> None:
-        """Raise a UserError for the first impossible value."""
+        """Raise a UserError for the first invalid value."""
         fields = Fields(self, "config.augment")
         fields.in_range("scale", "stretch_x", "stretch_y", "contrast", "saturation")
         fields.not_negative("perspective", "rotation", "shear", "translate", "brightness")
-        fields.require("flip", 0 <= self.flip <= 1, "is a probability: 0 to 1")
+        fields.require("flip", 0 <= self.flip <= 1, "must be between 0 and 1")

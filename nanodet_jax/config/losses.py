@@ -1,4 +1,4 @@
-"""Config of assignment and loss, and of the original's behavior where ours differs."""
+"""Config of the assigner and the loss, and flags that reproduce bugs of the original."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -23,7 +23,7 @@ class Assigner:
     """atss: side of a prior's anchor box, in strides."""
 
     iou_factor: float = 3.0
-    """dynamic_soft_label: weight of the iou cost against the classification cost."""
+    """dynamic_soft_label: weight of the iou cost relative to the classification cost."""
 
     ignore_threshold: float = 0.5
     """A prior is neither positive nor background if more than this fraction of its anchor (atss) or
@@ -31,7 +31,7 @@ class Assigner:
     off."""
 
     def check(self) -> None:
-        """Raise a UserError for the first impossible value."""
+        """Raise a UserError for the first invalid value."""
         fields = Fields(self, "config.assigner")
         fields.positive("topk", "anchor_scale")
         fields.not_negative("iou_factor")

@@ -28,7 +28,7 @@ class Model:
     """ShuffleNetV2, a neck, a head, and for NanoDet-Plus a branch that guides training."""
 
     num_classes: int = 0
-    """Number of classes; 0 takes it from the dataset."""
+    """Number of classes; 0 = as many as the dataset has."""
 
     width: float = field(default=1.0, metadata=one_of(0.5, 1.0, 1.5, 2.0))
     """Width multiplier of ShuffleNetV2."""
@@ -65,7 +65,7 @@ class Model:
     """Channels of the assign guidance module's head, a multiple of 32; 0 = no guidance."""
 
     guidance_convs: int = 4
-    """Convolutions of the guidance head, for classes and boxes each."""
+    """Convolutions of the guidance head, in each of the towers for classes and boxes."""
 
     sync_batch_norm: bool = False
     """Normalize training batches by the statistics of the whole batch instead of each device's
@@ -79,7 +79,7 @@ class Model:
         return BACKBONE_STRIDES + coarser
 
     def check(self) -> None:
-        """Raise a UserError for the first impossible value."""
+        """Raise a UserError for the first invalid value."""
         fields = Fields(self, "config.model")
         fields.require(
             "num_classes", self.num_classes >= 0, "must be positive, or 0 to follow the dataset"

@@ -1,4 +1,4 @@
-"""Fields that had another name in earlier versions, and how these names are still read."""
+"""Read config fields by the names that they had in earlier versions."""
 
 import re
 from collections.abc import Sequence
@@ -41,9 +41,9 @@ def _rename_flag(argument: str) -> str:
 def rename_fields(values: Any, defaults: dict[str, Any]) -> None:
     """Replace the old names in the content of a config file, in place.
 
-    Prints a line for each name that is replaced, unless its value is the default: files written
-    by this project hold all fields. A field that is there under both names keeps the old one too,
-    and is refused later as unknown.
+    Prints a line for each name that is replaced, unless its value is the default, since files
+    written by this project contain all fields. If a field is present under both names, the old one
+    stays and is refused later as unknown.
 
     Args:
       values: any json value; left unchanged unless it is an object with sections.

@@ -44,14 +44,14 @@ class Config:
 
 
 def check(config: Config, num_devices: int = 1) -> None:
-    """Refuse values with which no run is possible.
+    """Check that all values are valid.
 
     Args:
       config: not changed.
-      num_devices: number of devices that a batch is split over, of all processes.
+      num_devices: number of devices that a batch is split over, in all processes.
 
     Raises:
-      UserError: for the first wrong field, by its name on the command line.
+      UserError: for the first invalid field, with its name on the command line.
     """
     from_dict(Config, asdict(config), "config")  # checks types and choices
     for section in (

@@ -26,7 +26,7 @@ class LrMultipliers:
     """Factor for the assign guidance module."""
 
     def check(self) -> None:
-        """Raise a UserError for the first impossible value."""
+        """Raise a UserError for the first invalid value."""
         fields = Fields(self, "config.training.lr_multipliers")
         fields.not_negative("backbone", "neck", "head", "guidance")
 
@@ -102,7 +102,7 @@ class Training:
     """Seed of initial weights, data order and augmentation."""
 
     max_skipped: int = 10
-    """Consecutive steps with a loss or gradient that is not finite after which the run stops. Each
+    """Stop the run after this many consecutive steps whose loss or gradient is not finite. Each
     such step is skipped."""
 
     eval_every: int = 10
@@ -121,7 +121,7 @@ class Training:
     """Devices to train on, per process; 0 = all."""
 
     def check(self) -> None:
-        """Raise a UserError for the first impossible value."""
+        """Raise a UserError for the first invalid value."""
         fields = Fields(self, "config.training")
         fields.require("steps", self.steps >= 0, "must be positive, or 0 to count epochs")
         fields.require("epochs", self.steps > 0 or self.epochs > 0, "must be positive")
@@ -146,8 +146,8 @@ class Distributed:
     """The processes that train together, on one machine or several."""
 
     coordinator: str = ""
-    """HOST:PORT of process 0; auto = as Slurm, Open MPI, Kubernetes or a TPU pod define it; "" = a
-    single process."""
+    """HOST:PORT of process 0; auto = detect it under Slurm, Open MPI, Kubernetes or on a TPU pod;
+    "" = a single process."""
 
     num_processes: int = 1
     """Number of processes. Ignored with coordinator=auto."""
@@ -156,7 +156,7 @@ class Distributed:
     """Index of this process, from 0. Ignored with coordinator=auto."""
 
     def check(self) -> None:
-        """Raise a UserError for the first impossible value."""
+        """Raise a UserError for the first invalid value."""
         fields = Fields(self, "config.distributed")
         fields.require(
             "coordinator",
@@ -167,7 +167,7 @@ class Distributed:
         fields.require(
             "num_processes",
             self.num_processes == 1 or bool(self.coordinator),
-            "needs config.distributed.coordinator, through which the processes find each other",
+            "needs config.distributed.coordinator, which the processes connect to",
         )
         fields.require(
             "process_index",

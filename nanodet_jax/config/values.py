@@ -1,4 +1,4 @@
-"""Types, choices and bounds of config values, and the errors for values that break them.
+"""Types, choices and bounds of config values, and the errors for invalid values.
 
 All errors read `config.SECTION.FIELD=VALUE: FIX`.
 """
@@ -14,12 +14,12 @@ from nanodet_jax.errors import UserError
 
 
 def one_of(*values: float) -> dict[str, Any]:
-    """Return the metadata of a field with these choices, for types that `Literal` does not take."""
+    """Return the metadata of a field with these choices, for types that `Literal` cannot have."""
     return {"choices": values}
 
 
 def choices(field: dataclasses.Field[Any], hint: Any) -> tuple[Any, ...]:
-    """Return the values that a field may have, or () where its type leaves them open."""
+    """Return the values that a field may have, or () if its type has no closed set."""
     if typing.get_origin(hint) is Literal:
         return typing.get_args(hint)
     return field.metadata.get("choices", ())
@@ -79,7 +79,7 @@ def from_dict(cls: type, values: Any, path: str) -> Any:
     hints = typing.get_type_hints(cls)
     unknown = sorted(set(values) - set(hints))
     if unknown:
-        raise UserError(f"{path}.{unknown[0]}: unknown field; known are {', '.join(hints)}")
+        raise UserError(f"{path}.{unknown[0]}: unknown field; known fields are {', '.join(hints)}")
     parsed = {}
     for field in dataclasses.fields(cls):
         if field.name in values:
@@ -108,7 +108,7 @@ def _from_value(hint: Any, value: Any, path: str) -> Any:
         if len(kinds) != len(value):
             raise UserError(f"{path}={value!r}: expected {len(kinds)} values")
         return tuple(_from_value(kind, item, path) for kind, item in zip(kinds, value))
-    # Also bounds what becomes a float: integers from 2**1024 on cannot.
+    # This also protects float() below, which fails for integers from 2**1024 on.
     if isinstance(value, int) and not -(2**63) <= value < 2**63:
         raise UserError(f"{path}: expected a number of at most 64 bits")
     if hint is float and isinstance(value, int) and not isinstance(value, bool):

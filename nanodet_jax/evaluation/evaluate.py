@@ -129,7 +129,7 @@ def draw_examples(source: Source, examples: dict[int, Detections], columns: int 
     Args:
       source: of the images.
       examples: detections by index in the source.
-      columns: at most so many images in a row.
+      columns: maximum number of images in a row.
     """
     names = [category.name for category in source.categories]
     pixels = partial(decode, max_megapixels=math.inf)  # their size was checked when first read

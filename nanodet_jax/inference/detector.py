@@ -108,7 +108,7 @@ class Detector:
         return [self.detect_one(image) for image in images]
 
     def detect_one(self, image: Image) -> ImageDetections:
-        """Detect objects in one image; see `__call__`. Compile once per input shape."""
+        """Detect objects in one image; see `__call__`. Compiles once per input shape."""
         pixels = read_image(image, self.max_megapixels)
         prepared = prepare_for_inference(pixels, self.config)
         batch = stack([(0, prepared)], batch_size=1)

@@ -15,9 +15,9 @@ from nanodet_jax.structures import Detections, Predictions
 SCORE_THRESHOLD = 0.05
 IOU_THRESHOLD = 0.6
 MAX_DETECTIONS = 100
-# Only this many pairs of prior and class, the best, take part in suppression. That may cost a
-# detection if there are more pairs and fewer than MAX_DETECTIONS boxes are kept:
-# `Detections.truncated` reports it.
+# Only the best PRE_NMS_TOPK pairs of prior and class take part in suppression. If there are more
+# pairs and fewer than MAX_DETECTIONS boxes are kept, detections may be missing:
+# `Detections.truncated` reports this.
 PRE_NMS_TOPK = 4096
 
 
@@ -41,22 +41,22 @@ def non_maximum_suppression(
 ) -> Detections:
     """Suppress overlapping boxes within each class, greedily, for one image.
 
-    A prior may yield several classes. Equal scores go to the lower prior, then the lower class.
-    At most N boxes are kept, so N rounds over the K candidates give exactly the result of the full
-    K x K algorithm, in memory of K.
+    A prior may yield several classes. Of equal scores, the lower prior ranks first, then the lower
+    class. At most N boxes are kept, so N rounds over the K candidates give exactly the result of
+    the full K x K algorithm, with memory proportional to K.
 
     Args:
       decoded_boxes: xyxy in pixels.
       scores: in [0, 1].
       score_threshold: pairs must score more than this.
-      iou_threshold: a box that overlaps a better one of its class by more is dropped.
+      iou_threshold: a box is dropped if its iou with a better box of its class exceeds this.
       max_detections: N.
       pre_nms_topk: K, or all pairs if there are fewer.
 
     Returns:
       Detections of N slots, best first.
     """
-    # 1. The candidates: the K best pairs of prior and class that score enough.
+    # 1. The candidates: the K best pairs of prior and class above the score threshold.
     num_priors, num_classes = scores.shape
     flat = jnp.where(scores > score_threshold, scores, 0.0).reshape(-1)  # [P * C]
     num_above = jnp.sum(flat > 0)
@@ -71,7 +71,7 @@ def non_maximum_suppression(
     shifted = candidates + (labels.astype(candidates.dtype) * (furthest + 1))[:, None]
 
     # 3. N rounds: pick the best remaining candidate and drop those of its class that overlap it.
-    # A score of 0 marks what is picked or dropped.
+    # A score of 0 marks candidates that were picked or dropped.
     def pick(
         remaining: Float[Array, "K"], _: None
     ) -> tuple[Float[Array, "K"], tuple[Int[Array, ""], Float[Array, ""]]]:

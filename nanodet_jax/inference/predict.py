@@ -55,7 +55,7 @@ def detect_batch(
 def detect_batches(
     detect: Detect, variables: Any, batches: Iterable[EvaluationBatch]
 ) -> Iterator[tuple[int, Detections]]:
-    """Yield as `detect_batch` for each batch in order.
+    """Yield the results of `detect_batch` for each batch, in order.
 
     Each batch is dispatched before the results of the previous one are fetched, so the device is
     never idle while the host unpacks results.

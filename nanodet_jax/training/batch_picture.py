@@ -15,7 +15,7 @@ def draw_batch(batch: Batch, config: Config, source: Source) -> np.ndarray:
 
     Args:
       batch: numpy, on the host.
-      config: its normalisation is undone.
+      config: mean and std of the pixels, to undo the normalization.
       source: names of the classes.
 
     Returns:

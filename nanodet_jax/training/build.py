@@ -60,9 +60,9 @@ class Run:
       workdir: of the run.
       train, val: the data.
       length: in steps and epochs.
-      num_devices: that train, of this process.
+      num_devices: number of devices of this process that train.
       train_step: compiled; (state, batch) to (state, metrics). Donates the state.
-      augment: compiled; what `prefetch` yields to a `Batch`.
+      augment: compiled; converts an element of `prefetch` to a `Batch`.
       detect: compiled; see `make_detect`.
       prefetch: training batches, from the first step of this process on.
       skipped_steps: steps whose update was skipped.
@@ -70,7 +70,7 @@ class Run:
       resumed: whether the state comes from a checkpoint.
       state: newest state; replicated over the devices.
       metrics: of the newest evaluation; None before the first.
-      resources: what the run has opened.
+      resources: closes everything that the run has opened.
     """
 
     config: Config
@@ -115,7 +115,7 @@ def build(config: Config, workdir: Path) -> Run:
     """Build a new run, or the one in `workdir` to resume it.
 
     Errors in the data and in `config.training.init_weights` are raised before anything is written.
-    Whatever has been opened is closed if a later part fails.
+    If a later part fails, everything that has been opened is closed.
 
     Args:
       config: checked; not changed.
@@ -185,8 +185,8 @@ def build(config: Config, workdir: Path) -> Run:
         logger.say(data.images.describe())
         stored = upload_images(data.images, num_devices) if config.data.cache == "device" else None
         if variables is not None and is_folded(variables):
-            state = new_state(unfold(model, variables, _unaugmented_batches(data)))
-            origin += f"; batch norms, folded there, measured on {UNFOLD_BATCHES} batches"
+            state = new_state(unfold(model, variables, _batches_to_measure(data)))
+            origin += f"; statistics of its folded batch norms measured on {UNFOLD_BATCHES} batches"
         _announce(logger, data, training.learning_rate, num_devices, origin)
         check_agreement(config, data.train, data.val, state)
 
@@ -237,8 +237,8 @@ def resolve(config: Config, train: Source, val: Source) -> Config:
     names = [category.name for category in train.categories]
     if [category.name for category in val.categories] != names:
         raise UserError(
-            "training and validation data must have the same classes in the same order; got "
-            f"{names[:5]} and {[category.name for category in val.categories][:5]} first"
+            "training and validation data must have the same classes in the same order; they "
+            f"start with {names[:5]} and {[category.name for category in val.categories][:5]}"
         )
     if config.model.num_classes not in (0, len(names)):
         raise UserError(
@@ -250,10 +250,10 @@ def resolve(config: Config, train: Source, val: Source) -> Config:
     return resolved
 
 
-def _unaugmented_batches(data: _Data) -> Iterator[Array]:
-    """Yield images to measure batch statistics on.
+def _batches_to_measure(data: _Data) -> Iterator[Array]:
+    """Yield the images of training batches, to measure batch statistics on.
 
-    They are whole batches, made on the host, and therefore the same in every process.
+    Every process builds the whole batches on the host, so they are the same in every process.
     """
     on_host = copy.deepcopy(data.config)
     on_host.data.augment, on_host.data.cache = "host", "none"
@@ -289,6 +289,6 @@ def _announce(
     if data.over:
         logger.say(
             f"note: config.data.max_boxes={data.slots} leaves out "
-            f"{sum(count for _, count in data.over)} boxes of {len(data.over)} images, of "
-            f"{data.over[0][0]} first; 0 keeps all"
+            f"{sum(count for _, count in data.over)} boxes of {len(data.over)} images, the "
+            f"first of which is {data.over[0][0]}; 0 keeps all boxes"
         )

@@ -37,7 +37,7 @@ def initial_variables(
       arrays: from `read_initial_weights`; None draws random weights.
 
     Returns:
-      The variables, numpy arrays, and one sentence that says where they come from.
+      The variables, numpy arrays, and a phrase for the log that names their origin.
 
     Raises:
       UserError: if nothing in config.training.init_weights fits the network.

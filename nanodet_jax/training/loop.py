@@ -28,8 +28,8 @@ def train_and_evaluate(config: Config, workdir: str | Path) -> dict[str, Any]:
     that was never stopped.
 
     Args:
-      config: not changed. What it leaves to the data is filled in and kept in the workdir.
-      workdir: created if it does not exist. Holds `config.json`, `about.json`, `metrics.jsonl`,
+      config: not changed. Fields that the data defines are filled in for the run and its workdir.
+      workdir: created if it does not exist. Contains `config.json`, `about.json`, `metrics.jsonl`,
         `checkpoints/`, `pictures/`, `tensorboard/`. Several processes must all see it.
 
     Returns:
@@ -45,7 +45,7 @@ def train_and_evaluate(config: Config, workdir: str | Path) -> dict[str, Any]:
     check(config, count_devices(config.training) * jax.process_count())
     with build(config, Path(workdir).expanduser()) as run, Interrupt() as interrupt:
         if not _train(run, interrupt):
-            _save_and_leave(run, interrupt)
+            _save_and_exit(run, interrupt)
     if run.metrics is None:
         raise UserError(f"{workdir}: this run is complete, but was saved without an evaluation")
     return run.metrics
@@ -71,7 +71,7 @@ def _train(run: Run, interrupt: Interrupt) -> bool:
     throughput = Throughput(config.data.batch_size, run.prefetch)
     metrics = None
     for step in range(start_step + 1, length.total_steps + 1):
-        # Stop, all processes after the same step.
+        # Stop all processes after the same step.
         if votes.any_of(interrupt.received is not None):
             return False
 
@@ -79,8 +79,8 @@ def _train(run: Run, interrupt: Interrupt) -> bool:
         batch = run.augment(run.prefetch.next(metrics))
         run.state, metrics = run.train_step(run.state, batch)
 
-        # After the first step: draw its batch while the devices are busy, free what compiling it
-        # has left, and save on signals from now on.
+        # After the first step: draw its batch while the devices are busy, release the memory that
+        # its compilation has left, and save on signals from now on.
         if step == 1 and distributed.is_writer():
             shown = jax.device_get(local_part(batch, run.num_devices))
             run.logger.log_image("train", 0, draw_batch(shown, config, run.train))
@@ -149,7 +149,7 @@ def _evaluate(run: Run, step: int, interrupt: Interrupt) -> bool:
     return True
 
 
-def _save_and_leave(run: Run, interrupt: Interrupt) -> None:
+def _save_and_exit(run: Run, interrupt: Interrupt) -> None:
     """Save the state after a signal, and end the process as the signal would have."""
     run.checkpoints.save(run.state)
     run.checkpoints.wait()

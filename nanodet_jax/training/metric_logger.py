@@ -32,7 +32,7 @@ class MetricLogger:
       start_evaluated: whether the evaluation at `start_step`, if one is due, is complete.
 
     Attributes:
-      workdir: holds `metrics.jsonl`, `tensorboard/` and `pictures/`.
+      workdir: contains `metrics.jsonl`, `tensorboard/` and `pictures/`.
 
     Raises:
       UserError: from every method that writes, naming the file or folder that cannot be written.

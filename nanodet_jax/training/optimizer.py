@@ -1,4 +1,4 @@
-"""Optimizer and learning-rate schedule, equal to those of PyTorch that the original uses."""
+"""Optimizers and learning-rate schedules, equal to PyTorch's, which the original uses."""
 
 import math
 from collections.abc import Mapping
@@ -28,8 +28,8 @@ def epoch_rates(training: Training, steps_per_epoch: int, epochs: int) -> np.nda
     """Return the learning rate of each epoch after warm-up, [epochs] float64.
 
     PyTorch's schedulers derive each epoch's rate from the rate at the end of the previous epoch.
-    Warm-up overwrites that rate, up to the full one, so a cosine that follows starts there, above
-    its closed form. This is reproduced so that runs agree with the original's.
+    Warm-up overwrites that rate and ends at the full rate, so a cosine schedule after it starts at
+    the full rate, above its closed form. This is reproduced so that runs agree with the original.
     """
     lowest = training.final_fraction * training.learning_rate
     rates: list[float] = []
@@ -76,7 +76,8 @@ def decay_mask(params: Any) -> Any:
 def scale_by_part(multipliers: LrMultipliers) -> optax.GradientTransformation:
     """Multiply updates by the factor of their part of the network; 0 freezes the part.
 
-    This is the original's `lr_mult`, except that its cosine ends at the same rate for all parts.
+    This is the original's `lr_mult`, except that the original's cosine schedule ends at the same
+    rate for all parts.
     """
 
     def scale(updates: Any, _: Any) -> Any:

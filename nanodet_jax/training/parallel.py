@@ -1,4 +1,4 @@
-"""The training step on one device or many, of one process or many, and its input on the devices.
+"""Run the training step and prepare its input, on one or more devices and processes.
 
 `num_devices` is always the number of devices of each process.
 """
@@ -33,7 +33,7 @@ SPLIT, REPLICATED = PartitionSpec(AXIS), PartitionSpec()
 
 
 def _mesh(num_devices: int) -> Mesh:
-    """Return the mesh of the first devices of each process, with those of a process adjacent."""
+    """Return the mesh of the first devices of each process; devices of a process are adjacent."""
     devices = [
         device
         for process in range(jax.process_count())
@@ -42,7 +42,7 @@ def _mesh(num_devices: int) -> Mesh:
     return Mesh(np.array(devices), (AXIS,), axis_types=(AxisType.Auto,))
 
 
-def _are_many(num_devices: int) -> bool:
+def _is_parallel(num_devices: int) -> bool:
     return num_devices * jax.process_count() > 1
 
 
@@ -55,8 +55,8 @@ def count_devices(training: Training) -> int:
     available = jax.local_device_count()
     if training.devices > available:
         raise UserError(
-            f"config.training.devices={training.devices}: there are {available} "
-            f"{jax.default_backend()} devices; 0 takes all"
+            f"config.training.devices={training.devices}: only {available} "
+            f"{jax.default_backend()} device(s) available; 0 uses all"
         )
     return training.devices or available
 
@@ -76,7 +76,7 @@ def make_train_step(
 
     Over several devices the batch is split and the state replicated. The loss and its gradients
     are those of the whole batch; batch statistics normalize within a device, or over all of them
-    with `config.Model.sync_batch_norm`.
+    with `config.model.sync_batch_norm`.
 
     Args:
       model, criterion, optimizer, schedule, ema_decay, detach_step, accumulate: as for
@@ -93,7 +93,7 @@ def make_train_step(
         detach_step=detach_step,
         accumulate=accumulate,
     )
-    if _are_many(num_devices):
+    if _is_parallel(num_devices):
         step = jax.shard_map(
             partial(step, axis_name=AXIS),
             mesh=_mesh(num_devices),
@@ -110,7 +110,7 @@ def make_place_batch(num_devices: int = 1) -> Callable[[Any], Any]:
     Over several devices it splits the batch. Each of several processes passes its own part, as
     `training_batches` yields it.
     """
-    if not _are_many(num_devices):
+    if not _is_parallel(num_devices):
         return jax.device_put
     split = NamedSharding(_mesh(num_devices), SPLIT)
     if jax.process_count() == 1:
@@ -119,11 +119,11 @@ def make_place_batch(num_devices: int = 1) -> Callable[[Any], Any]:
 
 
 def replicate(state: Any, num_devices: int = 1) -> Any:
-    """Copy a state, the same in all processes, to every device, as the step returns it.
+    """Copy a state that is equal in all processes to every device, sharded like the step's output.
 
-    From a single device jit would copy it too, but would compile a second step for that.
+    jit would also copy a state from a single device, but would compile the step a second time.
     """
-    if not _are_many(num_devices):
+    if not _is_parallel(num_devices):
         return state
     replicated = NamedSharding(_mesh(num_devices), REPLICATED)
     if jax.process_count() == 1:
@@ -155,7 +155,7 @@ def _local(tree: Any, num_devices: int, spec: PartitionSpec) -> Any:
 def split_detection(num_devices: int = 1) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Return the `split` argument of `make_detect` that splits batches over local devices.
 
-    Each process detects in its own images, independently of the others.
+    Each process detects objects in its own images, independently of the others.
     """
     if num_devices == 1:
         return lambda detect: detect
@@ -171,15 +171,15 @@ def split_detection(num_devices: int = 1) -> Callable[[Callable[..., Any]], Call
 def make_augment(
     config: Config, num_devices: int = 1, stored: UInt8[jax.Array, "N Hc Wc 3"] | None = None
 ) -> Callable[[Any], Batch]:
-    """Return a function from what `training_batches` yields to the `Batch` of the step.
+    """Return a function that converts an element of `training_batches` to a `Batch`.
 
-    With augment=host it changes nothing. Otherwise it warps and colors the images in two
-    programs, on each device its part of them.
+    With augment=host it changes nothing. Otherwise each device warps and colors its part of the
+    images, in two programs.
 
     Args:
       config: input size, normalization, and where and how images are warped.
       num_devices: as for the step.
-      stored: canvases of all images, of `upload_images`, with cache=device.
+      stored: canvases of all images, from `upload_images`; only with cache=device.
     """
     data = config.data
     if data.augment == "host":
@@ -189,7 +189,7 @@ def make_augment(
         warp_batch, input_size=config.input_size, shrinks=shrinks
     )
     color: Callable[..., jax.Array] = partial(color_batch, mean=data.mean, std=data.std)
-    if _are_many(num_devices):
+    if _is_parallel(num_devices):
         over = partial(jax.shard_map, mesh=_mesh(num_devices), out_specs=SPLIT, check_vma=False)
         warp = over(warp, in_specs=(SPLIT, REPLICATED))
         color = over(color, in_specs=SPLIT)
@@ -204,11 +204,11 @@ def make_augment(
 def upload_images(images: TrainingImages, num_devices: int = 1) -> UInt8[jax.Array, "N Hc Wc 3"]:
     """Copy the canvases of all N images, which take N * Hc * Wc * 3 bytes, to each device."""
     shape = (len(images), *images.canvas, 3)
-    sharding = NamedSharding(_mesh(num_devices), REPLICATED) if _are_many(num_devices) else None
+    sharding = NamedSharding(_mesh(num_devices), REPLICATED) if _is_parallel(num_devices) else None
     stored = jax.jit(partial(jnp.zeros, shape, jnp.uint8), out_shardings=sharding)()
     # Donated, so that there is never more than one copy on a device.
     write = jax.jit(lax.dynamic_update_slice, donate_argnums=0)
-    with tqdm(total=len(images), desc="images onto the device", unit="img", leave=False) as bar:
+    with tqdm(total=len(images), desc="uploading images", unit="img", leave=False) as bar:
         for chunk in images.canvases():
             stored = write(stored, chunk, (bar.n, 0, 0, 0))
             bar.update(len(chunk))

@@ -39,8 +39,8 @@ class Prefetch(Generic[HostBatch, DeviceBatch]):
 
         Args:
           last_output: an output of the step that was dispatched last; None before the first. On
-            return, all steps before that one have ended. Otherwise the steps that a fast host
-            dispatches would accumulate in the memory of the devices.
+            return, all steps before that one have ended. Without this limit, a fast host would
+            dispatch steps whose buffers accumulate in the memory of the devices.
         """
         jax.block_until_ready(self._previous_output)
         self._previous_output = last_output

@@ -31,9 +31,9 @@ def loss_and_gradients(
 ) -> tuple[Metrics, Tree, Tree]:
     """Compute metrics, gradients of the parameters, and new batch statistics, all float32.
 
-    Losses and gradients of micro-batches and devices are sums whose divisors are those of the
-    whole batch. Only batch norm tells the difference: it normalizes within a micro-batch on a
-    device, or with `config.Model.sync_batch_norm` within a micro-batch over all devices.
+    Losses and gradients are summed over micro-batches and devices, with the divisors of the whole
+    batch. Only batch norm depends on the split: it normalizes within a micro-batch on a device, or
+    with `config.model.sync_batch_norm` within a micro-batch over all devices.
 
     Args:
       variables: `params` and `batch_stats`.
@@ -41,9 +41,9 @@ def loss_and_gradients(
       model: network in training.
       criterion: assignment and loss.
       detach: whether the guidance's gradients stop before backbone and neck; may be traced.
-      accumulate: micro-batches that the batch is processed in, one after the other, in the memory
-        of one; must divide B. Each updates the running statistics. Since some divisors depend on
-        the predictions, a forward pass over all micro-batches comes first and costs time.
+      accumulate: number of micro-batches that the batch is split into, to save memory; must divide
+        B. Each updates the running statistics. Since some divisors depend on the predictions, a
+        forward pass over all micro-batches comes first and costs time.
       axis_name: mapped axis, if the batch is a device's part of a larger one. Losses and gradients
         are summed and running statistics averaged over it.
     """
@@ -110,7 +110,8 @@ def loss_and_gradients(
 def ema_weight(step: Int[Array, "*n"], decay: float) -> Float[Array, "*n"]:
     """Return the weight of the new values in the moving average after `step` steps.
 
-    As in the original it falls from nearly 1, so that the average follows at first, to 1 - decay.
+    As in the original, it falls from nearly 1 to 1 - decay, so that the average follows the new
+    values closely at first.
     """
     return decay * jnp.exp(-(1 + step) / 2000) + (1 - decay)
 
@@ -142,9 +143,9 @@ def train_step(
 
     Args:
       state: donated by the caller.
-      batch: B images of the size that the criterion's priors are for.
+      batch: B images of the input size of the criterion's priors.
       model, criterion, accumulate, axis_name: as for `loss_and_gradients`.
-      optimizer, schedule: of `training.optimizer`.
+      optimizer, schedule: from `training.optimizer`.
       ema_decay: of the moving average, if the state has one.
       detach_step: first step at which the guidance no longer trains backbone and neck.
     """
@@ -183,6 +184,6 @@ def train_step(
     def skipped(state: TrainState, *_: Tree) -> TrainState:
         return replace(state, opt_state=skip_update(state.opt_state))
 
-    # A branch: with a choice per array instead, XLA generates three times the code.
+    # A branch, because XLA generates three times the code if each array is selected by itself.
     new_state = jax.lax.cond(finite, updated, skipped, state, gradients, batch_stats)
     return replace(new_state, step=state.step + 1), metrics

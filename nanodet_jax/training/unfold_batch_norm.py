@@ -1,9 +1,9 @@
 """Restore the statistics of batch norms that are folded into the convolutions before them.
 
-In the published weights each batch norm is multiplied into the preceding convolution, and what
-remains is the identity plus a bias. That does not change inference. In training, however, the
-batch's statistics would normalize activations that should keep their scale, and the network would
-start from features other than the learned ones.
+In the published weights each batch norm is multiplied into the preceding convolution, and the
+remaining batch norm is the identity plus a bias. That does not change inference. In training,
+however, the batch's statistics would normalize activations that should keep their scale, and the
+network would start from features other than the learned ones.
 """
 
 from collections.abc import Iterable

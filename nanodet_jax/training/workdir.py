@@ -1,4 +1,4 @@
-"""Workdir of a run: whether it holds a checkpoint, and the description that it must match."""
+"""Workdir of a run: whether it contains a checkpoint, and the description that a run must match."""
 
 import importlib.metadata
 import json
@@ -18,17 +18,18 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "nump
 
 
 def has_checkpoint(workdir: Path) -> bool:
-    """Whether the workdir holds a run to resume. Initial weights are then not needed."""
+    """Return whether the workdir contains a run to resume, which needs no initial weights."""
     return bool(saved_steps(workdir / CHECKPOINTS))
 
 
 def prepare_workdir(workdir: Path, config: Config, source: Source) -> None:
-    """Write `config.json` and `about.json`, or check that those there describe the same run.
+    """Write `config.json` and `about.json`, or check that existing ones describe the same run.
 
     Of several processes only the first one writes. All of them see the same folder.
 
     Raises:
-      UserError: if the folder cannot be created, or holds a run of another model or other classes.
+      UserError: if the folder cannot be created, or contains a run with
+        another model or other classes.
     """
     names = tuple(category.name for category in source.categories)
     about = workdir / ABOUT

@@ -87,9 +87,13 @@ def test_file_of_the_name_of_a_shipped_config_needs_a_path(config_of, tmp_path):
 
 
 def test_unknown_field_error_lists_the_fields_of_its_section():
-    with pytest.raises(UserError, match=r"--config.loss.iou: unknown field; known are .*, giou$"):
+    with pytest.raises(
+        UserError, match=r"--config.loss.iou: unknown field; known fields are .*, giou$"
+    ):
         load_config("voc", ["--config.loss.iou=2"])
-    with pytest.raises(UserError, match=r"--config.losses.giou: unknown field; known are name, "):
+    with pytest.raises(
+        UserError, match=r"--config.losses.giou: unknown field; known fields are name, "
+    ):
         load_config("voc", ["--config.losses.giou=2"])
     with pytest.raises(UserError, match=r"--config.name.x: unknown field"):
         load_config("voc", ["--config.name.x=2"])

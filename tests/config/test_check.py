@@ -88,8 +88,8 @@ CASES = {
     ),
     "several processes without a coordinator": (
         Config(distributed=Distributed(num_processes=2)),
-        "config.distributed.num_processes=2: needs config.distributed.coordinator, through which "
-        "the processes find each other",
+        "config.distributed.num_processes=2: needs config.distributed.coordinator, which "
+        "the processes connect to",
     ),
     "an odd number of channels": (
         Config(model=Model(neck="ghost_pan", channels=33)),
