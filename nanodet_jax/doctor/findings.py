@@ -1,4 +1,4 @@
-"""Findings of the doctor: problems of data and config by severity, each with a suggested fix."""
+"""Findings of the doctor: problems of data and config, with a severity and a suggested fix."""
 
 from collections.abc import Iterable, Sequence
 from enum import IntEnum
@@ -17,7 +17,7 @@ FEW_BOXES = 50  # per class
 MANY_EMPTY = 0.5  # fraction of images without boxes
 MANY_TINY = 0.05  # fraction of boxes narrower than the finest stride
 MANY_UNASSIGNED = 0.01  # fraction of boxes without a prior
-TOO_MANY_UNASSIGNED = 0.2  # the same, for a serious finding
+TOO_MANY_UNASSIGNED = 0.2  # same fraction, for a serious finding
 LONG_WARMUP = 0.2  # fraction of a run
 
 
@@ -49,11 +49,11 @@ FIXES = {
     "correct its name",
     FaultKind.NUMBERS: "correct or delete the annotation",
     FaultKind.INVERTED: "swap the corners, or delete the box",
-    FaultKind.OUTSIDE: "clip the boxes to their image; often they belong to another size of it",
+    FaultKind.OUTSIDE: "clip the boxes to their image; often they were drawn on a resized copy",
     FaultKind.EMPTY: "none needed if the boxes were drawn by accident: training skips them",
     FaultKind.DUPLICATES: "delete all but one: no detection can match the second",
 }
-TOLERATED_SEVERITY = {FaultKind.EMPTY: Severity.NOTE}  # of tolerated faults; otherwise COSTLY
+TOLERATED_SEVERITY = {FaultKind.EMPTY: Severity.NOTE}  # of tolerated faults; COSTLY for other kinds
 
 
 def of_faults(faults: Sequence[Fault], split: str, images: int, config: Config) -> list[Finding]:
@@ -84,12 +84,12 @@ def of_schedule(config: Config, train_images: int) -> list[Finding]:
     steps = run_length(config, train_images).total_steps
     found = []
     if training.warmup_steps > LONG_WARMUP * steps:
-        endless = training.warmup_steps >= steps
+        unfinished = training.warmup_steps >= steps
         found.append(
             Finding(
-                Severity.SERIOUS if endless else Severity.COSTLY,
+                Severity.SERIOUS if unfinished else Severity.COSTLY,
                 f"the warm-up takes {training.warmup_steps} of the {steps} steps of the run"
-                + (": the full learning rate is never reached" if endless else ""),
+                + (": the full learning rate is never reached" if unfinished else ""),
                 f"--config.training.warmup_steps={max(steps // 20, 1)}, or more epochs",
             )
         )
@@ -128,7 +128,7 @@ def of_classes(names: Sequence[str], train: np.ndarray, val: np.ndarray) -> list
     rare = [f"{name} ({t})" for name, t in zip(names, train) if 0 < t < FEW_BOXES]
     if rare:
         title = f"classes with under {FEW_BOXES} training boxes: {join_first(rare)}"
-        fix = "add images of them: from so few boxes their AP is a matter of chance"
+        fix = "add images of them: with so few boxes their AP is mostly random"
         found.append(Finding(Severity.COSTLY, title, fix))
     return found
 
@@ -139,7 +139,8 @@ def of_empty(split: str, empty: int, images: int) -> list[Finding]:
         return []
     title = f"{empty} of {images} images in {split} have no box"
     severity = Severity.SERIOUS if empty == images else Severity.COSTLY
-    return [Finding(severity, title, "annotate them; if they are empty, fewer of them save time")]
+    fix = "annotate them; if they contain no objects, remove some to save time"
+    return [Finding(severity, title, fix)]
 
 
 def of_sizes(names: Sequence[str], objects: Objects, config: Config) -> list[Finding]:
@@ -193,19 +194,19 @@ def of_priors(names: Sequence[str], labels: np.ndarray, counts: np.ndarray) -> l
             Severity.SERIOUS if unassigned.mean() > TOO_MANY_UNASSIGNED else Severity.COSTLY,
             f"{unassigned.mean():.1%} of {len(counts)} training boxes are learned by no prior, "
             f"{most}: they are too small, too large or crowded",
-            "a larger --config.input_size",
+            "increase --config.input_size",
         )
     ]
 
 
 def shifted_iou(side: float) -> float:
-    """Return the iou of a square with itself moved by one pixel in x and y."""
+    """Return the iou of a square and its copy shifted by one pixel in x and y."""
     common = max(side - 1, 0) ** 2
     return common / (2 * side**2 - common)
 
 
 def by_severity(findings: Iterable[Finding]) -> list[Finding]:
-    """Sort findings, the most severe first; the order of equal ones is kept."""
+    """Sort findings, the most severe first. Keep the order within a severity."""
     return sorted(findings, key=lambda finding: -finding.severity)
 
 

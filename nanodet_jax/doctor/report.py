@@ -32,9 +32,9 @@ class Report(NamedTuple):
 
 
 def examine(config: Config, *, progress: bool = True) -> Report:
-    """Read all data of a config and report problems. Nothing is written."""
+    """Read all data of a config, and report problems. Write nothing."""
     train, val = (scan(config, split, progress=progress) for split in ("train", "val"))
-    # VOC reads the training split for the class names of both splits, and reports its faults twice.
+    # VOC takes the class names of both splits from the training split, so its faults occur twice.
     reported = set(map(str, train.faults))
     val_faults = [fault for fault in val.faults if str(fault) not in reported]
     found = [
@@ -46,8 +46,9 @@ def examine(config: Config, *, progress: bool = True) -> Report:
         found += findings.of_empty(split, _without_boxes(one.records), len(one.records))
     names = [category.name for category in train.categories]
     if val.categories and names and [category.name for category in val.categories] != names:
-        title = "training and validation data have different classes, or another order of classes"
-        found.append(Finding(Severity.SERIOUS, title, "list the same classes in both"))
+        title = "training and validation data have different classes, or order them differently"
+        fix = "list the same classes in both, in the same order"
+        found.append(Finding(Severity.SERIOUS, title, fix))
     elif names and val.categories:
         found += findings.of_classes(names, *(_per_class(s.records, names) for s in (train, val)))
     sampled = sample(train.records)
@@ -86,9 +87,9 @@ def format_report(report: Report) -> str:
 
 
 def brief(config: Config, train: Source, val: Source) -> list[str]:
-    """Return a line for each costly or serious finding that needs no image.
+    """Return a line for each costly or serious finding that can be computed without images.
 
-    Reads only annotations in memory, which takes about a second for COCO.
+    This reads only annotations in memory. It takes about a second for COCO.
     """
     found = findings.of_schedule(config, len(train))
     if config.data.format in BRIEF_FORMATS:
@@ -138,7 +139,7 @@ def _class_table(
     measured: Objects,
     counts: np.ndarray,
 ) -> list[str]:
-    """Return a table of the boxes by class; sizes and priors are those of `measured`."""
+    """Return a table of boxes by class, with the sizes and priors of the `measured` objects."""
     if not names:
         return []
     stride = config.model.strides[0]
@@ -162,8 +163,8 @@ def _class_table(
     return [
         *lines,
         "",
-        f"(sizes in pixels of the input, {config.input_size[0]} x {config.input_size[1]}; priors: "
-        "mean number per box; learned: boxes with a prior; all without augmentation)",
+        f"(sizes are in pixels of the input, {config.input_size[0]} x {config.input_size[1]}; "
+        "priors: mean number per box; learned: boxes with a prior; all without augmentation)",
     ]
 
 

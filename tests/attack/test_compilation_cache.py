@@ -118,7 +118,7 @@ def test_file_that_others_can_write_to_is_refused_only_in_a_folder_that_they_can
 
 def test_folder_that_cannot_be_made_is_refused_by_name(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="file/cache: cannot hold compiled programs: Not a dir"):
+    with pytest.raises(UserError, match="file/cache: cannot store compiled programs: Not a dir"):
         setup_process(tmp_path / "file" / "cache")
 
 

@@ -1,4 +1,4 @@
-"""Clipping of boxes that reach beyond their image, as the original does it."""
+"""Clipping of boxes that reach beyond their image, as in the original."""
 
 Box = tuple[float, float, float, float]
 
@@ -6,8 +6,8 @@ Box = tuple[float, float, float, float]
 def clip_box(box: Box, width: float, height: float) -> Box:
     """Clip a box (x, y, width, height) to an image of the given size.
 
-    As in the original's converter, a corner left of or above the image moves in without narrowing
-    the box, and only the sides are limited to those of the image.
+    As in the original's converter, a corner left of or above the image moves to the border
+    and the box keeps its size. Width and height are limited to the size of the image.
     """
     x, y, w, h = box
     return max(x, 0.0), max(y, 0.0), min(w, width), min(h, height)

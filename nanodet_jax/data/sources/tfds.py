@@ -3,7 +3,7 @@
 Features: https://www.tensorflow.org/datasets/catalog/coco
 
 The dataset must be prepared as `array_record`, by TFDS itself or by `nanodet-jax prepare`. Only the
-prepared files are read, never the code of a TFDS builder, since that of COCO needs TensorFlow.
+prepared files are read. No code of a TFDS builder runs, because COCO's builder needs TensorFlow.
 """
 
 import warnings
@@ -26,10 +26,11 @@ ROUNDING = 1e-3  # pixels: boxes are float32 fractions of a side
 class TfdsSource:
     """A split ("train", "validation", "train[:10%]") of a prepared dataset, in its own order.
 
-    `root` is the TFDS data_dir that holds `name` (with the version, as "coco/2017:1.1.0"), or the
-    folder of the dataset itself if `name` is empty. Labels and class names are those of TFDS.
-    With `annotations`, a COCO json file, category ids and ground truth are read from it, which
-    makes the metrics official: TFDS lacks the original category ids, and truncates areas.
+    `root` is the TFDS data_dir that contains `name` (with the version, such as "coco/2017:1.1.0"),
+    or the folder of the dataset itself if `name` is empty. Labels and class names come from TFDS.
+    If `annotations`, a COCO json file, is given, category ids and ground truth are read from it.
+    Only then are the metrics COCO's official ones: TFDS lacks the original category ids, and
+    truncates areas.
 
     Raises:
       UserError: if TFDS is not installed; if the dataset or split is missing, or prepared in
@@ -42,7 +43,7 @@ class TfdsSource:
         if not (folder / "features.json").is_file():
             raise UserError(
                 f"{folder}: not a prepared TFDS dataset (features.json is missing); give its name "
-                "with the version, as coco/2017:1.1.0, or write one with `nanodet-jax prepare`"
+                "with the version, such as coco/2017:1.1.0, or write one with `nanodet-jax prepare`"
             )
         builder = tfds.builder_from_directory(folder)
         features, splits = builder.info.features, builder.info.splits
@@ -62,7 +63,7 @@ class TfdsSource:
                 f"{folder}: prepared as {kind!r}; only 'array_record' is read without TensorFlow"
             ) from error
         except ValueError as error:
-            raise UserError(f"{folder}: no split {split!r}; a part is train[:10%]") from error
+            raise UserError(f"{folder}: no split {split!r}; write a part as train[:10%]") from error
         names = features["objects"]["label"].names
         self._annotations = annotations
         self.categories = tuple(Category(i, name) for i, name in enumerate(names, start=1))
@@ -82,7 +83,7 @@ class TfdsSource:
         height, width = shown_size(data) or (0, 0)
         fractions = np.asarray(objects["bbox"], np.float32).reshape(-1, 4).astype(np.float64)
         boxes = fractions[:, [1, 0, 3, 2]] * (width, height, width, height)  # from y x y x
-        # As for a COCO file, except for the area, which TFDS truncates to 0 for tiny objects.
+        # Same rule as for a COCO file, without the area: TFDS truncates it to 0 for tiny objects.
         kept = np.all(boxes[:, 2:] - boxes[:, :2] >= 1 - ROUNDING, axis=1)
         return make_record(
             image_id=int(item["image/id"]),
@@ -98,17 +99,18 @@ class TfdsSource:
     def num_boxes(self, index: int) -> int:
         """Return the number of boxes of image `index`, crowds and boxes below one pixel included.
 
-        TFDS has no index of boxes, so that the record is read. For COCO's train2017 this takes half
-        a minute and reads all bytes; setting config.data.max_boxes avoids it.
+        TFDS has no index of boxes, so the whole record is read. Counting all boxes of COCO's
+        train2017 reads all its bytes and takes half a minute. Set config.data.max_boxes to avoid
+        it.
         """
         return len(self._data[index]["objects"]["label"])
 
     def image_size(self, index: int) -> tuple[int, int]:
-        """Return (0, 0), unknown: TFDS stores the size only in the image itself."""
+        """Return (0, 0) for unknown: TFDS stores the size only in the image itself."""
         return 0, 0
 
     def ground_truth(self) -> dict[str, Any]:
-        """Return the content of `annotations`, or else the split in COCO format, all of it read."""
+        """Return the content of `annotations`, or else read the whole split in COCO format."""
         if self._annotations is not None:
             return read_ground_truth(self._annotations)
         return coco_ground_truth((self[i] for i in range(len(self))), self.categories)

@@ -1,6 +1,6 @@
 """Convert a COCO dataset to a TFDS dataset with the features of `coco/2017`, without TensorFlow.
 
-JPEG files are stored byte for byte, so the result is larger than the images only by the boxes.
+JPEG files are copied byte for byte, so the result takes little more space than the images.
 """
 
 from collections.abc import Iterator
@@ -31,7 +31,7 @@ def prepare(
 
     `TfdsSource(f"{name}:1.0.0", out, "train", None)` reads them. Boxes are clipped to their
     image, and boxes smaller than one pixel are omitted, as in training. Every image is decoded
-    once, so that broken ones are found here.
+    once to detect broken ones.
 
     Raises:
       UserError: on faults of the COCO files, categories that differ between the splits, an image
@@ -39,7 +39,9 @@ def prepare(
     """
     tfds = import_tfds()
     if not (name.isidentifier() and name.isascii() and name == name.lower()):
-        raise UserError(f"--name={name}: use lower-case letters, digits and _, a letter first")
+        raise UserError(
+            f"--name={name}: use lower-case letters, digits and _, and start with a letter"
+        )
     folder = out / name / VERSION
     if folder.exists():
         raise UserError(f"{folder}: already exists; delete it or choose another name")
@@ -47,7 +49,7 @@ def prepare(
     validation = CocoSource(val_images, val_annotations)
     if train.categories != validation.categories:
         found = f"categories differ from those of {train_annotations}"
-        raise UserError(f"{val_annotations}: {found}; list the same in both")
+        raise UserError(f"{val_annotations}: {found}; list the same categories in both")
     names = [category.name for category in train.categories]
     repeated = [name for name in names if names.count(name) > 1]
     if repeated:

@@ -2,8 +2,8 @@
 
 Format: https://docs.ultralytics.com/datasets/detect/
 
-A data.yaml is distributed with its images, and its paths are those of the machine where it was
-written. They are therefore looked up below its own folder, and nothing outside is ever read.
+A data.yaml is distributed with its images, but often contains paths of the machine that wrote it.
+All paths are therefore looked up below its own folder, and nothing outside that folder is read.
 """
 
 import os
@@ -26,7 +26,7 @@ EXAMPLE = "{train: images/train, val: images/val, names: [cat, dog]}"
 
 
 class LabeledImage(NamedTuple):
-    """Image and its label file; `labels` is None if there is no such file, hence no boxes."""
+    """Image and its label file. `labels` is None for an image without a file, hence no boxes."""
 
     id: int  # from 1, in the order of names
     name: str  # relative to the folder of data.yaml, with /
@@ -39,11 +39,11 @@ def read_split(
 ) -> tuple[tuple[str, ...], list[LabeledImage]]:
     """Return class names by label, and the images of a split; `root` is data.yaml or its folder.
 
-    Paths are resolved as Ultralytics does: relative to `path`, and if that is missing here or leads
-    elsewhere, relative to the folder of data.yaml. A leading ../ that leads nowhere is dropped,
-    because Roboflow exports contain it by mistake. A split is a folder, a .txt file of image paths,
-    or a list of both. The label file of an image has its path with the last folder `images`
-    replaced by `labels`, and the suffix .txt.
+    As in Ultralytics, paths are relative to the key `path`. If nothing exists there, or it lies
+    outside the folder of data.yaml, they are relative to that folder. A leading ../ that leads
+    nowhere is dropped, because Roboflow exports contain it by mistake. A split is a folder, a .txt
+    file of image paths, or a list of both. The path of a label file is the path of its image with
+    the last folder `images` replaced by `labels`, and with the suffix .txt.
 
     Raises:
       UserError: naming the file and the key that is wrong, or what is missing.
@@ -96,7 +96,7 @@ def _find_yaml(root: Path, follow_links: bool) -> tuple[Path, Folder]:
 
 
 class _PlainLoader(yaml.SafeLoader):
-    """Loader that rejects references, with which a few lines can expand to fill the memory."""
+    """Loader that rejects references, since they let a few lines expand to fill the memory."""
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
@@ -113,11 +113,11 @@ def _read_yaml(file: Path) -> dict[Any, Any]:
         mark = error.problem_mark or error.context_mark
         at = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         raise UserError(f"{file}: invalid yaml{at}: {error.problem}") from error
-    except Exception as error:  # PyYAML lets errors of its conversions escape
+    except Exception as error:  # PyYAML's conversions raise other types too
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise UserError(f"{file}: not yaml: {reason}") from error
     if not isinstance(content, dict):
-        raise UserError(f"{file}: not a data.yaml of YOLO; for example {EXAMPLE}")
+        raise UserError(f"{file}: not a data.yaml of YOLO; write for example {EXAMPLE}")
     if "kpt_shape" in content:
         raise UserError(f"{file}: kpt_shape: pose labels are not supported, only boxes, polygons")
     return content
@@ -133,7 +133,7 @@ def _read_names(content: dict[Any, Any], file: Path) -> tuple[str, ...]:
         raise UserError(f"{file}: needs names, a list of the classes, such as names: [cat, dog]")
     for label, name in enumerate(names):
         if not is_name(name):
-            found = f"the name of class {label} is {reprlib.repr(name)}, not a text"
+            found = f"the name of class {label} is {reprlib.repr(name)}, not a string"
             raise UserError(f"{file}: {found}; quote it")
     count = content.get("nc", len(names))
     if type(count) is not int or count != len(names):
@@ -146,7 +146,7 @@ def _read_bases(content: dict[Any, Any], file: Path) -> tuple[str, ...]:
     """Return the folders that paths are relative to, in the order in which they are tried."""
     path = content.get("path") or ""
     if not isinstance(path, str):
-        raise UserError(f"{file}: path is {reprlib.repr(path)}, not a text; remove it")
+        raise UserError(f"{file}: path is {reprlib.repr(path)}, not a string; remove it")
     return (path, "") if path else ("",)
 
 
@@ -166,7 +166,7 @@ def _locate(folder: Folder, bases: Sequence[str], text: str, where: str) -> str 
     """Return the name below `folder` that `text` refers to, or None if nothing exists there.
 
     Raises:
-      Fault: if all interpretations of it are outside, or a link leads there.
+      Fault: if `text` leads out of the folder relative to every base, or a link leads out of it.
     """
     top = os.path.abspath(folder.path)
     inside = False
@@ -188,7 +188,7 @@ def _locate(folder: Folder, bases: Sequence[str], text: str, where: str) -> str 
 def _read_list(
     folder: Folder, bases: Sequence[str], name: str, on_fault: OnFault
 ) -> Iterator[tuple[str, str]]:
-    """Yield the names of the images of a list, and for messages the line that names each."""
+    """Yield the name of each image in a list, and for messages the line that contains it."""
     file = folder.path / name
     text = read_annotation(file, LIST_LIMIT, "a list of images").decode("utf-8-sig", "replace")
     for number, line in enumerate(text.splitlines(), start=1):
