@@ -1,4 +1,4 @@
-"""Interface of the assigners: which priors learn which box, and what the losses take from that.
+"""Interface of assigners, which assign boxes to priors and define how losses use the assignment.
 
 To add an assigner, write a class like `atss.ATSS` in a file of this package, add its name and its
 settings to `config.Assigner`, and build it in `criterion.build_assigner`.
@@ -36,9 +36,9 @@ class Assigner(ABC):
 
     @abstractmethod
     def box_unit(self, priors: Priors) -> Float32[np.ndarray, "P"]:
-        """Return the unit of length, in pixels, that the giou loss of each prior is computed in.
+        """Return the unit of length, in pixels, for the giou loss of each prior.
 
-        Ious do not depend on it, except where `boxes.EPSILON` takes effect.
+        Ious do not depend on the unit, except where `boxes.EPSILON` has an effect.
         """
 
     @abstractmethod
@@ -55,7 +55,7 @@ class Assigner(ABC):
           predicted_boxes, target_boxes: of the branch and of the ground truth, in `box_unit`.
 
         Returns:
-          Labels of the quality focal loss in [0, 1]; of no meaning where a prior is not positive.
+          Labels of the quality focal loss in [0, 1]. They are unused if a prior is not positive.
         """
 
     @abstractmethod

@@ -1,9 +1,9 @@
-"""ATSS, the assigner of NanoDet: the statistics of a box's candidates choose its priors.
+"""ATSS, the assigner of NanoDet: iou statistics of candidates select the priors of a box.
 
 Shifeng Zhang et al., "Bridging the Gap Between Anchor-based and Anchor-free Detection via Adaptive
-Training Sample Selection", https://arxiv.org/abs/1912.02424. Line numbers are of its algorithm 1.
+Training Sample Selection", https://arxiv.org/abs/1912.02424. Line numbers refer to its algorithm 1.
 
-Letters: B batch, P priors, G ground-truth slots, K candidates of a box, on all levels together.
+Letters: B batch, P priors, G ground-truth slots, K candidates of a box on all levels together.
 """
 
 from dataclasses import dataclass
@@ -17,15 +17,16 @@ from nanodet_jax import boxes
 from nanodet_jax.losses.assigners.assigner import Assigner
 from nanodet_jax.structures import BACKGROUND, IGNORED, GroundTruth, Predictions, Targets
 
-EXCLUDED = 1e8  # distance that keeps a prior in an ignore region out of the candidates
+EXCLUDED = 1e8  # distance that makes a prior in an ignore region the last candidate
 
 
 def nearest_per_level(
     distances: Float[Array, "G P"], level_sizes: tuple[int, ...], topk: int
 ) -> tuple[Int32[Array, "G K"], Float[Array, "G K"]]:
-    """Return indices and distances of the `topk` nearest priors of each level, or of all it has.
+    """Return indices and distances of the `topk` nearest priors of each level.
 
-    Equal distances go to the lower index.
+    If a level has fewer priors, all of them are returned. Of equal distances, the lower index comes
+    first.
     """
     indices, values, start = [], [], 0
     for size in level_sizes:
@@ -39,16 +40,17 @@ def nearest_per_level(
 
 @dataclass(frozen=True)
 class ATSS(Assigner):
-    """Adaptive training sample selection, as the original NanoDet runs it.
+    """Adaptive training sample selection, as implemented in the original NanoDet.
 
-    A box takes, among the `topk` priors of each level whose centers are nearest to its own, those
-    whose anchor overlaps it by at least the mean plus the standard deviation of the candidates'
-    ious, and whose center lies inside it by over 0.01 pixel. A prior that several boxes take goes
-    to the one with the highest iou. Predictions take no part.
+    The candidates of a box are the `topk` priors of each level whose centers are nearest to the
+    center of the box. The box takes each candidate whose anchor has an iou with it of at least the
+    mean plus the standard deviation of the candidates' ious, and whose center lies inside it by
+    over 0.01 pixel. A prior that several boxes take is assigned to the box with the highest iou.
+    Predictions are not used.
 
-    The losses follow the original's NanoDet: boxes in strides; the quality is the iou of the
-    branch's own box; every image counts at least one sample; the box losses are divided by the sum
-    of their weights, however small.
+    The losses follow the original's NanoDet. Boxes are in units of the stride. The quality is the
+    iou of the branch's own box. Every image counts at least one sample. The box losses are divided
+    by the sum of their weights, even if it is small.
 
     Attributes:
       topk: candidates per box and level.
@@ -77,8 +79,8 @@ class ATSS(Assigner):
             covered = boxes.iof(anchors[:, None], gt_boxes[None])  # [P, G]
             covered = jnp.where(ground_truth.ignore, covered, 0)
             ignored = jnp.max(covered, axis=1) > self.ignore_threshold
-            # On a level with fewer than topk other priors, ignored ones are still candidates: the
-            # original's behavior.
+            # On a level with fewer than topk other priors, ignored priors are still candidates, as
+            # in the original.
             distances = jnp.where(ignored, EXCLUDED, distances)
 
         # Lines 3 to 6: the candidates are the topk priors of each level nearest to the box.
@@ -92,7 +94,7 @@ class ATSS(Assigner):
         positive &= ground_truth.valid[:, None]
 
         # A prior that is positive for several boxes learns the one with the highest iou
-        # (section 4.1); of equal ious, the first.
+        # (section 4.1), or the first of equal ious.
         rows = np.arange(gt_boxes.shape[0])[:, None]
         positive_ious = (
             jnp.full(ious.shape, -1.0)
@@ -120,9 +122,9 @@ class ATSS(Assigner):
         return jax.lax.stop_gradient(boxes.iou(predicted_boxes, target_boxes))
 
     def count_samples(self, positives: Float[Array, "B"]) -> Float[Array, ""]:
-        """Count the positive priors, and 1 for an image without any."""
+        """Count the positive priors. An image without any counts as 1."""
         return jnp.sum(jnp.maximum(positives, 1.0))
 
     def box_divisor(self, weight: Float[Array, ""]) -> Float[Array, ""]:
-        """Return the sum of weights, or 1 where it is 0."""
+        """Return the sum of weights, or 1 if it is 0."""
         return jnp.where(weight > 0, weight, 1.0)
