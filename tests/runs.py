@@ -1,4 +1,4 @@
-"""Runs in processes of their own, and what they have left in their workdirs to compare them by."""
+"""Training runs in separate processes, and the content of their workdirs, for comparison."""
 
 import json
 import os
@@ -19,11 +19,10 @@ from nanodet_jax.models.nanodet import build_model
 from nanodet_jax.state import TrainState, abstract_variables, create_state
 from nanodet_jax.training.optimizer import make_optimizer
 
-CLOCKS = ("waiting", "images_per_second")  # of a line of log
-
+TIMINGS = ("waiting", "images_per_second")  # fields of a log line that depend on the clock
 
 REPO = Path(__file__).resolve().parents[1]
-LIMIT = 600  # seconds that a run may take
+LIMIT = 600  # seconds for a run
 TINY = (
     "--config=configs/shapes.py",
     "--config.input_size=64,64",
@@ -33,11 +32,11 @@ TINY = (
     "--config.training.warmup_steps=2",
     "--config.training.log_every=1",
     "--config.training.ema_decay=0.9",
-)  # a network that learns nothing, in a step of some 20 ms
+)  # a network too small to learn; a step takes about 20 ms
 
 
 class Launch:
-    """`train.py` on a CPU, in a process of its own, with its output in `WORKDIR.log`."""
+    """Process that runs `train.py` on a CPU, with its output in `WORKDIR.log`."""
 
     def __init__(self, workdir: Path, flags: Sequence[str]):
         self.workdir, self.started = workdir, time.monotonic()
@@ -50,7 +49,7 @@ class Launch:
         )  # fmt: skip
 
     def wait_for(self, happened: Callable[[], bool], poll: float = 0.001) -> bool:
-        """Whether it happened before the process ended."""
+        """Wait until `happened()` or the end of the process. Return whether it happened."""
         while self.process.poll() is None:
             if happened():
                 return True
@@ -60,7 +59,7 @@ class Launch:
         return False
 
     def end(self, number: int | None = None) -> tuple[int, float]:
-        """Send a signal if one is given; the exit status, and seconds until it has ended."""
+        """Send a signal if given, and wait. Return the exit status and the seconds waited."""
         sent = time.monotonic()
         if number is not None:
             self.process.send_signal(number)
@@ -70,17 +69,17 @@ class Launch:
 
 
 def journal(workdir: Path) -> list[dict[str, Any]]:
-    """Lines of metrics.jsonl, without what a clock decides."""
+    """Return the lines of metrics.jsonl, without timings."""
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     for line in lines:
         if line["kind"] == "train":
-            waiting, speed = (line.pop(name) for name in CLOCKS)
+            waiting, speed = (line.pop(name) for name in TIMINGS)
             assert 0 < waiting < 1 and speed > 0
     return lines
 
 
 def abstract_state(workdir: Path) -> TrainState:
-    """Shapes of a run's state, with its average and its guidance if it has them."""
+    """Return the shapes of a run's state, including its average and guidance if present."""
     resolved = configs.from_json((workdir / "config.json").read_text())
     optimizer = make_optimizer(resolved.training, lambda step: 0.0)
     variables = abstract_variables(build_model(resolved.model), guided=True)
@@ -89,6 +88,6 @@ def abstract_state(workdir: Path) -> TrainState:
 
 
 def final_state(workdir: Path, step: int) -> TrainState:
-    """What a run saved at a step."""
+    """Return the state that a run saved at a step."""
     with closing(Checkpoints(workdir, writing=False)) as checkpoints:
         return checkpoints.restore(step, abstract_state(workdir))

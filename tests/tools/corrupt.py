@@ -1,11 +1,12 @@
-"""Damage the files of a checkpoint, and look at what is then read from it.
+"""Damage the files of a checkpoint, and check what is restored.
 
     python tests/corrupt.py [--cases 200] [--seed 0]
 
-Each case truncates one file of the newest checkpoint at a random place, or flips random bits of it,
-the files taken in turn. What comes back must be the newest state to the bit (the damage was where
-it does not matter), or the one before it, with a line that names the damaged one. The same for the
-best step and its metrics. A row for every file; the exit status is 1 if anything else came back.
+Each case takes the next file of the newest checkpoint, and truncates it at a random position or
+flips random bits. The restored state must equal the newest state bit for bit (if the damage has no
+effect), or the previous state. In the second case a line must name the damaged checkpoint. The best
+step and its metrics are checked in the same way. A row is printed for every file. The exit status
+is 1 if any other result occurs.
 """
 
 import argparse
@@ -37,12 +38,12 @@ SCORES = {BEFORE: 0.25, NEWEST: 0.5}
 
 
 def metrics_of(score: float) -> dict[str, Any]:
-    """Metrics of an evaluation, distinguished by their AP."""
+    """Return metrics of an evaluation that differ only in AP."""
     return dict.fromkeys(METRIC_DESCRIPTIONS, 1.0) | {"AP": score, "per_class": {}}
 
 
 def state_of(step: int) -> TrainState:
-    """A state whose arrays all depend on the step; large enough for files of several blocks."""
+    """Return a state whose arrays all depend on the step, and need files of several blocks."""
     draw = np.random.default_rng(step)
     variables = {
         "params": {"conv": {"kernel": draw.normal(size=(40, 50)).astype(np.float32)}},
@@ -54,7 +55,7 @@ def state_of(step: int) -> TrainState:
 
 
 def write(workdir: Path) -> None:
-    """Two checkpoints."""
+    """Write two checkpoints."""
     with closing(Checkpoints(workdir)) as checkpoints:
         for step in (BEFORE, NEWEST):
             checkpoints.save(state_of(step))
@@ -62,7 +63,7 @@ def write(workdir: Path) -> None:
 
 
 def same(one: TrainState, other: TrainState) -> bool:
-    """To the bit."""
+    """Return whether two states are equal bit for bit."""
     leaves = zip(jax.tree.leaves(one), jax.tree.leaves(other))
     return all(np.array_equal(a, b) and a.dtype == b.dtype for a, b in leaves)
 
@@ -79,7 +80,7 @@ def damage(path: Path, draw: random.Random) -> None:
 
 
 def outcome(workdir: Path) -> str:
-    """What is read: `whole`, `before` or `refused`, or in capitals what must not be."""
+    """Return what is restored: `whole`, `before` or `refused`, or an error in capitals."""
     said = io.StringIO()
     with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
         try:
@@ -94,18 +95,18 @@ def outcome(workdir: Path) -> str:
     named = f"{CHECKPOINTS}/{NEWEST}" in said.getvalue()
     truth = {step: metrics_of(score) for step, score in SCORES.items()}
     if not named and (best != NEWEST or scored != truth):
-        return "WRONG BEST WITHOUT A WORD"
+        return "WRONG BEST STEP, NOT REPORTED"
     if scored[NEWEST] not in (None, truth[NEWEST]):
         return "WRONG METRICS"
     if state is not None and same(state, state_of(NEWEST)):
         return "whole"
     if state is not None and same(state, state_of(BEFORE)):
-        return "before" if named else "BEFORE WITHOUT A WORD"
+        return "before" if named else "BEFORE, NOT REPORTED"
     return "WRONG STATE"
 
 
 def check(cases: int, seed: int) -> dict[str, Counter[str]]:
-    """Outcomes of so many cases, by the file that was damaged."""
+    """Return the outcomes of `cases` cases, by damaged file."""
     draw = random.Random(seed)
     found: dict[str, Counter[str]] = {}
     with tempfile.TemporaryDirectory() as scratch:

@@ -1,9 +1,9 @@
-"""300 hostile images and annotations: what loads them goes on, and names each.
+"""Check that 300 hostile images and annotations are each reported and do not end a run.
 
     python tests/tools/hostile_images.py [--folder FOLDER]
 
-Makes them, trains and evaluates on them as far as the pictures go, lets the doctor read them, and
-prints what became of each kind and how much memory it took.
+This writes the files, loads the images for training and evaluation, and runs the doctor on all of
+them. It prints the result for each kind, and the memory used.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from PIL import Image
 
 ROOT = Path(__file__).parents[2]
 SIZE = 64, 48  # width, height
-# Bytes on top of the program: two threads, 50 megapixels, 3 bytes a pixel and as much to decode.
+# Additional bytes: two threads with 50 megapixels each, and 3 bytes per pixel, twice for decoding.
 MEMORY_BOUND = 2 * 50e6 * 6
 READABLE, UNREADABLE, EITHER = "readable", "unreadable", "either"  # a flipped bit may be harmless
 FORMATS = {"jpg": "JPEG", "png": "PNG", "webp": "WEBP", "bmp": "BMP", "gif": "GIF", "tif": "TIFF"}
@@ -35,7 +35,7 @@ NAN, INF = float("nan"), float("inf")
 
 
 class Picture(NamedTuple):
-    """A file, what it is, what should become of it, and the size it is annotated with."""
+    """Image file with its kind, the expected result, and its annotated size."""
 
     name: str
     kind: str
@@ -44,7 +44,7 @@ class Picture(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """An entry of a COCO file, and the words by which its fault must name it."""
+    """Entry of a COCO file, and the words that its fault must contain."""
 
     kind: str
     named: str
@@ -67,7 +67,7 @@ def png_chunk(name: bytes, content: bytes) -> bytes:
 
 
 def bombs() -> Iterator[tuple[str, bytes]]:
-    """Files of a few bytes, whose headers promise thousands of megapixels."""
+    """Yield files of a few bytes whose headers declare thousands of megapixels."""
     ihdr = struct.pack(">IIBBBBB", 100_000, 100_000, 8, 2, 0, 0, 0)
     start = b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", ihdr)
     yield "png", start + png_chunk(b"IDAT", zlib.compress(bytes(999))) + png_chunk(b"IEND", b"")
@@ -93,7 +93,7 @@ def bombs() -> Iterator[tuple[str, bytes]]:
 
 
 def pictures(folder: Path) -> list[Picture]:
-    """Write the files, and tell what they are."""
+    """Write the files, and return their descriptions."""
     made: list[Picture] = []
 
     def add(kind: str, suffix: str, data: bytes, expected: str, size: tuple[int, int] = (0, 0)):
@@ -102,7 +102,7 @@ def pictures(folder: Path) -> list[Picture]:
         made.append(Picture(name, kind, expected, size))
 
     plain = {suffix: encoded(picture(), format) for suffix, format in FORMATS.items()}
-    # Between sound images, so that it takes the place of no other.
+    # Between readable images, so that it never replaces an unreadable one.
     add("sound", "jpg", plain["jpg"], READABLE, SIZE)
     add("49 megapixels", "png", encoded(Image.new("L", (7000, 7000)), "PNG"), READABLE)
     for suffix, data in plain.items():
@@ -147,7 +147,7 @@ def pictures(folder: Path) -> list[Picture]:
         data = encoded(picture(), "JPEG", exif=exif)
         shown = SIZE[::-1] if orientation > 4 else SIZE
         add("turned by EXIF", "jpg", data, READABLE, shown)
-        add("turned by EXIF, annotated unturned", "jpg", data,
+        add("rotated by EXIF, annotated without rotation", "jpg", data,
             UNREADABLE if orientation > 4 else READABLE, SIZE)  # fmt: skip
     for size in ((1, 1), (1, 20_000), (20_000, 1), (3, 5000), (1, 2)):
         add("of extreme sides", "png", encoded(picture(size=size), "PNG"), READABLE, size)
@@ -195,7 +195,7 @@ IMAGE_FIELDS = {"id": NO_IDS, "file_name": NO_NAMES, "width": NO_SIDES, "height"
 
 
 def entries(folder: Path) -> tuple[dict[str, Any], list[Entry]]:
-    """A COCO file full of faults beside the one image that is sound, and the name of each."""
+    """Return a COCO file with one valid image and many faults, and a list of the faults."""
     Image.new("RGB", SIZE).save(folder / "sound.png")
     for name, target in (("out.png", "/etc/passwd"), ("circle.png", "circle.png"),
                          ("nowhere.png", "gone"), ("up", "..")):  # fmt: skip
@@ -232,10 +232,10 @@ CATEGORIES = [{"id": 1, "name": "thing"}]
 
 
 def load(folder: Path, made: list[Picture]) -> list[str]:
-    """An epoch of training and one evaluation over the pictures; the lines that they print.
+    """Load the images for an epoch of training and an evaluation. Return the printed lines.
 
     Raises:
-      AssertionError: if not every image is asked for, or another number comes back than went in.
+      AssertionError: if an image is neither loaded nor reported.
     """
     from nanodet_jax.config import Config
     from nanodet_jax.data.open_source import open_source
@@ -267,7 +267,7 @@ def load(folder: Path, made: list[Picture]) -> list[str]:
     assert sorted(reported(trained)) == sorted(reported(said)), (
         "training and evaluation report different images"
     )
-    assert len(scored) + len(said) == len(made), "images that are neither scored nor reported"
+    assert len(scored) + len(said) == len(made), "some images are neither evaluated nor reported"
     return said
 
 
@@ -276,17 +276,17 @@ def reported(lines: list[str]) -> list[str]:
 
 
 def check_reports(made: list[Picture], said: list[str]) -> list[str]:
-    """What is not as expected of the pictures."""
+    """Return the differences from the expected reports."""
     wrong = []
     for one in made:
         lines = [line for line in said if f"/{one.name} " in line]
         if len(lines) > 1 or (one.expected != EITHER and bool(lines) != (one.expected != READABLE)):
-            wrong.append(f"{one.name}: should be {one.expected}, but was reported as {lines}")
+            wrong.append(f"{one.name}: should be {one.expected}, but the reports are {lines}")
     return wrong
 
 
 def diagnose(folder: Path, content: dict[str, Any], named: list[Entry]) -> list[str]:
-    """What the doctor and the reader do not tell of the entries."""
+    """Return the faulty entries that the doctor or the reader accepts."""
     from nanodet_jax.config import Config
     from nanodet_jax.data.sources.coco import CocoSource
     from nanodet_jax.doctor.scan import scan
@@ -297,14 +297,14 @@ def diagnose(folder: Path, content: dict[str, Any], named: list[Entry]) -> list[
     config.data.train_images = str(folder / "images")
     config.data.train_annotations = str(folder / "entries.json")
     found = scan(config, "train", progress=False)
-    assert found.images == 1 and len(found.records[0].boxes) == 1, "the sound image is read"
+    assert found.images == 1 and len(found.records[0].boxes) == 1, "the valid image was not read"
     lines = [str(fault) + " " for fault in found.faults]
     wrong = [
         f"not reported: {entry}" for entry in named if not any(has(line, entry) for line in lines)
     ]
     try:
         CocoSource(folder / "images", folder / "entries.json")
-        wrong.append("the reader refused nothing")
+        wrong.append("the reader accepted the file")
     except UserError:
         pass
     return wrong
@@ -319,7 +319,7 @@ def peak() -> float:
 
 
 def main(folder: Path) -> int:
-    """The exit code: 1 if anything is not as it should be."""
+    """Run all checks. Return the exit status: 1 if any fails."""
     from tests.tools import hostile_labels
 
     images = folder / "images"
@@ -348,7 +348,7 @@ def main(folder: Path) -> int:
 if __name__ == "__main__":
     sys.path.insert(0, str(ROOT))
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--folder", type=Path, help="where to keep them; default: nowhere")
+    parser.add_argument("--folder", type=Path, help="keep the files here; default: delete them")
     chosen = parser.parse_args().folder
     with tempfile.TemporaryDirectory() as temporary:
         sys.exit(main(chosen or Path(temporary) / "hostile"))

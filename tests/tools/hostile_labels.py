@@ -1,4 +1,4 @@
-"""YOLO labels and data.yaml files that someone spoiled: a part of tests/tools/hostile_images.py."""
+"""Invalid and malicious YOLO labels and data.yaml files, for tests/tools/hostile_images.py."""
 
 import os
 from collections import Counter
@@ -34,7 +34,7 @@ YAMLS = [
 
 
 def diagnose(folder: Path) -> tuple[Counter[str], list[str]]:
-    """Write them below `folder`, which is new; how many of each kind, and what was not told of."""
+    """Write the cases to a new `folder`. Return their number by kind, and the unreported ones."""
     images, labels = folder / "images", folder / "labels"
     images.mkdir(parents=True)
     labels.mkdir()
@@ -51,12 +51,12 @@ def diagnose(folder: Path) -> tuple[Counter[str], list[str]]:
     config = Config()
     config.data.format, config.data.root = "yolo", str(folder)
     found = scan(config, "train", progress=False)
-    assert len(found.records[0].boxes) == 1, "the sound image is read"
-    told = "\n".join(map(str, found.faults))
+    assert len(found.records[0].boxes) == 1, "the valid image was not read"
+    reported = "\n".join(map(str, found.faults))
     wrong = [
-        f"not told of: {kind}: {line[:40]!r}"
+        f"not reported: {kind}: {line[:40]!r}"
         for index, (kind, line) in enumerate(spoiled, start=1)
-        if f"{labels}/{index}.txt: " not in told
+        if f"{labels}/{index}.txt: " not in reported
     ]
     for yaml in YAMLS:
         (folder / "data.yaml").write_bytes(yaml)
@@ -65,6 +65,6 @@ def diagnose(folder: Path) -> tuple[Counter[str], list[str]]:
             wrong.append(f"accepted: data.yaml {yaml[:60]!r}")
         except UserError as error:
             if str(folder) not in str(error) or "\n" in str(error):
-                wrong.append(f"refused without its name: data.yaml {yaml[:60]!r}: {error}")
+                wrong.append(f"file not named: data.yaml {yaml[:60]!r}: {error}")
     kinds = Counter(f"YOLO label: {kind}" for kind, _ in spoiled)
     return kinds + Counter({"YOLO data.yaml": len(YAMLS)}), wrong

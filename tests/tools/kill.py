@@ -2,12 +2,12 @@
 
     python tests/kill.py [--runs 50] [--signal KILL|TERM|HUP ...] [--overlap] [--seed 0]
 
-Each run is `train.py` on drawn shapes, killed a few times and started again until it is complete,
-with one to three threads that load, as drawn. Its last state must be that of a run without
-interruption, bit for bit, and so must its log. A row for every run says when it was killed: so many
-seconds after its start; after a step, by its line of log; or while a checkpoint was being written.
-With TERM and HUP the row also says how long the process took to leave. With `--overlap` the next
-process starts before the last one is killed. The exit status is 1 if any run ended otherwise.
+Each run is `train.py` on the shapes dataset, with one to three data threads chosen at random. It is
+killed a few times, and restarted until it is complete. Its final state and its log must equal those
+of an uninterrupted run, bit for bit. A row is printed for every run. It shows when the run was
+killed: some seconds after its start, after a line of its log, or while it wrote a checkpoint. With
+TERM and HUP the row also shows how long the process took to exit. With `--overlap` the next process
+starts before the previous one is killed. The exit status is 1 if any run ends differently.
 """
 
 import argparse
@@ -36,24 +36,24 @@ FLAGS = (
     f"--config.training.steps={STEPS}",
     "--config.training.eval_every=3",
 )
-KILLS = 2  # of a run
-MOMENTS = ("start", "step", "step", "save", "save")  # so often is each the moment of a kill
+KILLS = 2  # at most, per run
+MOMENTS = ("start", "step", "step", "save", "save")  # moments of a kill, with their frequencies
 
 
 def lines(workdir: Path) -> int:
-    """Of the log, so far."""
+    """Return the number of log lines so far."""
     path = workdir / "metrics.jsonl"
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
 def saving(workdir: Path) -> bool:
-    """Whether a checkpoint is being written."""
+    """Return whether a checkpoint is being written."""
     folder = workdir / CHECKPOINTS
     return folder.is_dir() and any("tmp" in path.name for path in folder.iterdir())
 
 
 def newest(workdir: Path) -> int:
-    """Step of the newest checkpoint, 0 before the first."""
+    """Return the step of the newest checkpoint, or 0 if there is none."""
     folder = workdir / CHECKPOINTS
     steps = (
         [int(path.name) for path in folder.iterdir() if path.name.isdigit()]
@@ -64,7 +64,7 @@ def newest(workdir: Path) -> int:
 
 
 def await_moment(launch: Launch, draw: random.Random, seconds: float) -> str:
-    """Wait for a random moment of a run; describe it, or return "" if the run ended before."""
+    """Wait for a random moment of a run. Describe it, or return "" if the run ends earlier."""
     moment, delay = draw.choice(MOMENTS), draw.uniform(0, 0.03)
     if moment == "start":
         at = draw.uniform(0, seconds)
@@ -73,7 +73,7 @@ def await_moment(launch: Launch, draw: random.Random, seconds: float) -> str:
     elif moment == "step":
         done = lines(launch.workdir)
         wanted = done + draw.randint(1, max(1, STEPS - newest(launch.workdir)))
-        # A resumed run first drops the lines that it is going to write again.
+        # A resumed run first drops the lines that it will write again.
         reached = launch.wait_for(lambda: lines(launch.workdir) >= wanted)
         when = f"line {wanted} + {1e3 * delay:.0f} ms"
     else:
@@ -91,44 +91,47 @@ def await_moment(launch: Launch, draw: random.Random, seconds: float) -> str:
 
 
 def strike(launch: Launch, number: signal.Signals) -> str:
-    """Send the signal; describe where the run was and how it ended."""
-    inside = ", inside a save" if saving(launch.workdir) else ""
+    """Send the signal. Describe the position of the run and how it ended."""
+    inside = ", during a save" if saving(launch.workdir) else ""
     if launch.process.poll() is not None:
-        return ", after its end"
+        return ", but had already ended"
     _, took = launch.end(number)
-    left = f", left after {took:.1f} s" if number != signal.SIGKILL else ""
+    left = f", exited after {took:.1f} s" if number != signal.SIGKILL else ""
     return f"{inside}{left}: at step {newest(launch.workdir)}"
 
 
 def difference(workdir: Path, expected: Path) -> str:
-    """What in a run's end is not as expected; "" if nothing."""
+    """Return what differs between the final state of a run and the expected one, or ""."""
     with (
         closing(Checkpoints(workdir, writing=False)) as ours,
         closing(Checkpoints(expected, writing=False)) as theirs,
     ):
         for name in ("latest_step", "best_step"):
             if getattr(ours, name)() != getattr(theirs, name)():
-                return f"another {name}"
+                return f"different {name}"
         best = theirs.best_step()
         if best is not None and ours.metrics(best) != theirs.metrics(best):
-            return "other metrics of the best"
+            return "different metrics of the best step"
     if jax.tree.structure(abstract_state(workdir)) != jax.tree.structure(abstract_state(expected)):
-        return "another structure"
+        return "different structure"
     pairs = zip(
         jax.tree.leaves_with_path(final_state(workdir, STEPS)),
         jax.tree.leaves(final_state(expected, STEPS)),
     )
     for (path, one), other in pairs:
         if not np.array_equal(one, other):
-            return f"another {jax.tree_util.keystr(path)}"
-    return "" if journal(workdir) == journal(expected) else "another log"
+            return f"different {jax.tree_util.keystr(path)}"
+    return "" if journal(workdir) == journal(expected) else "different log"
 
 
 def run(folder: Path, name: str, expected: Path, draw: random.Random, seconds: float,
         number: signal.Signals, overlap: bool) -> tuple[str, list[str]]:  # fmt: skip
-    """Kill a new run up to KILLS times, let it end: what then differs, and when it was killed.
+    """Kill a new run up to KILLS times, and then let it end.
 
-    With `overlap` the next process starts before the last one is killed.
+    With `overlap` the next process starts before the previous one is killed.
+
+    Returns:
+      What differs from the expected final state, and the times of the kills.
     """
     workdir, kills = folder / name, []
 
@@ -143,10 +146,10 @@ def run(folder: Path, name: str, expected: Path, draw: random.Random, seconds: f
         following = None
         if overlap:
             following = launch()
-            lead = draw.uniform(0, seconds / 3)  # later, it has most often ended
+            lead = draw.uniform(0, seconds / 3)  # after a longer time most runs have ended
             with suppress(subprocess.TimeoutExpired):
                 current.process.wait(lead)
-            when += f", next one {lead:.1f} s before"
+            when += f", {lead:.1f} s after the start of the next process"
         kills.append(when + strike(current, number))
         current.end()
         current = following or launch()
@@ -159,10 +162,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--runs", type=int, default=50)
     parser.add_argument(
         "--signal", choices=("KILL", "TERM", "HUP"), nargs="+", default=["KILL"],
-        help="several take turns, run by run",
+        help="with several, the runs use them in turn",
     )  # fmt: skip
     parser.add_argument(
-        "--overlap", action="store_true", help="start the next process before the last has ended"
+        "--overlap", action="store_true", help="start the next process before the previous one ends"
     )
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
@@ -171,7 +174,7 @@ def main(argv: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         expected = folder / "unbroken"
-        for again in ("compiles", "unbroken"):  # the second one tells how long a run takes
+        for again in ("compiled", "unbroken"):  # the second run is timed, after compilation
             launch = Launch(folder / again, FLAGS)
             status, seconds = launch.end()
             if status:
@@ -184,7 +187,7 @@ def main(argv: list[str] | None = None) -> int:
             failed, kills = failed + bool(reason), kills + len(when)
             verdict = f"FAILED: {reason}" if reason else "same"
             print(
-                f"{index:3d}  {number.name[3:]:4s} {verdict:8s} {'; '.join(when) or 'was quicker'}",
+                f"{index:3d}  {number.name[3:]:4s} {verdict:8s} {'; '.join(when) or 'not killed'}",
                 flush=True,
             )
             if reason:

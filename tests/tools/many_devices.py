@@ -1,20 +1,23 @@
-"""One step on 1, 2, 4 and 8 devices, all with the same batch: how far the results are apart.
+"""Compare the results of one training step on 1, 2, 4 and 8 devices with the same batch.
 
     python tests/tools/many_devices.py [--config FILE:VARIANT] [--weights FILE] [--dtype float64]
         [--devices 2 4 8] [--processes 2 4]
 
-The batch has eight images with 0 to 5 boxes each, on eight devices one each, and batch norm sees
-all of them. Rows per number of devices: the largest difference to one device of the loss and its
-parts, of any gradient and of any array of the new state, as shares of the largest magnitude of each
-array. (Some gradients are 0 but for rounding, as that of a bias which a later batch norm takes off
-again. So no array counts as smaller than 1e-8 of the largest, and no parameter as smaller than the
-learning rate, by which AdamW moves whatever has any gradient.) Sums in another order round
-otherwise, and a deep network amplifies that: with --resolution N the last rows tell how far the
-results of one device move where weights change by the last bit of their float32. In float64 1e-6 is
-to be reached by far.
+The batch has eight images with 0 to 5 boxes each, and batch norm uses all of them. The rows show
+the largest difference between one and several devices: of the loss and its parts, of the gradients,
+and of the arrays of the new state. Differences are relative to the largest magnitude of each array.
 
-With --processes the step is then taken by that many processes too, a device and a part of the batch
-in each, which reduce over loopback.
+Some gradients are 0 except for rounding, for example the gradient of a bias before a batch norm.
+The magnitude of an array is therefore taken as at least 1e-8 of the largest array. The magnitude of
+a parameter is taken as at least the learning rate, because AdamW moves every parameter with a
+nonzero gradient by about this amount.
+
+Sums in a different order round differently, and a deep network amplifies this. With --resolution N
+the last rows show how much the results of one device change if the weights change by the last bit
+of float32. In float64 all differences must be far below 1e-6.
+
+With --processes, that many processes also compute the step. Each has one device and a part of the
+batch. They communicate over loopback.
 """
 
 import argparse
@@ -49,29 +52,29 @@ from tests.tools.parity_checks.comparison import jitter
 
 COUNTS = (1, 2, 4, 8)
 BATCH, SLOTS = 8, 5
-BOXES = (2, 0, 5, 1, 0, 0, 3, 1)  # of each image
-SMALLEST = 1e-8  # magnitude of an array, as a share of the largest's of all
+BOXES = (2, 0, 5, 1, 0, 0, 3, 1)  # number per image
+SMALLEST = 1e-8  # least magnitude of an array, as a fraction of the largest array
 LEARNING_RATE = 1e-3
 
 
 class Task(NamedTuple):
-    """A step, all but the number of devices, and what it starts from."""
+    """Training step with its initial state and batch, for any number of devices."""
 
-    parts: dict[str, Any]  # of `make_train_step`
+    parts: dict[str, Any]  # arguments of `make_train_step`
     state: TrainState  # its optimizer keeps the gradients of the last step
     batch: Batch
 
 
 def make_task(settings: config.Config, dtype: str = "float32") -> Task:
-    """The step that a config describes, with batch norm over all devices, from its first weights.
+    """Return the step of a config, with its initial weights and batch norm over all devices.
 
-    In float64 jax's 64 bits have to be on.
+    With float64, jax_enable_x64 must be set.
     """
     settings.model.num_classes = settings.model.num_classes or 4
     settings.model.sync_batch_norm = True
     model = build_model(settings.model, settings.precision)
     schedule = optax.constant_schedule(LEARNING_RATE)
-    kept = optax.trace(decay=0.0)  # the gradients as they come
+    kept = optax.trace(decay=0.0)  # stores the unchanged gradients
     optimizer = optax.chain(kept, make_optimizer(settings.training, schedule))
     parts = {
         "optimizer": optimizer,
@@ -89,7 +92,7 @@ def make_task(settings: config.Config, dtype: str = "float32") -> Task:
 
 
 def make_batch(settings: config.Config, dtype: str) -> Batch:
-    """Noise, coarse and fine, with boxes of all sizes; image k has BOXES[k] of them."""
+    """Return images of coarse and fine noise; image k has BOXES[k] boxes of all sizes."""
     random = np.random.default_rng(0)
     height, width = settings.input_size
     coarse = random.normal(size=(BATCH, height // 16, width // 16, 3))
@@ -112,13 +115,13 @@ def make_batch(settings: config.Config, dtype: str) -> Batch:
 
 
 def after_a_step(task: Task, num_devices: int) -> dict[str, Any]:
-    """`loss`, `gradients`, `parameters` and `other state`, numpy."""
+    """Run the step, and return its results; see `results_of`."""
     step = make_train_step(num_devices=num_devices, **task.parts)
     return results_of(*step(task.state, task.batch))
 
 
 def in_processes(count: int, settings: list[str]) -> dict[str, Any]:
-    """What `after_a_step` gives, but of processes with a device each."""
+    """Run the step in `count` processes with one device each, and return its results."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "results")
         given = [__file__, *settings, f"--coordinator=127.0.0.1:{free_port()}", f"--count={count}"]
@@ -130,7 +133,7 @@ def in_processes(count: int, settings: list[str]) -> dict[str, Any]:
 
 
 def take_part(task: Task, args: argparse.Namespace) -> None:
-    """Be one of the processes."""
+    """Run the step in one of the processes of `in_processes`."""
     size = BATCH // args.count
     own = slice(args.part * size, (args.part + 1) * size)
     batch = make_place_batch()(jax.tree.map(lambda leaf: leaf[own], task.batch))
@@ -141,7 +144,7 @@ def take_part(task: Task, args: argparse.Namespace) -> None:
 
 
 def results_of(state: TrainState, metrics: dict[str, jax.Array]) -> dict[str, Any]:
-    """What is compared of a step's output."""
+    """Return what is compared: `loss`, `gradients`, `parameters` and `other state`, as NumPy."""
     state, metrics = jax.device_get((state, metrics))
     gradients = state.opt_state[0].trace
     average = state.ema or {"params": None, "batch_stats": None}
@@ -156,9 +159,10 @@ def results_of(state: TrainState, metrics: dict[str, jax.Array]) -> dict[str, An
 def differences(
     ours: Any, theirs: Any, smallest: float = SMALLEST, least: float = 0.0
 ) -> dict[str, float]:
-    """Of each array the largest difference, as a share of its largest magnitude.
+    """Return the largest difference of each array, relative to its largest magnitude.
 
-    Which counts as `smallest` times the largest of all arrays, or as `least`, if it is less.
+    The magnitude is taken as at least `smallest` times the largest of all arrays, and at least
+    `least`.
     """
     assert jax.tree.structure(ours) == jax.tree.structure(theirs)
     found = {}
@@ -171,7 +175,7 @@ def differences(
 
 
 def compare(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, dict[str, float]]:
-    """`differences` of each part of `after_a_step`."""
+    """Return the `differences` of each part of `results_of`."""
     least = {"parameters": LEARNING_RATE}
     return {
         what: differences(ours[what], theirs[what], least=least.get(what, 0.0)) for what in theirs
@@ -179,7 +183,7 @@ def compare(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, dict[str,
 
 
 def worst(found: dict[str, float]) -> tuple[float, str]:
-    """The largest difference, and of what."""
+    """Return the largest difference and the name of its array."""
     return max((difference, name) for name, difference in found.items())
 
 
@@ -197,14 +201,14 @@ def show(head: str, ours: dict[str, Any], theirs: dict[str, Any]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--config", default="configs/coco.py:nanodet-m_320")
-    parser.add_argument("--weights", default="", help="to start from; default: random ones")
+    parser.add_argument("--weights", default="", help="initial weights; default: random")
     parser.add_argument("--dtype", default="float32", choices=["float32", "float64"])
     parser.add_argument("--resolution", type=int, default=0)
     parser.add_argument("--input-size", type=int, default=320)
     parser.add_argument("--devices", type=int, nargs="*", default=COUNTS[1:])
     parser.add_argument("--processes", type=int, nargs="*", default=[])
     for name, kind in (("coordinator", str), ("count", int), ("part", int), ("out", str)):
-        parser.add_argument(f"--{name}", type=kind, help=argparse.SUPPRESS)  # of `in_processes`
+        parser.add_argument(f"--{name}", type=kind, help=argparse.SUPPRESS)  # for `in_processes`
     args = parser.parse_args()
     setup_process()
     jax.config.update("jax_enable_x64", args.dtype == "float64")

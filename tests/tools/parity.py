@@ -1,11 +1,11 @@
-"""Check a folder of fixtures recorded from the original, a row per fixture.
+"""Check a folder of fixtures recorded from the original, and print a row per fixture.
 
     python tests/parity.py FOLDER [--only REGEX] [--weights-dir DIR] [--images-dir DIR]
 
 A row shows the largest error, its tolerance and the verdict. The exit status is 1 if any fixture
 fails or none matches. Fixtures of parts that this project does not have are listed as absent,
-never as passed. Where float32 itself does not determine a number to the tolerance, that is
-measured and printed: see `compare_recomputed` in `tests/tools/parity_checks/comparison.py`.
+never as passed. If float32 does not determine a number to within its tolerance, the uncertainty is
+measured and printed; see `compare_recomputed` in `tests/tools/parity_checks/comparison.py`.
 """
 
 import argparse
@@ -29,7 +29,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--images-dir", type=Path, help="default: FOLDER/../data/coco_mini/val2017")
     args = parser.parse_args(argv)
     if not args.folder.is_dir():
-        print(f"error: {args.folder} is no folder", file=sys.stderr)
+        print(f"error: {args.folder} is not a folder", file=sys.stderr)
         return 2
     setup_process()
     weights = args.weights_dir or args.folder.parent / "weights"
@@ -45,7 +45,7 @@ def main(argv: list[str] | None = None) -> int:
     failed = ran = 0
     for name, check in checks:
         if check is None:
-            print(f"{name:34s} absent: not built here yet")
+            print(f"{name:34s} absent: not implemented here")
             continue
         ran += 1
         try:

@@ -1,10 +1,10 @@
-"""Train for long, and watch what the process holds.
+"""Train for a long time, and check that the process does not leak memory or open files.
 
     python tests/tools/soak.py [--steps 2000]
 
-`train.py` on drawn shapes, with an evaluation and a save every 50 steps. A row for every 200 steps:
-resident memory, open files, threads. The exit status is 1 if, after the first evaluation, memory
-grows by more than GROWTH or the number of open files at all.
+This runs `train.py` on the shapes dataset, with an evaluation and a save every 50 steps. A row
+every 200 steps shows resident memory, open files and threads. The exit status is 1 if, after the
+first row, memory grows by more than GROWTH, or if the number of open files grows.
 """
 
 import argparse
@@ -18,20 +18,20 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from tests.runs import TINY, Launch
 
-EACH = 50  # steps of an epoch
-ROW = 200  # steps
-GROWTH = 0.05  # share of the memory at the first row
+EPOCH = 50  # steps
+ROW = 200  # steps between rows
+GROWTH = 0.05  # fraction of the memory in the first row
 FLAGS = (
     *TINY,
     "--config.data.batch_size=4",
-    f"--config.data.train_size={4 * EACH}",
+    f"--config.data.train_size={4 * EPOCH}",
     "--config.training.eval_every=1",
     "--config.training.log_every=10",
 )
 
 
-def held(process: int) -> tuple[float, int, int]:
-    """Resident MB, open files and threads of a process."""
+def resources(process: int) -> tuple[float, int, int]:
+    """Return the resident MB, open files and threads of a process."""
     fields = dict(
         line.split(":", 1) for line in Path(f"/proc/{process}/status").read_text().splitlines()
     )
@@ -40,7 +40,7 @@ def held(process: int) -> tuple[float, int, int]:
 
 
 def logged(log: Path, step: int) -> bool:
-    """Whether a run's log has a line of this step."""
+    """Return whether the log of a run has a line for this step."""
     return log.exists() and f'"step": {step},' in log.read_text()
 
 
@@ -55,10 +55,10 @@ def main(argv: list[str] | None = None) -> int:
         log = workdir / "metrics.jsonl"
         print(f"{'step':>6s}{'MB':>9s}{'files':>7s}{'threads':>9s}")
         for step in range(ROW, args.steps, ROW):
-            # Between two evaluations: what one holds for a moment is not counted as growth.
-            if not launch.wait_for(partial(logged, log, step + EACH // 2 // 10 * 10), poll=0.1):
+            # Measure between two evaluations, to exclude the temporary memory of an evaluation.
+            if not launch.wait_for(partial(logged, log, step + EPOCH // 2 // 10 * 10), poll=0.1):
                 break
-            rows.append(held(launch.process.pid))
+            rows.append(resources(launch.process.pid))
             print(f"{step:6d}{rows[-1][0]:9.1f}{rows[-1][1]:7d}{rows[-1][2]:9d}", flush=True)
         status, _ = launch.end()
         if status or not rows:

@@ -1,4 +1,4 @@
-"""The checks behind `tests/parity.py`: fixture files in, named checks out."""
+"""Checks of `tests/parity.py`: functions that compare this project with a fixture file."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -10,7 +10,7 @@ Check = Callable[[], Worst]
 
 
 def find_checks(folder: Path, weights: Path, images: Path) -> Iterator[tuple[str, Check | None]]:
-    """Name and check of every fixture in `folder`; None where this project lacks the part."""
+    """Yield the name and check of every fixture in `folder`; None for unimplemented parts."""
     from tests.tools.parity_checks import assignment, data, detections, networks
 
     for path in sorted(folder.iterdir()):

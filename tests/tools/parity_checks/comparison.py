@@ -1,20 +1,20 @@
-"""How far numbers are apart, which of many comparisons is the worst, and what float32 resolves."""
+"""Comparison of numbers with tolerances, and the resolution of float32."""
 
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import numpy as np
 
-JITTERED_RUNS = 24  # at most: of 1,500 numbers hundreds need it, and one of those is always unlucky
+JITTERED_RUNS = 24  # maximum; of 1,500 numbers hundreds need some, and one may need many
 
 
 class Worst(NamedTuple):
-    """The comparison of a fixture that comes nearest to failing, or fails the most."""
+    """Comparison of a fixture with the largest ratio of error to tolerance."""
 
     what: str
     error: float
     tolerance: float
-    resolution: float = 0.0  # what float32 leaves open, where that was needed to decide
+    resolution: float = 0.0  # uncertainty of float32, if it was needed to pass
 
     @property
     def passed(self) -> bool:
@@ -22,12 +22,12 @@ class Worst(NamedTuple):
 
 
 class Expected(NamedTuple):
-    """A recorded number or array, and how near ours must come to it."""
+    """Recorded number or array, and the tolerance of its comparison."""
 
     value: np.ndarray
     tolerance: float
-    scale: np.ndarray | float  # differences count as shares of this
-    kind: str = ""  # numbers of one kind share what float32 resolves of them
+    scale: np.ndarray | float  # differences are divided by this
+    kind: str = ""  # numbers of one kind share a resolution
 
     def error(self, actual) -> float:
         actual, value = np.asarray(actual, np.float64), np.asarray(self.value, np.float64)
@@ -38,23 +38,23 @@ class Expected(NamedTuple):
 
 
 def absolute(value, tolerance: float) -> Expected:
-    """Differences as they are."""
+    """Compare absolute differences."""
     return Expected(np.asarray(value), tolerance, 1.0)
 
 
 def of_scale(value, tolerance: float) -> Expected:
-    """Differences as shares of the largest expected magnitude."""
+    """Compare differences relative to the largest expected magnitude."""
     return Expected(np.asarray(value), tolerance, np.max(np.abs(value), initial=0.0) or 1.0)
 
 
 def relative(value, tolerance: float, floor: float = 1e-12) -> Expected:
-    """Each difference as a share of its own expected magnitude."""
+    """Compare each difference relative to its own expected magnitude."""
     scale = np.maximum(np.abs(np.asarray(value, np.float64)), floor)
     return Expected(np.asarray(value), tolerance, scale)
 
 
 class Comparisons:
-    """Collects errors against tolerances; the worst is the one that uses most of its own."""
+    """Collection of errors and tolerances. The worst has the largest ratio of the two."""
 
     def __init__(self) -> None:
         self.rows: list[Worst] = []
@@ -63,7 +63,7 @@ class Comparisons:
         self.rows.append(Worst(what, float(error), tolerance))
 
     def equal(self, what: str, actual, expected) -> None:
-        """Integers and flags: the number of places that differ must be zero."""
+        """Compare integers or flags: the number of differing elements must be zero."""
         actual, expected = np.asarray(actual), np.asarray(expected)
         same_shape = actual.shape == expected.shape
         self.add(what, np.sum(actual != expected) if same_shape else np.inf, 0)
@@ -84,19 +84,20 @@ class Comparisons:
 def compare_recomputed(
     compute: Callable[[int | None], Mapping[str, np.ndarray]], expected: Mapping[str, Expected]
 ) -> Worst:
-    """The worst row of a network's numbers against those recorded.
+    """Return the worst comparison of a network's numbers with the recorded ones.
 
-    A deep network in float32 does not determine every number to the tolerance asked for: an
-    activation within rounding of its kink takes either slope, and a gradient norm upstream jumps
-    by 1e-3; optimizer steps amplify that tenfold each. The recorded numbers hold such jumps of
-    their own, which no other order of summation reproduces (float64 does not either). So where
-    a row is over its tolerance, the network is run again with its weights changed by at most
-    their last bit, and twice the largest change that this makes is what float32 resolves. Which
-    of many gradient norms jumps is a matter of luck, so numbers of one `kind` share the largest.
+    A deep network in float32 does not determine every number to within its tolerance. An activation
+    within rounding of its kink can have either slope, which changes a gradient norm upstream by
+    1e-3. Each optimizer step amplifies this tenfold. The recorded numbers contain such jumps too,
+    and no other order of summation reproduces them, not even float64. If an error exceeds its
+    tolerance, the network is therefore run again with weights changed by at most their last bit.
+    Twice the largest change of a number is its resolution in float32. Which of many gradient norms
+    jumps is random, so numbers of one `kind` share the largest resolution.
 
     Args:
-      compute: numbers by name, as they are for None and with jittered weights for a seed.
-      expected: what was recorded, by the same names.
+      compute: returns numbers by name: for None the actual ones, for a seed those of jittered
+        weights.
+      expected: recorded numbers by the same names.
     """
     actual = compute(None)
     rows = [Worst(what, e.error(actual[what]), e.tolerance) for what, e in expected.items()]
@@ -115,10 +116,10 @@ def compare_recomputed(
                 row if row.passed else row._replace(resolution=resolved[e.kind or row.what])
                 for row, e in zip(strict, expected.values())
             ]
-            if all(row.passed for row in rows):  # more runs only find larger changes
+            if all(row.passed for row in rows):  # more runs can only increase the resolution
                 break
         if all(row.passed for row in rows):
-            # Show what needed this, not what came nearest to failing without it.
+            # Return the worst comparison among those that needed the resolution.
             return max(
                 (r for r in rows if r.error > r.tolerance), key=lambda r: r.error / r.tolerance
             )
@@ -128,7 +129,7 @@ def compare_recomputed(
 
 
 def jitter(variables, seed: int | None):
-    """Arrays changed by at most one unit in their last place, or as they are for None."""
+    """Return arrays changed by at most one unit in the last place, or unchanged for None."""
     import jax
 
     if seed is None:

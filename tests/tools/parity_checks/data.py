@@ -1,4 +1,4 @@
-"""Fixtures of geometry and of the learning-rate schedule."""
+"""Checks of geometry and of the learning-rate schedule against fixtures."""
 
 import json
 from pathlib import Path
@@ -15,7 +15,7 @@ from tests.tools.parity_checks.comparison import Comparisons, Worst, absolute, r
 
 
 def check_schedule(path: Path) -> Worst:
-    """Learning rate, step by step, and the share of each step in the average."""
+    """Compare the learning rate, and the weight of each step in the average."""
     compare = Comparisons()
     fixture = json.loads(path.read_text())
     for name in ("multistep", "cosine"):
@@ -42,7 +42,7 @@ def check_schedule(path: Path) -> Worst:
 
 
 def check_warp(path: Path) -> Worst:
-    """Matrix, size and boxes of images whose factors are fixed."""
+    """Compare matrix, size and boxes of images whose augmentation factors are fixed."""
     compare = Comparisons()
     with np.load(path) as fixture:
         for k in sorted({key.split("/")[0] for key in fixture if "/" in key}):

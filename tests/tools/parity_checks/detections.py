@@ -1,4 +1,4 @@
-"""Fixtures of detections: real weights, real images, boxes on the image."""
+"""Checks of detections of published weights in real images against fixtures."""
 
 from functools import partial
 from pathlib import Path
@@ -17,12 +17,12 @@ from tests.tools.parity_checks.comparison import Comparisons, Worst, of_scale
 from tests.tools.parity_checks.networks import joined
 
 PIXELS, SCORE = 0.05, 1e-4
-# Detections that score less may fall on the other side of the threshold of 0.05.
+# Detections with lower scores may lie on either side of the threshold of 0.05.
 CERTAIN = 0.06
 
 
 def detections_check(path: Path, weights: Path, images: Path):
-    """The check of a detections_<weights>.npz, or None for weights of a model not built here."""
+    """Return the check of a detections_<weights>.npz, or None for an unimplemented model."""
     file = weights / f"{path.stem.split('_', 1)[1]}.pth"
     if not file.exists():
         return partial(_missing, file)
@@ -38,14 +38,14 @@ def _missing(file: Path) -> Worst:
 
 
 def check_detections(path: Path, weights, images: Path) -> Worst:
-    """Network input, predictions and detections, image by image."""
+    """Compare network input, predictions and detections of each image."""
     compare = Comparisons()
     with np.load(path) as file:
         fixture = {key: file[key] for key in file}
     names = [str(fixture[f"{k}/file"]) for k in range(int(fixture["count"]))]
     photos = [decode(make_record(0, n, images / n, (0, 0), [], [], [], [])) for n in names]
     config = weights.config
-    _read_off_warps(config, photos, [fixture[f"{k}/warp_matrix"] for k in range(len(names))])
+    _set_input_size(config, photos, [fixture[f"{k}/warp_matrix"] for k in range(len(names))])
     model = build_model(config.model)
     detect = make_detect(model)
     network = backend.jit(model.apply)
@@ -61,12 +61,12 @@ def check_detections(path: Path, weights, images: Path) -> Worst:
         recorded = fixture[f"{k}/detections"]
         ours = np.concatenate([found.boxes, found.scores[:, None], found.labels[:, None]], axis=1)
         for there, here in ((recorded, ours), (ours, recorded)):
-            _each_has_a_partner(compare, name, there, here)
+            _compare_matching(compare, name, there, here)
     return compare.worst()
 
 
-def _read_off_warps(config: Config, photos: list[np.ndarray], matrices: list[np.ndarray]) -> None:
-    """Set the input size, and whether proportions were kept: weight files do not tell."""
+def _set_input_size(config: Config, photos: list[np.ndarray], matrices: list[np.ndarray]) -> None:
+    """Set the input size and `keep_ratio`, which weight files do not contain."""
     scales = np.array([(matrix[1, 1], matrix[0, 0]) for matrix in matrices])  # height, width
     sides = scales * [photo.shape[:2] for photo in photos]
     config.data.keep_ratio = bool(np.allclose(scales[:, 0], scales[:, 1], rtol=1e-6))
@@ -77,16 +77,16 @@ def _read_off_warps(config: Config, photos: list[np.ndarray], matrices: list[np.
     config.input_size = (height, width)
 
 
-def _each_has_a_partner(compare: Comparisons, name: str, rows: np.ndarray, others: np.ndarray):
-    """Every certain detection has one of its class and place in the other list."""
-    # Of 100 detections the last may have lost their place to a neighbour in score.
+def _compare_matching(compare: Comparisons, name: str, rows: np.ndarray, others: np.ndarray):
+    """Check that every certain detection has one of equal class and place in `others`."""
+    # With the maximum of 100 detections, the last ones may have been replaced by similar scores.
     lowest = others[:, 4].min() + SCORE if len(others) == 100 else 0.0
     for row in rows[rows[:, 4] > max(CERTAIN, lowest)]:
         same = others[others[:, 5] == row[5]]
         if not len(same):
             compare.add(f"{name}: no box of class {int(row[5])}", np.inf, PIXELS)
             continue
-        # Coordinates, not overlap: a box without area overlaps nothing, itself included.
+        # Compare coordinates, not ious: a box without area has iou 0, even with itself.
         apart = np.abs(same[:, :4] - row[:4]).max(axis=1)
         nearest = np.argmin(apart)
         compare.add(f"{name} box", apart[nearest], PIXELS)

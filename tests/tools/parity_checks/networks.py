@@ -1,4 +1,4 @@
-"""Fixtures of whole networks: features, predictions, loss, gradients, optimizer steps."""
+"""Checks of features, predictions, loss, gradients and optimizer steps against fixtures."""
 
 import importlib.util
 import json
@@ -34,7 +34,7 @@ EMA_DECAY = 0.9998
 
 
 def criterion_of(model: config.Model, size: tuple[int, int]) -> Criterion:
-    """The original's assigner and losses for a model and inputs of (height, width)."""
+    """Return the original's assigner and losses for a model and an input size."""
     assigner = config.Assigner(ignore_threshold=0.0)
     if model.neck == "ghost_pan":
         assigner = config.Assigner("dynamic_soft_label", topk=13, ignore_threshold=0.0)
@@ -43,7 +43,7 @@ def criterion_of(model: config.Model, size: tuple[int, int]) -> Criterion:
 
 
 def load_formula(folder: Path):
-    """The module that rebuilds weights and inputs; every folder of fixtures brings its own."""
+    """Return the module that rebuilds weights and inputs. Every folder of fixtures has one."""
     spec = importlib.util.spec_from_file_location("formula", folder / "formula.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -51,13 +51,13 @@ def load_formula(folder: Path):
 
 
 def manifest_of(path: Path) -> dict[str, list[int]]:
-    """Names and shapes of the state_dict that the fixture at `path` was recorded with."""
+    """Return the names and shapes of the state_dict that the fixture was recorded with."""
     manifest = json.loads((path.parent / "manifest.json").read_text())
     return manifest.get(path.stem.split("_", 1)[1], {})
 
 
 def built_here(names) -> bool:
-    """Whether a state_dict with these names is a NanoDet or NanoDet-Plus with ShuffleNetV2."""
+    """Return whether these are the names of a NanoDet or NanoDet-Plus with ShuffleNetV2."""
     return "backbone.stage2.0.branch2.0.weight" in names and (
         "fpn.reduce_layers.0.conv.weight" in names
         or all(name.startswith(("backbone.", "head.", "fpn.lateral_convs.")) for name in names)
@@ -65,12 +65,12 @@ def built_here(names) -> bool:
 
 
 def forward_check(path: Path):
-    """The check of a forward_<model>.npz, or None for a model that is not built here."""
+    """Return the check of a forward_<model>.npz, or None for an unimplemented model."""
     return partial(check_forward, path) if built_here(manifest_of(path)) else None
 
 
 def trajectory_check(path: Path):
-    """The check of a trajectory_<model>.npz, or None for a model that is not built here."""
+    """Return the check of a trajectory_<model>.npz, or None for an unimplemented model."""
     return partial(check_trajectory, path) if built_here(manifest_of(path)) else None
 
 
@@ -79,7 +79,7 @@ def _seeded(function, fixture, *args):
 
 
 def load_case(path: Path):
-    """Fixture, formula, model and variables by formula; batch statistics from the file if there."""
+    """Return fixture, formula, model and variables, with recorded batch statistics if any."""
     with np.load(path) as file:
         fixture = {key: file[key] for key in file}
     formula = load_formula(path.parent)
@@ -95,14 +95,14 @@ def load_case(path: Path):
 
 
 def joined(predictions) -> np.ndarray:
-    """Predictions in the original's layout: classes, then boxes."""
+    """Return predictions in the original's layout: classes, then boxes."""
     bins = predictions.box_logits
     flat = bins.reshape(*bins.shape[:2], -1)
     return np.concatenate([predictions.class_logits, flat], axis=-1)
 
 
 def check_forward(path: Path) -> Worst:
-    """Evaluation and, where recorded, one training pass with its gradients."""
+    """Compare an evaluation and, if recorded, one training pass with its gradients."""
     fixture, formula, model_config, entries = load_case(path)
     model = build_model(model_config)
     variables = torch_names.convert(entries, abstract_variables(model, guided=True), path.name)
@@ -148,7 +148,7 @@ def check_forward(path: Path) -> Worst:
 
 
 def training_numbers(metrics, gradients, batch_stats) -> dict[str, np.ndarray]:
-    """Losses, gradient norms and sums of running statistics, by the original's names."""
+    """Return losses, gradient norms and sums of running statistics, by the original's names."""
     numbers = {name: value for name, value in metrics.items() if "loss" in name}
     for name, gradient in torch_names.to_entries({"params": gradients}).items():
         numbers[f"|d {name}|"] = np.linalg.norm(gradient)
@@ -158,7 +158,7 @@ def training_numbers(metrics, gradients, batch_stats) -> dict[str, np.ndarray]:
 
 
 def training_expectations(fixture) -> dict[str, Expected]:
-    """What a forward fixture holds of a training pass."""
+    """Return the numbers of a training pass in a forward fixture."""
     expected = {"loss": relative(fixture["loss"], 1e-5)}
     for key, value in fixture.items():
         if key.startswith("loss_state/"):
@@ -168,8 +168,8 @@ def training_expectations(fixture) -> dict[str, Expected]:
     for name, norm in norms.items():
         if re.fullmatch(torch_names.UNUSED_IF_SHARED, name) and norm == 0:
             continue
-        # A bias in front of a batch norm has gradient zero; what was recorded there is noise of
-        # some 1e-8 of the largest norm, and ours must be as small.
+        # The gradient of a bias before a batch norm is zero. The recorded norm is noise of about
+        # 1e-8 of the largest norm, and ours must be as small.
         noise = norm < 1e-6 * largest
         value = Expected(norm, 1e-6, largest) if noise else relative(norm, 1e-3)
         expected[f"|d {name}|"] = value._replace(kind="" if noise else "gradient norms")
@@ -177,13 +177,13 @@ def training_expectations(fixture) -> dict[str, Expected]:
         sums = fixture[f"bn_running_{kind}_sum"]
         for name, value in zip(fixture["bn_names"].tolist(), sums):
             entry = f"{name.rsplit('.', 1)[0]}.running_{kind}"
-            # The sum of a layer's means may cancel: its terms are of size 0.1 to 1.
+            # The means of a layer may cancel in the sum. They are of size 0.1 to 1.
             expected[entry] = relative(value, 1e-5, floor=1.0)
     return expected
 
 
 def check_trajectory(path: Path) -> Worst:
-    """Six optimizer steps on one batch."""
+    """Compare six optimizer steps on one batch."""
     fixture, formula, model_config, entries = load_case(path)
     for name, entry in entries.items():
         if name.endswith("running_mean"):
@@ -237,7 +237,7 @@ def check_trajectory(path: Path) -> Worst:
 
 
 def recorded_training(fixture) -> config.Training:
-    """Return the optimizer of a recorded trajectory, from its description in words."""
+    """Return the optimizer settings of a trajectory, parsed from its recorded description."""
     words = str(fixture["optimizer"]).split()
     numbers = dict(word.split("=") for word in words if "=" in word)
     return config.Training(
