@@ -1,4 +1,4 @@
-"""One run of `kill.py`. Run all fifty of it after changes to how runs are saved."""
+"""One run of `kill.py`. After changes to saving, run `kill.py` with all fifty runs."""
 
 import pytest
 

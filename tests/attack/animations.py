@@ -1,6 +1,6 @@
-"""Files of many pictures, of which the first is what a data set means; built byte by byte.
+"""Builders of animated and multi-page images. Datasets use only the first frame of such a file.
 
-Nothing here takes long for 10,000 frames: each frame after the first is the same few bytes.
+Even 10,000 frames are built fast, because all frames after the first are the same few bytes.
 """
 
 import io
@@ -21,7 +21,7 @@ def encoded(color: tuple[int, int, int], format: str, **options: Any) -> bytes:
 
 
 def gif(frames: int) -> bytes:
-    """A red frame, then green ones."""
+    """Return a red frame followed by green frames."""
 
     def parts(color):
         data = encoded(color, "GIF")
@@ -71,7 +71,7 @@ def webp(frames: int, canvas: tuple[int, int] = SIZE, exif: bytes = b"") -> byte
 
 
 def tiff(frames: int) -> bytes:
-    """Pages that share two strips of pixels."""
+    """Return pages that share two strips of pixels."""
     width, height = SIZE
     red, green = (bytes(color) * (width * height) for color in (RED, GREEN))
     bits = struct.pack("<HHH", 8, 8, 8)

@@ -1,7 +1,7 @@
-"""Malicious checkpoints: consistent and signed, but not what was saved.
+"""Builders of malicious checkpoints, whose checksums are valid although the content was changed.
 
-OCDBT, the format of their databases, is written by hand here, because its own library writes no
-such file: a manifest names the root of a tree, whose nodes hold keys and values.
+These functions write the OCDBT database format themselves, because its library writes no malicious
+files. In this format a manifest names the root of a tree, whose nodes contain keys and values.
 """
 
 import json
@@ -19,25 +19,25 @@ from tests.tools import corrupt
 
 STEP = 1
 MANIFEST, NODE = 0x0CDB3A2A, 0x0CDB20DE
-BLOCK = 128 << 10  # bytes that one block of zstd can become
+BLOCK = 128 << 10  # bytes, the largest decoded size of a zstd block
 
 
 def save(workdir: Path) -> Path:
-    """Save one good checkpoint; gives its folder."""
+    """Save one valid checkpoint, and return its folder."""
     with closing(Checkpoints(workdir)) as checkpoints:
         checkpoints.save(corrupt.state_of(STEP))
     return workdir / "checkpoints" / str(STEP)
 
 
 def sign(path: Path, value: Any) -> None:
-    """Write a json file with a digest that fits; infinity and NaN are written as Python does."""
+    """Write a json file with a valid digest. It may contain Infinity and NaN."""
     path.write_text(
         json.dumps({"value": value, checksums.DIGEST: checksums._digest_of_json(value)})
     )
 
 
 def change_record(step: Path, change: Callable[[dict[str, Any]], Any]) -> None:
-    """Change what the record says; `change` gives the new value, or None if it changed it."""
+    """Change the record and its digest. `change` edits its argument or returns a new record."""
     path = step / "record" / "metadata"
     value = json.loads(path.read_text())["value"]
     changed = change(value)
@@ -45,7 +45,7 @@ def change_record(step: Path, change: Callable[[dict[str, Any]], Any]) -> None:
 
 
 def write_keys(part: Path, values: dict[str, bytes]) -> None:
-    """Write values into the database of a part, as its own library does."""
+    """Write values to the database of a part with the official library."""
     base = {"driver": "file", "path": f"{part}/"}
     store = tensorstore.KvStore.open({"driver": "ocdbt", "base": base}).result()
     for key, value in values.items():
@@ -53,9 +53,9 @@ def write_keys(part: Path, values: dict[str, bytes]) -> None:
 
 
 def repeated(byte: int, blocks: int, first: bytes = b"") -> bytes:
-    """A zstd frame of `first` and so many blocks of one byte, 4 bytes each, as no encoder writes.
+    """Return a zstd frame of `first` and `blocks` blocks that repeat one byte, 4 bytes each.
 
-    A window of 1 MiB, no size of the content, no checksum.
+    No encoder writes such a frame. It has a window of 1 MiB, no content size and no checksum.
     """
     frame = b"\x28\xb5\x2f\xfd\x00\x50" + _block(0, len(first)) + first
     run = _block(1, BLOCK) + bytes([byte])
@@ -67,7 +67,7 @@ def _block(kind: int, size: int, last: int = 0) -> bytes:
 
 
 def varint(number: int) -> bytes:
-    """An integer as OCDBT and protocol buffers write it."""
+    """Encode an integer as in OCDBT and protocol buffers."""
     out = b""
     while number > 127:
         out += bytes([number & 127 | 128])
@@ -76,7 +76,7 @@ def varint(number: int) -> bytes:
 
 
 def framed(magic: int, body: bytes, compressed: bool = False) -> bytes:
-    """A manifest or node around its body."""
+    """Return the file of a manifest or node: header, body and checksum."""
     head = struct.pack(">I", magic) + struct.pack("<Q", len(body) + 18) + bytes([0, compressed])
     return head + body + struct.pack("<I", crc32c(head + body))
 
@@ -94,7 +94,7 @@ def crc32c(data: bytes) -> int:
 
 
 def files_table(base: str, name: str) -> bytes:
-    """The table of one data file: `name` below `base`, which is below the database's folder."""
+    """Return the table of one data file, `name` in `base`, relative to the database folder."""
     path = (base + name).encode()
     return varint(1) + varint(len(path)) + varint(len(base)) + path
 
@@ -103,7 +103,7 @@ CONFIG = bytes(16) + varint(0) + varint(100) + varint(8 << 20) + bytes([4]) + va
 
 
 def manifest(base: str, name: str, length: int) -> bytes:
-    """A manifest whose root is a node of `length` bytes, the start of a data file."""
+    """Return a manifest whose root node is the first `length` bytes of a data file."""
     version = varint(1)  # one version, generation 1, height 0
     entry = varint(1) + bytes([0]) + varint(0) + varint(0) + varint(length)
     statistics = varint(1) + varint(length) + varint(0)
@@ -114,8 +114,9 @@ def manifest(base: str, name: str, length: int) -> bytes:
 def leaf(
     keys: list[tuple[int, bytes]], values: list[bytes | tuple[int, int]], files: bytes
 ) -> bytes:
-    """A node of keys, each as what it shares with the one before and the rest.
+    """Return a leaf node of keys and values.
 
+    A key is given as the length of the prefix that it shares with the previous key, and the rest.
     A value is given as bytes, or as offset and length in the one data file.
     """
     inline = [value for value in values if isinstance(value, bytes)]
@@ -132,6 +133,6 @@ def leaf(
 
 
 def replace_tree(part: Path, node: bytes) -> None:
-    """Let the database of a part consist of one node."""
+    """Replace the database of a part by one node."""
     (part / "d" / "node").write_bytes(node)
     (part / "manifest.ocdbt").write_bytes(manifest("", "d/node", len(node)))

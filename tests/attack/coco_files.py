@@ -1,4 +1,4 @@
-"""Small data sets in COCO's layout, of many classes or many boxes."""
+"""Small datasets in COCO format with many classes or many boxes."""
 
 import json
 from collections.abc import Callable
@@ -16,7 +16,7 @@ SIDE = 64
 def write(
     folder: Path, *, classes: int, images: int, boxes: int, name: Callable[[int], str]
 ) -> None:
-    """Images of noise, and `annotations.json` with `boxes` boxes in each."""
+    """Write images of noise, and an `annotations.json` with `boxes` boxes in each image."""
     rng = np.random.default_rng(0)
     content: dict[str, list] = {"images": [], "annotations": []}
     content["categories"] = [{"id": id + 1, "name": name(id)} for id in range(classes)]
@@ -32,7 +32,7 @@ def write(
 
 
 def config_of(folder: Path) -> Config:
-    """Two steps of a tiny network on such a data set, which is its validation data too."""
+    """Return a config of two steps of a tiny network that trains and validates on the dataset."""
     config = shapes.get_config()
     config.input_size = (SIDE, SIDE)
     config.model.channels, config.model.stacked_convs = 32, 1

@@ -1,4 +1,4 @@
-"""File systems of a few megabytes, which tests fill up or make read-only."""
+"""File systems of a few megabytes, for tests that fill them or make them read-only."""
 
 import subprocess
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ FILLER = "filler"
 
 
 def mount(*arguments: object) -> None:
-    """Run `mount`, or skip the test where this is not permitted."""
+    """Run `mount`, or skip the test if this is not permitted."""
     try:
         done = subprocess.run(["mount", *map(str, arguments)], capture_output=True, text=True)
     except FileNotFoundError:
@@ -22,18 +22,18 @@ def mount(*arguments: object) -> None:
 
 @contextmanager
 def small_disk(folder: Path, megabytes: int) -> Iterator[Path]:
-    """A file system of its own at `folder`, as long as the context lasts."""
+    """Mount a file system at `folder` for the duration of the context."""
     folder.mkdir()
     mount("-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", folder)
     try:
         yield folder
     finally:
-        while folder.is_mount():  # mounts lie on one another
+        while folder.is_mount():  # several mounts may be stacked
             subprocess.run(["umount", "--lazy", folder], check=True)
 
 
 def fill(disk: Path) -> None:
-    """Leave no free page on the disk."""
+    """Fill the disk completely."""
     size = 1 << 20
     with (disk / FILLER).open("ab", buffering=0) as file:
         while size:
@@ -44,5 +44,5 @@ def fill(disk: Path) -> None:
 
 
 def empty(disk: Path) -> None:
-    """Free what `fill` took."""
+    """Delete the file of `fill`."""
     (disk / FILLER).unlink()

@@ -1,4 +1,4 @@
-"""Files of many pictures: the first is decoded, of the size that the header says, in no time."""
+"""Animated and multi-page images: only the first frame is decoded, and fast."""
 
 import json
 import subprocess
@@ -19,7 +19,7 @@ from nanodet_jax.inference.detector import read_image
 from tests.attack.animations import MAKERS, RED, SIZE, encoded, webp
 
 SHAPE = (SIZE[1], SIZE[0])
-MOST_S = 5.0  # for one file; they take milliseconds
+MAX_SECONDS = 5.0  # for one file; typical are milliseconds
 MEASURE = """
 import re, sys
 from nanodet_jax.runtime.process import setup_process
@@ -27,7 +27,7 @@ from nanodet_jax.data.image_files import stored_size
 setup_process()
 data = open(sys.argv[1], "rb").read()
 stored_size(open(sys.argv[2], "rb").read())
-# Not ru_maxrss, which starts at the memory of the process that started this one.
+# Not ru_maxrss, whose initial value is the memory of the parent process.
 peak = lambda: int(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1])
 before = peak()
 size = [stored_size(data) for _ in range(4)]
@@ -37,7 +37,7 @@ print(size[0][0], size[0][1], peak() - before)
 
 @pytest.mark.parametrize("suffix", MAKERS)
 @pytest.mark.parametrize("frames", [1, 3, 10_000])
-def test_the_first_picture_is_read_whatever_follows(suffix, frames, tmp_path):
+def test_only_the_first_frame_is_decoded(suffix, frames, tmp_path):
     if suffix == "jpg" and frames > 3:
         frames = 100  # Pillow alone writes them
     path = tmp_path / f"picture.{suffix}"
@@ -47,12 +47,12 @@ def test_the_first_picture_is_read_whatever_follows(suffix, frames, tmp_path):
     started = time.monotonic()
     assert stored_size(path.read_bytes()) == shown_size(path) == SHAPE
     pixels = read_image(path)
-    assert time.monotonic() < started + MOST_S
+    assert time.monotonic() < started + MAX_SECONDS
     assert pixels.shape == (*SHAPE, 3)
-    assert np.abs(pixels.astype(int) - RED[::-1]).max() <= 2  # JPEG rounds
+    assert np.abs(pixels.astype(int) - RED[::-1]).max() <= 2  # JPEG is lossy
 
 
-def test_training_takes_the_first_picture_of_each(tmp_path):
+def test_training_uses_the_first_frame_of_each_file(tmp_path):
     images, annotations = [], []
     for id, (suffix, make) in enumerate(MAKERS.items()):
         (tmp_path / f"{id}.{suffix}").write_bytes(make(3))
@@ -70,7 +70,7 @@ def test_training_takes_the_first_picture_of_each(tmp_path):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak of memory from /proc")
-def test_a_webp_is_measured_without_memory_for_its_canvas(tmp_path):
+def test_size_of_a_webp_is_read_without_allocating_its_canvas(tmp_path):
     bomb, small = tmp_path / "bomb.webp", tmp_path / "small.webp"
     bomb.write_bytes(webp(1, canvas=(9000, 9000)))
     small.write_bytes(webp(1))
@@ -80,13 +80,13 @@ def test_a_webp_is_measured_without_memory_for_its_canvas(tmp_path):
     )  # fmt: skip
     height, width, kilobytes = map(int, done.stdout.split())
     assert (height, width) == (9000, 9000)
-    assert kilobytes < 20_000  # two canvases of four bytes a pixel would be 648,000
+    assert kilobytes < 20_000  # two canvases with four bytes per pixel would take 648,000
 
 
 @pytest.mark.parametrize("options", [{}, {"lossless": True}, {"quality": 1}])
 @pytest.mark.parametrize("mode", ["RGB", "RGBA"])
 @pytest.mark.parametrize("size", [(1, 1), (3, 5000), (5000, 3), (640, 479)])
-def test_a_webp_header_says_what_pillow_and_opencv_say(options, mode, size, tmp_path):
+def test_webp_header_matches_pillow_and_opencv(options, mode, size, tmp_path):
     path = tmp_path / "picture.webp"
     Image.new(mode, size).save(path, **options)
     with Image.open(path) as image:
@@ -95,7 +95,7 @@ def test_a_webp_header_says_what_pillow_and_opencv_say(options, mode, size, tmp_
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_a_webp_turned_by_exif_has_the_size_that_opencv_decodes(orientation, tmp_path):
+def test_webp_rotated_by_exif_has_the_size_that_opencv_decodes(orientation, tmp_path):
     exif = Image.Exif()
     exif[0x0112] = orientation
     for data in (
@@ -107,7 +107,7 @@ def test_a_webp_turned_by_exif_has_the_size_that_opencv_decodes(orientation, tmp
         assert shown_size(data) == decoded.shape[:2]
 
 
-def test_a_webp_of_endless_chunks_is_no_image():
+def test_webp_with_too_many_chunks_is_not_an_image():
     data = bytearray(webp(1))
     data[20] |= 0x08  # promises EXIF
     assert stored_size(bytes(data) + b"JUNK\0\0\0\0" * (1 << 17)) is None

@@ -1,4 +1,4 @@
-"""Folders of a workdir that are links, pipes, too large, oddly named, another's, or deleted."""
+"""Workdirs whose folders are links, pipes, too large, oddly named, foreign, or deleted."""
 
 import contextlib
 import os
@@ -22,7 +22,7 @@ LIKE = corrupt.state_of(7)
 
 @contextlib.contextmanager
 def within(seconds: float):
-    """Raise a TimeoutError from whatever waits for longer."""
+    """Raise a TimeoutError if the context takes longer."""
 
     def stop(*_):
         raise TimeoutError(f"still waiting after {seconds} s")
@@ -42,7 +42,7 @@ def restore(workdir: Path):
 
 
 @pytest.mark.parametrize("writing", [True, False])
-def test_a_linked_folder_of_checkpoints_is_refused_and_its_target_kept(tmp_path, writing):
+def test_checkpoint_folder_that_is_a_link_is_refused_and_its_target_unchanged(tmp_path, writing):
     elsewhere = tmp_path / "elsewhere"
     unfinished = elsewhere / "9.orbax-checkpoint-tmp"
     unfinished.mkdir(parents=True)
@@ -61,7 +61,7 @@ def test_a_linked_folder_of_checkpoints_is_refused_and_its_target_kept(tmp_path,
 
 @pytest.mark.parametrize("writing", [True, False])
 @pytest.mark.parametrize("name", ["1", "3", "9.orbax-checkpoint-tmp", "damaged_2", "a\x1b[31m"])
-def test_a_linked_entry_of_checkpoints_is_refused(tmp_path, name, writing):
+def test_link_in_the_checkpoint_folder_is_refused(tmp_path, name, writing):
     elsewhere = made.save(tmp_path / "other")
     folder = tmp_path / "run" / "checkpoints"
     folder.mkdir(parents=True)
@@ -77,7 +77,7 @@ PARTS = ["record/metadata", "variables/manifest.ocdbt", "variables/d/more", "_CH
 
 @pytest.mark.parametrize("kind", ["link", "link to a device", "pipe"])
 @pytest.mark.parametrize("part", PARTS)
-def test_an_irregular_file_in_a_checkpoint_is_damage(tmp_path, part, kind):
+def test_irregular_file_in_a_checkpoint_is_reported_as_damage(tmp_path, part, kind):
     step = made.save(tmp_path)
     path = step / part
     with contextlib.suppress(FileNotFoundError):
@@ -95,7 +95,7 @@ def test_an_irregular_file_in_a_checkpoint_is_damage(tmp_path, part, kind):
         restore(tmp_path)
 
 
-def test_too_many_files_are_damage(tmp_path):
+def test_too_many_files_are_reported_as_damage(tmp_path):
     step = made.save(tmp_path)
     for number in range(300):
         (step / f"file{number}").touch()
@@ -103,7 +103,7 @@ def test_too_many_files_are_damage(tmp_path):
         restore(tmp_path)
 
 
-def test_too_large_files_are_damage(tmp_path):
+def test_too_large_files_are_reported_as_damage(tmp_path):
     step = made.save(tmp_path)
     with (step / "variables" / "d" / "more").open("wb") as file:
         file.truncate(1 << 40)
@@ -112,7 +112,7 @@ def test_too_large_files_are_damage(tmp_path):
 
 
 @pytest.mark.parametrize("target", ["/dev/zero", "pipe"])
-def test_metrics_that_never_end_count_as_none(tmp_path, target, capsys):
+def test_metrics_file_that_never_ends_counts_as_missing(tmp_path, target, capsys):
     step = made.save(tmp_path)
     if target == "pipe":
         os.mkfifo(step / "metrics.json")
@@ -127,7 +127,7 @@ ODD_NAMES = ["²", "٣", "1٣", "007", "-1", "+3", " 3", "1_0", "3.0", "0x3", "1
 
 
 @pytest.mark.parametrize("name", ODD_NAMES)
-def test_a_folder_that_only_looks_like_a_step_is_ignored(tmp_path, name):
+def test_folder_with_a_similar_name_to_a_step_is_ignored(tmp_path, name):
     step = made.save(tmp_path)
     shutil.copytree(step, step.with_name(name))
     with closing(Checkpoints(tmp_path)) as checkpoints:
@@ -149,7 +149,7 @@ def test_saved_steps_are_folders_in_ascending_order(tmp_path):
     assert saved_steps(tmp_path / "5") == []
 
 
-def test_a_step_that_another_process_saved_is_not_taken_for_ours(tmp_path):
+def test_step_saved_by_another_process_is_an_error(tmp_path):
     with closing(Checkpoints(tmp_path)) as ours, closing(Checkpoints(tmp_path)) as others:
         ours.save(corrupt.state_of(1))
         ours.wait()
@@ -157,7 +157,7 @@ def test_a_step_that_another_process_saved_is_not_taken_for_ours(tmp_path):
         others.wait()
         with pytest.raises(UserError, match=f"{tmp_path}/checkpoints/2: exists, but was not saved"):
             ours.save(corrupt.state_of(2))
-        ours.save(corrupt.state_of(1))  # ours: left as it is
+        ours.save(corrupt.state_of(1))  # ours: unchanged
     with closing(Checkpoints(tmp_path)) as resumed:
         with pytest.raises(UserError, match="exists, but was not saved"):
             resumed.save(corrupt.state_of(2))
@@ -166,7 +166,7 @@ def test_a_step_that_another_process_saved_is_not_taken_for_ours(tmp_path):
 
 
 @pytest.mark.parametrize("when", ["check_folder", "read_record", "read_arrays"])
-def test_a_checkpoint_that_is_deleted_meanwhile_is_damage(tmp_path, monkeypatch, when):
+def test_checkpoint_deleted_while_it_is_read_is_reported_as_damage(tmp_path, monkeypatch, when):
     step = made.save(tmp_path)
     function = getattr(checkpoint_restore, when)
 
@@ -182,7 +182,7 @@ def test_a_checkpoint_that_is_deleted_meanwhile_is_damage(tmp_path, monkeypatch,
             checkpoints.restore_latest(LIKE)
 
 
-def test_a_checkpoint_that_is_deleted_before_it_is_set_aside_is_an_error(tmp_path, monkeypatch):
+def test_checkpoint_deleted_before_it_is_set_aside_is_an_error(tmp_path, monkeypatch):
     step = made.save(tmp_path)
     read = checkpoint_restore.read_arrays
 

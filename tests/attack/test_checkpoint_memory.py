@@ -1,4 +1,4 @@
-"""Small files that take gigabytes to decode: the peak memory of a process that restores them."""
+"""Peak memory of a process that restores small files which decode to gigabytes."""
 
 import json
 import subprocess
@@ -12,7 +12,7 @@ from nanodet_jax.io import checksums
 from tests.attack import checkpoints as made
 
 MEAN = "batch_stats.norm.mean"  # an array of 50 numbers
-MEMORY = 700_000_000  # bytes; importing jax alone takes half of it
+MEMORY = 700_000_000  # bytes; importing jax takes half of it
 RESTORE = """
 import resource, sys
 from contextlib import closing
@@ -29,7 +29,7 @@ with closing(Checkpoints(Path(sys.argv[1]), writing=False)) as checkpoints:
         print("restored")
     except UserError as error:
         print(error)
-# Not ru_maxrss of this process, which starts at that of the process that started it.
+# Not ru_maxrss of this process, whose initial value is the memory of the parent process.
 status = Path("/proc/self/status").read_text()
 print(1024 * int(status.partition("VmHWM:")[2].split()[0]))
 print(1024 * resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
@@ -37,7 +37,7 @@ print(1024 * resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
 
 
 def restore(workdir: Path) -> tuple[str, int]:
-    """What a process of its own says that restores the variables, and its peak memory."""
+    """Restore the variables in a new process. Return its output and its peak memory."""
     root = Path(__file__).parents[2]
     ended = subprocess.run(
         [sys.executable, "-c", RESTORE, str(workdir)], cwd=root, capture_output=True, text=True
@@ -48,7 +48,7 @@ def restore(workdir: Path) -> tuple[str, int]:
 
 
 def declared_chunk(step: Path) -> None:
-    """A chunk of 1 GiB that is declared, of which the array is the first 200 bytes."""
+    """Declare a chunk of 1 GiB. The array is its first 200 bytes."""
     zeros = repeat_mean(step)
     stored = {"chunks": [1 << 28], "compressor": {"id": "zstd", "level": 1}, "dtype": "<f4"}
     stored |= {"dimension_separator": ".", "fill_value": None, "filters": None, "order": "C"}
@@ -57,12 +57,12 @@ def declared_chunk(step: Path) -> None:
 
 
 def longer_chunk(step: Path) -> None:
-    """A chunk that is declared as it should be, and decodes to 1 GiB."""
+    """Declare the correct chunk, but write one that decodes to 1 GiB."""
     made.write_keys(step / "variables", {f"{MEAN}/0": repeat_mean(step)})
 
 
 def repeat_mean(step: Path) -> bytes:
-    """1 GiB of zeros, compressed; the record is changed to have zeros for the mean."""
+    """Return 1 GiB of compressed zeros. Change the mean in the record to zeros."""
 
     def change(record):
         name = "variables/" + MEAN.replace(".", "/")
@@ -74,14 +74,14 @@ def repeat_mean(step: Path) -> bytes:
 
 
 def shared_prefixes(step: Path) -> None:
-    """A node of 0.25 MB whose keys have 1.3 GB, as each repeats 65000 bytes of the one before."""
+    """Write a node of 0.25 MB with keys of 1.3 GB. Each repeats 65000 bytes of the previous key."""
     keys = [(0, b"a"), (0, b"b" + bytes(65_000))]
     keys += [(65_001, number.to_bytes(3, "big")) for number in range(1, 20_000)]
     made.replace_tree(step / "variables", made.leaf(keys, [b""] * len(keys), made.varint(0)))
 
 
 def endless_table(step: Path) -> None:
-    """A manifest of 20 KB whose table of files has 2**40, of which 650 MB follow."""
+    """Write a manifest of 20 KB that declares 2**40 files, and contains 650 MB of them."""
     frame = made.repeated(0, 5_000, first=made.CONFIG + made.varint(1 << 40))
     framed = made.framed(made.MANIFEST, frame, compressed=True)
     (step / "variables" / "manifest.ocdbt").write_bytes(framed)
@@ -90,7 +90,7 @@ def endless_table(step: Path) -> None:
 ATTACKS = [declared_chunk, longer_chunk, shared_prefixes, endless_table]
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="memory is bounded on Linux alone")
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is bounded only on Linux")
 @pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.__name__)
 def test_restoring_takes_bounded_memory(tmp_path, attack):
     step = made.save(tmp_path)

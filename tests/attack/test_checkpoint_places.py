@@ -1,9 +1,8 @@
-"""Checkpoints that name places elsewhere: folders outside, and servers.
+"""Checkpoints that refer to folders outside, or to servers.
 
-What was found: tensorstore's driver of files refuses a key with `..`, an empty part or a second
-slash, so that no data file of a node or manifest lies outside the database's folder, and OCDBT has
-no names of drivers. A `.zarray`, `zarr.json` or `_METADATA` could name a server only if it was
-read, and `array_reader` reads none of them.
+TensorStore's file driver refuses a key with `..`, an empty part or a second slash. So no data file
+of a node or manifest lies outside the folder of the database. OCDBT files contain no driver names.
+A `.zarray`, `zarr.json` or `_METADATA` could name a server, but `array_reader` reads none of them.
 """
 
 import json
@@ -26,7 +25,7 @@ LIKE = corrupt.state_of(7)
 
 @pytest.fixture
 def server():
-    """A loopback server that notes each connection and answers none: port, connections."""
+    """Run a loopback server that records connections and never answers. Yield port, connections."""
     connections = []
     listening = socket.create_server(("127.0.0.1", 0))
     listening.settimeout(0.1)
@@ -69,7 +68,7 @@ BASES = [
 
 @pytest.mark.parametrize("base", BASES)
 def test_no_file_outside_a_database_is_read(tmp_path, base):
-    """The chunk of an array is to come from a file elsewhere, with the bytes that were saved."""
+    """Refer to the chunk of an array in a file outside, which contains the saved bytes."""
     step = made.save(tmp_path)
     part = step / "variables"
     kernel = np.asarray(corrupt.state_of(made.STEP).inference_variables["params"]["conv"]["kernel"])
@@ -97,7 +96,7 @@ def test_no_file_outside_a_database_is_read(tmp_path, base):
 
 
 def test_no_manifest_leads_to_another_database(tmp_path):
-    """Swap the variables for those of another step, whose checksums are in the record."""
+    """Replace the variables by those of another step, whose checksums are in the record."""
     step = made.save(tmp_path)
     shutil.copytree(step, step.with_name("2"))
     (node,) = (step / "variables" / "d").iterdir()

@@ -25,7 +25,7 @@ def nested(depth):
 
 
 def of_array(**fields):
-    """A change of what the record says about one array."""
+    """Return a change of the description of one array."""
     return lambda record: record["arrays"][NAME].update(fields)
 
 
@@ -34,7 +34,7 @@ def without(field):
 
 
 def named(name):
-    """A change of the name of one array."""
+    """Return a change of the name of one array."""
     return lambda record: record["arrays"].update({name: record["arrays"].pop(NAME)})
 
 
@@ -102,12 +102,12 @@ RECORDS = {
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """A checkpoint, of which each test changes the record and puts it back."""
+    """Save a checkpoint. Each test changes its record, and restores it afterwards."""
     return made.save(tmp_path_factory.mktemp("run"))
 
 
 @pytest.mark.parametrize("case", RECORDS)
-def test_a_senseless_record_is_an_error_in_one_line(whole, case):
+def test_invalid_record_is_an_error_of_one_line(whole, case):
     path = whole / "record" / "metadata"
     before = path.read_bytes()
     like = corrupt.state_of(7)
@@ -127,7 +127,7 @@ def test_a_senseless_record_is_an_error_in_one_line(whole, case):
 
 
 @pytest.mark.parametrize("text", ["[" * DEEP, '{"value":' * DEEP, "", "\0", "9" * 5000, "NaN"])
-def test_a_record_that_is_no_json_object_is_an_error(whole, text):
+def test_record_that_is_not_a_json_object_is_an_error(whole, text):
     path = whole / "record" / "metadata"
     before = path.read_bytes()
     try:
@@ -178,7 +178,7 @@ METRICS = {
 
 
 @pytest.mark.parametrize("case", METRICS)
-def test_senseless_metrics_count_as_not_evaluated(whole, case, capsys):
+def test_invalid_metrics_count_as_not_evaluated(whole, case, capsys):
     path = whole / "metrics.json"
     made.sign(path, METRICS[case])
     with closing(Checkpoints(whole.parents[1], writing=False)) as checkpoints:
@@ -190,14 +190,14 @@ def test_senseless_metrics_count_as_not_evaluated(whole, case, capsys):
     assert said.rstrip("\n").isprintable()
 
 
-def test_good_metrics_are_read_as_they_are(whole):
+def test_valid_metrics_are_read_unchanged(whole):
     made.sign(whole / "metrics.json", copy.deepcopy(GOOD))
     with closing(Checkpoints(whole.parents[1], writing=False)) as checkpoints:
         assert checkpoints.metrics(made.STEP) == GOOD
         assert checkpoints.best_step() == made.STEP
 
 
-def test_a_name_in_a_message_is_escaped_and_cut():
+def test_name_in_a_message_is_escaped_and_truncated():
     described = {f"\x1b[2J{'a' * 1000}": {"shape": [], "dtype": "float32"}}
     difference = checksums.find_shape_mismatch(described, {})
     assert difference.isprintable()

@@ -1,4 +1,4 @@
-"""A clock that jumps by hours, to and fro."""
+"""Runs while the system clock jumps forward and back by hours."""
 
 import itertools
 import time
@@ -23,11 +23,11 @@ NOW = 1_700_000_000.0
 
 
 def all_events(folder):
-    """As TensorBoard reads them: files by name."""
+    """Return all events in the order of TensorBoard, which sorts files by name."""
     return [event for path in sorted(folder.iterdir()) for event in read_events(path)]
 
 
-def test_boards_of_the_same_second_keep_their_files(tmp_path, monkeypatch):
+def test_event_files_of_the_same_second_have_different_names(tmp_path, monkeypatch):
     monkeypatch.setattr(time, "time", lambda: NOW)
     for step in (1, 2, 3):
         board = EventWriter(tmp_path, first_step=step)
@@ -37,7 +37,7 @@ def test_boards_of_the_same_second_keep_their_files(tmp_path, monkeypatch):
     assert steps == [1, 2, 3]
 
 
-def test_a_board_begun_after_the_clock_went_back_is_read_last(tmp_path, monkeypatch):
+def test_event_file_started_after_the_clock_went_back_is_read_last(tmp_path, monkeypatch):
     for step, now in ((1, NOW), (5, NOW - 9 * HOUR), (9, NOW - HOUR)):
         monkeypatch.setattr(time, "time", lambda now=now: now)
         EventWriter(tmp_path, first_step=step).close()
@@ -48,7 +48,7 @@ def test_a_board_begun_after_the_clock_went_back_is_read_last(tmp_path, monkeypa
     assert starts == [1, 5, 9]
 
 
-def test_times_in_a_board_never_go_back(tmp_path, monkeypatch):
+def test_times_in_an_event_file_never_decrease(tmp_path, monkeypatch):
     jumps = itertools.cycle((0, -5 * HOUR, 7 * HOUR))
     monkeypatch.setattr(time, "time", lambda: NOW + next(jumps))
     board = EventWriter(tmp_path, first_step=1)
@@ -68,7 +68,7 @@ def same_end(workdir, expected):
 
 
 @pytest.mark.long
-def test_a_run_under_a_clock_that_jumps_between_steps_ends_the_same(
+def test_clock_that_jumps_between_steps_does_not_change_the_result(
     one_device, tmp_path, monkeypatch
 ):
     train_and_evaluate(tiny_config(), tmp_path / "calm")
@@ -85,7 +85,7 @@ def test_a_run_under_a_clock_that_jumps_between_steps_ends_the_same(
 
 
 @pytest.mark.long
-def test_a_clock_set_forward_during_a_save_ends_a_run_with_a_line_and_it_goes_on(
+def test_clock_set_forward_during_a_save_ends_the_run_with_one_line_and_it_resumes(
     one_device, tmp_path, monkeypatch
 ):
     # Orbax limits a save to minutes of the wall clock.

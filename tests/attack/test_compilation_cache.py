@@ -1,4 +1,4 @@
-"""A folder of compiled programs that other users can write to is never used."""
+"""Folders of compiled programs: one that other users can write to is never used."""
 
 import os
 import subprocess
@@ -25,7 +25,7 @@ try:
 except UserError as error:
     print("error:", error)
 else:
-    setup_process()  # prints nothing twice
+    setup_process()  # must not print again
     print("cache:", jax.config.jax_compilation_cache_dir)
 """
 

@@ -1,4 +1,4 @@
-"""Damage in `metrics.jsonl` and `about.json`: a line says so, and the run goes on."""
+"""Damage in `metrics.jsonl` and `about.json`: it is reported in one line, and the run continues."""
 
 import json
 import shutil
@@ -33,7 +33,7 @@ def line(kind, step):
 
 
 @pytest.mark.parametrize("damage", DAMAGED)
-def test_a_damaged_line_is_left_out_and_counted(tmp_path, capsys, damage):
+def test_damaged_line_is_removed_and_counted(tmp_path, capsys, damage):
     path = tmp_path / "metrics.jsonl"
     before, after = line("train", 1), line("eval", 2)
     whole = b"" if damage == "no end of line" else after
@@ -43,7 +43,7 @@ def test_a_damaged_line_is_left_out_and_counted(tmp_path, capsys, damage):
     assert f"{path}: removed 1 damaged line(s)" in capsys.readouterr().out
 
 
-def test_a_sound_log_is_kept_to_the_byte_without_a_word(tmp_path, capsys):
+def test_valid_log_is_unchanged_and_nothing_is_printed(tmp_path, capsys):
     path = tmp_path / "metrics.jsonl"
     kept = line("train", 1) + line("train", 2) + line("eval", 2)
     path.write_bytes(kept + line("train", 3) + line("eval", 4))
@@ -53,7 +53,7 @@ def test_a_sound_log_is_kept_to_the_byte_without_a_word(tmp_path, capsys):
     assert path.read_bytes() == line("train", 1) + line("train", 2)
 
 
-def test_a_log_that_is_a_folder_is_named(tmp_path):
+def test_log_that_is_a_folder_is_an_error_with_its_path(tmp_path):
     (tmp_path / "metrics.jsonl").mkdir()
     with pytest.raises(
         UserError, match=r"metrics\.jsonl: is not a regular file; move it elsewhere"
@@ -63,7 +63,7 @@ def test_a_log_that_is_a_folder_is_named(tmp_path):
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
-    """A workdir with about.json, its config and its data."""
+    """Prepare a workdir with about.json, and return it with its config and data."""
     workdir = tmp_path_factory.mktemp("prepared")
     config = tiny_config()
     source = open_source(config, "train")
@@ -75,7 +75,7 @@ def prepared(tmp_path_factory):
 @pytest.mark.parametrize(
     "damage", [b"\xff", b"", b"{", b"[1]", b"null", b'{"config": 1}', bytes(99)]
 )
-def test_a_damaged_description_is_written_anew(prepared, tmp_path, capsys, damage):
+def test_damaged_description_is_rewritten(prepared, tmp_path, capsys, damage):
     workdir, config, source = prepared
     shutil.copytree(workdir, tmp_path, dirs_exist_ok=True)
     about = tmp_path / ABOUT
@@ -87,7 +87,7 @@ def test_a_damaged_description_is_written_anew(prepared, tmp_path, capsys, damag
     assert about.read_bytes() == expected and load_description(about)[0] == config
 
 
-def test_a_sound_description_of_another_network_still_stops_the_run(prepared, tmp_path):
+def test_valid_description_of_another_network_stops_the_run(prepared, tmp_path):
     workdir, config, source = prepared
     shutil.copytree(workdir, tmp_path, dirs_exist_ok=True)
     about = tmp_path / ABOUT

@@ -1,4 +1,4 @@
-"""A disk that is full, or becomes read-only, at each of the writes of a run."""
+"""A disk that is full or becomes read-only before each write of a run."""
 
 import gc
 import json
@@ -25,8 +25,8 @@ from tests.training.test_loop import tiny_config
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 STEPS = 8
-# By what is written: before which call of a run the disk is filled, and what the line then says.
-# Where the run ends with the disk full, closing its log may fail too and be what is named.
+# For each written file: the call before which the disk is filled, and the expected error. If the
+# run ends while the disk is full, closing its log may fail too, and the error may name the log.
 WRITES = {
     "config.json": (build, "prepare_workdir", 1, "config.json: cannot be written"),
     "metrics.jsonl": (MetricLogger, "_write", 1, "cannot be written"),
@@ -36,14 +36,14 @@ WRITES = {
     "a later checkpoint": (Checkpoints, "save", 2, "cannot be written"),
     "metrics of a checkpoint": (CheckpointMetrics, "save", 1, "cannot be written"),
 }
-# They take minutes, and what Orbax leaves behind after an error is reported in later tests of the
-# same process. `tests/training/test_full_disk.py` has the case of a checkpoint in its own process.
+# These cases take minutes. After an error, Orbax leaves objects that cause warnings in later tests
+# of the same process. `tests/training/test_full_disk.py` tests a checkpoint in a separate process.
 CASES = [pytest.param(name, marks=pytest.mark.long) for name in WRITES]
 
 
 @pytest.fixture(autouse=True)
 def collected():
-    """What Orbax leaves behind after an error is collected here, under this module's filter."""
+    """Collect the objects that Orbax leaves after an error while our warning filter is active."""
     yield
     gc.collect()
 
@@ -63,7 +63,7 @@ def unbroken(one_device, tmp_path_factory):
 
 
 def before(patch, where, name, call, act):
-    """Have `act` called before the given call of `where.name`."""
+    """Patch `where.name` to call `act` before its given call."""
     original, calls = getattr(where, name), []
 
     def wrapped(*args, **kwargs):
@@ -76,7 +76,7 @@ def before(patch, where, name, call, act):
 
 
 def same_end(workdir, expected):
-    """Whether two runs ended with equal state, log and metrics, and left no scratch file."""
+    """Check that two runs ended with equal state, log and metrics, and without temporary files."""
     for one, other in zip(
         jax.tree.leaves(final_state(workdir, STEPS)), jax.tree.leaves(final_state(expected, STEPS))
     ):
@@ -93,7 +93,7 @@ def same_end(workdir, expected):
 
 
 @pytest.mark.parametrize("what", CASES)
-def test_a_disk_that_is_full_at_a_write_ends_a_run_with_a_line_and_later_it_goes_on(
+def test_full_disk_at_a_write_ends_the_run_with_one_line_and_it_resumes(
     what, unbroken, tmp_path, monkeypatch
 ):
     where, name, call, words = WRITES[what]
@@ -118,7 +118,7 @@ def test_a_disk_that_is_full_at_a_write_ends_a_run_with_a_line_and_later_it_goes
         pytest.param("a picture", marks=pytest.mark.long),
     ],
 )
-def test_a_disk_that_becomes_read_only_ends_a_run_with_a_line_and_later_it_goes_on(
+def test_read_only_disk_at_a_write_ends_the_run_with_one_line_and_it_resumes(
     what, unbroken, tmp_path, monkeypatch
 ):
     where, name, call, _ = WRITES[what]
@@ -126,7 +126,7 @@ def test_a_disk_that_becomes_read_only_ends_a_run_with_a_line_and_later_it_goes_
         workdir = disk / "run"
 
         def freeze():
-            # Open files forbid to remount; a bind mount on top is what a failing disk looks like.
+            # Open files prevent a remount. A read-only bind mount on top has the same effect.
             mount("--bind", disk, disk)
             mount("-o", "remount,bind,ro", disk)
 
@@ -137,7 +137,7 @@ def test_a_disk_that_becomes_read_only_ends_a_run_with_a_line_and_later_it_goes_
         assert str(workdir) in str(caught.value)
         assert len(str(caught.value).splitlines()) == 1
         with pytest.raises(UserError, match="Read-only file system"):
-            train_and_evaluate(tiny_config(), workdir)  # still so
+            train_and_evaluate(tiny_config(), workdir)  # still read-only
         mount("-o", "remount,bind,rw", disk)
         train_and_evaluate(tiny_config(), workdir)
         same_end(workdir, unbroken)
@@ -158,7 +158,7 @@ def test_convert_on_a_full_disk_leaves_no_file(unbroken, tmp_path, capsys):
         assert leaves_no_part(disk) == ["weights.npz"]
 
 
-def test_predict_on_a_full_disk_leaves_no_half_picture(unbroken, tmp_path, capsys):
+def test_predict_on_a_full_disk_leaves_no_partial_picture(unbroken, tmp_path, capsys):
     picture = str(unbroken / "pictures" / "val_0000008.jpg")
     with small_disk(tmp_path / "disk", megabytes=4) as disk:
         fill(disk)
@@ -172,9 +172,7 @@ def test_predict_on_a_full_disk_leaves_no_half_picture(unbroken, tmp_path, capsy
 
 
 @pytest.mark.parametrize("name", ["metrics.json", "detections.json", "detections.jpg"])
-def test_evaluate_on_a_full_disk_writes_files_wholly_or_not_at_all(
-    name, unbroken, tmp_path, monkeypatch
-):
+def test_evaluate_on_a_full_disk_leaves_no_partial_file(name, unbroken, tmp_path, monkeypatch):
     config = tiny_config()
     with small_disk(tmp_path / "disk", megabytes=4) as disk:
         real = files.atomic_write

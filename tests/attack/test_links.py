@@ -1,4 +1,4 @@
-"""Symbolic links, pipes and devices in a workdir: nothing outside it is written or waited for."""
+"""Symbolic links, pipes and devices in a workdir: no write outside it, and no endless wait."""
 
 import json
 import os
@@ -26,7 +26,7 @@ PICTURE = np.zeros((8, 8, 3), np.uint8)
 
 @pytest.fixture
 def victim(tmp_path):
-    """A file of the user's; afterwards it must be as it was."""
+    """Create a file of the user, which the test must not change."""
     path = tmp_path / "victim"
     path.write_bytes(PRECIOUS)
     yield path
@@ -35,7 +35,7 @@ def victim(tmp_path):
 
 @pytest.fixture
 def elsewhere(tmp_path):
-    """A folder of the user's; afterwards it must hold what it held."""
+    """Create a folder of the user, whose content the test must not change."""
     folder = tmp_path / "elsewhere"
     folder.mkdir()
     (folder / "file").write_bytes(PRECIOUS)
@@ -50,7 +50,7 @@ def workdir(tmp_path):
     return folder
 
 
-def test_a_linked_file_is_replaced_and_its_target_unchanged(workdir, victim):
+def test_file_that_is_a_link_is_replaced_and_its_target_unchanged(workdir, victim):
     for name in ("x.json", "x.jpg", "x.bin"):
         (workdir / name).symlink_to(victim)
     write_json(workdir / "x.json", {"AP": 0.5})
@@ -81,7 +81,7 @@ def test_the_log_is_never_written_through_a_link(workdir, victim, name):
     assert json.loads((workdir / "metrics.jsonl").read_text())["step"] == 1
 
 
-def test_a_dangling_link_in_place_of_the_log_is_refused_or_replaced(workdir, tmp_path):
+def test_dangling_link_as_log_is_refused_or_replaced(workdir, tmp_path):
     (workdir / "metrics.jsonl").symlink_to(tmp_path / "absent")
     with warnings.catch_warnings(), pytest.raises(UserError, match=r"metrics\.jsonl"):
         MetricLogger(workdir, start_step=0, total_steps=1)
@@ -89,7 +89,7 @@ def test_a_dangling_link_in_place_of_the_log_is_refused_or_replaced(workdir, tmp
 
 
 @pytest.mark.parametrize("name", ["pictures", "tensorboard"])
-def test_a_linked_folder_is_refused_by_name(workdir, elsewhere, name):
+def test_folder_that_is_a_link_is_refused_by_name(workdir, elsewhere, name):
     (workdir / name).symlink_to(elsewhere)
     with pytest.raises(UserError, match=rf"run/{name}: is a symbolic link"):
         log = MetricLogger(workdir, start_step=0, total_steps=1)
@@ -99,13 +99,13 @@ def test_a_linked_folder_is_refused_by_name(workdir, elsewhere, name):
             log.close()
 
 
-def test_a_linked_workdir_is_the_users_own_choice(workdir, tmp_path):
+def test_workdir_that_is_a_link_is_accepted(workdir, tmp_path):
     link = tmp_path / "link"
     link.symlink_to(workdir)
     assert make_folder(link / "pictures").is_dir()
 
 
-def test_a_linked_lock_is_refused(workdir, victim):
+def test_lock_that_is_a_link_is_refused(workdir, victim):
     (workdir / "lock").symlink_to(victim)
     with pytest.raises(UserError, match="cannot be written to"):
         lock_workdir(workdir)
@@ -126,7 +126,7 @@ def test_only_regular_files_are_read(workdir, kind):
             read(path)
 
 
-def test_json_beyond_its_limit_or_too_deep_is_refused(workdir):
+def test_json_that_is_too_large_or_too_deep_is_refused(workdir):
     path = workdir / "metrics.json"
     path.write_bytes(b"[" + b"0," * (JSON_LIMIT // 2) + b"0]")
     with pytest.raises(ValueError, match="bytes; the limit for a json file is"):

@@ -26,7 +26,7 @@ CLASSES, BOXES = 1000, 500
 
 
 def long_name(index):
-    """As long as a name may be, in letters that json writes as six bytes each."""
+    """Return a name of the maximum length, in characters that json writes as six bytes each."""
     return f"{index:06d} " + "ü" * (NAME_LIMIT - 7)
 
 
@@ -36,7 +36,7 @@ def test_a_thousand_classes_with_long_names_train_evaluate_and_resume(one_device
     config, workdir = config_of(tmp_path), tmp_path / "run"
     metrics = train_and_evaluate(config, workdir)
     assert list(metrics["per_class"]) == [long_name(index) for index in range(CLASSES)]
-    assert train_and_evaluate(config, workdir) == metrics  # all of it can be read again
+    assert train_and_evaluate(config, workdir) == metrics  # the whole file can be read again
     found = Checkpoints(workdir, writing=False)
     assert found.metrics(2) == metrics
     found.close()
@@ -47,7 +47,7 @@ def test_a_thousand_classes_with_long_names_train_evaluate_and_resume(one_device
     assert (workdir / "pictures" / "train_0000000.jpg").stat().st_size > 1000
 
 
-def test_every_box_of_five_hundred_reaches_the_batch(tmp_path):
+def test_batch_contains_all_of_five_hundred_boxes(tmp_path):
     write(tmp_path, classes=CLASSES, images=4, boxes=BOXES, name=str)
     config = config_of(tmp_path)
     config.augment = configs.Augment()
@@ -91,7 +91,7 @@ def test_the_loss_of_five_hundred_boxes_does_not_depend_on_the_padding(assigner)
     np.testing.assert_allclose(exact, padded, rtol=1e-5)
 
 
-def test_a_picture_of_five_hundred_boxes_with_long_names_is_drawn_in_a_blink():
+def test_five_hundred_boxes_with_long_names_are_drawn_fast():
     rng = np.random.default_rng(0)
     corners = rng.uniform(0, 320, (BOXES, 2, 2))
     boxes = np.concatenate([corners.min(axis=1), corners.max(axis=1)], axis=1)
@@ -105,5 +105,5 @@ def test_a_picture_of_five_hundred_boxes_with_long_names_is_drawn_in_a_blink():
         drawn = visualize.draw_ground_truth(image, boxes, labels, names)
         seconds = time.monotonic() - started
     assert (drawn != image).any()
-    assert len(calls) <= 12 * BOXES  # 8 to find what fits of 200 letters; one by one it took 170
+    assert len(calls) <= 12 * BOXES  # bisection takes 8; one by one, 170
     assert seconds < 5

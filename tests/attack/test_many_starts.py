@@ -1,4 +1,4 @@
-"""Twenty starts of the same run at once, in a workdir that is not there yet."""
+"""Twenty simultaneous starts of the same run, in a workdir that does not exist yet."""
 
 import pytest
 
@@ -9,7 +9,7 @@ STARTS = 20
 
 
 @pytest.mark.long
-def test_of_twenty_starts_at_once_one_trains_and_the_workdir_ends_as_of_one(tmp_path):
+def test_one_of_twenty_simultaneous_starts_trains_and_the_result_is_that_of_one_run(tmp_path):
     alone, shared = tmp_path / "alone", tmp_path / "shared"
     launch = Launch(alone, FLAGS)
     assert launch.end()[0] == 0, (tmp_path / "alone.log").read_text()
@@ -17,7 +17,7 @@ def test_of_twenty_starts_at_once_one_trains_and_the_workdir_ends_as_of_one(tmp_
     said = (tmp_path / "shared.log").read_text()  # of all of them
     assert "Traceback" not in said
     assert said.count("; starting from random weights") == 1
-    # The others wait for the one that trains. They find the run complete, or give up by a line.
+    # The others wait for the one that trains. They find the run complete, or exit with one line.
     assert set(statuses) <= {0, 2} and 0 in statuses
     busy = f"error: {shared}: in use by another run; wait until it ends"
     assert said.count(busy) == said.count("error: ") == statuses.count(2)

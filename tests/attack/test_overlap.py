@@ -1,7 +1,7 @@
-"""Two jobs in one workdir, of which the second starts before the first has ended.
+"""Two processes in one workdir: the second starts before the first has ended.
 
-That a start resumes from a save that ends in between is tested quickly in
-`tests/training/test_loop.py`.
+`tests/training/test_loop.py` has a fast test of one case: the second process resumes from a
+checkpoint that is saved while it starts.
 """
 
 import pytest
@@ -10,6 +10,6 @@ from tests.tools import kill
 
 
 @pytest.mark.long
-def test_runs_that_overlap_at_random_instants_end_as_an_unbroken_one():
+def test_overlapping_runs_end_like_an_uninterrupted_one():
     arguments = ["--runs", "20", "--overlap", "--signal", "TERM", "KILL", "--seed", "13"]
     assert kill.main(arguments) == 0

@@ -1,4 +1,4 @@
-"""Augmentation at its extremes, and images of one pixel or one line: no NaN reaches a batch."""
+"""Extreme augmentation, and images of one pixel or one line: no batch contains NaN."""
 
 import cv2
 import jax
@@ -39,7 +39,7 @@ TOO_MUCH = {
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Images of extreme sides, all of which a box covers."""
+    """Write images of extreme sizes, each with a box that covers it."""
     folder = tmp_path_factory.mktemp("data")
     write(folder, classes=1, images=len(SIZES), boxes=1, name=str)
     rng = np.random.default_rng(0)
@@ -79,7 +79,7 @@ def test_extreme_augmentation_of_extreme_images_gives_finite_batches(
         assert np.isfinite(batch.ground_truth.boxes).all()
 
 
-def test_a_warp_to_nothing_is_black_on_the_host_and_on_the_device(folder):
+def test_warp_to_an_empty_image_is_black_on_host_and_device(folder):
     images = []
     for augment in ("host", "device"):
         config = config_of(folder, scale=(1e-200, 1e-200))
@@ -96,14 +96,14 @@ def test_a_warp_to_nothing_is_black_on_the_host_and_on_the_device(folder):
 
 
 @pytest.mark.parametrize("what", TOO_MUCH)
-def test_colours_beyond_float32_are_refused_by_field(what, folder):
+def test_colors_beyond_float32_are_refused_by_field(what, folder):
     config = config_of(folder, **TOO_MUCH[what])
     with pytest.raises(UserError, match=r"config\.augment\.brightness=.* pixels would reach"):
         training_batches(open_source(config, "train"), config, slots=1)
 
 
 @pytest.mark.parametrize("field, values", [("std", (1e-50,) * 3), ("mean", (0.0, 1e39, 0.0))])
-def test_a_normalisation_beyond_float32_is_refused_by_field(field, values, folder):
+def test_normalization_beyond_float32_is_refused_by_field(field, values, folder):
     config = config_of(folder)
     setattr(config.data, field, values)
     check(config)

@@ -1,4 +1,4 @@
-"""`nanodet-jax predict` on files with names of anyone's choice, and when it is interrupted."""
+"""`nanodet-jax predict` with unusual file names, and when it is interrupted."""
 
 import json
 import os
@@ -33,7 +33,7 @@ def detector(file):
 
 @pytest.fixture
 def predict(file, detector, tmp_path, monkeypatch):
-    """The command with a detector that is compiled once: exit code and detections.json."""
+    """Return a function that runs the command, and returns exit code and detections.json."""
     monkeypatch.setattr(cli.Detector, "load", lambda *_: detector)
 
     def call(*images):
@@ -70,14 +70,14 @@ def test_odd_names_are_predicted_and_kept_as_keys(predict, tmp_path, capsys):
     assert "\x1b" not in said and "\u202e" not in said and "\udcff" not in said
 
 
-def test_name_like_a_home_is_a_file(predict, tmp_path, monkeypatch):
+def test_file_name_that_starts_with_a_tilde_is_not_expanded(predict, tmp_path, monkeypatch):
     make(tmp_path / "in", "~no_such_user.png")
     monkeypatch.chdir(tmp_path / "in")
     code, found = predict(".")
     assert (code, list(found)) == (0, ["~no_such_user.png"])
 
 
-def test_unreadable_file_with_an_odd_name_is_left_out(predict, tmp_path, capsys):
+def test_unreadable_file_with_an_odd_name_is_skipped(predict, tmp_path, capsys):
     make(tmp_path / "in", "a.png")
     (tmp_path / "in" / SURROGATE).write_bytes(b"no image")
     os.mkfifo(tmp_path / "in" / "pipe.png")
@@ -86,7 +86,7 @@ def test_unreadable_file_with_an_odd_name_is_left_out(predict, tmp_path, capsys)
     assert "2 of 3 images could not be read" in capsys.readouterr().out
 
 
-def test_pictures_of_equal_names_get_numbers(predict, tmp_path):
+def test_pictures_with_equal_names_are_numbered(predict, tmp_path):
     first = make(tmp_path / "in", "x.png", "x.bmp", "X.webp", "x_2.png", "detections.png")
     second = make(tmp_path / "more", "x.png", "detections.png")
     code, found = predict(*first, *second)
@@ -95,7 +95,7 @@ def test_pictures_of_equal_names_get_numbers(predict, tmp_path):
     assert pictures(tmp_path) == sorted([*expected.split(), "detections.json"])
 
 
-def test_names_of_255_bytes_give_pictures_of_their_own(predict, tmp_path):
+def test_names_of_255_bytes_give_separate_pictures(predict, tmp_path):
     ending = ".png"
     stems = ["x" * 251, "x" * 250 + "y", "é" * 125]
     bare = make(tmp_path / "in", *(stem + ending for stem in stems), "z" * 255)
@@ -104,7 +104,7 @@ def test_names_of_255_bytes_give_pictures_of_their_own(predict, tmp_path):
     assert len(pictures(tmp_path)) == 5
 
 
-def test_image_given_twice_is_not_called_unreadable(predict, tmp_path, capsys):
+def test_image_given_twice_is_not_reported_as_unreadable(predict, tmp_path, capsys):
     [file] = make(tmp_path / "in", "x.png")
     code, _ = predict(file, file)
     assert code == 0
@@ -161,20 +161,20 @@ def test_input_side_is_raised_on_the_command_line(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("given", ["nan", "-1", "0"])
-def test_megapixels_that_are_no_bound_are_refused(file, tmp_path, capsys, given):
+def test_invalid_limits_of_megapixels_are_refused(file, tmp_path, capsys, given):
     [image] = make(tmp_path / "in", "x.png")
     arguments = [f"--weights={file}", f"--out={tmp_path / 'out'}", f"--max-megapixels={given}"]
     assert main(["predict", str(image), *arguments]) == 2
     assert "max_megapixels=" in capsys.readouterr().err
 
 
-def test_image_name_too_long_for_the_file_system_is_one_line(file, tmp_path, capsys):
+def test_image_name_too_long_for_the_file_system_is_reported_in_one_line(file, tmp_path, capsys):
     assert main(["predict", str(tmp_path / ("x" * 300)), f"--weights={file}"]) == 2
     assert capsys.readouterr().err.count("\n") == 1
 
 
 @pytest.mark.parametrize("spelling", ["out", "out/../out", "link"])
-def test_a_picture_never_replaces_an_image(predict, tmp_path, capsys, spelling):
+def test_picture_never_replaces_an_input_image(predict, tmp_path, capsys, spelling):
     (tmp_path / "link").symlink_to(tmp_path / "out")
     make(tmp_path / "out", "x.jpg", "y.png")
     code, detections = predict(tmp_path / spelling)

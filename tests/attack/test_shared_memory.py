@@ -1,4 +1,4 @@
-"""A machine without a usable /dev/shm, as some containers are."""
+"""Training and evaluation without a usable /dev/shm, as in some containers."""
 
 import os
 import subprocess

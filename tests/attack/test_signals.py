@@ -1,4 +1,4 @@
-"""A terminal that is closed, a reader that leaves: the run saves or goes on."""
+"""A closed terminal, or a closed output pipe: the run is saved, or continues."""
 
 import os
 import pty
@@ -31,7 +31,7 @@ def test_a_second_hangup_is_ignored_but_a_second_interrupt_is_not():
             os.kill(os.getpid(), signal.SIGINT)
 
 
-def test_a_hangup_that_is_ignored_stays_ignored():
+def test_ignored_hangup_stays_ignored():
     before = signal.signal(HANGUP, signal.SIG_IGN)
     try:
         with Interrupt() as interrupt:
@@ -44,7 +44,7 @@ def test_a_hangup_that_is_ignored_stays_ignored():
 
 
 @pytest.mark.long
-def test_a_reader_that_leaves_does_not_end_the_run(tmp_path):
+def test_closed_output_pipe_does_not_end_the_run(tmp_path):
     command = [sys.executable, "train.py", *SHORT, f"--workdir={tmp_path / 'run'}"]
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
     with subprocess.Popen(
@@ -58,10 +58,10 @@ def test_a_reader_that_leaves_does_not_end_the_run(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_closed_terminal_saves_the_run(tmp_path):
+def test_run_is_saved_when_the_terminal_is_closed(tmp_path):
     flags = [*SHORT[:-1], "--config.training.steps=100000"]
     ours, theirs = pty.openpty()
-    # A session of its own, whose controlling terminal is ours.
+    # A new session with our controlling terminal.
     script = "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0);"
     script += "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
     workdir = tmp_path / "run"
@@ -72,7 +72,7 @@ def test_a_closed_terminal_saves_the_run(tmp_path):
     )  # fmt: skip
     os.close(theirs)
     while kill.lines(workdir) <= 5:
-        assert process.poll() is None and os.read(ours, 1 << 16)  # else the terminal would be full
+        assert process.poll() is None and os.read(ours, 1 << 16)  # keep its buffer empty
     os.close(ours)
     assert process.wait(60) == 128 + HANGUP
     assert kill.newest(workdir) > 5

@@ -1,4 +1,4 @@
-"""Weights made to take time or memory: read or refused in about a second."""
+"""Weights built to use much time or memory: they are read or refused in about a second."""
 
 import os
 import time
@@ -18,8 +18,8 @@ from nanodet_jax.models.nanodet import build_model
 from nanodet_jax.state import abstract_variables
 from tests.io.test_torch_archive import WEIGHTS, archive, text
 
-LIMIT = 4  # seconds of processor time; each takes one at most
-PRIME = 2**61 - 1  # hashes of ints are remainders of it
+LIMIT = 4  # seconds of processor time; each case takes at most one
+PRIME = 2**61 - 1  # hash(int) is the remainder modulo this
 MOST = torch_pickle.MAX_INSTRUCTIONS
 
 
@@ -80,7 +80,7 @@ PICKLES = {
 
 
 def refusal(read, path):
-    """The message, and seconds of processor time until it came."""
+    """Return the error message, and the processor time in seconds."""
     start = time.process_time()
     with pytest.raises(UserError) as caught:
         read(path)
@@ -97,7 +97,7 @@ def test_costly_pickle_is_refused_at_once(tmp_path, case):
 
 
 @pytest.mark.skipif(not WEIGHTS.is_dir(), reason="shared/weights is absent")
-def test_bounds_have_room_for_ten_times_the_published_weights(monkeypatch):
+def test_limits_allow_ten_times_the_published_weights(monkeypatch):
     monkeypatch.setattr(torch_pickle, "MAX_INSTRUCTIONS", MOST // 10)
     monkeypatch.setattr(torch_archive, "MAX_TENSORS", torch_archive.MAX_TENSORS // 10)
     monkeypatch.setattr(zip_limits, "MAX_LISTING", zip_limits.MAX_LISTING // 10)
@@ -134,16 +134,16 @@ def with_device(path):
     ],
     ids=["fifo", "device", "folder"],
 )
-def test_weights_that_are_no_regular_file_are_refused(tmp_path, suffix, make, reason):
+def test_weights_that_are_not_a_regular_file_are_refused(tmp_path, suffix, make, reason):
     path = tmp_path / f"x{suffix}"
     make(path)
     with pytest.raises(UserError, match=f"x{suffix}: {reason}"):
         load_weights(path)
 
 
-def test_entries_that_share_numbers_are_not_copied_before_they_fit():
+def test_entries_that_share_numbers_are_not_copied_before_their_shapes_are_checked():
     like = abstract_variables(build_model(Model(num_classes=2, width=0.5)))
-    one = np.broadcast_to(np.int8(0), (1 << 18,))  # a copy of one alone takes 1 MB as float32
+    one = np.broadcast_to(np.int8(0), (1 << 18,))  # one copy takes 1 MB as float32
     names = [torch_names.pytorch_name(path) for path in torch_names.flatten(like)]
     tracemalloc.start()
     try:

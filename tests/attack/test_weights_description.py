@@ -1,4 +1,4 @@
-"""Configs of strangers, in a `.npz` or a workdir: bounds that they may not set themselves."""
+"""Untrusted configs in a `.npz` file or a workdir: limits that they cannot raise themselves."""
 
 import json
 import os
@@ -56,7 +56,7 @@ def test_input_size_at_our_limit_is_accepted(tmp_path):
 
 
 @pytest.mark.parametrize("side", [MAX_SIDE + 32, 2**62])
-def test_input_size_beyond_every_use_is_refused_by_check(tmp_path, side):
+def test_input_size_over_the_upper_bound_is_refused_by_check(tmp_path, side):
     with pytest.raises(UserError, match=r"config\.input_size=.*at most 8192"):
         check(Config(input_size=(32, side)))
     with pytest.raises(UserError, match=r"w\.npz: config\.input_size"):
@@ -70,7 +70,7 @@ def test_more_scores_than_int32_numbers_are_refused_by_check():
         check(Config(input_size=(MAX_SIDE, MAX_SIDE), model=model))
 
 
-def test_features_that_outgrow_the_input_are_refused(tmp_path):
+def test_features_too_large_for_the_input_are_refused(tmp_path):
     model = Model(width=0.5, num_classes=100_000, channels=16)
     config = Config(model=model)
     assert feature_bytes(config) > 2e9  # of an image of 320 x 320
@@ -98,7 +98,7 @@ def test_estimated_features_of_published_networks_fit_the_largest_input():
 @pytest.mark.parametrize(
     ("theirs", "given", "used"), [(1e9, None, 50), (3, None, 3), (3, 80, 80), (1e9, 70, 70)]
 )
-def test_megapixels_of_weights_only_lower_ours(tmp_path, theirs, given, used):
+def test_megapixels_of_weights_can_only_lower_our_limit(tmp_path, theirs, given, used):
     path = npz(
         tmp_path / "w.npz",
         about=lambda about: about["config"]["data"].update(max_megapixels=theirs),
@@ -106,7 +106,7 @@ def test_megapixels_of_weights_only_lower_ours(tmp_path, theirs, given, used):
     assert Detector.load(path, max_megapixels=given).max_megapixels == used
 
 
-def test_megapixels_that_are_no_number_are_refused(tmp_path):
+def test_megapixels_that_are_not_a_number_are_refused(tmp_path):
     path = npz(tmp_path / "w.npz")
     for given in (float("nan"), 0, -1):
         with pytest.raises(UserError, match="max_megapixels="):
@@ -174,7 +174,7 @@ def test_faulty_description_is_refused_in_a_line_of_bounded_length(tmp_path, fau
         assert message.isprintable()
 
 
-def test_sound_description_is_read(tmp_path):
+def test_valid_description_is_read(tmp_path):
     file = tmp_path / ABOUT
     file.write_text(described(versions={"jax": "1"}))
     assert load_description(file) == read_description(SOUND, "-") == (CONFIG, NAMES)
@@ -219,7 +219,7 @@ def test_long_description_in_a_npz_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["x" * 5000, "\x1b[2J", "\u202e"])
-def test_array_name_in_a_message_is_escaped_and_cut(tmp_path, name):
+def test_array_name_in_a_message_is_escaped_and_truncated(tmp_path, name):
     path = npz(tmp_path / "w.npz", lambda arrays: arrays.update({f"!{name}": arrays[SOME]}))
     with pytest.raises(UserError, match="left over") as caught:
         load_weights(path)
@@ -227,7 +227,7 @@ def test_array_name_in_a_message_is_escaped_and_cut(tmp_path, name):
 
 
 @pytest.mark.parametrize("name", ["x" * 5000, "\x1b[2J", "\u202e"])
-def test_entry_name_in_a_message_is_escaped_and_cut(name):
+def test_entry_name_in_a_message_is_escaped_and_truncated(name):
     like = weights._abstract(CONFIG)
     with pytest.raises(UserError, match="left over") as caught:
         torch_names.convert({name: np.zeros(1)}, like)
