@@ -39,7 +39,7 @@ print(size[0][0], size[0][1], peak() - before)
 @pytest.mark.parametrize("frames", [1, 3, 10_000])
 def test_only_the_first_frame_is_decoded(suffix, frames, tmp_path):
     if suffix == "jpg" and frames > 3:
-        frames = 100  # Pillow alone writes them
+        frames = 100  # only Pillow can write MPO files
     path = tmp_path / f"picture.{suffix}"
     path.write_bytes(MAKERS[suffix](frames))
     with Image.open(path) as image:

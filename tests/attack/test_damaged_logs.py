@@ -18,7 +18,7 @@ DAMAGED = {
     "half a line": b'{"kind": "train", "st\n',
     "no object": b'["train", 1]\n',
     "no step": b'{"kind": "train"}\n',
-    "a step that is no number": b'{"kind": "train", "step": "1"}\n',
+    "a step that is not a number": b'{"kind": "train", "step": "1"}\n',
     "a step that is a boolean": b'{"kind": "train", "step": true}\n',
     "no kind": b'{"step": 1}\n',
     "a number of 5,000 digits": b'{"kind": "train", "step": ' + b"1" * 5000 + b"}\n",

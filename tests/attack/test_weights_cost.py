@@ -54,19 +54,19 @@ PICKLES = {
     "equal keys of 2 MB, compared 60,000 times": (equal_long_keys, "a key of 1900000 characters"),
     "4 million tuples": (lambda: b")" + b"\x85" * 4_000_000 + b".", "over 400000 instructions"),
     "4 million dicts": (lambda: b"}" * 4_000_000 + b".", "over 400000 instructions"),
-    "tuples nested as deep as may be": (
+    "tuples nested as deep as allowed": (
         lambda: b")" + b"\x85" * (MOST - 2) + b".",
         "contains no named tensors",
     ),
-    "lists nested as deep as may be": (
+    "lists nested as deep as allowed": (
         lambda: b"]" * (MOST // 2) + b"a" * (MOST // 2 - 1) + b".",
         "contains no named tensors",
     ),
-    "dicts nested as deep as may be": (
+    "dicts nested as deep as allowed": (
         lambda: b"}" + (text("a") + b"}") * (MOST // 3 - 1) + b"s" * (MOST // 3 - 1) + b".",
         "contains no named tensors",
     ),
-    "a list extended by itself": (
+    "a list extended with itself": (
         lambda: b"]q\x00" + b"(h\x00h\x00e" * (MOST // 4 - 2) + b".",
         "contains no named tensors",
     ),

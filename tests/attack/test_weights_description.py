@@ -135,12 +135,12 @@ def described(**changes):
 
 SOUND = described()
 FAULTS = {
-    "names that are no list": described(class_names="ab"),
-    "a name that is no text": described(class_names=["cat", 3]),
+    "names that are not a list": described(class_names="ab"),
+    "a name that is not a string": described(class_names=["cat", 3]),
     "an empty name": described(class_names=["cat", ""]),
     "a name of 201 characters": described(class_names=["cat", "x" * 201]),
-    "a name that controls a terminal": described(class_names=["cat", "\x1b[2J"]),
-    "a name that no encoding has": described(class_names=["cat", "\ud800"]),
+    "a name of control characters": described(class_names=["cat", "\x1b[2J"]),
+    "a name that cannot be encoded": described(class_names=["cat", "\ud800"]),
     "more names than classes": described(class_names=["a", "b", "c"]),
     "fewer names than classes": described(class_names=["a"]),
     "no names": described(class_names="left out"),
@@ -155,7 +155,7 @@ FAULTS = {
     "depth": "[" * 100_000,
     "a field of 3 MB": SOUND.replace('"channels"', json.dumps("x" * 3_000_000)),
     "a value of 3 MB": SOUND.replace('"channels": 96', f'"channels": "{"x" * 3_000_000}"'),
-    "a field that controls a terminal": SOUND.replace('"channels"', r'"\u001b[2J"'),
+    "a field of control characters": SOUND.replace('"channels"', r'"\u001b[2J"'),
 }
 
 
