@@ -33,9 +33,9 @@ class Warp(NamedTuple):
 class Color(NamedTuple):
     """Color transform of one image, in the order of application to pixels in [0, 1]."""
 
-    brightness: float = 0.0  # is added
-    contrast: float = 1.0  # is multiplied
-    saturation: float = 1.0  # is multiplied
+    brightness: float = 0.0  # added to pixels
+    contrast: float = 1.0  # factor
+    saturation: float = 1.0  # factor
 
 
 def sample(rng: np.random.Generator, augment: Augment) -> tuple[Warp, Color]:

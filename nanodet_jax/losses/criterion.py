@@ -33,7 +33,7 @@ class Sums(NamedTuple):
 
 
 class Divisors(NamedTuple):
-    """Divisors of the losses of a batch. The divisors of parts of a batch add up to its own."""
+    """Divisors of the losses of a batch. They are the sums of the divisors of its parts."""
 
     samples: Float[Array, ""]  # of the quality focal loss
     box_weights: tuple[Float[Array, ""], ...]  # of the box losses of each branch

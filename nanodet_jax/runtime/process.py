@@ -14,9 +14,9 @@ from nanodet_jax.runtime import compilation_cache
 def setup_process(cache_dir: str | Path | None = None) -> None:
     """Set up a process that trains or evaluates. Call it before the first compilation.
 
-    `train_and_evaluate`, `evaluate` and the command line call it. Call it in your own
-    notebook or service to get the same speed and the same log messages there. Importing the package
-    or using a `Detector` changes no setting that other code in the process can see. It sets:
+    `train_and_evaluate`, `evaluate` and the command line call it. Call it in your own notebook or
+    service to get the same speed and as few log messages there. Importing the package or using a
+    `Detector` changes no setting that other code in the process can see. This function sets:
 
     - malloc: glibc reuses large buffers instead of returning them to the system. Otherwise each
       training step on a CPU causes page faults for 500 MB. In return, memory stays at its peak.

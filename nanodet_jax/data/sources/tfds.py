@@ -100,8 +100,7 @@ class TfdsSource:
         """Return the number of boxes of image `index`, crowds and boxes below one pixel included.
 
         TFDS has no index of boxes, so the whole record is read. Counting all boxes of COCO's
-        train2017 reads all its bytes and takes half a minute. Set config.data.max_boxes to avoid
-        it.
+        train2017 reads all its bytes and takes half a minute. config.data.max_boxes avoids this.
         """
         return len(self._data[index]["objects"]["label"])
 

@@ -17,7 +17,7 @@ from nanodet_jax import boxes
 from nanodet_jax.losses.assigners.assigner import Assigner
 from nanodet_jax.structures import BACKGROUND, IGNORED, GroundTruth, Predictions, Targets
 
-EXCLUDED = 1e8  # distance that makes a prior in an ignore region the last candidate
+EXCLUDED = 1e8  # distance of priors in ignore regions, so that they rank last
 
 
 def nearest_per_level(
@@ -43,8 +43,8 @@ class ATSS(Assigner):
     """Adaptive training sample selection, as implemented in the original NanoDet.
 
     The candidates of a box are the `topk` priors of each level whose centers are nearest to the
-    center of the box. The box takes each candidate whose anchor has an iou with it of at least the
-    mean plus the standard deviation of the candidates' ious, and whose center lies inside it by
+    center of the box. The box takes each candidate whose anchor overlaps it with an iou of at least
+    the mean plus the standard deviation of the candidates' ious, and whose center lies inside it by
     over 0.01 pixel. A prior that several boxes take is assigned to the box with the highest iou.
     Predictions are not used.
 
