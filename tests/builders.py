@@ -22,7 +22,7 @@ YOLO_LINE = "1 .5 .5 .25 .5\n"
 
 
 def tiny_config(steps: int = 8, steps_per_epoch: int = 4, batch_size: int = 4) -> Config:
-    """Return the config of a run of `steps` steps on drawn shapes; a step takes some 20 ms."""
+    """Return the config of a run of `steps` steps on shapes. A step takes about 20 ms."""
     config = shapes.get_config()
     config.input_size = (64, 64)
     config.model.channels = 32
@@ -56,7 +56,7 @@ def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
 def write_image(
     path: Path, pixels: np.ndarray | tuple[int, int] = (40, 30), orientation: int | None = None
 ) -> Path:
-    """Write an image of uint8 RGB pixels, or a black one of (width, height); make its folder."""
+    """Write an image of uint8 RGB pixels, or a black one of (width, height). Create its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     image = Image.new("RGB", pixels) if isinstance(pixels, tuple) else Image.fromarray(pixels)
     image.save(path, **({} if orientation is None else {"exif": exif(orientation)}))

@@ -1,15 +1,15 @@
 """Strict settings of all tests.
 
 Warnings are errors (`pyproject.toml`). Ranks and dtypes never promote silently. Shapes in the
-signatures of the modules below are checked at run time, which traces a little slower and changes no
-program.
+signatures of the modules below are checked at run time. This slows down tracing a little, and does
+not change programs.
 """
 
 import os
 from pathlib import Path
 
-# jax reads this when it is first imported, so it is set before any other import. A value that is
-# already set stays.
+# JAX reads this when it is first imported, so set it before any other import. Keep a value that is
+# already set.
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
 
 import flax.linen as nn

@@ -1,6 +1,6 @@
-"""Assignment, losses and suppression as plain loops over elements, written from the papers alone.
+"""Reference loops for assignment, losses and suppression, written only from the papers.
 
-The tests compare the vectorized forms with these slow ones. Boxes are x1, y1, x2, y2.
+The tests compare the vectorized functions with these slow ones. Boxes are x1, y1, x2, y2.
 """
 
 import math
@@ -33,7 +33,7 @@ def iof(a, b):
 
 
 def giou(a, b):
-    """Iou minus the fraction of the enclosing box that neither covers.
+    """Iou minus the fraction of the enclosing box that neither box covers.
 
     Rezatofighi et al., https://arxiv.org/abs/1902.09630.
     """
@@ -96,7 +96,7 @@ def atss(priors, gt_boxes, valid, ignore, *, topk, anchor_scale, ignore_threshol
     best_slot, best_iou = [-1] * num_priors, [-1.0] * num_priors
     for slot in np.flatnonzero(valid):
         box = gt_boxes[slot]
-        # In float32, and sorted stably, since which of two equals comes first is part of the rule.
+        # In float32 and with a stable sort, because the order of equal values is part of the rule.
         center = (box[:2] + box[2:]) / np.float32(2)
         distance = np.sqrt(np.sum((centers - center) ** 2, axis=-1, dtype=np.float32))
         distance = np.where(ignored, np.float32(1e8), distance)
@@ -131,8 +131,8 @@ def dynamic_soft_label(
 ):
     """SimOTA (Ge et al., https://arxiv.org/abs/2107.08430) and the soft class cost of NanoDet-Plus.
 
-    `priors_of_any_box` is the original's choice of candidates; else a box has those inside it, or
-    the nearest if there is none and the box has an area.
+    `priors_of_any_box` selects the candidates of the original. Otherwise the candidates are the
+    priors inside the box, or the nearest prior if there is none and the box has an area.
 
     Returns:
       Slot per prior (-1 background, -2 ignored) and the iou of its prediction with that slot's box.
@@ -149,7 +149,7 @@ def dynamic_soft_label(
     for slot in slots:
         box = truth.boxes[slot]
         if not candidates[slot] and not priors_of_any_box and area(box) > 0:
-            # In float32: which of two equals comes first is part of the rule.
+            # In float32, because the order of equal values is part of the rule.
             offset = priors.centers - (box[:2] + box[2:]) / np.float32(2)
             distance = np.sum(offset**2, axis=-1, dtype=np.float32)
             candidates[slot] = [int(np.argmin(distance))]
@@ -171,9 +171,9 @@ def dynamic_soft_label(
 
     best_slot, best_iou = [-1] * len(every), [-1.0] * len(every)
     for prior, claims in takers.items():
-        if len(claims) > 1:  # all boxes compete then, whether they claim it or not
+        if len(claims) > 1:  # all boxes compete then, even if they do not claim it
             claims = [slot for slot in slots if prior in candidates[slot]]
-        # The first of equals, as min and sorted give it.
+        # The first of equal values, as from min and sorted.
         best_slot[prior] = min(claims, key=lambda slot: costs[slot, prior])
         best_iou[prior] = overlaps[best_slot[prior], prior]
     if ignore_threshold > 0:
@@ -185,7 +185,7 @@ def dynamic_soft_label(
 
 
 def non_maximum_suppression(boxes, scores, *, score_threshold, iou_threshold, max_detections):
-    """Greedy suppression within each class, over all pairs that score enough.
+    """Greedy suppression within each class, over all pairs above the score threshold.
 
     Returns:
       (prior, class) of each detection, best first.

@@ -1,4 +1,4 @@
-"""`python -m benchmarks`: its arithmetic, its files, one of its rows, and memory that it measures.
+"""`python -m benchmarks`: its arithmetic, files, one of its rows, and measured memory.
 
 `test_benchmarks.py` tests the benchmark of assignment.
 """
@@ -194,8 +194,9 @@ def test_program_is_timed_only_when_it_comes_from_the_cache(tmp_path, monkeypatc
 
 
 def planned_mb(variant, slots, cost=None):
-    """Return the planned memory of objective and gradient for two images of 96 x 96, and MB of one
-    float32 number for each pair of prior and slot.
+    """Return the planned MB of loss and gradient, and of one float32 per pair of prior and slot.
+
+    The batch has two images of 96 x 96.
     """
     config = coco_config(variant, 96)
     criterion = build_criterion(config)
@@ -219,7 +220,7 @@ def test_memory_grows_by_at_most_six_numbers_per_prior_and_slot(variant):
     """Six float32 numbers for each pair of prior and slot: an overlap, a cost, and their ranking.
 
     At 320 x 320 with 300 slots they take 15 MB per image, and the step of NanoDet-Plus takes 130.
-    One number for every class of each pair would take 200 MB.
+    One number for each class of each pair would take 200 MB.
     """
     few, many = planned_mb(variant, 20), planned_mb(variant, 300)
     assert many[0] - few[0] < 6 * (many[1] - few[1])
@@ -240,7 +241,7 @@ for count, _ in enumerate(sys.stdin, start=1):
 """
 
 
-def test_original_returns_times_and_reports_why_it_ended(tmp_path, monkeypatch):
+def test_original_returns_times_and_reports_the_reason_of_its_exit(tmp_path, monkeypatch):
     script = tmp_path / "worker.py"
     script.write_text(SCRIPT)
     monkeypatch.setattr(reference, "SCRIPT", script)

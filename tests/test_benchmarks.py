@@ -1,4 +1,4 @@
-"""The direct class cost equals the assigner's, which has no array of [P, G, C]."""
+"""Equality of the direct class cost and the assigner's, which needs no array of [P, G, C]."""
 
 from functools import partial
 
@@ -46,7 +46,7 @@ def test_direct_cost_equals_the_assigners_cost(form):
     random = np.random.default_rng(0)
     logits = random.normal(0, 4, (len(PRIORS.strides), CLASSES)).astype(np.float32)
     overlaps = random.uniform(0, 1, (SLOTS, len(PRIORS.strides))).astype(np.float32)
-    overlaps[random.uniform(size=overlaps.shape) < 0.3] = 0  # most pairs do not meet
+    overlaps[random.uniform(size=overlaps.shape) < 0.3] = 0  # most pairs do not overlap
     labels = random.integers(0, CLASSES, SLOTS)
     costs = [
         backend.jit(partial(cost, iou_factor=3.0))(logits, overlaps, labels)

@@ -1,4 +1,4 @@
-"""Geometry against loops over single boxes, identities, and boxes without area."""
+"""Box geometry, compared with loops over single boxes; identities; boxes without area."""
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ HOSTILE = np.array(
         [-1e4, -1e4, 1e4, 1e4],
         [400, 500, 420, 510],
         [5, 5, 10, 10],  # touches the line
-        [10, 5, 15, 10],  # touches its left neighbour
+        [10, 5, 15, 10],  # touches its left neighbor
     ],
     np.float32,
 )

@@ -1,8 +1,8 @@
-"""README and docs: links lead somewhere, commands and snippets work, and the site builds.
+"""README and docs: links are valid, commands and snippets work, and the site builds.
 
-A fenced block of shell or Python is run, unless a comment above it states why not:
+Fenced blocks of shell and Python are run, unless a comment above a block gives a reason:
 
-    <!-- needs: COCO -->            its commands are only parsed, its imports only run
+    <!-- needs: COCO -->            only parse its commands and run its imports
     <!-- run by: tests/test_x.py --> another test runs it
 """
 
@@ -40,7 +40,7 @@ PAGES = sorted(
 )
 BLOCK = re.compile(r"(?:^<!-- (needs|run by): (.+) -->\n)?^```(\w*)\n((?:.*\n)*?)^```$", re.M)
 LINK = re.compile(r"\]\(([^)\s]+)\)|^\[[^\]]+\]: (\S+)$", re.M)
-TINY = (  # as tests/cli has it, so that compiled programs are shared
+TINY = (  # same as in tests/cli, to share compiled programs
     "--config.input_size=64,64",
     "--config.model.channels=32",
     "--config.model.stacked_convs=1",
@@ -54,7 +54,7 @@ OTHER_PROGRAMS = {"cd", "git", "pre-commit", "pytest"}
 
 
 class Block(NamedTuple):
-    """A fenced block of a page."""
+    """Fenced block of a page."""
 
     page: Path
     line: int
@@ -68,7 +68,7 @@ class Block(NamedTuple):
 
 
 def blocks(*languages: str) -> list[Block]:
-    """Fenced blocks of all pages in these languages."""
+    """Return the fenced blocks of all pages in these languages."""
     found = []
     for page in PAGES:
         text = page.read_text()
@@ -79,14 +79,14 @@ def blocks(*languages: str) -> list[Block]:
 
 
 def commands(block: Block) -> list[list[str]]:
-    """Words of each command of a shell block, without comments."""
+    """Return the words of each command in a shell block, without comments."""
     lines = block.text.replace("\\\n", " ").splitlines()
     parts = [part for line in lines for part in re.split(r"&&", line)]
     return [words for part in parts if (words := shlex.split(part, comments=True))]
 
 
 def anchors(page: Path) -> set[str]:
-    """Names of a page's headings in links, as GitHub and the site make them."""
+    """Return the link anchors of the headings of a page, as on GitHub and on the site."""
     text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.M | re.S)
     titles = re.findall(r"^#+ (.+)$", text, re.M)
     plain = (re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", title) for title in titles)
@@ -94,7 +94,7 @@ def anchors(page: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(REPO)))
-def test_relative_links_lead_to_files_and_headings(page):
+def test_relative_links_refer_to_existing_files_and_headings(page):
     for first, second in LINK.findall(page.read_text()):
         target = first or second
         if target.startswith(("https://", "http://")):
@@ -107,7 +107,7 @@ def test_relative_links_lead_to_files_and_headings(page):
 
 
 class Parsed(Exception):
-    """Raised instead of running a program whose arguments have been accepted."""
+    """Raised instead of running a program, after it has accepted its arguments."""
 
 
 @pytest.fixture
@@ -187,7 +187,7 @@ def run(arguments, folder):
     sorted({block.page for block in blocks("sh") if not block.mark}),
     ids=lambda page: page.name,
 )
-def test_commands_without_a_mark_run_in_their_order(page, tmp_path, monkeypatch):
+def test_commands_without_a_mark_run_in_order(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for block in blocks("sh"):
         for words in commands(block) if block.page == page and not block.mark else []:
@@ -220,7 +220,7 @@ def test_snippets_run(block):
 @pytest.mark.parametrize(
     "block", [block for block in blocks("python") if block.mark == "needs"], ids=str
 )
-def test_snippets_that_need_data_import_what_exists(block):
+def test_imports_of_snippets_that_need_data_work(block):
     tree = ast.parse(block.text)
     tree.body = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
     exec(compile(tree, str(block), "exec"), {})

@@ -1,4 +1,4 @@
-"""Json files are written completely or not at all."""
+"""Writing JSON files: a failure never leaves a partial file."""
 
 import json
 

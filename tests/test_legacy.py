@@ -1,7 +1,7 @@
-"""Files of an earlier version still load: `tests/tools/make_legacy_run.py` says how they were made.
+"""Loading files of an earlier version, which `tests/tools/make_legacy_run.py` has written.
 
-Arrays are equal bit for bit. What is computed from them may differ by rounding between versions of
-the libraries.
+Arrays must be equal bit for bit. Results computed from them may differ by rounding between library
+versions.
 """
 
 import json

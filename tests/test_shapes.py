@@ -1,4 +1,4 @@
-"""Shapes in signatures are checked in the tests, and only there."""
+"""Checks of the shapes in signatures, which are active only in the tests."""
 
 import importlib.util
 
@@ -44,7 +44,7 @@ def test_checks_do_not_change_the_program():
     spec = importlib.util.spec_from_file_location("boxes_unchecked", boxes.__file__)
     unchecked = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(unchecked)
-    assert unchecked.area(jnp.zeros((3, 5))).shape == (3,)  # as outside of the tests
+    assert unchecked.area(jnp.zeros((3, 5))).shape == (3,)  # as outside the tests
     right = jnp.zeros((3, 1, 4)), jnp.zeros((1, 2, 4))
     programs = [str(jax.make_jaxpr(module.giou)(*right)) for module in (boxes, unchecked)]
     assert programs[0] == programs[1]

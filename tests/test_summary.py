@@ -1,4 +1,4 @@
-"""Summary of a network, against published figures and the compiled program, and `info`."""
+"""Network summaries, compared with published figures and traced programs, and `info`."""
 
 import math
 import sys
@@ -174,7 +174,7 @@ BAD = {
     "odd_size": "from nanodet_jax.config import Config\n"
     "def get_config():\n    return Config(input_size=(100, 100))\n",
 }
-# The argument, and what the error must name.
+# The argument, and what the error must contain.
 FAULTS = {
     "missing": ("configs/nope.py", "no such config"),
     "missing, with a variant": ("configs/nope.py:nanodet-m_320", "no such config"),

@@ -1,4 +1,4 @@
-"""Text for a terminal is escaped and cut, and a closed terminal does no harm."""
+"""Escaping and truncation of text for a terminal, and output to a closed terminal."""
 
 import io
 import subprocess
@@ -46,7 +46,7 @@ def test_printable_cuts_long_text_before_it_escapes():
     assert printable("\0" * 10**6, limit=3) == "\\x00" * 3 + "..."
 
 
-def test_say_prints_one_line_whatever_the_text():
+def test_say_prints_one_line_for_any_text():
     stream = io.StringIO()
     say("one\nerror: two" + "x" * LINE_LIMIT, stream)
     assert stream.getvalue().count("\n") == 1

@@ -1,4 +1,4 @@
-"""The version is equal everywhere."""
+"""Equality of the version in all files that contain it."""
 
 from importlib import metadata
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Drawing of detections, ground truth and grids, and files of images."""
+"""Drawing of detections, ground truth and grids, and saving of images."""
 
 import cv2
 import numpy as np
@@ -19,7 +19,7 @@ NAMES = ["cat", "dog", "bird"]
 
 
 def photo(height=240, width=320, seed=0):
-    # Values below 100: no pixel has the color of a class, a dash or a letter by chance.
+    # Values below 100, so that no pixel has the color of a class, a dash or a letter by chance.
     return np.random.default_rng(seed).integers(1, 100, (height, width, 3), np.uint8)
 
 
@@ -124,12 +124,12 @@ def test_names_do_not_overlap():
     alone = changed(image, draw(image, [box])).sum()
     pair = changed(image, draw(image, [box, box], draw_all=True)).sum()
     many = [changed(image, draw(image, [box] * n, draw_all=True)).sum() for n in (30, 60)]
-    assert pair > 1.3 * alone  # the second name is at another place
-    assert many[0] == many[1] < changed(image, image + 1).sum() / 4  # no place is left
+    assert pair > 1.3 * alone  # the second name moves to another position
+    assert many[0] == many[1] < changed(image, image + 1).sum() / 4  # no free position is left
 
 
 def test_select_detections_keeps_the_best_class_of_each_object():
-    # An object with three classes: iou 1 and 0.8 with the best; and another object, iou 1/3.
+    # An object detected as three classes, with iou 1 and 0.8 to the best; another object, iou 1/3.
     boxes = np.array([[0, 0, 10, 8], [0, 0, 10, 10], [0, 0, 10, 10], [5, 0, 15, 10]], np.float32)
     scores = np.array([0.5, 0.51, 0.9, 0.4], np.float32)
     assert select_detections(boxes, scores).tolist() == [2, 3]
@@ -146,20 +146,21 @@ def test_select_detections_drops_iou_above_the_threshold(height, kept):
 
 
 def test_select_detections_compares_with_kept_boxes_only():
-    # Each box has iou 2/3 with the next, the first and last 3/7: dropping one saves the next.
+    # Each box has iou 2/3 with the next; the first and last have 3/7. The second is dropped, so the
+    # third is kept.
     boxes = np.array([[0, 0, 10, 10], [2, 0, 12, 10], [4, 0, 14, 10]], np.float32)
     assert select_detections(boxes, np.array([0.9, 0.8, 0.7])).tolist() == [0, 2]
     assert select_detections(boxes, np.array([0.8, 0.9, 0.7])).tolist() == [1]
 
 
-def test_select_detections_keeps_the_first_of_equal_scores_and_no_nan():
+def test_select_detections_keeps_the_first_of_equal_scores_and_drops_nan():
     boxes = np.array([[0, 0, 9, 9]] * 3, np.float32)
     assert select_detections(boxes, np.array([0.7, 0.7, 0.7])).tolist() == [0]
     assert select_detections(boxes, np.array([np.nan, 0.7, 0.7])).tolist() == [1]
     assert select_detections(boxes, np.array([0.0, 0.0, np.nan]), threshold=0).tolist() == [0]
 
 
-def test_draw_detections_draws_one_class_per_object_unless_all_are_asked_for():
+def test_draw_detections_draws_one_class_per_object_unless_all_are_requested():
     image = photo()
     boxes = [[50, 50, 150, 150], [52, 50, 150, 152], [200, 50, 300, 150]]
     scores, labels = [0.51, 0.52, 0.4], [0, 1, 2]
@@ -268,7 +269,7 @@ def test_save_image_writes_the_same_pixels(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["image", "image.xyz", "folder.png", "file/image.png"])
-def test_save_image_that_fails_names_the_path(tmp_path, name):
+def test_failed_save_image_raises_an_error_with_the_path(tmp_path, name):
     (tmp_path / "folder.png").mkdir()
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=name):

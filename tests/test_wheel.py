@@ -1,4 +1,4 @@
-"""The wheel, installed without the checkout: what it contains, and that it trains."""
+"""Content of the wheel, and training with the wheel installed outside the checkout."""
 
 import os
 import shutil
@@ -42,7 +42,7 @@ def run(*command, **options):
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
-    """Build an sdist, and a wheel from it, in a copy of the repository."""
+    """Build an sdist in a copy of the repository, and a wheel from the sdist."""
     source = tmp_path_factory.mktemp("source")
     for name in SOURCES:
         if (REPO / name).is_dir():
@@ -60,7 +60,7 @@ def wheel(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def site(wheel, tmp_path_factory):
-    """Install the wheel, without its dependencies, to an empty folder."""
+    """Install the wheel without its dependencies in an empty folder."""
     folder = tmp_path_factory.mktemp("site")
     run("-m", "pip", "install", "--no-index", "--no-deps", "--target", folder, wheel)
     return folder

@@ -1,4 +1,4 @@
-"""Cache of decoded training images, in RAM up to a limit or in the memory of the device."""
+"""Cache of decoded training images, in RAM up to a limit or in the device memory."""
 
 import sys
 import threading
@@ -24,16 +24,16 @@ ANY_SIZE = (sys.maxsize, sys.maxsize)
 class TrainingImages:
     """Decoded training records, cached according to `config.data.cache`; thread-safe.
 
-    Which images are cached depends on the order of access, but their content does not. Pixels are
-    read-only. With augment=device, larger images are reduced to `largest`; `width` and `height` of
-    their records remain the original size.
+    The order of access decides which images are cached. It does not affect their content. Pixels
+    are read-only. With augment=device, larger images are reduced to `largest`, but `width` and
+    `height` of their records remain the original size.
 
     An unreadable image is replaced by the next readable one in the source, with its boxes. The
-    replacement depends on the data and the index alone.
+    replacement depends only on the data and the index.
 
     Attributes:
       largest: largest (height, width) of the pixels.
-      canvas: (height, width) that holds every image; only with augment=device.
+      canvas: (height, width) that every image fits into; only with augment=device.
 
     Raises:
       UserError: with cache=device, if the images exceed config.data.cache_gb; on access, if more
@@ -80,7 +80,7 @@ class TrainingImages:
 
     def _read(self, index: int) -> Record:
         candidate = index
-        while True:  # ends, because `add` raises once no image is left
+        while True:  # ends: `add` raises if no image is readable
             try:
                 return decode_record(self._source[candidate], self.largest, self._max_megapixels)
             except UserError as error:
@@ -90,8 +90,8 @@ class TrainingImages:
     def canvases(self) -> Iterator[np.ndarray]:
         """Yield all images in order, for cache=device: uint8 [n, Hc, Wc, 3] in chunks.
 
-        Each image is in the upper left corner of its canvas. From then on `self[index]` returns
-        records without pixels.
+        Each image is in the upper left corner of its canvas. Afterwards `self[index]` returns the
+        record without pixels.
         """
         options = grain.ReadOptions(num_threads=self._workers, prefetch_buffer_size=2 * CHUNK)
         records = iter(grain.MapDataset.source(self).to_iter_dataset(options))
@@ -102,7 +102,7 @@ class TrainingImages:
                 self._kept[index] = replace(record, image=b"")
 
     def describe(self) -> str:
-        """Return a line about the size of the cache; decodes a few images to estimate it."""
+        """Return a line about the size of the cache, estimated from a few decoded images."""
         if self._cache == "device":
             size = f"{self.canvas[1]}x{self.canvas[0]}"
             gb = self._canvas_bytes() / GB
@@ -150,7 +150,7 @@ def stack_on_canvases(images: Sequence[np.ndarray], size: tuple[int, int]) -> np
 
 
 def _canvas(source: Source, largest: tuple[int, int]) -> tuple[int, int]:
-    """Return the size that holds every image, in multiples of 32 to be equal for similar data."""
+    """Return a size that every image fits into, in multiples of 32 so that it rarely changes."""
     sizes = np.array([source.image_size(index) for index in range(len(source))]).reshape(-1, 2)
     if not sizes.all():  # unknown until the images are read
         return padded_size(largest)

@@ -1,7 +1,7 @@
 """Augmentation on the device: the pixel transforms of `data.transforms`, in JAX.
 
-Hc, Wc are the size of a canvas, H, W that of the input. Sizes are (height, width), int32, and may
-be traced; shapes are static.
+A canvas has the size Hc, Wc; the input has the size H, W. Sizes are (height, width), int32, and may
+be traced. Shapes are static.
 """
 
 import math
@@ -14,7 +14,7 @@ from nanodet_jax.runtime import backend
 from nanodet_jax.structures import RawBatch
 
 FLT_EPSILON = 1.1920929e-07  # OpenCV adds it to a divisor
-CHUNK = 32  # images warped together, which limits memory; 1 on a CPU, where it fits the cache
+CHUNK = 32  # images warped together, to limit memory; on a CPU 1, to fit its cache
 
 
 def warp_batch(
@@ -24,7 +24,7 @@ def warp_batch(
     input_size: tuple[int, int],
     shrinks: bool,
 ) -> jax.Array:
-    """Warp images as `transforms.warp_image` does, the first of two programs.
+    """Warp images like `transforms.warp_image`: the first of two programs.
 
     Args:
       raw: B images.
@@ -35,7 +35,7 @@ def warp_batch(
     Returns:
       [B, H, W, 3] uint8 BGR.
     """
-    taps = jnp.max(-(-raw.sizes // raw.shrunk)) + 1  # the same for all, for one loop
+    taps = jnp.max(-(-raw.sizes // raw.shrunk)) + 1  # one number for all images, which share a loop
 
     def warp_one(images: tuple[jax.Array, ...]) -> jax.Array:
         canvas, size, shrunk, inverse = images
@@ -97,7 +97,7 @@ def warp(
     height, width = output_size
     x = jnp.arange(width, dtype=jnp.float32)[None]
     y = jnp.arange(height, dtype=jnp.float32)[:, None]
-    # Written out because a matrix product may be computed in less than float32.
+    # Written out because a matrix product may be less precise than float32.
     u, v, w = (row[0] * x + row[1] * y + row[2] for row in inverse)
     u, v = u / w, v / w  # nan and inf are outside the image
     left, top = jnp.floor(u), jnp.floor(v)
@@ -120,7 +120,7 @@ def warp(
 
 
 def shrink(image: jax.Array, size: jax.Array, shrunk: jax.Array, taps: jax.Array) -> jax.Array:
-    """Average the area of each output pixel, as `cv2.INTER_AREA` does when shrinking.
+    """Average the area of each output pixel, like `cv2.INTER_AREA`.
 
     Args:
       image: [Hc, Wc, 3] uint8 canvas.
@@ -165,8 +165,8 @@ def color(pixels: jax.Array, factors: jax.Array) -> jax.Array:
     """Transform the colors of pixels [..., 3] in [0, 1] by factors [3], without clipping.
 
     Equivalent to `data.transforms.color_image`. The saturation factor scales the distance of each
-    channel to the largest one, like the conversion to HSV, which inverts the distance where the
-    largest is negative.
+    channel to the largest one. As in the conversion to HSV, the distance is inverted where the
+    largest channel is negative.
     """
     brightness, contrast, saturation = factors
     pixels = (pixels + brightness) * contrast

@@ -1,4 +1,4 @@
-"""Training examples: a record and random numbers become an augmented image and its ground truth.
+"""Training examples: augmented images with their ground truth, from records and random numbers.
 
 Host and device augmentation draw the same random numbers and give the same ground truth. They
 differ in where the pixels are warped.
@@ -23,7 +23,7 @@ class _Warped(NamedTuple):
 
 
 class HostExamples:
-    """Examples augmented on the host: warped one by one, and colored while they are batched."""
+    """Examples augmented on the host: warped one at a time, then color-transformed per batch."""
 
     def __init__(self, config: Config, slots: int, images: TrainingImages) -> None:
         self._config, self._slots = config, slots
@@ -39,7 +39,7 @@ class HostExamples:
         return _Warped(warped, color, _ground_truth(record, matrix, filled, config, self._slots))
 
     def batch(self, items: Sequence[_Warped]) -> Batch:
-        """Color and stack B examples; every pixel of the batch is written once."""
+        """Transform the colors of B examples and stack them. Write each pixel of the batch once."""
         data = self._config.data
         images = np.zeros((len(items), *self._config.input_size, 3), np.float32)
         for image, item in zip(images, items):
@@ -50,7 +50,7 @@ class HostExamples:
 
 
 class DeviceExamples:
-    """Examples to augment on the device: decoded pixels or their index, and random numbers."""
+    """Examples to augment on the device: decoded pixels or their index, and random parameters."""
 
     def __init__(self, config: Config, slots: int, images: TrainingImages) -> None:
         self._config, self._slots = config, slots

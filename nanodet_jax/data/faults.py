@@ -11,7 +11,7 @@ from nanodet_jax.errors import UserError
 
 
 class FaultKind(StrEnum):
-    """Kinds of faults, worded as headings of a report."""
+    """Kind of a fault. The values are headings of the doctor's report."""
 
     FILE = "unusable annotation files"
     PATH = "paths outside the dataset"
@@ -28,7 +28,7 @@ class FaultKind(StrEnum):
 
 
 class Fault(UserError):
-    """Entry of a dataset that is wrong; the message names the file and the entry.
+    """Error in an entry of a dataset. The message names the file and the entry.
 
     A `tolerated` fault does not stop a run: the entry is skipped, or corrected by a fixed rule.
     """

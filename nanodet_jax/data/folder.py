@@ -1,4 +1,4 @@
-"""Safe lookup of the files that the annotations of a dataset name."""
+"""Safe lookup of the files that a dataset's annotations refer to."""
 
 import errno
 import os
@@ -11,12 +11,12 @@ from nanodet_jax.files import read_regular
 
 
 class Folder:
-    """Files below `path`, looked up by untrusted names.
+    """Files below the folder `path`, looked up by untrusted names.
 
     The folder itself may be a symbolic link, since the user chose it. A name must not lead out of
-    it: it may not be absolute or contain `..`, nor pass through a link to the outside unless
-    `follow_links`. Each folder is listed once, instead of one query per file; on a network drive
-    this takes a second instead of minutes.
+    it: it may not be absolute or contain `..`, and may not pass through a link to the outside
+    unless `follow_links` is set. Each folder is listed once, instead of one query per file. On a
+    network drive this takes a second instead of minutes.
 
     Raises:
       UserError: if the folder is missing or cannot be listed.
@@ -30,7 +30,7 @@ class Folder:
         self._listings: dict[PurePath, dict[str, os.DirEntry[str]]] = {
             PurePath(): _list_entries(path)
         }
-        # Listings of the folders that were checked, by the part of a name up to the last /.
+        # Listings of the checked folders. The key is the part of a name up to the last /.
         self._checked = {"": self._listings[PurePath()]}
 
     def __contains__(self, name: str) -> bool:
@@ -46,7 +46,7 @@ class Folder:
 
         Args:
           name: path relative to the folder.
-          where: the annotation that names the file, for the message.
+          where: the annotation that names the file, for error messages.
 
         Raises:
           Fault: if the name leads, or could lead, out of the folder, or a link is circular.
@@ -75,8 +75,8 @@ class Folder:
     def names_below(self, start: str, where: str, on_fault: OnFault) -> Iterator[str]:
         """Yield the names of all files below the folder `start`, with / between folders.
 
-        Links to folders are followed where `find` would follow them, each target once; other links
-        are reported to `on_fault`.
+        Links to folders are followed under the same rules as in `find`, each target once. Other
+        links to folders are reported to `on_fault`.
 
         Raises:
           UserError: if a folder cannot be listed.
@@ -103,7 +103,7 @@ class Folder:
                     on_fault(fault)
 
     def _listing(self, name: PurePath) -> dict[str, os.DirEntry[str]]:
-        """Return the entries of a folder below this one by name; none if it is not a folder."""
+        """Return the entries of a subfolder by name, or {} if it is not a folder."""
         if name not in self._listings:
             path = self.path / name
             self._listings[name] = _list_entries(path) if path.is_dir() else {}
@@ -115,7 +115,7 @@ class Folder:
             target = os.path.realpath(link, strict=True)
         except OSError as error:
             problem = "is circular" if error.errno == errno.ELOOP else "has no target"
-            message = f"{where}: the symbolic link {link} {problem}; replace it by the file"
+            message = f"{where}: the symbolic link {link} {problem}; replace it with the file"
             raise Fault(FaultKind.PATH, message) from error
         if not self._follow and not PurePath(target).is_relative_to(self._real):
             raise Fault(
@@ -135,7 +135,7 @@ def _list_entries(path: Path) -> dict[str, os.DirEntry[str]]:
 
 
 def read_annotation(path: Path, limit: float, what: str) -> bytes:
-    """Read an annotation file of at most `limit` bytes; `what` describes it in the message.
+    """Read an annotation file of at most `limit` bytes; `what` describes it in error messages.
 
     Raises:
       Fault: naming the file, if it cannot be read.

@@ -1,4 +1,4 @@
-"""Untrusted image files: read within limits, and measured before they are decoded."""
+"""Reading untrusted image files: file size and image size are checked before decoding."""
 
 import io
 from pathlib import Path
@@ -14,28 +14,29 @@ from nanodet_jax.files import open_regular, read_regular
 JPEG_START, JPEG_END, JPEG_SCAN = b"\xff\xd8", b"\xff\xd9", 0xDA
 PNG_START, PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
 GIF_STARTS = (b"GIF87a", b"GIF89a")
-# Formats of OpenCV whose header Pillow reads too. Others cannot be measured and are rejected. GIF
-# and WebP are measured here, because Pillow would allocate their pixels first.
+# Formats of OpenCV whose header Pillow reads too. Other formats are rejected, because their size
+# is unknown before decoding. This module reads the headers of GIF and WebP itself, because Pillow
+# would allocate their pixels first.
 FORMATS = ("AVIF", "BMP", "DIB", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF")
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")  # in searches of folders
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")  # of images in a folder
 EXIF_ORIENTATION = 0x0112
 TRANSPOSED = (5, 6, 7, 8)  # orientations that swap width and height
-ROTATED = ("JPEG", "MPO", "PNG")  # and WebP: rotated by OpenCV; a TIFF is rotated by Pillow
+ROTATED = ("JPEG", "MPO", "PNG")  # OpenCV rotates these and WebP; Pillow rotates TIFF
 BYTES_PER_PIXEL = 8  # of an uncompressed image: four channels of 16 bits
 MAX_HEADER = 1 << 24  # bytes of metadata, color profiles and thumbnails
 
 
 def read_bytes(path: Path, max_pixels: float) -> bytes:
-    """Read an image file of at most the size that `max_pixels` can take.
+    """Read an image file, of at most the bytes that `max_pixels` uncompressed pixels need.
 
     Raises:
-      OSError, ValueError: as `read_regular`.
+      OSError, ValueError: as in `read_regular`.
     """
     return read_regular(path, BYTES_PER_PIXEL * max_pixels + MAX_HEADER, "an image")
 
 
 def stored_size(data: bytes) -> tuple[int, int] | None:
-    """Return the (height, width) of the header, or None if `data` is not an image.
+    """Return the (height, width) in the header, or None if `data` is not an image.
 
     No pixel is decoded.
     """
@@ -45,7 +46,7 @@ def stored_size(data: bytes) -> tuple[int, int] | None:
 def shown_size(image: bytes | Path) -> tuple[int, int] | None:
     """Return the (height, width) that OpenCV decodes, in EXIF orientation; None if not an image.
 
-    No pixel is decoded, and of a file only the header is read.
+    Only the header is read. No pixel is decoded.
     """
     if isinstance(image, bytes):
         return _size(io.BytesIO(image), rotated=True)
@@ -60,7 +61,7 @@ def imdecode(data: bytes, flags: int) -> np.ndarray | None:
     """Return OpenCV's pixels, uint8 BGR [height, width, 3], or None if it cannot decode them."""
     try:
         return cv2.imdecode(np.frombuffer(data, np.uint8), flags)
-    except cv2.error:  # for empty data and too many pixels; other failures return None
+    except cv2.error:  # raised for empty data or too many pixels; else it returns None
         return None
 
 
@@ -91,20 +92,20 @@ def _size(stream: BinaryIO, rotated: bool) -> tuple[int, int] | None:
         else:
             with _open_header(stream, start) as image:
                 width, height, data = image.width, image.height, b""
-                # Not image.getexif(): unlike OpenCV it also reads XMP, for which it decodes all
-                # pixels of a PNG.
+                # image.getexif() would also read XMP, unlike OpenCV, and decode all pixels of a PNG
+                # to find it.
                 if image.format in ROTATED:
                     data = image.info.get("exif", b"")
         exif = Image.Exif()
         exif.load(data if rotated else b"")
         transposed = exif.get(EXIF_ORIENTATION) in TRANSPOSED
         return (width, height) if transposed else (height, width)
-    except Exception:  # Pillow lets any error of its parsers escape
+    except Exception:  # Pillow's parsers raise many types
         return None
 
 
 def _open_header(stream: BinaryIO, start: bytes) -> Image.Image:
-    """Read the header of an image; unlike `Image.open`, without a limit on its pixels."""
+    """Read the header of an image. Unlike `Image.open`, do not limit its pixels."""
     Image.init()
     for name in FORMATS:
         factory, accept = Image.OPEN.get(name, (None, None))  # AVIF: from Pillow 11.3 on

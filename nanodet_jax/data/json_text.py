@@ -1,4 +1,4 @@
-"""Json parsing that rejects repeated keys, of which Python silently keeps the last."""
+"""JSON parsing that rejects repeated keys. Python's `json` silently keeps the last one."""
 
 import json
 import reprlib
@@ -8,11 +8,11 @@ from nanodet_jax.errors import UserError
 
 
 def loads_unique(text: str) -> Any:
-    """Parse json text.
+    """Parse JSON text.
 
     Raises:
       UserError: naming the key and the object, if a key occurs twice in it.
-      ValueError, RecursionError: as `json.loads`.
+      ValueError, RecursionError: as in `json.loads`.
     """
     return json.loads(text, object_pairs_hook=_check_unique)
 

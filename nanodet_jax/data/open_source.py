@@ -21,7 +21,7 @@ def open_source(config: Config, split: str, on_fault: OnFault = raise_fault) -> 
     are skipped.
 
     Raises:
-      UserError: if a path is not set, and as the source itself raises.
+      UserError: if a path is not set, or if the source raises one.
     """
     data = config.data
     links = data.follow_links
@@ -31,11 +31,11 @@ def open_source(config: Config, split: str, on_fault: OnFault = raise_fault) -> 
             annotations = _path(config, f"{split}_annotations", "the COCO json file")
             return CocoSource(images, annotations, follow_links=links, on_fault=on_fault)
         case "voc":
-            root = _path(config, "root", "the folder with train/ and val/, or of VOC2007")
+            root = _path(config, "root", "the folder with train/ and val/, or VOC2007")
             classes = data.classes or voc_classes(root, follow_links=links, on_fault=on_fault)
             return VocSource(root, split, classes, follow_links=links, on_fault=on_fault)
         case "yolo":
-            root = _path(config, "root", "data.yaml, or the folder that holds it")
+            root = _path(config, "root", "data.yaml, or the folder that contains it")
             if data.classes:
                 found = f"config.data.classes={data.classes}: data.yaml defines the classes"
                 raise UserError(f"{found}; leave it empty")
@@ -50,7 +50,8 @@ def open_source(config: Config, split: str, on_fault: OnFault = raise_fault) -> 
             count = data.train_size if split == "train" else data.val_size
             return ShapesSource(split, size=max(config.input_size), count=count)
         case _:
-            raise UserError(f"config.data.format={data.format!r}: must be in {get_args(Format)}")
+            formats = ", ".join(get_args(Format))
+            raise UserError(f"config.data.format={data.format!r}: must be one of {formats}")
 
 
 def _path(config: Config, field: str, meaning: str) -> Path:

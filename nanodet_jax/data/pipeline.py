@@ -28,7 +28,7 @@ def count_slots(source: Source, limit: int) -> tuple[int, list[tuple[str, int]]]
       limit: number of slots; 0 for the largest number of boxes of an image, at least 1.
 
     Returns:
-      The number of slots, and (image name, number of dropped boxes) of each image over the limit.
+      The number of slots, and (image name, number of dropped boxes) for each image over the limit.
     """
     counts = [source.num_boxes(index) for index in range(len(source))]
     if not limit:
@@ -44,7 +44,7 @@ def _read_options(config: Config, ahead: int) -> grain.ReadOptions:
 
 
 def _shuffled(images: "Sequence[int] | _Indexed", config: Config) -> grain.MapDataset:
-    """Return one epoch in random order; `repeat` gives every further epoch another order."""
+    """Return one epoch in random order. `repeat` shuffles each epoch differently."""
     return grain.MapDataset.source(images).seed(config.training.seed).shuffle()
 
 
@@ -57,7 +57,7 @@ def images_of_step(source: Source, config: Config, step: int) -> list[str]:
 
 
 class _Indexed:
-    """Records with their indices, as the worker threads read them."""
+    """Records with their indices, for the worker threads."""
 
     def __init__(self, images: Source | TrainingImages) -> None:
         self.images = images
@@ -78,19 +78,19 @@ def training_batches(
 ) -> Iterator[Batch] | Iterator[RawBatch]:
     """Yield training batches endlessly.
 
-    The batch of a step depends on the seed and the step alone, not on the number of workers. The
-    parts of all processes, concatenated in process order, are the batch of a single process.
+    The batch of a step depends only on the seed and the step, not on the number of workers. The
+    parts of all processes, concatenated in process order, equal the batch of a single process.
 
     Args:
-      source: training images; pass `TrainingImages` to share their cache, and for cache=device.
+      source: training images. Pass `TrainingImages` to share a cache; cache=device requires it.
       config: batch size, seed, workers, input size and augmentation.
       slots: number of ground-truth slots per image.
       start_step: number of completed steps, which determines the position in the data.
       process: (process index, process count).
 
     Yields:
-      The process's part of `config.data.batch_size` images, numpy arrays: a `RawBatch` with
-      config.data.augment=device, else a `Batch`.
+      A `RawBatch` with config.data.augment=device, else a `Batch`, of NumPy arrays. Each has this
+      process's part of `config.data.batch_size` images.
 
     Raises:
       UserError: if the images do not fill one batch, or config.augment makes pixels too large.
@@ -111,7 +111,7 @@ def training_batches(
         .random_map(examples.draw)
         .batch(size, drop_remainder=True, batch_fn=examples.batch)[part][start_step:]
     )
-    # A thread makes a whole batch: with a smaller buffer, some threads would be idle.
+    # Each thread makes a whole batch. With a smaller buffer, some threads would be idle.
     ahead = config.data.workers + PREFETCHED_BATCHES
     return iter(dataset.to_iter_dataset(_read_options(config, ahead)))
 
@@ -125,7 +125,7 @@ class Prepared(NamedTuple):
 
 
 class EvaluationBatch(NamedTuple):
-    """Batch of B images of one shape; rows from `len(indices)` on are zeros."""
+    """Batch of B images of one shape. Rows from `len(indices)` on are padding."""
 
     images: np.ndarray  # [B, H, W, 3] float32
     inverse_warps: np.ndarray  # [B, 3, 3] float32
@@ -136,8 +136,8 @@ class EvaluationBatch(NamedTuple):
 def prepare_for_inference(pixels: np.ndarray, config: Config) -> Prepared:
     """Resize and normalize an image, uint8 BGR, for inference.
 
-    With keep_ratio it is padded to the next multiple of 32 of its own size, so that its detections
-    do not depend on other images.
+    With keep_ratio, each side is padded to the next multiple of 32, so that the detections do not
+    depend on other images.
 
     Raises:
       UserError: if config.data.mean and std make pixels too large.
@@ -196,7 +196,7 @@ def evaluation_batches(
 
 
 def stack(group: list[tuple[int, Prepared]], batch_size: int) -> EvaluationBatch:
-    """Stack images of one shape to a batch, padded with zeros to `batch_size` images."""
+    """Stack images of one shape into a batch, padded with zeros to `batch_size` images."""
     empty = batch_size - len(group)
     first = group[0][1].image
     return EvaluationBatch(

@@ -13,11 +13,11 @@ from nanodet_jax.data.faults import Fault, FaultKind
 from nanodet_jax.data.image_files import imdecode, is_truncated, read_bytes, stored_size
 from nanodet_jax.terminal import printable
 
-MAX_MEGAPIXELS = 50.0  # where there is no config.data.max_megapixels
+MAX_MEGAPIXELS = 50.0  # limit without a config.data.max_megapixels
 
 
 class Category(NamedTuple):
-    """Class of objects, with its id in the dataset; its label is its index in `categories`."""
+    """Object class with its id in the dataset. Its label is its index in `categories`."""
 
     id: int
     name: str
@@ -40,7 +40,7 @@ class Record:
     boxes: np.ndarray  # [n, 4] float32 xyxy, pixels of the original image
     labels: np.ndarray  # [n] int32, 0 .. C-1; meaningless where `ignore`
     ignore: np.ndarray  # [n] bool: an ignore region, neither object nor background
-    areas: np.ndarray  # [n] float32, square pixels: of the object's outline if known, or the box
+    areas: np.ndarray  # [n] float32, square pixels: of the object's mask if known, else of the box
 
 
 class Source(Protocol):
@@ -55,7 +55,7 @@ class Source(Protocol):
     def num_boxes(self, index: int) -> int:
         """Return the number of boxes of `self[index]`, ignore regions included.
 
-        An upper bound where counting would be expensive.
+        The number may be an upper bound if counting is expensive.
         """
         ...
 
@@ -69,7 +69,7 @@ class Source(Protocol):
 
 
 def is_name(value: Any) -> TypeGuard[str]:
-    """Return whether a value is a text of 1 to 200 printable characters."""
+    """Return whether a value is a string of 1 to 200 printable characters."""
     return isinstance(value, str) and value != "" and printable(value) == value
 
 
@@ -107,7 +107,7 @@ def make_record(
 def decode(record: Record, max_megapixels: float = MAX_MEGAPIXELS) -> np.ndarray:
     """Return the pixels of a record, uint8 BGR [height, width, 3], in EXIF orientation.
 
-    The size is read from the file header first, and memory allocated for at most `max_megapixels`.
+    The size is read from the file header first. An image over `max_megapixels` is not decoded.
 
     Raises:
       Fault: naming the file, if it is missing, truncated, not an image or too large, or if its size
@@ -131,8 +131,8 @@ def decode(record: Record, max_megapixels: float = MAX_MEGAPIXELS) -> np.ndarray
     height, width = pixels.shape[:2]
     if (record.width and record.width != width) or (record.height and record.height != height):
         reason = "correct the annotation"
-        unturned = imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
-        if unturned is not None and unturned.shape[:2] == (record.height, record.width):
+        unrotated = imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+        if unrotated is not None and unrotated.shape[:2] == (record.height, record.width):
             reason = (
                 "its EXIF orientation swaps the sides; save the image upright without EXIF, "
                 "or annotate it as displayed"

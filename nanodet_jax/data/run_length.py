@@ -1,4 +1,4 @@
-"""Number of steps of an epoch and of a training run."""
+"""Number of training steps in an epoch and in a run."""
 
 from typing import NamedTuple
 
@@ -9,7 +9,7 @@ from nanodet_jax.errors import UserError
 class RunLength(NamedTuple):
     """Length of a training run.
 
-    Only whole batches count: the images left over at the end of a shuffled epoch are dropped, as in
+    Only whole batches count. The images left over at the end of a shuffled epoch are dropped, as in
     the original.
     """
 
@@ -47,7 +47,7 @@ def steps_per_epoch(num_images: int, batch_size: int) -> int:
     """Return the number of whole batches in `num_images` training images.
 
     Raises:
-      UserError: if there is none.
+      UserError: if the images do not fill one batch.
     """
     if num_images < batch_size:
         raise UserError(

@@ -33,15 +33,15 @@ class Warp(NamedTuple):
 class Color(NamedTuple):
     """Color transform of one image, in the order of application to pixels in [0, 1]."""
 
-    brightness: float = 0.0  # added
-    contrast: float = 1.0  # multiplies
-    saturation: float = 1.0  # multiplies
+    brightness: float = 0.0  # added to pixels
+    contrast: float = 1.0  # factor
+    saturation: float = 1.0  # factor
 
 
 def sample(rng: np.random.Generator, augment: Augment) -> tuple[Warp, Color]:
-    """Draw the transforms of one training image; each color factor has probability 1/2."""
+    """Draw the transforms of one training image. Apply each color factor with probability 1/2."""
 
-    # One call of the generator: a call per parameter would take three times as long.
+    # One call of the generator for all: a call per parameter would take three times as long.
     draws = iter(rng.random(17).tolist())
 
     def between(low: float, high: float) -> float:
@@ -80,10 +80,10 @@ def translation(x: float, y: float) -> np.ndarray:
 def warp_matrix(
     warp: Warp, image_size: tuple[int, int], input_size: tuple[int, int], keep_ratio: bool
 ) -> tuple[np.ndarray, tuple[int, int]]:
-    """Return the matrix [3, 3] float64 from image to input pixels, and the size it fills.
+    """Return the matrix [3, 3] float64 from image to input pixels, and the size the image fills.
 
-    The (height, width) is `input_size`, or with `keep_ratio` the largest size within it that has
-    the aspect ratio of the image, truncated to whole pixels as in the original.
+    The size (height, width) is `input_size`. With `keep_ratio` it is the largest size within it
+    that has the aspect ratio of the image, truncated to whole pixels as in the original.
     """
     (height, width), (out_height, out_width) = image_size, input_size
     matrix = translation(-width / 2, -height / 2)
@@ -107,7 +107,7 @@ def warp_matrix(
     if not keep_ratio:
         return scaling(out_width / width, out_height / height) @ matrix, input_size
     size = _fitting(image_size, input_size)
-    # The ratio is that of the truncated size, slightly less than the one of input_size.
+    # Truncation makes this ratio slightly smaller than the ratio of input_size.
     ratio = _ratio(image_size, size)
     to_origin = translation(-width / 2, -height / 2)
     to_center = translation(size[1] / 2, size[0] / 2)
@@ -129,10 +129,9 @@ def warp_image(
 ) -> np.ndarray:
     """Warp an image [height, width, 3] uint8 to `size`, bilinear and black outside the image.
 
-    With `pixel_indices` the matrix acts on pixel indices, and shrinking does not average: the
-    behavior of the original, with which the published weights were trained. Without it, pixels are
-    squares with their center half a pixel from the corner, consistent with boxes, and shrinking
-    averages.
+    With `pixel_indices` the matrix acts on pixel indices, and shrinking does not average. The
+    published weights were trained with this behavior of the original. Otherwise pixels are squares
+    with their center half a pixel from the corner, consistent with boxes, and shrinking averages.
     """
     shrunk, matrix = resampling(matrix, image.shape[:2], pixel_indices)
     if shrunk != image.shape[:2]:
@@ -163,11 +162,11 @@ def resampling(
 def inverse(matrix: np.ndarray) -> np.ndarray:
     """Return the inverse [3, 3] float32 of a warp, for device augmentation.
 
-    It is zero for a singular warp, such as a perspective seen from the edge. All pixels are then
+    It is zero for a singular warp, such as a perspective seen edge-on. All pixels are then
     outside the image, hence black, as with OpenCV.
     """
     try:
-        with np.errstate(over="ignore"):  # values beyond float32 are outside, too
+        with np.errstate(over="ignore"):  # values beyond float32 also lie outside
             return np.linalg.inv(matrix).astype(np.float32)
     except np.linalg.LinAlgError:
         return np.zeros((3, 3), np.float32)
@@ -239,7 +238,7 @@ def normalize(
 ) -> np.ndarray:
     """Subtract `mean` from pixels, float32 BGR in [0, 1], and divide by `std`, both in 0 to 255.
 
-    The result is written to `out` if given: float32 of the same shape, which may be a view.
+    The result is written to `out` if given. It is float32 of the same shape, and may be a view.
     """
     if out is None:
         out = np.empty_like(pixels)
@@ -256,14 +255,14 @@ def from_reduced(
 ) -> np.ndarray:
     """Return the matrix [3, 3] float64 from a reduced image to the original one.
 
-    `pixel_indices` has the meaning that it has in `warp_image`.
+    `pixel_indices` is explained in `warp_image`.
     """
     matrix = scaling(image_size[1] / reduced[1], image_size[0] / reduced[0])
     return translation(-0.5, -0.5) @ matrix @ translation(0.5, 0.5) if pixel_indices else matrix
 
 
 def pad(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Pad an image with zeros, the mean color, on the right and below to (height, width)."""
+    """Pad an image on the right and bottom with zeros, the mean color, to (height, width)."""
     (height, width), (rows, columns) = image.shape[:2], size
     if (height, width) == (rows, columns):
         return image

@@ -1,4 +1,4 @@
-"""Images that cannot be read during a run: each is reported once, and their number is limited."""
+"""Images that cannot be read during a run. Each is reported once, and their number is limited."""
 
 import threading
 
@@ -11,8 +11,8 @@ EXAMPLES = 3  # in the error
 class UnreadableImages:
     """Unreadable images of a split; thread-safe.
 
-    Its state decides what is printed and when to stop, never which image replaces an unreadable
-    one. That depends on the index alone, so that a resumed run sees the same batches.
+    This state decides what is printed and when to stop. It does not decide which image replaces an
+    unreadable one: that depends on the index alone, so a resumed run gets the same batches.
 
     Args:
       total: number of images of the split.
@@ -21,14 +21,14 @@ class UnreadableImages:
 
     def __init__(self, total: int, max_fraction: float) -> None:
         self._total, self._max_fraction = total, max_fraction
-        self._reasons: dict[int, str] = {}  # not the errors, whose tracebacks reference pixels
+        self._reasons: dict[int, str] = {}  # not the errors: their tracebacks reference pixels
         self._lock = threading.Lock()
 
     def add(self, index: int, error: UserError, consequence: str) -> None:
         """Record that image `index` cannot be read; print the error and its consequence once.
 
         Raises:
-          UserError: once there are more than `max_fraction` allows, with the first few.
+          UserError: if more are unreadable than `max_fraction` allows. It lists the first few.
         """
         with self._lock:
             known = index in self._reasons

@@ -2,19 +2,19 @@
 
 Format: https://developers.google.com/speed/webp/docs/riff_container
 
-Pillow allocates two canvases before it returns the size of a WebP, so that a file of 100 bytes
-could take gigabytes.
+Pillow allocates two canvases before it returns the size of a WebP file, so a file of 100 bytes
+could take gigabytes of memory.
 """
 
 from typing import BinaryIO, NamedTuple
 
 HAS_EXIF = 0x08  # flag in VP8X
 JPEG_PREFIX = b"Exif\0\0"
-MAX_CHUNKS = 1 << 16  # skipped in search of EXIF; an animation has one or two per frame
+MAX_CHUNKS = 1 << 16  # skipped while searching EXIF; an animation has one or two per frame
 
 
 class Header(NamedTuple):
-    """Size in pixels, and the EXIF data, empty if there is none."""
+    """Size in pixels, and EXIF data, which may be empty."""
 
     width: int
     height: int
@@ -72,6 +72,6 @@ def _exif(stream: BinaryIO, limit: int) -> bytes:
 
 
 def _next_chunk(stream: BinaryIO) -> tuple[bytes, int]:
-    """Return name and length of the next chunk; an empty name at the end of the file."""
+    """Return the name and length of the next chunk. The name is empty at the end of the file."""
     head = stream.read(8)
     return (head[:4], int.from_bytes(head[4:], "little")) if len(head) == 8 else (b"", 0)

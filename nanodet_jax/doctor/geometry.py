@@ -1,4 +1,4 @@
-"""Objects at the input of the network: their size, and the number of priors that learn each."""
+"""Object sizes at the network's input, and the number of priors that learn each object."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -16,11 +16,11 @@ from nanodet_jax.runtime import backend
 from nanodet_jax.structures import GroundTruth, Predictions
 
 MAX_SAMPLE = 1000  # images whose boxes are assigned; the 118,000 of COCO would take minutes
-CHUNK = 4  # images assigned together; each needs an array of slots times priors
+CHUNK = 4  # images assigned together; each needs an array [slots, priors]
 
 
 class Objects(NamedTuple):
-    """Objects at the network's input, without augmentation and ignore regions."""
+    """Objects at the network's input, without augmentation. Ignore regions are excluded."""
 
     labels: np.ndarray  # [n] int32
     sides: np.ndarray  # [n, 2] float32: width and height in pixels of the input
@@ -32,7 +32,7 @@ class Objects(NamedTuple):
 
     @property
     def size(self) -> np.ndarray:
-        """Side of the square of the same area in pixels: [n] float32."""
+        """Side of a square of the same area, in pixels: [n] float32."""
         return np.sqrt(self.sides.prod(axis=1))
 
 
@@ -43,7 +43,7 @@ def sample(records: Sequence[Record], limit: int = MAX_SAMPLE) -> list[Record]:
 
 
 def objects_at_input(records: Sequence[Record], config: Config) -> Objects:
-    """Return the objects of records whose image sizes are known."""
+    """Return the objects of records. The image sizes must be known."""
     labels, sides = [np.zeros(0, np.int32)], [np.zeros((0, 2), np.float32)]
     for record in records:
         boxes = boxes_at_input(record, config)[~record.ignore]
@@ -63,8 +63,8 @@ def boxes_at_input(record: Record, config: Config) -> np.ndarray:
 def priors_per_object(records: Sequence[Record], config: Config, num_classes: int) -> np.ndarray:
     """Return the number of priors assigned to each object of `objects_at_input`: [n] int.
 
-    An assigner that uses predictions gets uniform ones: all classes and all distances have the same
-    logit.
+    An assigner that uses predictions gets uniform ones: the logits of all classes and distances are
+    equal.
     """
     slots = max([1, *(len(record.boxes) for record in records)])
     ground_truths = [
@@ -75,13 +75,13 @@ def priors_per_object(records: Sequence[Record], config: Config, num_classes: in
         return np.zeros(0, int)
     criterion = build_criterion(config)
     num_priors = len(criterion.priors.centers)
-    blank = Predictions(
+    uniform = Predictions(
         jnp.zeros((num_priors, num_classes)),
         jnp.zeros((num_priors, 4, config.model.reg_max + 1)),
     )
 
     def count(ground_truth: GroundTruth) -> jax.Array:
-        learned = criterion.assign((blank,), ground_truth).gt_index
+        learned = criterion.assign((uniform,), ground_truth).gt_index
         return jnp.sum(learned[None] == jnp.arange(slots)[:, None], axis=1)
 
     stacked = GroundTruth(*(np.stack(part) for part in zip(*ground_truths)))

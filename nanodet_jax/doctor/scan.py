@@ -1,4 +1,4 @@
-"""Read a split completely, all annotations and every image, and collect its faults."""
+"""Reading all annotations and images of a split to collect its faults."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -15,14 +15,14 @@ from nanodet_jax.data.open_source import open_source
 from nanodet_jax.data.records import Category, Record, Source, decode
 from nanodet_jax.errors import UserError
 
-OVERHANG = 1.0  # pixels that a box may leave its image, from rounding and indices from 1
+OVERHANG = 1.0  # pixels outside the image, tolerated for rounding and 1-based indices
 
 
 class Scan(NamedTuple):
     """Content of a split, and its faults."""
 
     categories: tuple[Category, ...]  # empty if the split cannot be opened
-    records: list[Record]  # of the readable images, without pixels, with the decoded size
+    records: list[Record]  # of the readable images, with the decoded size but no pixels
     images: int  # number of images with usable annotations, readable or not
     faults: list[Fault]
 
@@ -32,10 +32,10 @@ def scan(config: Config, split: str, *, progress: bool = True) -> Scan:
 
     Only `config.data.workers` images are in memory at a time.
     """
-    faults: dict[str, Fault] = {}  # by message, because some files are read twice
+    faults: dict[str, Fault] = {}  # by message, to drop repetitions: some files are read twice
 
     def add(fault: Fault) -> None:
-        # A copy, because the traceback of a raised fault references pixels.
+        # Copy it, because the traceback of a raised fault references pixels.
         faults[str(fault)] = Fault(fault.kind, str(fault), tolerated=fault.tolerated)
 
     try:

@@ -1,7 +1,7 @@
-"""The `checkpoints/` folder of a run: the newest states, the best, and one every N epochs.
+"""The `checkpoints/` folder of a run: the newest checkpoints, the best, and one every N epochs.
 
-Nothing read from a checkpoint is used unless it equals, bit for bit, what was saved: a checkpoint
-contains checksums of its arrays and metrics. Orbax writes and deletes checkpoints
+A checkpoint contains checksums of its arrays and metrics. Its content is used only if it equals
+what was saved, bit for bit. Orbax writes and deletes checkpoints
 (`orbax_manager`). This package reads them (`checkpoint_restore`), because they may come from an
 untrusted source.
 """
@@ -40,14 +40,14 @@ class Checkpoints:
     """The checkpoints of a workdir, by step.
 
     A checkpoint has three parts: `variables`, the parameters and batch statistics for inference
-    (averaged, if the run keeps an average); `training`, everything else that the next step depends
-    on; and `record`, the checksums of all arrays. Saving continues in the background, and a
+    (the averaged ones, if the run keeps an average); `training`, everything else that the next step
+    depends on; and `record`, the checksums of all arrays. Saving continues in the background, and a
     checkpoint gets its name only when it is complete. Metrics are added later, as `metrics.json`.
 
     Args:
       workdir: of the run.
-      keep_every_steps: checkpoints of multiples of this are never deleted; 0 for none.
-      writing: False to read a run that may be in progress: the folder is not changed.
+      keep_every_steps: never delete checkpoints whose step is a multiple of this; 0 for none.
+      writing: False to read a run that may be in progress, without changing the folder.
 
     Raises:
       UserError: if the folder cannot be made or read, or contains a symbolic link.
@@ -64,23 +64,23 @@ class Checkpoints:
         refuse_links(self.folder)
 
     def latest_step(self) -> int | None:
-        """Return the step of the newest checkpoint, None before the first."""
+        """Return the step of the newest checkpoint, or None if there is none."""
         return max(self._steps(), default=None)
 
     def best_step(self) -> int | None:
-        """Return the step of the checkpoint with the highest AP, None if none was evaluated."""
+        """Return the step of the checkpoint with the highest AP, or None if none was evaluated."""
         return self._metrics.best_of(self._steps())
 
     def metrics(self, step: int) -> dict[str, Any] | None:
-        """Return the metrics saved for a step, None if there are none or they are damaged."""
+        """Return the metrics saved for a step, or None if they are missing or damaged."""
         return self._metrics.get(step)
 
     def save(self, state: TrainState) -> None:
-        """Start to save a state, unless this object has saved or restored its step already.
+        """Start saving a state, unless this object has already saved or restored its step.
 
         Raises:
-          UserError: if this checkpoint or the one before it cannot be written, or if another
-            process has saved this step.
+          UserError: if this or the previous checkpoint cannot be written, or if another process
+            has saved this step.
         """
         step = int(state.step)
         if step in self._known_steps:
@@ -91,7 +91,7 @@ class Checkpoints:
                 f"{path}: exists, but was not saved by this run; another run may be writing to "
                 "this workdir: stop one of them, or give another --workdir"
             )
-        # Copy: the next step overwrites the donated buffers.
+        # Copy it, because the next step overwrites the donated buffers.
         parts = _split(jax.tree.map(lambda leaf: np.array(leaf), state))
         record = {"version": VERSION, "arrays": checksums.describe_arrays(parts)}
         items = {name: ocp.args.StandardSave(part) for name, part in parts.items()}
@@ -132,9 +132,9 @@ class Checkpoints:
         )
 
     def restore_latest(self, like: TrainState) -> TrainState:
-        """Return the newest state that is not damaged, as `restore` does.
+        """Return the newest state that is not damaged; see `restore`.
 
-        Newer checkpoints, which are damaged, are reported and moved to `checkpoints/damaged_STEP`.
+        Damaged checkpoints that are newer are reported and moved to `checkpoints/damaged_STEP`.
 
         Raises:
           UserError: if all are damaged, or the newest is of another model or optimizer.
@@ -155,7 +155,7 @@ class Checkpoints:
         """Return the parameters and batch statistics for inference that were saved at `step`.
 
         Raises:
-          DamagedCheckpointError, UserError: as `restore`.
+          DamagedCheckpointError, UserError: as in `restore`.
         """
         return self._restore(step, {"variables": like})["variables"]
 
@@ -195,7 +195,7 @@ class Checkpoints:
                 self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Wait as `wait` does, and release all resources."""
+        """Wait until everything is on disk, and release all resources."""
         with self._reporting_errors("the last checkpoint cannot be written"):
             if self._manager:
                 self._manager.close()
@@ -226,12 +226,12 @@ class Checkpoints:
         with self._reporting_errors(f"checkpoint {step} is damaged and cannot be moved aside"):
             if distributed.is_writer():
                 (self.folder / str(step)).rename(target)
-            distributed.gather(None)  # every process has read it before, and finds it gone after
+            distributed.gather(None)  # all have read it before, and find it moved afterwards
         return target
 
     @contextlib.contextmanager
     def _reporting_errors(self, what: str) -> Iterator[None]:
-        """Turn any error of the disk into a UserError."""
+        """Convert any error of the file system, Orbax or TensorStore to a UserError."""
         try:
             yield
         except UserError:
@@ -244,7 +244,7 @@ class Checkpoints:
 
 
 def _split(state: TrainState) -> dict[str, Any]:
-    """Return the arrays of a state by part of a checkpoint."""
+    """Return the arrays of a state, grouped by the parts of a checkpoint."""
     training = {"opt_state": state.opt_state, "step": state.step}
     if state.ema is not None:
         training["variables"] = state.variables

@@ -3,9 +3,9 @@
 Native code decodes the format: a tree of nodes (OCDBT) and chunks, both compressed. A node of a few
 kilobytes can decode to gigabytes, because its keys share prefixes of up to 64 KiB and zstd repeats
 a byte 131072 times for 4 bytes. The size of a node is known only after decoding it. So the decoder
-runs in a separate process, `array_reader`. If it takes too much memory, crashes or does not end,
-only that process dies, and an error is raised here. It takes about 0.3 s, mostly to load numpy and
-tensorstore. It reads nothing but the arrays, and none of Orbax's own metadata.
+runs in a separate process, `array_reader`. If it needs too much memory, crashes or does not end,
+only that process dies, and this module raises an error. The process takes about 0.3 s, mostly to
+load numpy and tensorstore. It reads only the arrays, not Orbax's own metadata.
 """
 
 import json
@@ -27,7 +27,7 @@ from nanodet_jax.io import array_reader
 MEMORY = 256 << 20
 MEMORY_PER_BYTE = 8
 TIMEOUT_S = 600
-# One thread and one arena: the memory of numpy's linear algebra and of malloc grows with the cores.
+# With more threads and arenas, NumPy's linear algebra and malloc use memory in proportion to cores.
 SINGLE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"}
 CRASHES = {-6, -7, -11}  # SIGABRT (for example a failed allocation), SIGBUS and SIGSEGV
 
@@ -37,11 +37,11 @@ def read_arrays(folder: Path, requested: Mapping[str, Any]) -> dict[str, np.ndar
 
     Args:
       folder: of the checkpoint.
-      requested: anything with `shape` and `dtype`, by name: "PART/KEY/KEY...".
+      requested: objects with `shape` and `dtype`, by name, such as "PART/KEY/KEY...".
 
     Raises:
       ValueError: if an array cannot be read, or needs more memory than its shape allows.
-      UserError: if the reader cannot run, for a reason that is not in the checkpoint.
+      UserError: if the reader fails for a reason that does not lie in the checkpoint.
     """
     arrays = []
     for name, like in requested.items():
@@ -68,7 +68,7 @@ def read_arrays(folder: Path, requested: Mapping[str, Any]) -> dict[str, np.ndar
 
 
 def _run(request: dict[str, Any], folder: Path) -> bytes:
-    # -P: the folder of that file is not searched for modules.
+    # -P: do not search the folder of that file for modules.
     command = [sys.executable, "-P", array_reader.__file__]
     path = os.pathsep.join(entry for entry in sys.path if entry)
     try:

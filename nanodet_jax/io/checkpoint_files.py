@@ -1,7 +1,7 @@
 """Checks of a `checkpoints/` folder before its content is read.
 
-A workdir may come from an untrusted source. A checksum shows that a file is unchanged, not who
-wrote it or that it makes sense. So everything is checked here as if there were no checksums.
+A workdir may come from an untrusted source. A checksum shows that a file is unchanged. It does not
+show who wrote it, or that its content is valid. These checks therefore do not rely on checksums.
 """
 
 import os
@@ -16,9 +16,9 @@ from nanodet_jax.io import checksums
 from nanodet_jax.terminal import printable
 
 STEP = re.compile("0|[1-9][0-9]{0,17}")  # within 64 bits
-RECORD_LIMIT = 8 << 20  # bytes; the record of nanodet-m has 0.17 MB
-# A checkpoint of nanodet-m, with 909 arrays and 11.5 MB, has 28 files and 8.5 MB. If only the
-# variables are requested, the folder also contains the optimizer's state of each.
+RECORD_LIMIT = 8 << 20  # bytes; nanodet-m's record has 0.17 MB
+# A checkpoint of nanodet-m has 909 arrays of 11.5 MB, in 28 files of 8.5 MB. If only the variables
+# are requested, the folder also contains the optimizer state of each variable.
 FILES_PER_ARRAY, EXTRA_FILES = 1, 200
 SIZE_FACTOR, SIZE_PER_ARRAY, EXTRA_SIZE = 16, 8 << 10, 16 << 20
 NAME = re.compile(r"(training|variables)(/[A-Za-z0-9_][A-Za-z0-9_.-]*)+")
@@ -54,7 +54,7 @@ def refuse_links(folder: Path) -> None:
     """Refuse a folder that is, or directly contains, a symbolic link.
 
     Raises:
-      UserError: naming the link: files elsewhere would be read, moved or deleted through it.
+      UserError: naming the link. Files elsewhere could be read, moved or deleted through it.
     """
     refuse_link(folder)
     try:
@@ -76,12 +76,12 @@ def check_folder(folder: Path, arrays: int, size: int) -> None:
 
     Args:
       folder: of the checkpoint.
-      arrays: the number of arrays that are going to be read.
-      size: of these arrays, in bytes.
+      arrays: number of arrays to read.
+      size: total size of these arrays, in bytes.
 
     Raises:
       OSError: if the folder cannot be listed.
-      ValueError: naming the first entry of another kind, or the limit that is exceeded.
+      ValueError: naming the first entry that is neither, or the limit that is exceeded.
     """
     max_files = FILES_PER_ARRAY * arrays + EXTRA_FILES
     max_size = SIZE_FACTOR * size + SIZE_PER_ARRAY * arrays + EXTRA_SIZE
@@ -107,7 +107,7 @@ def check_folder(folder: Path, arrays: int, size: int) -> None:
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """Return the record of a checkpoint: its `version`, and what that version defines.
+    """Return the record of a checkpoint: its `version`, and the keys of that version.
 
     Raises:
       OSError: if it cannot be read.
@@ -116,14 +116,14 @@ def read_record(path: Path) -> dict[str, Any]:
     try:
         record = checksums.verify(read_json(path, RECORD_LIMIT))
     except RecursionError as error:
-        raise ValueError("is nested too deeply") from error
+        raise ValueError("it is nested too deeply") from error
     if not isinstance(record, dict) or type(record.get("version")) is not int:
         raise ValueError("it has no version")
     return record
 
 
 def check_arrays(record: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return the array descriptions in a record, as `checksums.describe_arrays` returns them.
+    """Return the array descriptions in a record, in the format of `checksums.describe_arrays`.
 
     Raises:
       ValueError: if the record contains anything else.
@@ -138,7 +138,7 @@ def check_arrays(record: dict[str, Any]) -> dict[str, dict[str, Any]]:
             "dtype",
             checksums.DIGEST,
         }:
-            raise ValueError(f"{name} is not described")
+            raise ValueError(f"{name} has no valid description")
         if not _is_shape(description["shape"]):
             raise ValueError(f"{name} has no valid shape")
         if not isinstance(description["dtype"], str) or not DTYPE.fullmatch(description["dtype"]):

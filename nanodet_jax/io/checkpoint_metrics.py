@@ -1,4 +1,4 @@
-"""The metrics of a run's checkpoints: one file in each, which also decide which one is best."""
+"""Metrics of the checkpoints of a run, one file in each. They decide which checkpoint is best."""
 
 import sys
 from collections.abc import Iterable
@@ -18,14 +18,14 @@ CLASS_METRICS = {"AP", "AP50"}
 
 
 class CheckpointMetrics:
-    """Metrics by step. The files in the checkpoints are the only copy, so none can disagree."""
+    """Metrics by step. They are stored only in the checkpoints, so no second copy can differ."""
 
     def __init__(self, folder: Path):
         self._folder = folder
         self._loaded: dict[int, dict[str, Any] | None] = {}
 
     def get(self, step: int) -> dict[str, Any] | None:
-        """Return the metrics of a checkpoint; None if it has none, or if they are damaged.
+        """Return the metrics of a checkpoint, or None if it has none or they are damaged.
 
         Damaged metrics are reported.
         """
@@ -34,16 +34,16 @@ class CheckpointMetrics:
         return self._loaded[step]
 
     def best_of(self, steps: Iterable[int]) -> int | None:
-        """Return the step with the highest METRIC, the latest of equals; None without metrics."""
+        """Return the step with the highest METRIC, the latest if equal; None without metrics."""
         values = {step: metrics[METRIC] for step in steps if (metrics := self.get(step))}
         return max(values, key=lambda step: (values[step], step)) if values else None
 
     def forget(self, step: int) -> None:
-        """Drop the metrics of a step whose checkpoint is saved again."""
+        """Forget the metrics of a step, whose checkpoint is going to be saved again."""
         self._loaded[step] = None
 
     def save(self, step: int, metrics: dict[str, Any], writing: bool = True) -> None:
-        """Set the metrics of a checkpoint on disk; one of several processes writes them.
+        """Set the metrics of a checkpoint on disk. Only the `writing` process writes the file.
 
         Raises:
           UserError: if they cannot be written.
@@ -65,12 +65,12 @@ class CheckpointMetrics:
 
 
 def check_metrics(metrics: Any) -> dict[str, Any]:
-    """Return metrics after a check that they are what `evaluation.coco_metrics` returns.
+    """Return metrics after checking that they have the format of `evaluation.coco_metrics`.
 
-    That is numbers by name, and `per_class` with the numbers of each class.
+    The format is numbers by name, and `per_class` with the numbers of each class.
 
     Raises:
-      ValueError: if they are anything else.
+      ValueError: if they have another format.
     """
     if not isinstance(metrics, dict):
         raise ValueError("it contains no metrics")
@@ -90,4 +90,4 @@ def _check_numbers(where: str, numbers: Any, required: Iterable[str]) -> None:
     largest = sys.float_info.max  # excludes NaN, infinity and 10**400
     for name, value in numbers.items():
         if type(value) not in (int, float) or not -largest <= value <= largest:
-            raise ValueError(f"{where} has {printable(name)} that is not a finite number")
+            raise ValueError(f"{where}: {printable(name)} is not a finite number")

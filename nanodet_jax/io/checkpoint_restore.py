@@ -17,7 +17,7 @@ from nanodet_jax.terminal import printable
 
 RECORD = "record"  # part of a checkpoint: its format version and checksums
 VERSION = 1  # of the checkpoint format
-LIBRARY_LINE_LIMIT = 120  # characters of a library's message within ours
+LIBRARY_LINE_LIMIT = 120  # characters of a library's message in ours
 OS_ERROR = re.compile(r"os_error_code='(\d{1,9})'")  # in messages of TensorStore
 
 
@@ -28,8 +28,8 @@ class DamagedCheckpointError(UserError):
 def restore(folder: Path, parts: dict[str, Any]) -> Any:
     """Restore parts of a checkpoint.
 
-    `parts` alone determines which arrays are read and how large they are. The description of the
-    arrays in the files is only compared with it.
+    `parts` alone determines which arrays are read, and their sizes. The array descriptions in the
+    files are only compared with it.
 
     Args:
       folder: of the checkpoint.
@@ -83,16 +83,16 @@ def _read_descriptions(folder: Path) -> dict[str, Any]:
         raise DamagedCheckpointError(f"{folder}: is damaged ({reason})") from error
     raise UserError(
         f"{folder}: has version {printable(str(record['version']), 20)} of the checkpoint format, "
-        f"this program reads version {VERSION}; use the nanodet_jax that wrote it"
+        f"but this program reads version {VERSION}; use the nanodet_jax that wrote it"
     )
 
 
 def one_line(error: BaseException) -> str:
-    """Return the most useful line of an error of the system, Orbax or TensorStore."""
+    """Return the most useful line of an error from the operating system, Orbax or TensorStore."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     if code := OS_ERROR.search(str(error)):
         return os.strerror(int(code[1]))
     line = printable(first_line(error), 10 * LIBRARY_LINE_LIMIT)
-    # TensorStore's messages start with the operation and end with the system's answer.
+    # TensorStore's messages start with the operation and end with the system's error message.
     return line if len(line) <= LIBRARY_LINE_LIMIT else f"... {line[-LIBRARY_LINE_LIMIT:]}"

@@ -1,7 +1,7 @@
-"""Checksums of arrays and json values, which show that a file contains what was written.
+"""Checksums of arrays and JSON values, to verify that a file contains what was written.
 
-An array is described by `{"shape": [...], "dtype": "float32", "sha256": "..."}`, under its path in
-a tree, with names joined by `/`.
+An array is described by `{"shape": [...], "dtype": "float32", "sha256": "..."}`. The key of the
+description is the path of the array in a tree, joined by `/`.
 """
 
 import hashlib
@@ -40,11 +40,11 @@ def find_shape_mismatch(described: Mapping[str, Any], tree: Any) -> str:
     """Compare structure, shapes and dtypes of a tree with a description.
 
     Args:
-      described: as `describe_arrays` returns it.
-      tree: of arrays, which may be abstract.
+      described: a result of `describe_arrays`.
+      tree: arrays, which may be abstract.
 
     Returns:
-      The first difference in words, "" if there is none.
+      A text about the first difference, or "" if there is none.
     """
     expected = {name: _shape_and_dtype(leaf) for name, leaf in flatten(tree).items()}
     for name in sorted(expected.keys() | described.keys()):
@@ -60,7 +60,7 @@ def find_shape_mismatch(described: Mapping[str, Any], tree: Any) -> str:
 
 
 def find_content_mismatch(described: Mapping[str, Any], tree: Any) -> str:
-    """Return the first array whose bytes differ from the description, in words; "" if none."""
+    """Return a text about the first array whose bytes differ from the description, or ""."""
     for name, leaf in flatten(tree).items():
         if described[name][DIGEST] != _digest(leaf):
             return f"{printable(name)} is not what was saved"
@@ -69,17 +69,17 @@ def find_content_mismatch(described: Mapping[str, Any], tree: Any) -> str:
 
 def sign(value: dict[str, Any]) -> dict[str, Any]:
     """Return a json object that contains a value and its digest."""
-    value = json.loads(json.dumps(value))  # as it will be read: keys become strings
+    value = json.loads(json.dumps(value))  # as it will be read: JSON keys are strings
     return {"value": value, DIGEST: _digest_of_json(value)}
 
 
 def verify(document: Any) -> Any:
     """Return the value in a document from `sign`.
 
-    It may be any json value: the digest proves that it is unchanged, not that it is trustworthy.
+    It may be any JSON value. The digest proves that it is unchanged, not that it is trustworthy.
 
     Raises:
-      ValueError: if the value has changed, or the document is not of this form.
+      ValueError: if the value has changed, or the document has another form.
     """
     if not isinstance(document, dict) or document.keys() != {"value", DIGEST}:
         raise ValueError(f"it is not an object with value and {DIGEST}")

@@ -1,4 +1,4 @@
-"""Reading `.npz` files without pickle, in memory bounded by the file's size."""
+"""Reading `.npz` files without pickle. The file size bounds the memory."""
 
 import math
 import warnings
@@ -16,7 +16,7 @@ NOT_NPZ = "is damaged or not an .npz archive"
 
 
 def read_npz(path: Path) -> dict[str, np.ndarray]:
-    """Return the arrays of a file by name, read-only. They use no more memory than the file.
+    """Return the read-only arrays of a file by name. They use no more memory than the file.
 
     Raises:
       UserError: naming the file, if it cannot be read, is damaged, or contains anything but
@@ -31,7 +31,7 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
         raise UserError(f"{path}: {error}") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
-    # zipfile, NumPy and Python's parser, which reads the headers, raise many types of error.
+    # zipfile, NumPy and Python's parser (for array headers) raise many types of error.
     except Exception as error:
         raise UserError(f"{path}: {NOT_NPZ} ({ascii(error)[:200]})") from error
 
@@ -54,7 +54,7 @@ def _read(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:
 
 def _read_header(member: Any) -> tuple[tuple[int, ...], bool, np.dtype]:
     with warnings.catch_warnings():
-        warnings.simplefilter("error")  # NumPy would repair headers of Python 2
+        warnings.simplefilter("error")  # NumPy warns when it repairs a Python 2 header
         match npy.read_magic(member):
             case (1, 0):
                 return npy.read_array_header_1_0(member)

@@ -10,28 +10,28 @@ from orbax.checkpoint import checkpoint_managers
 
 from nanodet_jax.io.checkpoint_files import saved_steps
 
-NEWEST = 2  # newest checkpoints that are kept; the older one in case the newer is damaged
+NEWEST = 2  # newest checkpoints to keep: a second one in case the newest is damaged
 
 
 def open_manager(
     folder: Path, best_of: Callable[[Iterable[int]], int | None], keep_every_steps: int
 ) -> ocp.CheckpointManager:
-    """Open a manager that keeps the newest checkpoints, the best one, and those of some steps.
+    """Open a manager that keeps the newest checkpoints, the best one, and every Nth step.
 
     Args:
       folder: of the checkpoints; it must exist.
-      best_of: returns the best of several steps, None if none was evaluated.
-      keep_every_steps: checkpoints of multiples of this are never deleted; 0 for none.
+      best_of: returns the best of several steps, or None if none was evaluated.
+      keep_every_steps: never delete checkpoints whose step is a multiple of this; 0 for none.
     """
     kept: list[Any] = [checkpoint_managers.LatestN(NEWEST), _Best(best_of)]
     if keep_every_steps:
         kept.append(checkpoint_managers.EveryNSteps(keep_every_steps))
     options = ocp.CheckpointManagerOptions(
         preservation_policy=checkpoint_managers.AnyPreservationPolicy(kept),
-        cleanup_tmp_directories=True,  # incomplete checkpoints of a crash
+        cleanup_tmp_directories=True,  # delete incomplete checkpoints after a crash
         create=False,
         step_name_format=_DecimalSteps(),
-        lightweight_initialize=True,  # read nothing in the folders of steps
+        lightweight_initialize=True,  # do not read the folders of steps
     )
     return ocp.CheckpointManager(folder, options=options)
 
@@ -48,7 +48,7 @@ class _Best(checkpoint_managers.PreservationPolicy):
 
 
 class _DecimalSteps(ocp.path.step.NameFormat):
-    """The names of step folders that `saved_steps` accepts, so that Orbax accepts the same."""
+    """Step folder names for Orbax, which must accept the same names as `saved_steps`."""
 
     def build_name(self, step: int) -> str:
         return str(step)

@@ -1,7 +1,7 @@
 """Reading weights from a PyTorch file (.pth, .pt, .ckpt), without PyTorch or executing a pickle.
 
-torch.save writes a zip archive. NAME/data.pkl describes the tensors, each NAME/data/<key> contains
-the numbers of one storage, and NAME/byteorder is their byte order.
+torch.save writes a zip archive. NAME/data.pkl describes the tensors. Each NAME/data/<key> contains
+the numbers of one storage. NAME/byteorder is their byte order.
 """
 
 import math
@@ -20,7 +20,7 @@ from nanodet_jax.io.zip_limits import open_zip
 from nanodet_jax.terminal import printable
 
 PICKLE_LIMIT = 4 << 20  # bytes; for 645 tensors it has 80 thousand
-MAX_TENSORS = 20_000  # more than the deepest network that config.check accepts
+MAX_TENSORS = 20_000  # more than in the deepest network that config.check accepts
 MAX_SHARING = 4  # elements of all tensors per stored element
 NOT_ARCHIVE = (
     "is not a zip archive of torch.save; if PyTorch before 1.6 wrote it, load it there and save it "
@@ -48,8 +48,8 @@ def read_state_dict(path: Path) -> dict[str, np.ndarray]:
             return _read(archive)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
-    # zipfile raises many types of error on a truncated or altered file. A seek to a position that
-    # such a file contains raises an OSError without a number.
+    # zipfile raises many types of error for a truncated or altered file. Such a file can also
+    # contain an invalid position; seeking to it raises an OSError without an error number.
     except (
         zipfile.BadZipFile,
         EOFError,
@@ -76,7 +76,7 @@ def _read(archive: zipfile.ZipFile) -> dict[str, np.ndarray]:
     root = pickles[0].removesuffix("data.pkl")
     if members[pickles[0]].file_size > PICKLE_LIMIT:
         raise UserError(f"data.pkl has over {PICKLE_LIMIT} bytes, too many for weights")
-    order = "little"  # files before PyTorch 2.1 do not contain it
+    order = "little"  # PyTorch before 2.1 does not write it
     if f"{root}byteorder" in members:
         order = archive.read(f"{root}byteorder")[:8].decode("ascii", "replace")
     if order not in ("little", "big"):
@@ -96,7 +96,7 @@ def _read(archive: zipfile.ZipFile) -> dict[str, np.ndarray]:
             )
         arrays[key] = _numbers(archive.read(name), storage.kind, order)
     views = {name: _view(name, each, arrays[each.storage.key]) for name, each in tensors.items()}
-    # A copy of each tensor could otherwise be any number of times larger than the file.
+    # Otherwise copies of the tensors could take many times the size of the file.
     stored = sum(array.size for array in arrays.values())
     if sum(view.size for view in views.values()) > MAX_SHARING * stored:
         raise UserError("its tensors share too many elements; save contiguous copies")
@@ -126,13 +126,13 @@ def _numbers(raw: bytes, kind: str, order: str) -> np.ndarray:
 
 
 def _view(name: str, tensor: Tensor, storage: np.ndarray) -> np.ndarray:
-    """Return a tensor as a view of its storage, which it must not leave or exceed."""
+    """Return a tensor as a view of its storage, after checking that it fits."""
     shape, strides = tensor.shape, tensor.strides
     elements = math.prod(shape)
     last = tensor.offset + sum((size - 1) * step for size, step in zip(shape, strides))
     if elements and last >= len(storage):
         raise UserError(f"tensor {quoted(name)} extends beyond its storage")
-    # With a stride of 0 it could have any size; weights of a network never do.
+    # A stride of 0 would allow any size. Weights of a network never have one.
     if elements > len(storage):
         raise UserError(f"tensor {quoted(name)} repeats elements; save a contiguous copy")
     if not elements:

@@ -62,7 +62,7 @@ RULES: tuple[tuple[str, str, dict[str, str]], ...] = (
     (r"head/(cls|reg)_tower_(\d)_(\d)/(\w+)", r"head.\1_convs.\2.\3.\4", {}),
     (r"head/output_(\d)", r"head.gfl_cls.\1", {}),
     (r"head/(cls|reg)_output_(\d)", r"head.gfl_\1.\2", {}),
-    # Head of the guidance module. The original calls everything below guidance/ aux_.
+    # Head of the guidance module. The original uses the prefix aux_ for everything below guidance/.
     (
         r"head/(cls|reg)_tower_(\d)/(\w+)",
         r"head.\1_convs.\2.{}",
@@ -86,11 +86,11 @@ UNUSED_IF_DEPLOYED = r"aux_(fpn|head)\..*"
 
 
 class LoadReport(NamedTuple):
-    """Variables that `load_matching` loaded, by PyTorch's names."""
+    """PyTorch names of all variables, by how `load_matching` loaded them."""
 
     kept: list[str]  # loaded completely
-    box_rows: list[str]  # output layers of another class count: only the box rows are loaded
-    new: list[str]  # at their initial values
+    box_rows: list[str]  # only the box rows are loaded, because the number of classes differs
+    new: list[str]  # not loaded: initial values
 
     def __str__(self) -> str:
         def names(group: list[str]) -> str:
@@ -119,7 +119,7 @@ def pytorch_name(path: str) -> str:
 
 
 def flatten(variables: Any) -> dict[str, Any]:
-    """Return leaves by path: `params/...` and `batch_stats/...`."""
+    """Return the leaves by path, such as `params/...` and `batch_stats/...`."""
     return flax.traverse_util.flatten_dict(variables, sep="/")
 
 
@@ -139,18 +139,18 @@ def to_pytorch(array: np.ndarray) -> np.ndarray:
 
 
 def convert(entries: Entries, like: Any, where: str = "weights") -> Any:
-    """Convert a state_dict to variables. Every entry has to match.
+    """Convert a state_dict to variables. Every entry must match.
 
     Args:
       entries: arrays by the original's names.
       like: variables, or their shapes (`jax.eval_shape` of the model's init).
-      where: name of the entries in an error, for example the file's.
+      where: name of the entries for error messages, such as the file name.
 
     Returns:
       Variables with the structure and shapes of `like`, float32.
 
     Raises:
-      UserError: listing entries that are missing, left over, or of another shape.
+      UserError: listing entries that are missing, unknown, or of another shape.
     """
     targets = {pytorch_name(path): (path, leaf) for path, leaf in flatten(like).items()}
     missing = [name for name in targets if name not in entries]
@@ -183,7 +183,7 @@ def convert(entries: Entries, like: Any, where: str = "weights") -> Any:
 
 
 def _unused(targets: Mapping[str, Any]) -> str:
-    """Return a pattern of the entries that no variable needs."""
+    """Return a regular expression for the names of entries that no variable needs."""
     patterns = [UNUSED]
     if not any(target.startswith("head.gfl_reg.") for target in targets):
         patterns.append(UNUSED_IF_SHARED)
@@ -240,11 +240,11 @@ def to_entries(variables: Any) -> dict[str, np.ndarray]:
 def infer_model(entries: Entries, where: str = "weights") -> config.Model:
     """Infer the architecture from the names and shapes of a state_dict.
 
-    With only the deployed weights of a NanoDet-Plus, the split of its output layers is unknown;
-    then `reg_max` is assumed to be 7, as in all published weights.
+    The deployed weights of a NanoDet-Plus do not show how many rows of an output layer predict
+    boxes. Their `reg_max` is assumed to be 7, as in all published weights.
 
     Raises:
-      UserError: if it is not an architecture of this project.
+      UserError: if this project does not implement the architecture.
     """
     try:
         channels_of_width = {channels[0] // 2: width for width, channels in STAGE_CHANNELS.items()}
@@ -252,7 +252,7 @@ def infer_model(entries: Entries, where: str = "weights") -> config.Model:
         plus = "fpn.reduce_layers.0.conv.weight" in entries
         model = config.Model(width=channels_of_width[stage])
         (_infer_plus if plus else _infer_nanodet)(entries, model)
-    except (KeyError, IndexError) as error:  # IndexError: an array of fewer dimensions
+    except (KeyError, IndexError) as error:  # IndexError: too few dimensions
         raise UserError(f"{where}: not a NanoDet state_dict ({error})") from error
     model.stacked_convs = _count(entries, r"head\.cls_convs\.0\.(\d+)\.")
     if model.num_classes < 1:
@@ -288,5 +288,5 @@ def _infer_plus(entries: Entries, model: config.Model) -> None:
 
 
 def _count(entries: Entries, pattern: str) -> int:
-    """Count the distinct values of the pattern's group in the entries' names."""
+    """Count the distinct values of the group of `pattern` in the names of the entries."""
     return len({match[1] for name in entries if (match := re.match(pattern, name))})

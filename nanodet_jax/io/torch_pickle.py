@@ -2,8 +2,8 @@
 
 A pickle is a program that calls functions by name, and a downloaded file may call any. `pickle`
 would execute it, and would allocate as much memory as the file asks for. `interpret` supports only
-the few instructions that such files need. They build plain values and the records of this module.
-Names of functions are compared with a list, never looked up.
+the few instructions that such files need. They build plain values and the classes of this module.
+Names of functions are compared with a list, never imported.
 """
 
 import pickletools
@@ -40,7 +40,7 @@ MAX_INSTRUCTIONS = 400_000
 MAX_KEY_LENGTH = 1000  # characters; comparing keys must stay cheap
 
 CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
-# Instructions whose argument is the value; that store a value in the memo; that load it from there.
+# Instructions that push their argument, store a value in the memo, or load it from the memo.
 LITERALS = {
     *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"),
     *("STRING", "BINSTRING", "SHORT_BINSTRING", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8"),
@@ -68,7 +68,7 @@ class Storage:
 
 @dataclass(frozen=True)
 class Tensor:
-    """A view of a storage. It is not checked yet that it lies inside."""
+    """A view of a storage. It may extend beyond the storage: this is not checked here."""
 
     storage: Storage
     offset: int  # offset and strides count elements; none is negative
@@ -77,27 +77,28 @@ class Tensor:
 
 
 def interpret(pickled: bytes) -> Any:
-    """Return the value of a pickle: None, bool, int, float, str, bytes, tuple, list, dict, records.
+    """Return the value of a pickle, built from plain values, `Global`, `Storage` and `Tensor`.
 
-    Mappings of any class become dict, and parameters their tensor. No value is copied, so memory is
-    proportional to the length of `pickled`. Values may contain themselves. A dict has only the
-    entries whose key is a str.
+    Plain values are None, bool, int, float, str, bytes, tuple, list and dict. Mappings of any class
+    become dict, and parameters become their tensor. No value is copied, so memory is proportional
+    to the length of `pickled`. Values may contain themselves. A dict has only the entries whose key
+    is a str.
 
     Raises:
       UserError: if it names a class or function that is not in `KNOWN`, is too long, or is damaged.
     """
     try:
         with warnings.catch_warnings():
-            # pickletools warns about escapes in a damaged name; such a name is refused below.
+            # pickletools warns about escapes in a damaged name. Such a name is refused later.
             warnings.simplefilter("ignore", DeprecationWarning)
             return _interpret(pickled)
-    # From pickletools for damaged instructions, from below for a missing stack or memo entry.
+    # pickletools raises for damaged instructions; _interpret for a missing stack or memo entry.
     except (ValueError, IndexError, KeyError) as error:
         raise UserError(f"damaged pickle ({ascii(error)[:200]})") from error
 
 
 def quoted(name: str) -> str:
-    """Return a name from a file for an error message: in quotes, escaped and cut."""
+    """Return a name from a file for an error message: quoted, escaped and truncated."""
     return ascii(name[:100])
 
 
@@ -183,16 +184,16 @@ def _interpret(pickled: bytes) -> Any:
 
 def _expect(value: Any, kind: type) -> Any:
     if not isinstance(value, kind):
-        raise ValueError(f"{type(value).__name__} where {kind.__name__} belongs")
+        raise ValueError(f"{type(value).__name__} instead of {kind.__name__}")
     return value
 
 
 def _set_items(target: Any, items: list[Any]) -> None:
-    """Set entries of a dict, except those with numbers, names or None as keys, which are not used.
+    """Set entries of a dict. Skip keys that are numbers, globals or None: weights do not use them.
 
-    A file can contain numbers whose hashes collide, so that each insertion compares with all other
-    keys; hashes of strings have a random seed in each process. Tuples are refused, because hashing
-    a deeply nested one does not end.
+    A file can contain many numbers with the same hash, which makes each insertion compare with all
+    other keys. Hashes of strings have a random seed in each process. Tuples as keys are refused,
+    because hashing a deeply nested one does not end.
     """
     mapping: dict[str, Any] = _expect(target, dict)
     for key, value in zip(items[::2], items[1::2], strict=True):
@@ -217,7 +218,7 @@ def _storage(identity: Any) -> Storage:
     match identity:
         case ("storage", Global(name=kind), str(key), str(), int(length)) if kind in STORAGES:
             return Storage(kind, key, _counts([length])[0])
-    raise ValueError("a persistent id that is not a storage")
+    raise ValueError("a persistent id is not a storage")
 
 
 def _call(name: str, arguments: tuple[Any, ...]) -> Any:

@@ -1,4 +1,4 @@
-"""Loading weights from files of the original, files of this project, or the workdir of a run."""
+"""Loading weights from files of the original or of this project, or from the workdir of a run."""
 
 import json
 from contextlib import closing
@@ -25,18 +25,18 @@ from nanodet_jax.terminal import printable
 
 ABOUT = "about.json"  # in a .npz file, and next to checkpoints: the config and class names
 ABOUT_LIMIT = 4 << 20  # bytes; enough for 20 thousand of the longest class names
-# The input size comes with weights, possibly from an untrusted source, and memory grows with it:
-# prediction at 2048 x 2048 takes up to 2 GB. Only the caller can raise the limit.
+# Weights, possibly from an untrusted source, define the input size, and memory grows with it.
+# Prediction at 2048 x 2048 takes up to 2 GB. Only the caller can raise the limit.
 MAX_INPUT_SIDE = 2048  # pixels
-BYTES_PER_PIXEL = 512  # of the largest input; networks with 80 classes take about 130
+BYTES_PER_PIXEL = 512  # of the features at the largest input; 80 classes take about 130
 PYTORCH_SUFFIXES = (".pth", ".pt", ".ckpt")
 
 
 class Weights(NamedTuple):
-    """Variables, and what is needed to use them."""
+    """Variables, with the config and class names needed to use them."""
 
     variables: Any
-    config: Config  # model, input size and normalisation as in training
+    config: Config  # model, input size and normalization used in training
     class_names: tuple[str, ...]  # empty if unknown
 
 
@@ -45,12 +45,13 @@ def load_weights(path: str | Path, max_input_side: float | None = MAX_INPUT_SIDE
 
     The result is the deployed network, without the parts that are used only in training. From a
     workdir the best checkpoint is loaded, or the newest if none was evaluated. Files of the
-    original contain neither class names nor the input size: 80 classes are assumed to be COCO's,
-    and the input 320 x 320, with the aspect ratio kept for NanoDet and not for NanoDet-Plus.
+    original contain neither class names nor the input size. 80 classes are assumed to be COCO's.
+    The input is assumed to be 320 x 320. The aspect ratio is kept for NanoDet, but not for
+    NanoDet-Plus.
 
     Args:
       path: `.pth`, `.pt` or `.ckpt` of the original, `.npz` of this project, or a workdir.
-      max_input_side: largest height or width of input that the weights may have; its square also
+      max_input_side: largest input height or width that the weights may define. Its square also
         limits the memory of the features. None for no limit, if the input size is not used.
 
     Raises:
@@ -93,7 +94,7 @@ def _load(path: Path) -> Weights:
 
 
 def _check_input(config: Config, max_side: float, where: str) -> None:
-    """Refuse weights whose input, or whose features of it, exceed the memory limit."""
+    """Refuse weights if the input size or the memory of the features exceeds the limit."""
     height, width = config.input_size
     fix = "if you trust the weights, raise max_input_side (predict: --max-input-side)"
     if max(height, width) > max_side:
@@ -119,7 +120,7 @@ def load_entries(path: str | Path) -> dict[str, np.ndarray]:
     Unlike `load_weights`, it accepts entries of any model, for fine-tuning.
 
     Raises:
-      UserError: as `load_weights`.
+      UserError: as in `load_weights`.
     """
     path = _existing(path)
     if path.suffix in PYTORCH_SUFFIXES and not path.is_dir():
@@ -135,7 +136,7 @@ def class_names_of(weights: Weights) -> tuple[str, ...]:
 
 
 def save_weights(path: str | Path, weights: Weights) -> None:
-    """Write a `.npz` file, completely or not at all: an array per variable, and `about.json`.
+    """Write a `.npz` file of one array per variable, and `about.json`. Never write a partial file.
 
     Raises:
       UserError: if the file cannot be written.
@@ -191,7 +192,7 @@ def read_description(text: str, where: str) -> tuple[Config, tuple[str, ...]]:
 
 
 def load_description(path: Path) -> tuple[Config, tuple[str, ...]]:
-    """Read a file `about.json`.
+    """Read an `about.json` file.
 
     Returns:
       Config and class names.
@@ -203,7 +204,7 @@ def load_description(path: Path) -> tuple[Config, tuple[str, ...]]:
         text = read_regular(path, ABOUT_LIMIT, ABOUT).decode()
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except ValueError as error:  # also if it is not UTF-8
+    except ValueError as error:  # includes text that is not UTF-8
         raise UserError(f"{path}: {ascii(str(error))[1:-1][:200]}") from error
     return read_description(text, str(path))
 

@@ -10,22 +10,22 @@ from typing import BinaryIO
 from nanodet_jax.errors import UserError
 from nanodet_jax.files import open_regular
 
-# Bytes of the list of members. For 645 tensors it has 60 thousand. The limit allows 90 thousand
-# members at most, which are read in half a second.
+# Bytes of the list of members. A file of 645 tensors needs 60 thousand. The limit allows 90
+# thousand members, which are read in half a second.
 MAX_LISTING = 4 << 20
 START = b"PK\x03\x04"
 
 
 @contextlib.contextmanager
 def open_zip(path: Path, not_zip: str) -> Iterator[zipfile.ZipFile]:
-    """Open an archive whose members are not compressed and fit into the file together.
+    """Open an archive whose members are not compressed and together not larger than the file.
 
     Args:
       path: of the archive.
-      not_zip: message of the error for a file that does not start as a zip archive.
+      not_zip: error message for a file that does not start like a zip archive.
 
     Raises:
-      UserError: without the path, if it is not such an archive.
+      UserError: if it is not such an archive. The message does not contain the path.
       OSError: if it cannot be opened.
       Exception: of any type that zipfile raises on damaged bytes.
     """
@@ -41,9 +41,11 @@ def open_zip(path: Path, not_zip: str) -> Iterator[zipfile.ZipFile]:
         with zipfile.ZipFile(bounded) as archive:
             bounded.limit = size
             members = archive.infolist()
-            # Neither torch.save nor this project compresses or encrypts: nothing grows when read.
+            # Neither torch.save nor this project compresses or encrypts. Reading expands nothing.
             if any(info.compress_type or info.flag_bits & 1 for info in members):
-                raise UserError("has compressed or encrypted members; save it again without")
+                raise UserError(
+                    "has compressed or encrypted members; save them uncompressed and unencrypted"
+                )
             if sum(info.file_size for info in members) > size:
                 raise UserError("damaged archive: its members claim more bytes than the file has")
             yield archive
@@ -52,7 +54,7 @@ def open_zip(path: Path, not_zip: str) -> Iterator[zipfile.ZipFile]:
 class _BoundedReads:
     """A file that refuses to read more than `limit` bytes in one call.
 
-    zipfile reads the list of members in one call, and allocates some 600 bytes for each.
+    zipfile reads the list of members in one call, and allocates about 600 bytes for each member.
     """
 
     def __init__(self, file: BinaryIO) -> None:

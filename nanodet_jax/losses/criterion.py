@@ -19,11 +19,11 @@ from nanodet_jax.losses.assigners.dynamic_soft_label import DynamicSoftLabel
 from nanodet_jax.runtime.precision import at_least_float32
 from nanodet_jax.structures import IGNORED, GroundTruth, Predictions, Targets
 
-PREFIXES = ("", "aux_")  # of the metrics of head and guidance, as in the original
+PREFIXES = ("", "aux_")  # of the metrics of head and guidance; the names are the original's
 
 
 class Sums(NamedTuple):
-    """Sums of a branch over the priors of an image, or over those of a whole batch."""
+    """Sums of a branch over the priors of an image, or of a whole batch."""
 
     quality_focal: Float[Array, "*n"]
     giou: Float[Array, "*n"]  # weighted by the confidence of each prior, as distribution_focal
@@ -33,7 +33,7 @@ class Sums(NamedTuple):
 
 
 class Divisors(NamedTuple):
-    """Divisors of the losses of a batch, as sums over its images: parts of a batch add up."""
+    """Divisors of the losses of a batch. They are the sums of the divisors of its parts."""
 
     samples: Float[Array, ""]  # of the quality focal loss
     box_weights: tuple[Float[Array, ""], ...]  # of the box losses of each branch
@@ -45,14 +45,14 @@ class Criterion:
 
     All branches (the head and, if there is one, the guidance) learn from one assignment, and the
     loss is the sum of their losses. The quality focal loss is divided by the number of positive
-    priors, the box losses by the sum of their weights, both over the whole batch; the assigner
-    defines the least values of these divisors. Without any box the loss is the quality focal loss
-    alone; the original's NanoDet returns a constant there.
+    priors, and the box losses are divided by the sum of their weights, both over the whole batch.
+    The assigner defines lower bounds of these divisors. Without any box the loss is the quality
+    focal loss alone. In this case the original's NanoDet returns a constant.
 
     Attributes:
-      priors: of the input size.
-      assigner: which priors learn which box, and what the losses take from that.
-      weights: of the three losses.
+      priors: priors for the input size.
+      assigner: assigns boxes to priors, and defines how the losses use the assignment.
+      weights: weights of the three losses.
     """
 
     priors: boxes.Priors
@@ -72,14 +72,14 @@ class Criterion:
         Args:
           branches: class logits [B, P, C] and box logits [B, P, 4, R] of each branch.
           ground_truth: boxes [B, G, 4] in input pixels, labels [B, G], valid [B, G], ignore [B, G].
-          divisors: of the whole batch, where these images are a part of a larger one. The loss and
-            its gradients then add up over the parts to those of the whole.
-          axis_name: mapped axis that the batch is split over, where `divisors` are not given. They
-            are then summed over it, with the same effect.
+          divisors: of the whole batch, if these images are only a part of it. The losses and
+            gradients of the parts then add up to those of the whole batch.
+          axis_name: mapped axis over which the batch is split, if `divisors` are not given. The
+            divisors are then summed over this axis, with the same effect.
 
         Returns:
-          The loss, and the metrics `loss`, `loss_qfl`, `loss_bbox` and `loss_dfl` of the head, the
-          last three with `aux_` of the guidance, and `positives`.
+          The loss and the metrics: `loss`; `loss_qfl`, `loss_bbox` and `loss_dfl` of the head; the
+          same three of the guidance with the prefix `aux_`; and `positives`.
         """
         sums, own_divisors = self._batch_sums(branches, ground_truth)
         if divisors is None:
@@ -100,13 +100,13 @@ class Criterion:
         return loss, {"loss": loss, **parts, "positives": sums[0].positives}
 
     def divisors(self, branches: tuple[Predictions, ...], ground_truth: GroundTruth) -> Divisors:
-        """Compute the divisors of a batch, or of a part of one; arguments as for a call."""
+        """Compute the divisors of a batch or a part of it. Arguments are those of `__call__`."""
         return self._batch_sums(branches, ground_truth)[1]
 
     def assign(self, branches: tuple[Predictions, ...], ground_truth: GroundTruth) -> Targets:
         """Assign the priors of one image.
 
-        Where predictions take part in the assignment, they are those of the last branch.
+        An assigner that uses predictions gets the predictions of the last branch.
 
         Args:
           branches: class logits [P, C] and box logits [P, 4, R] of each branch.
@@ -146,8 +146,8 @@ class Criterion:
         distances = boxes.expected_distances(box_logits) * (strides / unit)  # [P, 4]
         predicted_boxes = boxes.distances_to_boxes(centers, distances)  # [P, 4]
 
-        # Every class learns the quality of the prior's box at the class of its object, and 0
-        # elsewhere.
+        # The soft label is the quality of the prior's box for the class of its object, and 0 for
+        # other classes.
         quality = self.assigner.quality(targets, predicted_boxes, target_boxes)  # [P]
         at_label = jax.nn.one_hot(ground_truth.labels[slot], class_logits.shape[-1])  # [P, C]
         soft_labels = at_label * jnp.where(positive, quality, 0.0)[:, None]
@@ -179,7 +179,7 @@ def build_criterion(settings: config.Config) -> Criterion:
 
 
 def build_assigner(settings: config.Assigner, compat: config.Compat) -> Assigner:
-    """Return the assigner of a config: the only place that chooses by its name."""
+    """Return the assigner of a config. Only this function depends on assigner names."""
     match settings.name:
         case "atss":
             return ATSS(
@@ -194,4 +194,4 @@ def build_assigner(settings: config.Assigner, compat: config.Compat) -> Assigner
                 ignore_threshold=settings.ignore_threshold,
                 priors_of_any_box=compat.priors_of_any_box,
             )
-    raise ValueError(settings.name)  # `config.check` refuses it first
+    raise ValueError(settings.name)  # `config.check` raises first

@@ -1,4 +1,4 @@
-"""Losses of NanoDet, element by element. Weights and divisors are in `criterion.py`.
+"""Elementwise losses of NanoDet. Weights and divisors are in `criterion.py`.
 
 The focal losses are from Xiang Li et al., "Generalized Focal Loss: Learning Qualified and
 Distributed Bounding Boxes for Dense Object Detection", https://arxiv.org/abs/2006.04388.
@@ -19,7 +19,7 @@ def quality_focal(logits: Float[Array, "*n"], quality: Float[Array, "*n"]) -> Fl
 
     Args:
       logits: of a class.
-      quality: the label, in [0, 1]: iou of the box at the class of its object, 0 elsewhere.
+      quality: the soft label in [0, 1]: iou of the box for the class of its object, 0 for others.
     """
     distance = quality - jax.nn.sigmoid(logits)
     return optax.losses.sigmoid_binary_cross_entropy(logits, quality) * jnp.square(distance)
@@ -30,20 +30,20 @@ def distribution_focal(
 ) -> Float[Array, "*n"]:
     """Compute the distribution focal loss: equation 6 of the paper.
 
-    This is the cross entropy against the two integers next to a distance, each weighted by how
-    close it is.
+    This is the cross entropy against the two integers next to a distance, with linear
+    interpolation weights.
 
     Args:
       logits: of a distribution over the distances 0 .. R-1.
       target: the distance, in [0, R-1].
     """
     bins = jax.lax.broadcasted_iota(target.dtype, logits.shape, logits.ndim - 1)
-    weights = jnp.maximum(1 - jnp.abs(bins - target[..., None]), 0)  # linear between neighbours
+    weights = jnp.maximum(1 - jnp.abs(bins - target[..., None]), 0)  # linear interpolation
     return -jnp.sum(weights * jax.nn.log_softmax(logits), axis=-1)
 
 
 def giou_loss(
     predicted: Float[Array, "*#n 4"], target: Float[Array, "*#n 4"]
 ) -> Float[Array, "*#n"]:
-    """Compute one minus the generalized iou of boxes, xyxy in one unit."""
+    """Compute one minus the generalized iou of boxes, xyxy in the same unit."""
     return 1 - boxes.giou(predicted, target)

@@ -1,9 +1,9 @@
 """Assign guidance module of NanoDet-Plus: a larger branch that exists only in training.
 
-Its predictions decide which priors are assigned to which ground truth while those of the small head
-are still poor, and in the first epochs its loss trains backbone and neck too. Inference does not
-use it. Reproduces nanodet/model/arch/nanodet_plus.py and nanodet/model/head/simple_conv_head.py of
-https://github.com/RangiLyu/nanodet.
+Its predictions decide which priors are assigned to which ground truth, because the predictions of
+the small head are still poor. In the first epochs its loss also trains backbone and neck. Inference
+does not use it. Reproduces nanodet/model/arch/nanodet_plus.py and
+nanodet/model/head/simple_conv_head.py of https://github.com/RangiLyu/nanodet.
 """
 
 from collections.abc import Callable
@@ -23,7 +23,7 @@ from nanodet_jax.structures import Predictions
 
 GUIDANCE = "guidance"  # name of the module in the variables, beside backbone, neck and head
 
-# Build a neck or a head from its name: a module class, or a `functools.partial` of one.
+# Build a neck or a head, given its `name`: a module class, or a `functools.partial` of one.
 NeckFactory = Callable[..., Callable[[list[jax.Array]], list[jax.Array]]]
 HeadFactory = Callable[..., Callable[[list[jax.Array]], Predictions]]
 
@@ -40,7 +40,7 @@ class Scale(nn.Module):
 class SimpleConvHead(nn.Module):
     """Head of dense 3 x 3 convolutions with group norm, shared by all levels.
 
-    Only the scale of the box logits is separate for each level. Takes levels [B, H, W, channels],
+    Only the scale of the box logits differs between levels. Takes levels [B, H, W, channels],
     finest first. Returns `Predictions` in the order of `NanoDetHead`.
 
     Attributes:
@@ -75,7 +75,7 @@ class SimpleConvHead(nn.Module):
         def output(channels: int, name: str, bias_init: Initializer) -> Conv:
             return Conv(channels, 3, kernel_init=normal(0.01), bias_init=bias_init, name=name)
 
-        # Modules are built once and applied to every level, which shares their parameters.
+        # Build modules once and apply them to every level, so that levels share parameters.
         cls_layers = [*tower("cls"), output(self.num_classes, "cls_output", PRIOR_BIAS)]
         reg_layers = [
             *tower("reg"),
@@ -107,7 +107,7 @@ class Guidance(nn.Module):
     def __call__(
         self, features: list[jax.Array], levels: list[jax.Array], detach: jax.Array | bool
     ) -> Predictions:
-        """Return predictions for the same priors as those of the inference head.
+        """Return predictions for the same priors as the inference head.
 
         Args:
           features: of the backbone, [B, H, W, C] each.
@@ -126,9 +126,9 @@ class Guidance(nn.Module):
 
 
 def copy_neck_to_guidance(variables: VariableDict) -> dict[str, dict[str, Any]]:
-    """Return variables whose guidance has a copy of the neck's arrays, as the original starts.
+    """Return variables with the neck's arrays copied to the guidance, as in the original.
 
-    Without a guidance, the variables are returned unchanged.
+    Variables without a guidance are returned unchanged.
     """
     copied: dict[str, dict[str, Any]] = {}
     for collection, parts in variables.items():
@@ -139,7 +139,7 @@ def copy_neck_to_guidance(variables: VariableDict) -> dict[str, dict[str, Any]]:
 
 
 def strip_guidance(variables: VariableDict) -> dict[str, dict[str, Any]]:
-    """Return variables without the guidance: those that inference needs."""
+    """Return variables without the guidance, as needed for inference."""
     return {
         collection: {name: part for name, part in parts.items() if name != GUIDANCE}
         for collection, parts in variables.items()

@@ -1,4 +1,4 @@
-"""Layers that backbone, necks and heads share.
+"""Layers shared by backbone, necks and heads.
 
 Feature maps are [B, H, W, C]. Padding is explicit: k // 2 on each side of a kernel of k x k.
 """
@@ -15,14 +15,14 @@ from nanodet_jax.ops.convolution import Conv
 from nanodet_jax.ops.depthwise import DepthwiseConv
 from nanodet_jax.runtime.precision import at_least_float32
 
-# Builds a layer from its name: a module class, or a `functools.partial` of one.
+# Builds a layer, given its `name`: a module class, or a `functools.partial` of one.
 LayerFactory = Callable[..., Callable[[jax.Array], jax.Array]]
 
 # The original's slope; PyTorch's default is 0.01.
 leaky_relu = partial(nn.leaky_relu, negative_slope=0.1)
 
 # He initialization (https://arxiv.org/abs/1502.01852): the original's default for a convolution
-# that names its activation. Without one it falls back to PyTorch's default.
+# with a named activation. Other convolutions use PyTorch's default.
 he_normal = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 pytorch_uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
@@ -45,9 +45,9 @@ class BatchNorm(nn.Module):
       momentum: fraction of the running value that each step keeps.
       epsilon: added to the variance.
       bias_init: initial bias; the initial scale is 1.
-      axis_name: mapped axis over which the batch is split in equal parts, to normalize by the
-        statistics of the whole batch. None: each part uses its own. Micro-batches are not an axis:
-        with gradient accumulation, each normalizes by its own statistics.
+      axis_name: mapped axis over which the batch is split into equal parts. All parts are then
+        normalized by the statistics of the whole batch. With None, each part uses its own
+        statistics. Micro-batches of gradient accumulation always use their own statistics.
     """
 
     use_running_average: bool
@@ -66,7 +66,7 @@ class BatchNorm(nn.Module):
         if self.use_running_average:
             mean, var = running_mean.value, running_var.value
         else:
-            # Initialization does not use the statistics, and is not traced under the axis.
+            # Initialization does not use the statistics. The mapped axis does not exist there.
             axis_name = None if self.is_initializing() else self.axis_name
             values = at_least_float32(x)
             mean = _channel_mean(values, axis_name)
@@ -143,6 +143,6 @@ def upsample_2x(x: jax.Array) -> jax.Array:
 def downsample_2x(x: jax.Array) -> jax.Array:
     """Halve height and width, both even.
 
-    Bilinear interpolation without antialiasing is here the mean of 2 x 2 pixels.
+    This is the mean of 2 x 2 pixels, which equals bilinear interpolation without antialiasing.
     """
     return nn.avg_pool(x, (2, 2), strides=(2, 2))

@@ -22,10 +22,10 @@ from nanodet_jax.structures import Predictions
 
 
 class NanoDet(nn.Module):
-    """Backbone, neck and head; in training also the guidance, if the config has one.
+    """Backbone, neck and head. Training also uses the guidance, if the config has one.
 
-    The backbone has strides 8, 16 and 32; the neck has the same ones, and 64 with
-    `model.extra_level`. P is the number of priors: pixels of all levels.
+    The backbone has the strides 8, 16 and 32. The neck has the same strides, and stride 64 with
+    `model.extra_level`. P is the number of priors, one for each pixel of all levels.
 
     Attributes:
       model: `config.model`; `num_classes` must be set.
@@ -40,7 +40,7 @@ class NanoDet(nn.Module):
 
         Args:
           images: [B, H, W, 3] float32 BGR, normalized; H and W multiples of 32.
-          train: normalize by the batch's statistics; `batch_stats` must then be mutable.
+          train: normalize by the statistics of the batch. `batch_stats` must then be mutable.
         """
         return self.branches(images, train=train, guided=False)[0]
 
@@ -54,11 +54,11 @@ class NanoDet(nn.Module):
         guided: bool = True,
         axis_name: str | None = None,
     ) -> tuple[Predictions, ...]:
-        """Return predictions of the head and, in training, of the guidance: one for each loss.
+        """Return the predictions of the head and, in training, those of the guidance.
 
         Args:
           images: as for `__call__`.
-          detach: stop the guidance's gradients to backbone and neck; may be traced.
+          detach: stop gradients from the guidance to backbone and neck; may be traced.
           train: as for `__call__`.
           guided: run the guidance, if the config has one.
           axis_name: mapped axis over which a batch is split, for `sync_batch_norm`.

@@ -1,4 +1,4 @@
-"""Dense convolution, in the form that each platform differentiates fastest.
+"""Dense convolution, implemented so that each platform differentiates it fast.
 
 XLA's CPU backend computes the kernel gradient of a 1 x 1 convolution as a convolution over
 transposed images. As a matrix product it takes a third of the time and compiles faster.

@@ -1,8 +1,8 @@
-"""Depthwise convolution, in the form that each platform runs fastest.
+"""Depthwise convolution, implemented so that each platform runs it fast.
 
 XLA's CPU backend runs a grouped convolution 20 to 50 times slower than a sum of shifted slices, and
 differentiates that sum slowly. On CPUs this module therefore sums shifted slices and defines the
-gradients itself. Elsewhere it uses `lax.conv_general_dilated`. All forms agree up to rounding.
+gradients itself. Elsewhere it uses `lax.conv_general_dilated`. The results agree up to rounding.
 """
 
 from functools import partial
@@ -124,7 +124,7 @@ def _input_gradient(
 
 def _kernel_gradient(x: jax.Array, grad: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
     """Return the gradient of the kernel, [k, k, C]."""
-    # Scan over the taps: one small loop body to compile, and no temporary for each tap.
+    # Scan over the taps: this compiles one small loop body, without a temporary for each tap.
     size, (batch, rows, columns, channels) = kernel.shape[0], grad.shape
     padded = _pad(x, size // 2)
 
@@ -139,7 +139,7 @@ def _kernel_gradient(x: jax.Array, grad: jax.Array, kernel: jax.Array, stride: i
 
 
 class DepthwiseConv(nn.Module):
-    """Layer of `depthwise_conv`, with the parameter `kernel` [k, k, 1, C], float32, and no bias.
+    """Layer that applies `depthwise_conv`. The only parameter is `kernel` [k, k, 1, C], float32.
 
     The output has the dtype of the input.
     """

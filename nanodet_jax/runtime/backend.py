@@ -1,4 +1,4 @@
-"""XLA's compiler options, forms of a computation by platform, and the heap after a compilation."""
+"""Compiler options of XLA, platform-specific computations, and the heap after a compilation."""
 
 import ctypes
 import functools
@@ -8,8 +8,9 @@ from typing import Any
 
 import jax
 
-# By default XLA's CPU backend gives convolutions to YNNPACK. Here that is slower, and so coarse
-# that gradients differ from float32's by 3e-3 where 6e-6 is possible. Dots and reductions stay.
+# By default XLA's CPU backend runs convolutions with YNNPACK. For these networks it is slower, and
+# so imprecise that gradients differ from float32 by 3e-3 where 6e-6 is possible. These options use
+# YNNPACK only for dot products and reductions.
 CPU_OPTIONS = {
     "xla_cpu_experimental_ynn_fusion_type": (
         "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE"
@@ -19,7 +20,7 @@ CPU_OPTIONS = {
 
 @functools.cache
 def compiler_options() -> dict[str, Any] | None:
-    """Return options for `jax.jit` on the default backend, None if there are none."""
+    """Return options for `jax.jit` on the default backend, or None if there are none."""
     if jax.default_backend() != "cpu":
         return None
     try:
@@ -35,7 +36,7 @@ def jit(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
 
 
 def jit_once(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
-    """Call `jit` for a program that runs once: it compiles twice as fast, and runs slowly."""
+    """Compile a program that runs only once: twice as fast to compile as `jit`, but slow to run."""
     quickly = compiler_options()
     if quickly is not None:
         quickly = quickly | {"xla_backend_optimization_level": 0}
@@ -43,11 +44,11 @@ def jit_once(function: Callable[..., Any], **options: Any) -> Callable[..., Any]
 
 
 def choose(*, cpu: Any, default: Any) -> Any:
-    """Return the form of a computation to trace: `cpu` on a CPU, `default` elsewhere.
+    """Return the implementation to trace: `cpu` on a CPU, `default` elsewhere.
 
     The platform is that of `jax.default_device` at the time of tracing. `lax.platform_dependent`
-    would leave the choice to the compiler, but it traces, differentiates and lowers both forms,
-    which takes a third of the time to start with cached programs.
+    would leave the choice to the compiler, but traces, differentiates and lowers both
+    implementations. This takes a third of the startup time with cached programs.
     """
     device = jax.config.jax_default_device  # type: ignore[attr-defined]
     platform = jax.default_backend() if device is None else getattr(device, "platform", device)
@@ -55,12 +56,13 @@ def choose(*, cpu: Any, default: Any) -> Any:
 
 
 def defragment_heap() -> None:
-    """Claim the small free chunks that a compilation leaves in the heap. Call it after one.
+    """Claim the small free chunks that a compilation leaves in the heap. Call it after compiling.
 
     A compilation leaves tens of thousands of free chunks of different sizes. With one arena, malloc
     searches them for every buffer of a convolution, under one lock: a training step then takes 1.5
-    times as long. Chunks of 16 to 256 KB are claimed for good; their pages, 100 to 400 MB, return
-    to the system. With a C library other than glibc this does nothing.
+    times as long. This function allocates all free chunks of 16 to 256 KB and never frees them.
+    Their pages, 100 to 400 MB, are returned to the system. With a C library other than glibc it
+    does nothing.
     """
     try:
         libc = ctypes.CDLL("libc.so.6")
@@ -75,7 +77,7 @@ def defragment_heap() -> None:
         request, before = size - header, None
         while True:
             address = malloc(request)
-            # malloc always merges neighbouring free chunks. So two adjacent results were cut from a
+            # malloc always merges adjacent free chunks. So two adjacent results were cut from a
             # larger chunk, and no free chunk of this size is left.
             if address is None or (before is not None and address == before + size):
                 free(address)

@@ -1,7 +1,7 @@
-"""The folder of compiled programs that JAX keeps between runs.
+"""The folder in which JAX keeps compiled programs between runs.
 
-JAX loads the programs in it as machine code, without any check. So a folder that other users can
-write to is never used.
+JAX loads these programs as machine code, without any check. So a folder that other users can write
+to is never used.
 """
 
 import functools
@@ -16,7 +16,7 @@ from nanodet_jax.terminal import say
 
 ENVIRONMENT = "JAX_COMPILATION_CACHE_DIR"
 OPTION = "jax_compilation_cache_dir"
-# By default JAX does not keep small programs. Option: (JAX's default, our value).
+# By default JAX does not keep small programs. Entries are option: (JAX's default, our value).
 THRESHOLDS = {
     "jax_persistent_cache_min_entry_size_bytes": (0, -1),
     "jax_persistent_cache_min_compile_time_secs": (1.0, 0.0),
@@ -24,13 +24,13 @@ THRESHOLDS = {
 
 
 def use_folder(folder: str | Path) -> None:
-    """Keep compiled programs of any size in a folder, which is made if it is missing.
+    """Keep compiled programs of any size in a folder. Create the folder if it is missing.
 
     Raises:
-      UserError: if the folder cannot be made, or other users can write to it.
+      UserError: if the folder cannot be created, or other users can write to it.
     """
     folder = str(folder)
-    if "://" not in folder:  # the owner of a bucket decides who can write to it
+    if "://" not in folder:  # for a bucket, its owner controls write access
         check_folder(Path(folder))
     if getattr(jax.config, OPTION) != folder:
         jax.config.update(OPTION, folder)
@@ -41,18 +41,18 @@ def use_folder(folder: str | Path) -> None:
 
 @functools.cache
 def use_configured_or_default_folder() -> None:
-    """Use the folder that the user has configured; otherwise `nanodet_jax` in their cache folder.
+    """Use the folder that the user has configured, or else `nanodet_jax` in their cache folder.
 
-    The user's folder is `jax.config.jax_compilation_cache_dir` or `$JAX_COMPILATION_CACHE_DIR`; an
-    empty one means that no program is kept. If the default folder cannot be used, a note is
-    printed and no program is kept. Later calls do nothing.
+    The user's folder is `jax.config.jax_compilation_cache_dir` or `$JAX_COMPILATION_CACHE_DIR`. If
+    this setting is an empty string, no program is kept. If the default folder cannot be used, a
+    note is printed and no program is kept. Later calls do nothing.
 
     Raises:
-      UserError: if the user's folder cannot be made, or other users can write to it.
+      UserError: if the user's folder cannot be created, or other users can write to it.
     """
     configured = getattr(jax.config, OPTION)
     if configured is None:
-        configured = os.environ.get(ENVIRONMENT)  # set after JAX was imported
+        configured = os.environ.get(ENVIRONMENT)  # if set after JAX was imported
     if configured is not None:
         if configured:
             use_folder(configured)
@@ -68,15 +68,15 @@ def _default_folder() -> Path:
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nanodet_jax"
     except RuntimeError as error:
         raise UserError(
-            f"this user has no home directory for compiled programs: set {ENVIRONMENT}"
+            f"this user has no home directory for compiled programs; set {ENVIRONMENT}"
         ) from error
 
 
 def check_folder(folder: Path) -> None:
-    """Make a folder for this user alone if it is missing; refuse one that others can write to.
+    """Create a folder for this user alone if it is missing. Refuse one that others can write to.
 
-    The folder and all files in it must belong to this user or to root, and be closed to writes of
-    other users. Windows, where permissions work differently, is not checked.
+    The folder and all files in it must belong to this user or to root, and other users must not
+    have write access. On Windows, where permissions work differently, nothing is checked.
 
     Raises:
       UserError: naming the folder and a command that fixes it.
@@ -90,19 +90,19 @@ def check_folder(folder: Path) -> None:
         suspect = _is_foreign(status) or any(_is_foreign(file, reachable) for file in files)
     except OSError as error:
         raise UserError(
-            f"{folder}: cannot hold compiled programs: {error.strerror}; set {ENVIRONMENT} to "
+            f"{folder}: cannot store compiled programs: {error.strerror}; set {ENVIRONMENT} to "
             "another folder"
         ) from error
     if suspect:
         raise UserError(
-            f"{folder}: other users can write to this folder of compiled programs, and so run "
-            f"code as you; delete it if they have, else `chmod -R go-w {folder}`, or set "
-            f"{ENVIRONMENT} to another folder"
+            f"{folder}: other users can write to this folder of compiled programs, and could "
+            f"run code as you; run `chmod -R go-w {folder}` if its content is yours, else "
+            f"delete it, or set {ENVIRONMENT} to another folder"
         )
 
 
 def _is_foreign(status: os.stat_result, reachable: bool = True) -> bool:
-    """Return whether a user other than root and this one owns a file, or can write to it."""
+    """Return whether a user other than root and this user owns a file, or can write to it."""
     if not hasattr(os, "geteuid"):
         return False
     others = 0o002 if _is_private_group(status.st_gid) else 0o022
@@ -112,7 +112,7 @@ def _is_foreign(status: os.stat_result, reachable: bool = True) -> bool:
 
 @functools.cache
 def _is_private_group(group: int) -> bool:
-    """Return whether this user is a group's only member; many systems make one for each user."""
+    """Return whether this user is the only member of a group. Many systems create such groups."""
     import grp  # not on Windows
     import pwd
 

@@ -27,28 +27,28 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 AUTO = "auto"
-START_TIMEOUT_S = 300  # within which all processes must start
-# A process that sends no heartbeat for this long counts as lost, and the others exit. It also
-# bounds how long a process that is done waits for the others.
+START_TIMEOUT_S = 300  # timeout for the start of all processes
+# A process that sends no heartbeat for this long counts as lost, and the others exit. A process
+# that has finished also waits at most this long for the others.
 HEARTBEAT_TIMEOUT_S = 30
-# Steps after which the result of a vote is read. By then the devices have computed it, so that
-# reading it does not wait.
+# Number of steps before the result of a vote is read. By then the devices have computed it, so
+# reading does not wait.
 VOTE_DELAY = 2
-# What jax's error messages contain when a collective or the coordination service fails.
+# Words in JAX's error messages about a failed collective or coordination service.
 LOST_CONNECTION = re.compile("Gloo|NCCL|CoordinationService|coordination service|unhealthy")
 
 
 def join(distributed: Distributed) -> None:
     """Join the processes that `config.distributed` describes.
 
-    Must be called before jax's backend starts. Joining twice is harmless.
+    Call it before JAX's backend starts. A second call has no effect.
 
     Raises:
       UserError: if the processes do not find each other.
     """
     if not distributed.coordinator or jax.distributed.is_initialized():
         return
-    # jax's handler for SIGTERM would replace the one that stops a process before it trains.
+    # JAX's handler for SIGTERM would replace ours, which stops a process before it trains.
     jax.config.update("jax_enable_preemption_service", False)
     address: dict[str, Any] = {}
     if distributed.coordinator != AUTO:
@@ -58,7 +58,7 @@ def join(distributed: Distributed) -> None:
             "process_id": distributed.process_index,
             "cluster_detection_method": "deactivate",
         }
-    # Printed first because jax ends the process with its own message if others do not start.
+    # Print this first: JAX ends the process with its own message if others do not start.
     terminal.say(f"waiting for the other processes of this run, at most {START_TIMEOUT_S} s")
     try:
         jax.distributed.initialize(
@@ -91,14 +91,14 @@ def say(line: str) -> None:
 def gather(value: T) -> list[T]:
     """Return the values of all processes, by process index.
 
-    Every process must call it. Values are pickled, and may have any size. They travel as bytes
-    between the devices, which needs neither a shared folder nor equal shapes.
+    Every process must call it. Values are pickled, and may have any size. The devices exchange
+    them as bytes, so neither a shared folder nor equal shapes are needed.
     """
     if jax.process_count() == 1:
         return [value]
     data = np.frombuffer(pickle.dumps(value), np.uint8)
     sizes = multihost_utils.process_allgather(np.asarray(data.size, np.int32))
-    # Sizes are padded to powers of two, so that few programs are compiled.
+    # Pad sizes to powers of two, so that few programs are compiled.
     padded = np.zeros(1 << int(sizes.max() - 1).bit_length(), np.uint8)
     padded[: data.size] = data
     rows = multihost_utils.process_allgather(padded)
@@ -109,7 +109,7 @@ def must_agree(facts: dict[str, Any]) -> None:
     """Check that all processes pass equal values. Every process must call it.
 
     Args:
-      facts: values by name; the names appear in the error.
+      facts: values by name. The names appear in the error message.
 
     Raises:
       UserError: in every process, for the first value that differs from that of process 0.
@@ -147,7 +147,7 @@ def any_of(vote: bool) -> bool:
 
 
 class Ballot:
-    """`any_of` that does not wait: it returns the result of the call VOTE_DELAY calls earlier.
+    """Version of `any_of` that does not wait: it returns the result of VOTE_DELAY calls earlier.
 
     With a single process it returns that process's vote immediately.
     """
@@ -158,7 +158,7 @@ class Ballot:
     def any_of(self, vote: bool) -> bool:
         """Return whether an earlier vote was True in any process.
 
-        Every process must call it, equally often.
+        Every process must call it the same number of times.
         """
         if jax.process_count() == 1:
             return vote
@@ -167,10 +167,10 @@ class Ballot:
 
 
 def fail_together(function: Callable[P, T]) -> Callable[P, T]:
-    """Wrap a function of several processes so that an error in one ends all of them.
+    """Wrap a function that several processes run, so that an error in one ends all of them.
 
-    A process that fails prints the error and exits immediately, without running Python's cleanup:
-    that would wait for the other processes, which wait for this one in a collective. Once its
+    A process that fails prints the error and exits immediately, without Python's cleanup. The
+    cleanup would wait for the other processes, which wait for this one in a collective. Once its
     connections are closed, the others fail too and report a lost process. If they do not notice,
     they exit after HEARTBEAT_TIMEOUT_S seconds. With a single process, errors are raised as usual.
     """

@@ -14,20 +14,20 @@ from nanodet_jax.runtime import compilation_cache
 def setup_process(cache_dir: str | Path | None = None) -> None:
     """Set up a process that trains or evaluates. Call it before the first compilation.
 
-    `train_and_evaluate`, `evaluate` and the command line call it. Call it in a notebook or a
-    service of your own if you want the same speed and quiet there: importing the package or using a
-    `Detector` changes nothing that other code in the process can see. It sets:
+    `train_and_evaluate`, `evaluate` and the command line call it. Call it in your own notebook or
+    service to get the same speed and as few log messages there. Importing the package or using a
+    `Detector` changes no setting that other code in the process can see. This function sets:
 
-    - malloc: glibc reuses large buffers instead of returning them to the system. Without that, each
-      training step on a CPU faults 500 MB of memory in again. In return memory stays at its peak.
+    - malloc: glibc reuses large buffers instead of returning them to the system. Otherwise each
+      training step on a CPU causes page faults for 500 MB. In return, memory stays at its peak.
     - JAX's persistent compilation cache: in `cache_dir`, if given. Otherwise in the folder that you
-      have configured (`jax.config.jax_compilation_cache_dir` or `$JAX_COMPILATION_CACHE_DIR`), and
-      in `nanodet_jax` in your cache folder if there is none. JAX's thresholds for small programs
+      have configured (`jax.config.jax_compilation_cache_dir` or `$JAX_COMPILATION_CACHE_DIR`). If
+      there is none, in `nanodet_jax` in your cache folder. JAX's thresholds for small programs
       are removed unless you have changed them.
     - absl's log: messages about exceptions in Orbax's threads are dropped, because the same
       exceptions are raised in the main thread.
-    - OpenCV: one thread per call, because `config.data.workers` threads decode images already, and
-      no messages about damaged images, which are reported by name elsewhere.
+    - OpenCV: one thread per call, because `config.data.workers` threads already decode images. Its
+      messages about damaged images are dropped, because this package reports them by name.
 
     A second call changes nothing, except that a new `cache_dir` replaces the old one.
 
@@ -48,19 +48,19 @@ def setup_process(cache_dir: str | Path | None = None) -> None:
 
 @functools.cache
 def _set_up_libraries() -> None:
-    _reuse_large_buffers()  # first: the options apply only to threads that start afterwards
-    absl_logging.get_absl_logger().addFilter(_is_new)
+    _reuse_large_buffers()  # first, because it affects only threads that start later
+    absl_logging.get_absl_logger().addFilter(_is_not_raised)
     cv2.setNumThreads(0)
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
 
-def _is_new(record: logging.LogRecord) -> bool:
-    """Return whether a log message reports something that is not raised as well."""
+def _is_not_raised(record: logging.LogRecord) -> bool:
+    """Return whether the error in a log message is not also raised as an exception."""
     return not ("orbax" in record.pathname and record.exc_info)
 
 
 def _reuse_large_buffers() -> None:
-    """Keep freed memory in the process. Does nothing with C libraries other than glibc."""
+    """Keep freed memory in the process. This has no effect without glibc."""
     m_trim_threshold, m_top_pad, m_mmap_max, m_arena_max = -1, -2, -4, -8
     try:
         mallopt = ctypes.CDLL("libc.so.6").mallopt

@@ -1,4 +1,4 @@
-"""A folder of compiled programs that other users can write to is never used."""
+"""Folders of compiled programs: one that other users can write to is never used."""
 
 import os
 import subprocess
@@ -25,7 +25,7 @@ try:
 except UserError as error:
     print("error:", error)
 else:
-    setup_process()  # prints nothing twice
+    setup_process()  # must not print again
     print("cache:", jax.config.jax_compilation_cache_dir)
 """
 
@@ -118,7 +118,7 @@ def test_file_that_others_can_write_to_is_refused_only_in_a_folder_that_they_can
 
 def test_folder_that_cannot_be_made_is_refused_by_name(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="file/cache: cannot hold compiled programs: Not a dir"):
+    with pytest.raises(UserError, match="file/cache: cannot store compiled programs: Not a dir"):
         setup_process(tmp_path / "file" / "cache")
 
 

@@ -4,7 +4,7 @@
     PYTHONPATH=OLD python tests/tools/make_legacy_run.py tests/reference/legacy
 
 Commit 0d63cb3 is the last one before config fields were renamed and `TrainState.average` became
-`TrainState.ema`. `tests/test_legacy.py` checks that its files still load. The folder holds:
+`TrainState.ema`. `tests/test_legacy.py` checks that its files still load. The folder contains:
 
 - `files.tar.xz`, with `run/`, a workdir after STEPS steps of SGD with momentum and an average of
   the weights, and `weights.npz`, the same weights as `nanodet-jax convert` writes them. The config
@@ -33,11 +33,11 @@ STEPS, MORE = 3, 3  # of the saved run, and after resuming
 SIDE, BATCH = 64, 4  # pixels of the square input, images of a batch
 IMAGES = {"train": 8, "val": 4}
 CLASSES = ("disc", "box", "ring")
-SHOWN = 8  # detections recorded of one image
+SHOWN = 8  # number of recorded detections of one image
 
 
 def write_data(folder: Path) -> None:
-    """Write images and COCO json files to `folder`, by a formula that no library can change."""
+    """Write images and COCO json files to `folder`, by a formula that depends on no library."""
     for split, count in IMAGES.items():
         (folder / split).mkdir(parents=True)
         images, annotations = [], []
@@ -177,7 +177,7 @@ def _config() -> Any:
 
 
 def _first_weights(config: Any) -> Any:
-    """Weights that find something everywhere, and compress well."""
+    """Return weights that detect something everywhere, and compress well."""
     from dataclasses import replace
 
     from nanodet_jax.io import torch_names

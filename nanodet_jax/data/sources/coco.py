@@ -2,8 +2,8 @@
 
 Format: https://cocodataset.org/#format-data
 
-The file is checked completely when it is opened, so that a fault stops a run in its first second
-and not in its third hour. Every error names the file, the image or annotation, and the fix.
+The file is checked completely when it is opened, so that a fault stops a run before it trains.
+Every error names the file, the image or annotation, and the fix.
 """
 
 import json
@@ -22,7 +22,7 @@ from nanodet_jax.data.sources.in_memory import InMemorySource
 from nanodet_jax.errors import UserError
 from nanodet_jax.files import open_regular
 
-MAX_NUMBER = 1e18  # below the limit of int64; comparisons with it also exclude inf and nan
+MAX_NUMBER = 1e18  # below the limit of int64; comparing with it also excludes inf and nan
 
 
 class _Annotation(NamedTuple):
@@ -36,12 +36,12 @@ class _Annotation(NamedTuple):
 class CocoSource(InMemorySource):
     """Images of a folder and their annotations in one json file, ordered by image id.
 
-    As in the original, labels are the rank of the category id; boxes without area, or narrower or
-    lower than one pixel, are skipped; `iscrowd` and `ignore` mark ignore regions; images without
-    boxes are kept.
+    The rules are those of the original. The label of a category is the rank of its id. Boxes are
+    skipped if they have no area, or a side of less than one pixel. `iscrowd` and `ignore` mark
+    ignore regions. Images without boxes are kept.
 
     Raises:
-      UserError: naming the file, if it is missing or has another layout.
+      UserError: naming the file, if it is missing or does not have this format.
       Fault: whatever `on_fault` raises; by default the first fault that is not tolerated.
     """
 
@@ -78,15 +78,15 @@ class CocoSource(InMemorySource):
                 kept[item["image_id"]].append(annotation)
         ids = sorted(files)
         super().__init__(categories, [_make_record(infos[id], files[id], kept[id]) for id in ids])
-        # Arrays, because an int that survives from the file keeps its memory block alive.
+        # Arrays, because each int object that is kept would keep a whole block of memory alive.
         self._annotation_ids = [np.asarray([row.id for row in kept[id]], np.int64) for id in ids]
 
     def annotation_ids(self, index: int) -> np.ndarray:
-        """Return the ids in the file of the boxes of `self[index]`: [n] int64."""
+        """Return the annotation ids of the boxes of `self[index]`: [n] int64."""
         return self._annotation_ids[index]
 
     def ground_truth(self) -> dict[str, Any]:
-        """Read the file again and return it; kept in memory, COCO's train2017 would take 2 GB."""
+        """Read the file again and return it. COCO's train2017 would take 2 GB if kept in memory."""
         return read_ground_truth(self._file)
 
 
@@ -96,7 +96,7 @@ def read_ground_truth(path: Path) -> dict[str, Any]:
     Repeated keys are not detected here: the file was checked when it was opened.
 
     Raises:
-      UserError: as `read_coco`.
+      UserError: as in `read_coco`.
     """
     content = read_coco(path, loads=json.loads)
     for item in content["annotations"]:
@@ -106,11 +106,11 @@ def read_ground_truth(path: Path) -> dict[str, Any]:
 
 
 def read_coco(path: Path, loads: Callable[[str], Any] = loads_unique) -> dict[str, Any]:
-    """Read a COCO file, and check that its three lists exist and hold objects.
+    """Read a COCO file, and check that its three lists exist and contain objects.
 
     Raises:
       UserError: if the file is missing, not a regular file or invalid json (with line and column),
-        if an object has a key twice, or if the layout is another.
+        if an object has a key twice, or if it is not in COCO format.
     """
     try:
         content = loads(_read_text(path))
@@ -119,7 +119,7 @@ def read_coco(path: Path, loads: Callable[[str], Any] = loads_unique) -> dict[st
     except json.JSONDecodeError as error:
         at = f"line {error.lineno}, column {error.colno}"
         raise UserError(f"{path}: invalid json at {at}: {error.msg}") from error
-    except (ValueError, RecursionError) as error:  # not UTF-8, a number of 5,000 digits, nesting
+    except (ValueError, RecursionError) as error:  # not UTF-8, long numbers, deep nesting
         raise UserError(f"{path}: not json text: {error}") from error
     for key in ("images", "annotations", "categories"):
         items = content.get(key) if isinstance(content, dict) else None
@@ -142,7 +142,7 @@ def _read_text(path: Path) -> str:
 
 
 def read_categories(content: dict[str, Any], path: Path) -> tuple[Category, ...]:
-    """Return the categories of a COCO file by ascending id; the index of each is its label.
+    """Return the categories of a COCO file by ascending id. The index of each is its label.
 
     Raises:
       UserError: if there are none, one lacks an id or a name, or two share an id.
@@ -197,7 +197,7 @@ def _read_image_id(item: dict[str, Any], position: int, path: Path) -> int:
 def _find_files(
     folder: Folder, images: dict[int, dict[str, Any]], path: Path, on_fault: OnFault
 ) -> dict[int, Path]:
-    """Return the files of the images by id, without the missing ones."""
+    """Return the existing image files, by image id."""
     files: dict[int, Path] = {}
     missing = []
     for id, image in images.items():

@@ -7,7 +7,7 @@ from nanodet_jax.data.records import Category, Record, coco_ground_truth
 
 
 class InMemorySource:
-    """Records of a split in a fixed order, read when the source is opened.
+    """Records of a split in a fixed order. Annotations are read when the source is opened.
 
     A subclass reads the annotations of its format, and passes the categories and the records to
     `__init__`. Pixels stay on disk until a record is decoded.

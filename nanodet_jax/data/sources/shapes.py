@@ -1,7 +1,7 @@
-"""A synthetic dataset of circles, triangles, squares and stars, drawn on demand.
+"""Synthetic dataset of circles, triangles, squares and stars, drawn on demand.
 
-It needs no download and is learned on a laptop in minutes. Shapes vary in size by a factor of
-three, are rotated, may be partly hidden, and stand on textured, noisy backgrounds. The color of a
+It needs no download, and a laptop trains on it in minutes. Shapes vary in size by a factor of
+three, are rotated, may be partly hidden, and have textured, noisy backgrounds. The color of a
 shape is distinct from its background and from other shapes, so that each shape has a clear outline.
 """
 
@@ -16,10 +16,10 @@ from nanodet_jax.data.records import Category, Record, coco_ground_truth, make_r
 NAMES = ("circle", "triangle", "square", "star")
 MAX_OBJECTS = 4  # per image
 SIZES = (0.2, 0.6)  # diameter of a shape's circumscribed circle, as a fraction of the image side
-MIN_DISTANCE = 0.9  # of a shape's center from the image border, as a fraction of its radius
+MIN_DISTANCE = 0.9  # from a shape's center to the image border, as a fraction of its radius
 MIN_VISIBLE = 0.85  # visible fraction of each object's pixels once all objects are drawn
-MAX_ATTEMPTS = 10  # at placing an object
-COLOR_CANDIDATES = 16  # random colors per object, of which the most distinct is used
+MAX_ATTEMPTS = 10  # to place an object
+COLOR_CANDIDATES = 16  # random colors per object; the most distinct one is used
 NOISE = 8  # largest change of a pixel; a power of two divides the range of a byte evenly
 SUBPIXEL_BITS = 4
 
@@ -67,7 +67,7 @@ class ShapesSource:
         return self._size, self._size
 
     def ground_truth(self) -> dict[str, Any]:
-        """Return the annotations of the split in COCO format. Draw every image once."""
+        """Return the annotations of the split in COCO format. This draws every image once."""
         return coco_ground_truth((self[i] for i in range(len(self))), self.categories)
 
 
@@ -92,7 +92,7 @@ def _draw(
             if np.all(remains[1:] >= MIN_VISIBLE * np.asarray(areas)):
                 break
         else:
-            continue  # no place found: draw one object less
+            continue  # no free place found: draw one object fewer
         boxes.append((x, y, x + width, y + height))
         labels.append(label)
         areas.append(int(np.count_nonzero(inside)))

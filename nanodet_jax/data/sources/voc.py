@@ -2,8 +2,8 @@
 
 Format: http://host.robots.ox.ac.uk/pascal/VOC/voc2007/devkit_doc_07-Jun-2007.pdf
 
-Boxes are those that the original's converter makes, with one difference: an inverted box or an
-unlisted class, which the original skips with a warning, is an error that names the xml file.
+Boxes are converted as in the original, with one difference. The original skips an inverted box or
+an unlisted class with a warning. Here both are errors that name the xml file.
 """
 
 import math
@@ -27,9 +27,10 @@ Corners = tuple[float, float, float, float]  # xmin, ymin, xmax, ymax
 class VocSource(InMemorySource):
     """Split `train` or `val` of `root`, ordered by xml name; image and category ids start at 1.
 
-    Two layouts are read: `root/{train,val}/{images,annotations}`, and the one of VOC2007,
+    Two layouts are supported: `root/{train,val}/{images,annotations}`, and VOC2007's layout
     `root/{JPEGImages,Annotations,ImageSets/Main/{train,val}.txt}`, also inside `root/VOC2007`.
-    Objects marked `difficult` are ordinary objects. Boxes smaller than one pixel are skipped.
+    Objects marked `difficult` are treated as ordinary objects. Boxes smaller than one pixel are
+    skipped.
 
     Raises:
       UserError: naming the folder or list that is missing or unusable.
@@ -91,7 +92,7 @@ def _find_split(
     if (root / split).is_dir():
         images = Folder(root / split / "images", follow_links)
         annotations = Folder(root / split / "annotations", follow_links)
-        # macOS leaves files that start with a dot in archives.
+        # Archives made on macOS contain metadata files that start with a dot.
         names = [n for n in annotations.names() if n.endswith(".xml") and n[0] != "."]
         origin = annotations.path
     else:

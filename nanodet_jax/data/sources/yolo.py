@@ -18,9 +18,9 @@ from nanodet_jax.data.sources.clip import Box, clip_box
 from nanodet_jax.data.sources.yolo_layout import LabeledImage, read_split
 
 LABELS_LIMIT = 1 << 22  # bytes; a thousand polygons of two hundred points take 3.6 million
-OVERHANG = 0.01  # beyond 0 and 1; Ultralytics takes larger values for pixels
-ROUNDING = 1e-3  # fraction of the image; an overhang below it is rounding, and not reported
-PIXEL_ROUNDING = 1e-2  # pixels: fractions of six digits in an image of 10,000 pixels
+OVERHANG = 0.01  # tolerated beyond 0 and 1; Ultralytics interprets larger values as pixels
+ROUNDING = 1e-3  # fraction of the image; a smaller overhang is rounding, and is not reported
+PIXEL_ROUNDING = 1e-2  # pixels; error of fractions of six digits in an image of 10,000 pixels
 
 
 class _Annotated(NamedTuple):
@@ -34,12 +34,12 @@ class YoloSource:
 
     Label files are read when the source is opened. The header of an image is read when its size is
     first needed, since boxes are fractions of it. A line is `class cx cy w h`, or
-    `class x1 y1 x2 y2 x3 y3 ...` for a polygon, of which the bounding box is used. Corners left of
-    or above the image are clipped as `clip_box` does. Boxes smaller than one pixel are skipped. An
+    `class x1 y1 x2 y2 x3 y3 ...` for a polygon, whose bounding box is used. Corners left of or
+    above the image are clipped by `clip_box`. Boxes smaller than one pixel are skipped. An
     image whose header cannot be read has no boxes.
 
     Raises:
-      UserError: as `read_split`.
+      UserError: as in `read_split`.
       Fault: whatever `on_fault` raises; by default the first fault that is not tolerated.
     """
 
@@ -95,7 +95,7 @@ class YoloSource:
         return len(self._images[index].labels)
 
     def image_size(self, index: int) -> tuple[int, int]:
-        """Return the (height, width) as decoded, from the header; 0 if it cannot be read."""
+        """Return the (height, width) after decoding, from the header; 0 if it cannot be read."""
         size = self._sizes[index]
         if size is None:
             size = self._sizes[index] = shown_size(self._images[index].image.file) or (0, 0)
@@ -140,7 +140,7 @@ def _read_line(line: bytes, num_classes: int, where: str) -> tuple[int, Box]:
     """Return the label and the box of a line, xyxy in fractions of width and height.
 
     Raises:
-      Fault: naming what is wrong; tolerated for a box without area.
+      Fault: naming the error. It is tolerated if the box has no area.
     """
 
     def fault(kind: FaultKind, reason: str, tolerated: bool = False) -> Fault:

@@ -1,7 +1,7 @@
 """Dynamic soft label assignment of NanoDet-Plus: predictions decide which priors learn a box.
 
 SimOTA of Zheng Ge et al., "YOLOX: Exceeding YOLO Series in 2021", https://arxiv.org/abs/2107.08430,
-section 2.1, with a soft class cost; as the original runs it:
+section 2.1, with a soft class cost, as implemented in the original:
 https://github.com/RangiLyu/nanodet/blob/main/nanodet/model/head/assigner/dsl_assigner.py.
 
 Letters: B batch, P priors, G ground-truth slots, C classes.
@@ -30,16 +30,16 @@ def assignment_cost(
     labels: Int[Array, "G"],
     iou_factor: float,
 ) -> Float[Array, "G P"]:
-    """Compute how badly each prior suits each box.
+    """Compute the cost of assigning each prior to each box.
 
-    The cost is the quality focal loss that the prior's classes would have if it learned the box,
-    plus `iou_factor` times the negative logarithm of their iou. Labels of different boxes differ in
-    one class only, so the sum over classes is taken once per prior and corrected at that class: no
-    array of [P, G, C] is needed.
+    The cost is the quality focal loss that the class logits of the prior would have with the box as
+    target, plus `iou_factor` times the negative logarithm of the iou. The target of a box is
+    nonzero in one class only. So the sum over classes is computed once per prior, for the
+    background, and corrected at that class. No array of [P, G, C] is needed.
 
     Args:
-      class_logits: of the branch that decides.
-      ious: of its predicted boxes with the ground truth.
+      class_logits: of the branch that determines the assignment.
+      ious: of the predicted boxes of that branch with the ground truth.
       labels: classes of the ground truth.
       iou_factor: weight of the second term.
     """
@@ -47,8 +47,8 @@ def assignment_cost(
     at_label = class_logits.T[labels]  # [G, P]
     correction = functional.quality_focal(at_label, ious) - as_background.T[labels]
     box_cost = -jnp.log(ious + LOG_FLOOR)
-    # All boxes that a prior does not overlap must have the same cost to the last bit, since their
-    # order then decides. So the correction, which is 0 but for rounding, is left out for them.
+    # All boxes that a prior does not overlap must have exactly the same cost, since their order
+    # then decides. Their correction is 0 except for rounding, so it is left out.
     of_box = jnp.where(
         ious > 0, correction + iou_factor * box_cost, -iou_factor * math.log(LOG_FLOOR)
     )
@@ -58,10 +58,10 @@ def assignment_cost(
 def candidates_of_own_box(
     inside: Bool[Array, "G P"], centers: Float[Array, "P 2"], gt_boxes: Float[Array, "G 4"]
 ) -> Bool[Array, "G P"]:
-    """Return the priors inside each box, or where there are none, the nearest to its center."""
+    """Return the priors inside each box, or the prior nearest to its center if there are none."""
     gt_centers = (gt_boxes[:, :2] + gt_boxes[:, 2:]) / 2
     distances = jnp.sum(jnp.square(gt_centers[:, None] - centers[None]), axis=-1)
-    nearest = jnp.argmin(distances, axis=1)  # of equals that of the finest level, which comes first
+    nearest = jnp.argmin(distances, axis=1)  # if equal, in the finest level: it comes first
     is_nearest = jnp.arange(inside.shape[1])[None] == nearest[:, None]
     has_none = ~jnp.any(inside, axis=1) & (boxes.area(gt_boxes) > 0)
     return inside | (has_none[:, None] & is_nearest)
@@ -71,21 +71,22 @@ def candidates_of_own_box(
 class DynamicSoftLabel(Assigner):
     """SimOTA with a soft class cost.
 
-    A box takes the k candidates that cost it least; k is the sum of its `topk` largest ious with
-    predictions, rounded down, at least 1. A prior that several boxes take goes to the box that
-    costs it least, whether or not that box took it, so a box may be left with none.
+    A box takes the k candidates with the lowest cost. k is the sum of its `topk` largest ious with
+    predictions, rounded down, and at least 1. A prior that several boxes take is assigned to the
+    box with the lowest cost, even if that box did not take it. So a box may end up with no prior.
 
-    The losses follow the original's NanoDet-Plus: boxes in pixels; the quality is the iou of the
-    box that the prior was assigned by, for all branches; a batch counts at least one sample; the
-    box losses are divided by at least 1.
+    The losses follow the original's NanoDet-Plus. Boxes are in pixels. The quality of all branches
+    is the iou that was used for the assignment. A batch counts at least one sample. The box losses
+    are divided by at least 1.
 
     Attributes:
-      topk: most priors for a box.
+      topk: largest number of priors of a box.
       iou_factor: weight of the iou in the cost.
       ignore_threshold: a prior with more than this fraction of its predicted box in an ignore
         region is ignored unless it is positive; 0 switches ignore regions off.
-      priors_of_any_box: the candidates of every box are the priors inside any box, as in the
-        original; otherwise those inside the box itself, or the nearest if there are none.
+      priors_of_any_box: if True, the candidates of every box are the priors inside any box, as in
+        the original. If False, they are the priors inside the box itself, or the nearest prior if
+        there are none.
     """
 
     topk: int
@@ -109,7 +110,7 @@ class DynamicSoftLabel(Assigner):
         ground_truth: GroundTruth,
         priors: boxes.Priors,
     ) -> Targets:
-        """`assign` with predicted boxes, in input pixels, in place of box logits."""
+        """Do the same as `assign`, given predicted boxes in input pixels instead of box logits."""
         # 1. Candidates: priors inside the boxes.
         centers = jnp.asarray(priors.centers)  # [P, 2]
         gt_boxes = ground_truth.boxes.astype(predicted_boxes.dtype)  # [G, 4]
@@ -131,14 +132,14 @@ class DynamicSoftLabel(Assigner):
         largest, _ = jax.lax.top_k(jnp.where(candidate, ious, 0), topk)  # [G, topk]
         k = jnp.maximum(jnp.sum(largest, axis=1).astype(jnp.int32), 1)  # [G]
 
-        # 4. Each box takes its k cheapest candidates, or all that there are.
+        # 4. Each box takes its k cheapest candidates, or all candidates if there are fewer.
         negative_cost, cheapest = jax.lax.top_k(-cost, topk)  # [G, topk]
         taken = (jnp.arange(topk)[None] < k[:, None]) & jnp.isfinite(negative_cost)
         rows = np.arange(len(gt_boxes))[:, None]
         takes = jnp.zeros(cost.shape, bool).at[rows, cheapest].set(taken)  # [G, P]
 
-        # 5. A prior that several boxes take goes to the cheapest of all boxes for it.
-        num_boxes = jnp.sum(takes, axis=0)  # [P]: that take the prior
+        # 5. A prior that several boxes take is assigned to the cheapest of all boxes.
+        num_boxes = jnp.sum(takes, axis=0)  # [P], boxes that take the prior
         slot = jnp.where(num_boxes > 1, jnp.argmin(cost, axis=0), jnp.argmax(takes, axis=0))
         positive = num_boxes > 0
         overlap = jnp.take_along_axis(ious, slot[None], axis=0)[0]
@@ -165,7 +166,7 @@ class DynamicSoftLabel(Assigner):
         predicted_boxes: Float[Array, "P 4"],
         target_boxes: Float[Array, "P 4"],
     ) -> Float[Array, "P"]:
-        """Return the iou that the prior was assigned with, the same for all branches."""
+        """Return the iou that was used for the assignment, the same for all branches."""
         return targets.overlap
 
     def count_samples(self, positives: Float[Array, "B"]) -> Float[Array, ""]:

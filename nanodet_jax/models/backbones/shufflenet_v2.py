@@ -29,7 +29,7 @@ STEM_CHANNELS = 24
 def inverse_fan_in(
     key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32
 ) -> jax.Array:
-    """Draw from N(0, std**2) with std, not the variance, of 1 / input channels, as the original."""
+    """Draw from N(0, std**2). As in the original, std (not the variance) is 1 / input channels."""
     return jax.random.normal(key, shape, dtype) / shape[-2]
 
 
@@ -80,7 +80,7 @@ class MainBranch(nn.Module):
 class ShuffleBlock(nn.Module):
     """Block of ShuffleNetV2 (figure 3, c and d, of the paper).
 
-    With stride 1, half of the channels go through the main branch and the other half is passed
+    With stride 1, half of the channels go through the main branch and the other half passes
     through unchanged. With stride 2, all channels go through both branches. The results are
     concatenated and shuffled: [B, H, W, C] to [B, ceil(H / stride), ceil(W / stride), features].
     """
@@ -106,7 +106,7 @@ class ShuffleNetV2(nn.Module):
     32, finest first: [B, H / 8, W / 8, C8], [B, H / 16, W / 16, C16], [B, H / 32, W / 32, C32].
 
     Attributes:
-      width: width multiplier, a key of STAGE_CHANNELS, which has C8, C16 and C32.
+      width: width multiplier, a key of STAGE_CHANNELS, which defines C8, C16 and C32.
       norm: builds a batch norm, with its train flag set.
     """
 

@@ -1,9 +1,9 @@
 """NanoDetHead: towers of depthwise separable convolutions, with separate weights for each level.
 
-The outputs are those of Generalized Focal Loss (Li et al., https://arxiv.org/abs/2006.04388): class
+The outputs follow Generalized Focal Loss (Li et al., https://arxiv.org/abs/2006.04388): class
 logits, and a distribution over distances for each side of the box. Reproduces
-nanodet/model/head/nanodet_head.py of https://github.com/RangiLyu/nanodet; with kernels of 5 x 5 and
-one tower for both tasks, nanodet/model/head/nanodet_plus_head.py.
+nanodet/model/head/nanodet_head.py of https://github.com/RangiLyu/nanodet. With 5 x 5 kernels and
+one tower for both tasks, it reproduces nanodet/model/head/nanodet_plus_head.py.
 """
 
 import flax.linen as nn

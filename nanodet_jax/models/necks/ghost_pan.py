@@ -1,6 +1,6 @@
 """GhostPAN, the neck of NanoDet-Plus: a PAN that fuses levels in ghost bottlenecks.
 
-PAN is from Liu et al. (https://arxiv.org/abs/1803.01534), ghost modules are from Han et al.,
+PAN is from Liu et al. (https://arxiv.org/abs/1803.01534). Ghost modules are from Han et al.,
 "GhostNet: More Features from Cheap Operations" (https://arxiv.org/abs/1911.11907). Reproduces
 nanodet/model/fpn/ghost_pan.py and nanodet/model/backbone/ghostnet.py of
 https://github.com/RangiLyu/nanodet.
@@ -68,7 +68,7 @@ class GhostShortcut(nn.Module):
 
 
 class GhostBottleneck(nn.Module):
-    """Two ghost modules and a shortcut, added, without a final activation.
+    """Sum of two consecutive ghost modules and a shortcut, without a final activation.
 
     [B, H, W, C] to [B, H, W, features].
     """
@@ -95,8 +95,8 @@ class GhostPAN(nn.Module):
     Attributes:
       channels: width of every level, even.
       kernel_size: of all depthwise convolutions, except the ghost modules' 3 x 3.
-      blocks: ghost bottlenecks for each fusion of two levels.
-      extra_level: add a level of half the size of the coarsest, rounded up.
+      blocks: number of ghost bottlenecks for each fusion of two levels.
+      extra_level: add a level of half the size of the coarsest one, rounded up.
       norm: builds a batch norm, with its train flag set.
     """
 

@@ -2,8 +2,8 @@
 
 After Liu et al., "Path Aggregation Network for Instance Segmentation"
 (https://arxiv.org/abs/1803.01534). Reproduces nanodet/model/fpn/pan.py of
-https://github.com/RangiLyu/nanodet, which drops the convolutions between the levels and
-interpolates instead.
+https://github.com/RangiLyu/nanodet, which replaces the convolutions between levels by
+interpolation.
 """
 
 import flax.linen as nn
@@ -16,7 +16,7 @@ from nanodet_jax.ops.convolution import Conv
 class PAN(nn.Module):
     """Fuse the backbone's features across levels.
 
-    Takes features [B, H, W, C] of strides 8, 16 and 32, finest first. Returns as many levels
+    Takes features [B, H, W, C] of strides 8, 16 and 32, finest first. Returns levels
     [B, H, W, channels] of the same strides. Only the 1 x 1 convolutions have parameters.
     """
 

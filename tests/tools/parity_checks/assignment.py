@@ -27,7 +27,7 @@ PRIOR_OFFSET, PLUS_OFFSET = 0.5, 0.0
 
 
 def batch_of(path: Path, fixture, count: int) -> GroundTruth:
-    """Ground truth of `count` images stored as gt_boxes_i, gt_labels_i."""
+    """Return the ground truth of `count` images, stored as gt_boxes_i and gt_labels_i."""
     images = [(fixture[f"gt_boxes_{i}"], fixture[f"gt_labels_{i}"]) for i in range(count)]
     most = max(max(len(gt_boxes) for gt_boxes, _ in images), 1)
     return stack(ground_truth(gt_boxes, labels=labels, slots=most) for gt_boxes, labels in images)
@@ -44,7 +44,7 @@ def run_atss(truth, size, ignore_threshold):
 
 
 def check_atss(path: Path) -> Worst:
-    """Index by index, every image of the file."""
+    """Compare the index of every prior, in every image of the file."""
     compare = Comparisons()
     with np.load(path) as fixture:
         cases = sorted({int(key.split("/")[0]) for key in fixture if "/" in key})
@@ -64,7 +64,7 @@ def check_atss(path: Path) -> Worst:
             size = tuple(int(side) for side in fixture[f"{k}/size"])
             targets = run_atss(truth, size, 0.0 if ignore is None else 0.5)
             compare.equal(f"case {k}: index", targets.gt_index, fixture[f"{k}/gt_index"])
-            if f"{k}/overlap" in fixture:  # not recorded where there are ignore regions
+            if f"{k}/overlap" in fixture:  # not recorded with ignore regions
                 overlap = fixture[f"{k}/overlap"]
                 compare.near(f"case {k}: overlap", targets.overlap, absolute(overlap, 1e-5))
     return compare.worst()
@@ -80,7 +80,7 @@ def run_dynamic(truth, logits, predicted, size):
 
 
 def check_dynamic(path: Path) -> Worst:
-    """Index by index, every image of the file, for predictions that it holds or gives a seed of."""
+    """Compare the index of every prior, for recorded boxes and for logits from a recorded seed."""
     compare = Comparisons()
     with np.load(path) as file:
         fixture = {key: file[key] for key in file}
@@ -101,14 +101,14 @@ def check_dynamic(path: Path) -> Worst:
         )
         targets = run_dynamic(truth, logits, fixture[f"{k}/decoded"], size)
         compare.equal(f"case {k}: index", targets.gt_index, fixture[f"{k}/gt_index"])
-        # Where there is no box, one kind of background says 0 there and another -1e8.
+        # Without a box the file contains 0 or -1e8, depending on the kind of background.
         overlap = np.where(fixture[f"{k}/gt_index"] >= 0, fixture[f"{k}/overlap"], -1)
         compare.near(f"case {k}: overlap", targets.overlap, absolute(overlap, 1e-5))
     return compare.worst()
 
 
 def check_trace(path: Path) -> Worst:
-    """Every number of the assignments that were computed by hand; they are rounded to 1e-4."""
+    """Compare every number of the assignments computed by hand, which are rounded to 1e-4."""
     trace = json.loads(path.read_text())
     compare = Comparisons()
     size = tuple(trace["input"])
@@ -168,7 +168,7 @@ def _check_shapes(compare: Comparisons, trace, size) -> None:
 
 
 def check_losses(path: Path) -> Worst:
-    """Values and gradients of the three losses, and the overlaps that they use."""
+    """Compare values and gradients of the three losses, and the overlaps that they use."""
     compare = Comparisons()
     with np.load(path) as file:
         fixture = {key: file[key] for key in file}
@@ -209,7 +209,7 @@ def check_losses(path: Path) -> Worst:
 
 
 def head_checks(path: Path) -> Iterator[tuple[str, object]]:
-    """One check per head of the file."""
+    """Yield a check for each head in the file."""
     with np.load(path) as file:
         names = sorted({key.split("/")[0] for key in file if "/" in key})
     for name in names:
@@ -256,8 +256,8 @@ def _check_head(path: Path, name: str) -> Worst:
     score = backend.jit(jax.value_and_grad(loss, has_aux=True))
     (value, parts), gradients = score(branches)
     if empty and not plus:
-        # The original returns a constant 0 without gradients here, which is no target: only the
-        # background is left to learn, so the loss is the sum below, divided by the images.
+        # The original returns a constant 0 without gradients here, so it cannot be compared. Only
+        # the background is learned, so the loss is this sum divided by the number of images.
         z = np.asarray(branches[0][..., :80], np.float64)
         expected = np.sum(np.logaddexp(0, z) / (1 + np.exp(-z)) ** 2) / count
         compare.near("loss of background alone", value, relative(expected, 1e-5))
