@@ -5,7 +5,7 @@ Letters: P priors, C classes, K candidates, N detections; `*n` is any number of 
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Real
 
 from nanodet_jax import boxes
 from nanodet_jax.runtime.precision import at_least_float32
@@ -95,7 +95,7 @@ def non_maximum_suppression(
 
 
 def to_image(
-    detections: Detections, inverse_warp: Float[Array, "3 3"], size: Int[Array, "2"]
+    detections: Detections, inverse_warp: Float[Array, "3 3"], size: Real[Array, "2"]
 ) -> Detections:
     """Map the detections of one image from input pixels to the pixels of its file.
 

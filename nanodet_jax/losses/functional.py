@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 from nanodet_jax import boxes
 
 
-def quality_focal(logits: Float[Array, "*n"], quality: Float[Array, "*n"]) -> Float[Array, "*n"]:
+def quality_focal(logits: Float[Array, "*#n"], quality: Float[Array, "*#n"]) -> Float[Array, "*#n"]:
     """Compute the quality focal loss: equation 5 of the paper with beta = 2.
 
     This is the cross entropy against a soft label, times the squared distance to that label.

@@ -4,6 +4,7 @@ from contextlib import AbstractContextManager
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 
@@ -17,9 +18,10 @@ def multiplying(precision: str) -> AbstractContextManager[None]:
     return jax.default_matmul_precision("highest" if precision == "highest" else "default")
 
 
-def at_least_float32(x: Float[Array, "*n"]) -> Float[Array, "*n"]:
+def at_least_float32(x: Float[Array | np.ndarray, "*n"]) -> Float[Array, "*n"]:
     """Convert `x` to float32 if it has fewer bits. Keep float64, which tests use for references.
 
     Losses, assignment and batch statistics use it for any precision of the network.
     """
+    x = jnp.asarray(x)
     return x.astype(jnp.float32) if jnp.finfo(x.dtype).bits < 32 else x
