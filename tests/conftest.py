@@ -29,7 +29,9 @@ from nanodet_jax.runtime.process import setup_process  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
-# These two mix dtypes: a mean divides by an int64, and Adam raises a float to an int32 power.
+# These mix dtypes: a mean divides by an int64, Adam raises a float to an int32 power, and a group
+# norm of bfloat16 multiplies by a float32 scale.
+nn.GroupNorm.__call__ = jax.numpy_dtype_promotion("standard")(nn.GroupNorm.__call__)
 nn.avg_pool = jax.numpy_dtype_promotion("standard")(nn.avg_pool)
 optax.tree.bias_correction = jax.numpy_dtype_promotion("standard")(optax.tree.bias_correction)
 setup_process(cache_dir=Path(__file__).parents[1] / ".jax_cache")

@@ -81,7 +81,8 @@ class BatchNorm(nn.Module):
                 running_var.value = keep * running_var.value + (1 - keep) * unbiased
         factor = scale * jax.lax.rsqrt(var + self.epsilon)
         shift = bias - mean * factor
-        return (x * factor[None, None, None] + shift[None, None, None]).astype(x.dtype)
+        widened = at_least_float32(x)
+        return (widened * factor[None, None, None] + shift[None, None, None]).astype(x.dtype)
 
 
 def _channel_mean(values: jax.Array, axis_name: str | None) -> jax.Array:
