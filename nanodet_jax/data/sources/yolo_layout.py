@@ -117,7 +117,7 @@ def _read_yaml(file: Path) -> dict[Any, Any]:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise UserError(f"{file}: not yaml: {reason}") from error
     if not isinstance(content, dict):
-        raise UserError(f"{file}: not a data.yaml of YOLO; for example {EXAMPLE}")
+        raise UserError(f"{file}: not a data.yaml of YOLO; write for example {EXAMPLE}")
     if "kpt_shape" in content:
         raise UserError(f"{file}: kpt_shape: pose labels are not supported, only boxes, polygons")
     return content
@@ -133,7 +133,7 @@ def _read_names(content: dict[Any, Any], file: Path) -> tuple[str, ...]:
         raise UserError(f"{file}: needs names, a list of the classes, such as names: [cat, dog]")
     for label, name in enumerate(names):
         if not is_name(name):
-            found = f"the name of class {label} is {reprlib.repr(name)}, not a text"
+            found = f"the name of class {label} is {reprlib.repr(name)}, not a string"
             raise UserError(f"{file}: {found}; quote it")
     count = content.get("nc", len(names))
     if type(count) is not int or count != len(names):
@@ -146,7 +146,7 @@ def _read_bases(content: dict[Any, Any], file: Path) -> tuple[str, ...]:
     """Return the folders that paths are relative to, in the order in which they are tried."""
     path = content.get("path") or ""
     if not isinstance(path, str):
-        raise UserError(f"{file}: path is {reprlib.repr(path)}, not a text; remove it")
+        raise UserError(f"{file}: path is {reprlib.repr(path)}, not a string; remove it")
     return (path, "") if path else ("",)
 
 

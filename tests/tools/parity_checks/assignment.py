@@ -113,7 +113,7 @@ def check_trace(path: Path) -> Worst:
     compare = Comparisons()
     size = tuple(trace["input"])
     priors = boxes.make_priors(size, tuple(trace["strides"]), PRIOR_OFFSET)
-    anchors = jnp.asarray(boxes.anchors(priors, trace["cell_scale"]))
+    anchors = jnp.asarray(boxes.anchors(priors, float(trace["cell_scale"])))
     for k, case in enumerate(trace["cases"]):
         gt_boxes = np.asarray(case["gt_boxes"], np.float32)
         truth = ground_truth(gt_boxes, labels=case["gt_labels"], slots=max(len(gt_boxes), 1))
