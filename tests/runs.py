@@ -25,6 +25,14 @@ TIMINGS = ("waiting", "images_per_second")  # fields of a log line that depend o
 
 REPO = Path(__file__).resolve().parents[1]
 LIMIT = 600  # seconds that a run may take
+TINY_DATA = (
+    "--config.input_size=64,64",
+    "--config.model.channels=32",
+    "--config.model.stacked_convs=1",
+    "--config.data.train_size=16",
+    "--config.data.val_size=6",
+    "--config.data.batch_size=4",
+)  # shared by the tests of commands, so that they share compiled programs
 TINY = (
     "--config=configs/shapes.py",
     "--config.input_size=64,64",

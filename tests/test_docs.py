@@ -31,6 +31,7 @@ from nanodet_jax.cli import main as cli
 from nanodet_jax.io.weights import Weights, save_weights
 from nanodet_jax.models.nanodet import build_model
 from nanodet_jax.state import abstract_variables
+from tests.runs import TINY_DATA
 
 REPO = Path(__file__).parents[1]
 PAGES = sorted(
@@ -40,15 +41,7 @@ PAGES = sorted(
 )
 BLOCK = re.compile(r"(?:^<!-- (needs|run by): (.+) -->\n)?^```(\w*)\n((?:.*\n)*?)^```$", re.M)
 LINK = re.compile(r"\]\(([^)\s]+)\)|^\[[^\]]+\]: (\S+)$", re.M)
-TINY = (  # same as in tests/cli, to share compiled programs
-    "--config.input_size=64,64",
-    "--config.model.channels=32",
-    "--config.model.stacked_convs=1",
-    "--config.data.train_size=16",
-    "--config.data.val_size=6",
-    "--config.data.batch_size=4",
-)
-TINY_RUN = (*TINY, "--config.training.steps=2")
+TINY_RUN = (*TINY_DATA, "--config.training.steps=2")
 OTHER_PROGRAMS = {"cd", "git", "pre-commit", "pytest"}
 # Phrases that CONTRIBUTING.md asks to avoid.
 
@@ -192,7 +185,7 @@ def test_commands_without_a_mark_run_in_order(page, tmp_path, monkeypatch):
     for block in blocks("sh"):
         for words in commands(block) if block.page == page and not block.mark else []:
             if words[1] in ("train", "eval"):
-                run([*words[1:], *(TINY_RUN if words[1] == "train" else TINY)], tmp_path)
+                run([*words[1:], *(TINY_RUN if words[1] == "train" else TINY_DATA)], tmp_path)
             else:
                 assert cli.main(words[1:]) == 0
 

@@ -43,6 +43,7 @@ from nanodet_jax.training.parallel import (
 )
 from nanodet_jax.training.prefetch import Prefetch
 from nanodet_jax.training.skipped_steps import SkippedSteps
+from nanodet_jax.training.step import Metrics
 from nanodet_jax.training.unfold_batch_norm import is_folded, unfold
 from nanodet_jax.training.workdir import has_checkpoint, prepare_workdir
 
@@ -79,7 +80,7 @@ class Run:
     val: Source
     length: RunLength
     num_devices: int
-    train_step: Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]
+    train_step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
     augment: Callable[[Any], Batch]
     detect: Detect
     prefetch: Prefetch[Any, Any]
@@ -235,10 +236,11 @@ def resolve(config: Config, train: Source, val: Source) -> Config:
       UserError: if the config or the validation data disagree with the training data.
     """
     names = [category.name for category in train.categories]
-    if [category.name for category in val.categories] != names:
+    val_names = [category.name for category in val.categories]
+    if val_names != names:
         raise UserError(
-            "training and validation data must have the same classes in the same order; they "
-            f"start with {names[:5]} and {[category.name for category in val.categories][:5]}"
+            "training and validation data must have the same classes in the same order; got "
+            f"{join_first(names)} for training, {join_first(val_names)} for validation"
         )
     if config.model.num_classes not in (0, len(names)):
         raise UserError(

@@ -15,6 +15,7 @@ from nanodet_jax.training.batch_picture import draw_batch
 from nanodet_jax.training.build import Run, build
 from nanodet_jax.training.interrupt import Aborted, Interrupt
 from nanodet_jax.training.parallel import count_devices, local_copy, local_part
+from nanodet_jax.training.step import Metrics
 from nanodet_jax.training.throughput import Throughput
 
 VAL_PICTURES = 8
@@ -106,7 +107,7 @@ def _train(run: Run, interrupt: Interrupt) -> bool:
     return not distributed.any_of(interrupt.received is not None)
 
 
-def _log(run: Run, step: int, metrics: dict[str, jax.Array], throughput: Throughput) -> None:
+def _log(run: Run, step: int, metrics: Metrics, throughput: Throughput) -> None:
     """Log the metrics of a step, and the steps since the last log whose update was skipped.
 
     Raises:

@@ -21,16 +21,12 @@ from nanodet_jax.io import torch_names
 from nanodet_jax.io.weights import Weights, save_weights
 from nanodet_jax.models.nanodet import build_model
 from nanodet_jax.state import abstract_variables
+from tests.runs import TINY_DATA
 
 REPO = Path(__file__).parents[2]
 CLASSES = ("circle", "triangle", "square", "star")
 TINY = (
-    "--config.input_size=64,64",
-    "--config.model.channels=32",
-    "--config.model.stacked_convs=1",
-    "--config.data.train_size=16",
-    "--config.data.val_size=6",
-    "--config.data.batch_size=4",
+    *TINY_DATA,
     "--config.training.steps=2",
     "--config.training.log_every=1",
 )
