@@ -3,9 +3,9 @@
     python train.py --config configs/shapes.py --workdir runs/shapes
     python train.py --config configs/shapes.py:nanodet-plus-m-tiny --workdir runs/shapes-plus
 
-Both variants train for 1250 steps of 16 images. For nanodet-m-tiny that takes about three minutes
-on two idle CPU cores. A step of nanodet-plus-m-tiny takes about twice as long, because its guidance
-branch is trained too. Measured AP:
+Both variants train for 1250 steps of 16 images. For nanodet-m-tiny that takes about four minutes on
+two CPU cores, compilation included. A step of nanodet-plus-m-tiny takes about twice as long,
+because its guidance branch is trained too. Measured AP:
 
 | variant | multiply-adds per image | AP with seed 0, 1, 2 |
 |---|---|---|
