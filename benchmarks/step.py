@@ -1,5 +1,6 @@
 """The training step and its parts."""
 
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -8,36 +9,35 @@ import optax
 
 from benchmarks.timing import Program, Row, compile_and_run
 from benchmarks.workload import LEARNING_RATE, Network, Workload, on_device, random_batch
+from nanodet_jax.data.run_length import RunLength
 from nanodet_jax.runtime import backend
 from nanodet_jax.state import create_state
+from nanodet_jax.training.hyperparameters import hyperparameters
 from nanodet_jax.training.optimizer import make_optimizer
-from nanodet_jax.training.parallel import make_train_step
+from nanodet_jax.training.parallel import make_adjustable_step
 from nanodet_jax.training.step import update_ema
 
-NEVER = 2**30  # detach_step beyond the end: the guidance also trains backbone and neck
+# The guidance also trains backbone and neck until the end of the only epoch.
+ONE_EPOCH = RunLength(steps_per_epoch=2**30, total_steps=2**30)
 
 
 def training_step(workload: Workload) -> dict[str, Program]:
     """Build the training step of `train.py`, on one device."""
     network = Network(workload)
     batch = on_device(random_batch(workload, network.config.input_size))
-    decay = network.config.training.ema_decay
-    schedule = optax.constant_schedule(LEARNING_RATE)
-    optimizer = make_optimizer(network.config.training, schedule)
-    step = make_train_step(
-        model=network.model,
-        criterion=network.criterion,
-        optimizer=optimizer,
-        schedule=schedule,
-        ema_decay=decay,
-        detach_step=NEVER,
+    training = replace(
+        network.config.training, learning_rate=LEARNING_RATE, warmup_steps=0, detach_epoch=1
     )
-    state = create_state(network.variables, optimizer, decay > 0)
+    numbers = hyperparameters(network.config, training, ONE_EPOCH)
+    step = make_adjustable_step(model=network.model, criterion=network.criterion, training=training)
+    optimizer = make_optimizer(training, numbers.rates.at)
+    state = create_state(network.variables, optimizer, training.ema_decay > 0)
     program = compile_and_run(
         step,
         state,
         batch,
-        next_args=lambda result: (result[0], batch),
+        numbers,
+        next_args=lambda result: (result[0], batch, numbers),
         images=workload.batch,
         roofline="training",
     )

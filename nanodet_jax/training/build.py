@@ -28,15 +28,16 @@ from nanodet_jax.state import TrainState, abstract_variables, create_state
 from nanodet_jax.structures import Array, Batch
 from nanodet_jax.terminal import join_first
 from nanodet_jax.training.agreement import check_agreement
+from nanodet_jax.training.hyperparameters import hyperparameters
 from nanodet_jax.training.initial_weights import initial_variables, read_initial_weights
 from nanodet_jax.training.lock import lock_for_all_processes
 from nanodet_jax.training.metric_logger import MetricLogger, NullLogger
-from nanodet_jax.training.optimizer import learning_rate, make_optimizer, scale_learning_rate
+from nanodet_jax.training.optimizer import make_optimizer, scale_learning_rate
 from nanodet_jax.training.parallel import (
     count_devices,
+    make_adjustable_step,
     make_augment,
     make_place_batch,
-    make_train_step,
     replicate,
     split_detection,
     upload_images,
@@ -149,16 +150,11 @@ def build(config: Config, workdir: Path) -> Run:
             weights = read_initial_weights(config) if weights is None else weights
             variables, origin = initial_variables(config, model, weights)
         training = scale_learning_rate(config.training, config.data.batch_size)
-        schedule = learning_rate(training, length.steps_per_epoch, length.epochs)
-        optimizer = make_optimizer(training, schedule)
-        train_step = make_train_step(
+        numbers = hyperparameters(config, training, length)
+        train_step = make_adjustable_step(
             model=model,
             criterion=build_criterion(config),
-            optimizer=optimizer,
-            schedule=schedule,
-            ema_decay=training.ema_decay,
-            detach_step=training.detach_epoch * length.steps_per_epoch,
-            accumulate=training.accumulate,
+            training=training,
             num_devices=num_devices,
         )
 
@@ -166,6 +162,7 @@ def build(config: Config, workdir: Path) -> Run:
         prepare_workdir(workdir, config, data.train)
         keep_every_steps = training.keep_every * length.steps_per_epoch
         checkpoints = stack.enter_context(closing(Checkpoints(workdir, keep_every_steps)))
+        optimizer = make_optimizer(training, numbers.rates.at)
         new_state = partial(create_state, optimizer=optimizer, ema=training.ema_decay > 0)
         metrics = None
         if resumed:
@@ -203,7 +200,7 @@ def build(config: Config, workdir: Path) -> Run:
             val=data.val,
             length=length,
             num_devices=num_devices,
-            train_step=train_step,
+            train_step=partial(train_step, numbers=replicate(numbers, num_devices)),
             augment=make_augment(config, num_devices, stored),
             detect=make_detect(model, split_detection(num_devices)),
             prefetch=prefetch,

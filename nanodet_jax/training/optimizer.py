@@ -2,15 +2,18 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import replace
-from typing import Any
+from dataclasses import asdict, replace
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from nanodet_jax.config import LrMultipliers, Training
+from nanodet_jax.config import Training
+
+MIN_RATES = 512  # shortest table of the rates of a run
+LAST_STEP = 2**31 - 1  # steps are int32
 
 
 def scale_learning_rate(training: Training, batch_size: int) -> Training:
@@ -44,24 +47,46 @@ def epoch_rates(training: Training, steps_per_epoch: int, epochs: int) -> np.nda
     return np.asarray(rates)
 
 
-def warmup_rate(training: Training, step: jax.Array) -> jax.Array:
-    """Return the rate of the linear warm-up at `step`: the full rate at step `warmup_steps`."""
-    done = step / training.warmup_steps
-    return training.learning_rate * (training.warmup_ratio + (1 - training.warmup_ratio) * done)
+class Rates(NamedTuple):
+    """Learning rates of a run, as inputs of a compiled step: float32 arrays, int32 for steps."""
+
+    by_epoch: jax.Array  # [E]; the last rate holds for all epochs after it
+    steps_per_epoch: jax.Array
+    full: jax.Array  # rate at the end of the warm-up
+    warmup_steps: jax.Array  # 0 = no warm-up
+    warmup_ratio: jax.Array  # fraction of the full rate at which the warm-up starts
+    warmup_rise: jax.Array  # 1 - warmup_ratio, subtracted in float64
+
+    def at(self, step: jax.Array) -> jax.Array:
+        """Return the learning rate after `step` steps."""
+        epoch = jnp.minimum(step // self.steps_per_epoch, len(self.by_epoch) - 1)
+        done = step / jnp.maximum(self.warmup_steps, 1)
+        warm = self.full * (self.warmup_ratio + self.warmup_rise * done)
+        is_warmup = (step <= self.warmup_steps) & (self.warmup_steps > 0)
+        return jnp.where(is_warmup, warm, self.by_epoch[epoch])
+
+
+def rates_of(training: Training, steps_per_epoch: int, epochs: int) -> Rates:
+    """Return the learning rates of a run.
+
+    The table of epochs is padded to a fixed length, or beyond it to a power of two, so that runs of
+    different lengths share a compiled step.
+    """
+    rates = epoch_rates(training, steps_per_epoch, epochs)
+    length = max(MIN_RATES, 1 << (epochs - 1).bit_length())
+    return Rates(
+        by_epoch=jnp.asarray(np.pad(rates, (0, length - epochs), mode="edge"), jnp.float32),
+        steps_per_epoch=jnp.int32(steps_per_epoch),
+        full=jnp.float32(training.learning_rate),
+        warmup_steps=jnp.int32(min(training.warmup_steps, LAST_STEP)),
+        warmup_ratio=jnp.float32(training.warmup_ratio),
+        warmup_rise=jnp.float32(1 - training.warmup_ratio),
+    )
 
 
 def learning_rate(training: Training, steps_per_epoch: int, epochs: int) -> optax.Schedule:
     """Return the learning rate as a function of the number of steps done."""
-    rates = jnp.asarray(epoch_rates(training, steps_per_epoch, epochs), jnp.float32)
-
-    def schedule(step: jax.Array) -> jax.Array:
-        epoch = jnp.minimum(step // steps_per_epoch, len(rates) - 1)
-        if training.warmup_steps == 0:
-            return rates[epoch]
-        warm = warmup_rate(training, step)
-        return jnp.where(step <= training.warmup_steps, warm, rates[epoch])
-
-    return schedule
+    return rates_of(training, steps_per_epoch, epochs).at
 
 
 def decay_mask(params: Any) -> Any:
@@ -73,7 +98,7 @@ def decay_mask(params: Any) -> Any:
     return {name: decay_mask(child) for name, child in params.items()}
 
 
-def scale_by_part(multipliers: LrMultipliers) -> optax.GradientTransformation:
+def scale_by_part(multipliers: Mapping[str, jax.Array]) -> optax.GradientTransformation:
     """Multiply updates by the factor of their part of the network; 0 freezes the part.
 
     This is the original's `lr_mult`, except that the original's cosine schedule ends at the same
@@ -81,32 +106,56 @@ def scale_by_part(multipliers: LrMultipliers) -> optax.GradientTransformation:
     """
 
     def scale(updates: Any, _: Any) -> Any:
-        return {
-            part: optax.tree.scale(getattr(multipliers, part), tree)
-            for part, tree in updates.items()
-        }
+        return {part: optax.tree.scale(multipliers[part], tree) for part, tree in updates.items()}
 
     return optax.stateless(scale)
 
 
-def make_optimizer(training: Training, schedule: optax.Schedule) -> optax.GradientTransformation:
+class UpdateNumbers(NamedTuple):
+    """Numbers of the update rule, as inputs of a compiled step: float32 scalars."""
+
+    momentum: jax.Array
+    weight_decay: jax.Array
+    clip_norm: jax.Array
+    lr_multipliers: Mapping[str, jax.Array]  # by part of the network
+
+
+def update_numbers(training: Training) -> UpdateNumbers:
+    """Return the numbers of the update rule of a config."""
+    return UpdateNumbers(
+        momentum=jnp.float32(training.momentum),
+        weight_decay=jnp.float32(training.weight_decay),
+        clip_norm=jnp.float32(training.clip_norm),
+        lr_multipliers=jax.tree.map(jnp.float32, asdict(training.lr_multipliers)),
+    )
+
+
+def make_optimizer(
+    training: Training, schedule: optax.Schedule, numbers: UpdateNumbers | None = None
+) -> optax.GradientTransformation:
     """Return SGD with momentum or AdamW, after clipping by the global norm.
 
     Weight decay acts on every parameter, as in the original's recipes, unless `no_norm_decay`.
+
+    Args:
+      training: its optimizer, whether it clips gradients, and `no_norm_decay`.
+      schedule: learning rate by the number of steps done.
+      numbers: of the update rule; None takes those of `training`.
     """
+    numbers = update_numbers(training) if numbers is None else numbers
     mask = decay_mask if training.no_norm_decay else None
     match training.optimizer:
         case "sgd":
             # PyTorch adds weight decay to the gradient, before the momentum.
             update = optax.chain(
-                optax.add_decayed_weights(training.weight_decay, mask),
-                optax.sgd(schedule, momentum=training.momentum),
+                optax.add_decayed_weights(numbers.weight_decay, mask),
+                optax.sgd(schedule, momentum=numbers.momentum),
             )
         case "adamw":
-            update = optax.adamw(schedule, weight_decay=training.weight_decay, mask=mask)
-    update = optax.chain(update, scale_by_part(training.lr_multipliers))
+            update = optax.adamw(schedule, weight_decay=numbers.weight_decay, mask=mask)
+    update = optax.chain(update, scale_by_part(numbers.lr_multipliers))
     if training.clip_norm > 0:
-        return optax.chain(optax.clip_by_global_norm(training.clip_norm), update)
+        return optax.chain(optax.clip_by_global_norm(numbers.clip_norm), update)
     return update
 
 

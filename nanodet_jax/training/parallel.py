@@ -4,6 +4,7 @@
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -17,7 +18,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import UInt8
 from tqdm import tqdm
 
-from nanodet_jax.config import Config, Training
+from nanodet_jax.config import Config, Loss, Training
 from nanodet_jax.data.cache import TrainingImages
 from nanodet_jax.data.device_augment import color_batch, warp_batch
 from nanodet_jax.errors import UserError
@@ -26,6 +27,8 @@ from nanodet_jax.models.nanodet import NanoDet
 from nanodet_jax.runtime import backend
 from nanodet_jax.state import TrainState
 from nanodet_jax.structures import Batch, RawBatch
+from nanodet_jax.training.hyperparameters import Hyperparameters
+from nanodet_jax.training.optimizer import make_optimizer
 from nanodet_jax.training.step import Metrics, train_step
 
 AXIS = "data"
@@ -83,7 +86,7 @@ def make_train_step(
         `train_step`.
       num_devices: number of `jax.local_devices()`; must divide the batch.
     """
-    step: Callable[..., tuple[TrainState, Metrics]] = partial(
+    step = partial(
         train_step,
         model=model,
         criterion=criterion,
@@ -93,11 +96,54 @@ def make_train_step(
         detach_step=detach_step,
         accumulate=accumulate,
     )
+    return _compile(step, num_devices, (REPLICATED, SPLIT))
+
+
+def make_adjustable_step(
+    *, model: NanoDet, criterion: Criterion, training: Training, num_devices: int = 1
+) -> Callable[..., tuple[TrainState, Metrics]]:
+    """Return the step of a run, compiled: (state, batch, numbers) to (state, metrics).
+
+    It is that of `make_train_step`, but takes the numbers of the run as an input. Runs that differ
+    in their numbers alone have the same program, which the persistent cache stores.
+
+    Args:
+      model, num_devices: as for `make_train_step`.
+      criterion: its weights are replaced by those of the numbers.
+      training: optimizer, accumulation, and whether gradients are clipped.
+    """
+
+    def step(
+        state: TrainState, batch: Batch, numbers: Hyperparameters, axis_name: str | None = None
+    ) -> tuple[TrainState, Metrics]:
+        schedule = numbers.rates.at
+        return train_step(
+            state,
+            batch,
+            model=model,
+            criterion=replace(criterion, weights=Loss(**numbers.loss)),
+            optimizer=make_optimizer(training, schedule, numbers.update),
+            schedule=schedule,
+            ema_decay=numbers.ema,
+            detach_step=numbers.detach_step,
+            accumulate=training.accumulate,
+            axis_name=axis_name,
+        )
+
+    return _compile(step, num_devices, (REPLICATED, SPLIT, REPLICATED))
+
+
+def _compile(
+    step: Callable[..., tuple[TrainState, Metrics]],
+    num_devices: int,
+    in_specs: tuple[PartitionSpec, ...],
+) -> Callable[..., tuple[TrainState, Metrics]]:
+    """Compile a step over the devices. `in_specs` are those of its inputs; the first is donated."""
     if _is_parallel(num_devices):
         step = jax.shard_map(
             partial(step, axis_name=AXIS),
             mesh=_mesh(num_devices),
-            in_specs=(REPLICATED, SPLIT),
+            in_specs=in_specs,
             out_specs=REPLICATED,
             check_vma=False,  # the step sums over the axis explicitly
         )

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from functools import partial
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -107,16 +107,29 @@ def loss_and_gradients(
     return metrics, gradients, batch_stats
 
 
-def ema_weight(step: Int[Array, "*n"], decay: float) -> Float[Array, "*n"]:
+class EmaDecay(NamedTuple):
+    """Decay of a moving average as an input of a compiled step.
+
+    `rest` is 1 - decay, subtracted in float64: in float32, 1 - 0.9998 is off by 0.01 %.
+    """
+
+    decay: Float[Array, ""]
+    rest: Float[Array, ""]
+
+
+def ema_weight(step: Int[Array, "*n"], decay: float | EmaDecay) -> Float[Array, "*n"]:
     """Return the weight of the new values in the moving average after `step` steps.
 
     As in the original, it falls from nearly 1 to 1 - decay, so that the average follows the new
     values closely at first.
     """
-    return decay * jnp.exp(-(1 + step) / 2000) + (1 - decay)
+    early = jnp.exp(-(1 + step) / 2000)
+    if isinstance(decay, EmaDecay):
+        return decay.decay * early + decay.rest
+    return decay * early + (1 - decay)
 
 
-def update_ema(ema: Tree, variables: Tree, step: Int[Array, ""], decay: float) -> Tree:
+def update_ema(ema: Tree, variables: Tree, step: Int[Array, ""], decay: float | EmaDecay) -> Tree:
     """Return the moving average of parameters and batch statistics after `step` steps."""
     weight = ema_weight(step, decay)
     return jax.tree.map(lambda old, new: old * (1 - weight) + new * weight, ema, variables)
@@ -130,8 +143,8 @@ def train_step(
     criterion: Criterion,
     optimizer: optax.GradientTransformation,
     schedule: optax.Schedule,
-    ema_decay: float = 0.0,
-    detach_step: int = 0,
+    ema_decay: float | EmaDecay = 0.0,
+    detach_step: int | Int[Array, ""] = 0,
     accumulate: int = 1,
     axis_name: str | None = None,
 ) -> tuple[TrainState, Metrics]:

@@ -98,7 +98,7 @@ def test_finished_run_is_not_repeated(unbroken, monkeypatch):
     def refuse(*_, **__):
         raise AssertionError("called in a finished run")
 
-    monkeypatch.setattr(build, "make_train_step", lambda *_, **__: refuse)
+    monkeypatch.setattr(build, "make_adjustable_step", lambda *_, **__: refuse)
     monkeypatch.setattr(evaluate, "run_evaluation", refuse)
     assert train_and_evaluate(tiny_config(), workdir) == metrics
     assert journal(workdir) == before
@@ -170,7 +170,7 @@ def test_device_cache_and_augmentation_train_like_the_host(unbroken, tmp_path, m
 
 
 def fake_step(loss):
-    """Return a stand-in for `make_train_step` whose step only counts."""
+    """Return a stand-in for `make_adjustable_step` whose step only counts."""
 
     def step(state, batch):
         names = ("loss", "loss_qfl", "loss_bbox", "loss_dfl", "learning_rate", "gradient_norm")
@@ -192,7 +192,7 @@ def test_best_checkpoint_is_kept_after_its_evaluation_was_stopped(tmp_path, monk
         metrics = {name: score for name in METRIC_DESCRIPTIONS} | {"per_class": {}}
         return NO_EVALUATION._replace(metrics=metrics)
 
-    monkeypatch.setattr(build, "make_train_step", fake_step(1.0))
+    monkeypatch.setattr(build, "make_adjustable_step", fake_step(1.0))
     monkeypatch.setattr(evaluate, "run_evaluation", evaluation)
     with pytest.raises(SystemExit):
         train_and_evaluate(tiny_config(), tmp_path)
@@ -211,7 +211,7 @@ def test_signal_aborts_the_computation_of_metrics(tmp_path, monkeypatch, capsys)
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(60)
 
-    monkeypatch.setattr(build, "make_train_step", fake_step(1.0))
+    monkeypatch.setattr(build, "make_adjustable_step", fake_step(1.0))
     monkeypatch.setattr(evaluate.coco_metrics, "coco_metrics", slow_metrics)
     with pytest.raises(SystemExit) as stopped:
         train_and_evaluate(tiny_config(), tmp_path)
@@ -225,7 +225,7 @@ def test_signal_aborts_the_computation_of_metrics(tmp_path, monkeypatch, capsys)
 def test_non_finite_losses_stop_the_run_and_keep_the_weights(tmp_path, monkeypatch, capsys):
     config = tiny_config()
     config.training.max_skipped = 3
-    monkeypatch.setattr(build, "make_train_step", fake_step(np.inf))
+    monkeypatch.setattr(build, "make_adjustable_step", fake_step(np.inf))
     with pytest.raises(UserError, match=r"in 3 steps in a row: lower config.training.learning"):
         train_and_evaluate(config, tmp_path)
     said = capsys.readouterr().out

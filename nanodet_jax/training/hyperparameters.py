@@ -1,0 +1,44 @@
+"""Numbers of a run that its compiled step takes as inputs.
+
+A run with another learning rate, schedule, weight decay, moving average, loss weight or length
+therefore reuses the compiled step. What changes the program stays in the config: the network, the
+assigner, the optimizer, micro-batches, and whether gradients are clipped or averages kept.
+"""
+
+from dataclasses import asdict
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from nanodet_jax.config import Config, Training
+from nanodet_jax.data.run_length import RunLength
+from nanodet_jax.training.optimizer import LAST_STEP, Rates, UpdateNumbers, rates_of, update_numbers
+from nanodet_jax.training.step import EmaDecay
+
+
+class Hyperparameters(NamedTuple):
+    """Numbers of a run, as inputs of a compiled step."""
+
+    rates: Rates
+    update: UpdateNumbers
+    ema: EmaDecay
+    detach_step: jax.Array  # int32
+    loss: dict[str, Any]  # float32 weights, by the field names of `config.Loss`
+
+
+def hyperparameters(config: Config, training: Training, length: RunLength) -> Hyperparameters:
+    """Return the numbers of a run.
+
+    Args:
+      config: weights of the losses.
+      training: with its learning rate scaled to the batch.
+      length: in steps and epochs.
+    """
+    return Hyperparameters(
+        rates=rates_of(training, length.steps_per_epoch, length.epochs),
+        update=update_numbers(training),
+        ema=EmaDecay(jnp.float32(training.ema_decay), jnp.float32(1 - training.ema_decay)),
+        detach_step=jnp.int32(min(training.detach_epoch * length.steps_per_epoch, LAST_STEP)),
+        loss=jax.tree.map(jnp.float32, asdict(config.loss)),
+    )
