@@ -101,9 +101,15 @@ def of_schedule(config: Config, train_images: int) -> list[Finding]:
     return found
 
 
-def of_classes(names: Sequence[str], train: np.ndarray, val: np.ndarray) -> list[Finding]:
-    """Return findings about missing and rare classes; `train` and `val` are boxes by class [C]."""
+def of_classes(names: Sequence[str], train: np.ndarray, val: np.ndarray | None) -> list[Finding]:
+    """Return findings about missing and rare classes.
+
+    Args:
+      names: of the C classes.
+      train, val: number of boxes of each class: [C]. `val` is None without validation data.
+    """
     found = []
+    val = train if val is None else val
     absent = [name for name, count in zip(names, train) if count == 0]
     if absent:
         evaluated = [name for name in absent if val[list(names).index(name)]]

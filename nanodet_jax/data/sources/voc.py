@@ -63,15 +63,19 @@ class VocSource(InMemorySource):
 
 
 def voc_classes(
-    root: Path, *, follow_links: bool = False, on_fault: OnFault = raise_fault
+    root: Path,
+    split: str = "train",
+    *,
+    follow_links: bool = False,
+    on_fault: OnFault = raise_fault,
 ) -> tuple[str, ...]:
-    """Return all class names of the training split, sorted.
+    """Return all class names of a split, sorted.
 
     Raises:
       UserError: if the split is missing or has no objects.
       Fault: whatever `on_fault` raises, naming the xml file.
     """
-    _, annotations, files = _find_split(root, "train", follow_links, on_fault)
+    _, annotations, files = _find_split(root, split, follow_links, on_fault)
     names: set[str] = set()
     for file in files:
         try:
