@@ -60,7 +60,7 @@ class RelabeledSource:
         annotations = []
         unused = max([0, *(item.get("id", 0) for item in content["annotations"])]) + 1
         for item in content["annotations"]:
-            target = targets[item["category_id"]]
+            target = targets.get(item["category_id"], LEFT_OUT)
             if target >= 0:
                 annotations.append({**item, "category_id": self.categories[target].id})
             elif target == IGNORED:

@@ -4,6 +4,7 @@ Readers pass each fault to a callback. The default, `raise_fault`, raises the fi
 tolerated, so that training never starts on wrong data. `nanodet-jax doctor` collects them all.
 """
 
+from collections import Counter
 from collections.abc import Callable
 from enum import StrEnum
 
@@ -25,6 +26,9 @@ class FaultKind(StrEnum):
     OUTSIDE = "boxes outside their image"
     EMPTY = "boxes smaller than one pixel"
     DUPLICATES = "duplicate boxes"
+    DERIVED = "boxes derived from polygons or masks, because bbox is missing"
+    SUPER_CATEGORY = "super-categories without boxes, left out of the classes"
+    RENAMED = "files found under another name than the annotated one"
 
 
 class Fault(UserError):
@@ -38,6 +42,12 @@ class Fault(UserError):
         self.kind, self.tolerated = kind, tolerated
 
 
+# How to train on data without validation images; ends the errors about a missing split.
+NO_VALIDATION = (
+    "split some off the training images with --config.data.val_fraction=0.1, or train without "
+    "with --config.data.val=none"
+)
+
 OnFault = Callable[[Fault], None]
 
 
@@ -49,3 +59,28 @@ def raise_fault(fault: Fault) -> None:
     """
     if not fault.tolerated:
         raise fault
+
+
+class FaultCounter:
+    """Counts tolerated faults, and raises the others. An `OnFault`."""
+
+    def __init__(self) -> None:
+        self._counts: Counter[FaultKind] = Counter()
+        self._first: dict[FaultKind, str] = {}
+
+    def __call__(self, fault: Fault) -> None:
+        """Count the fault.
+
+        Raises:
+          Fault: `fault` itself, unless it is tolerated.
+        """
+        raise_fault(fault)
+        self._counts[fault.kind] += 1
+        self._first.setdefault(fault.kind, str(fault))
+
+    def notes(self, split: str) -> list[str]:
+        """Return a line for each kind of fault, with their number and the first."""
+        return [
+            f"note: {kind} in {split}: {count}; the first: {self._first[kind]}"
+            for kind, count in self._counts.items()
+        ]

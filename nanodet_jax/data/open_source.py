@@ -12,6 +12,7 @@ from nanodet_jax.data.combine import CombinedSource
 from nanodet_jax.data.faults import Fault, OnFault, raise_fault
 from nanodet_jax.data.records import Source
 from nanodet_jax.data.sources.coco import CocoSource
+from nanodet_jax.data.sources.coco_layout import find_split
 from nanodet_jax.data.sources.shapes import ShapesSource
 from nanodet_jax.data.sources.tfds import TfdsSource
 from nanodet_jax.data.sources.voc import VocSource, voc_classes
@@ -101,8 +102,11 @@ def _open(config: Config, data: Data, split: str, on_fault: OnFault, *, any_clas
     links = data.follow_links
     match data.format:
         case "coco":
-            images = _path(data, f"{split}_images", "the folder of images")
-            annotations = _path(data, f"{split}_annotations", "the COCO json file")
+            if data.root:
+                images, annotations = find_split(_path(data, "root", "the dataset"), split)
+            else:
+                images = _path(data, f"{split}_images", "the folder of images")
+                annotations = _path(data, f"{split}_annotations", "the COCO json file")
             return CocoSource(images, annotations, follow_links=links, on_fault=on_fault)
         case "voc":
             root = _path(data, "root", "the folder with train/ and val/, or VOC2007")

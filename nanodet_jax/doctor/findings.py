@@ -52,8 +52,16 @@ FIXES = {
     FaultKind.OUTSIDE: "clip the boxes to their image; often they belong to another resolution",
     FaultKind.EMPTY: "none needed if the boxes were drawn by accident: training skips them",
     FaultKind.DUPLICATES: "delete all but one: no detection can match the second",
+    FaultKind.DERIVED: "none needed if the polygons and masks enclose whole objects",
+    FaultKind.SUPER_CATEGORY: "none needed: exports of Roboflow have one",
+    FaultKind.RENAMED: "none needed if these are the annotated images",
 }
-TOLERATED_SEVERITY = {FaultKind.EMPTY: Severity.NOTE}  # of tolerated faults; otherwise COSTLY
+TOLERATED_SEVERITY = {  # of tolerated faults; otherwise COSTLY
+    FaultKind.EMPTY: Severity.NOTE,
+    FaultKind.DERIVED: Severity.NOTE,
+    FaultKind.SUPER_CATEGORY: Severity.NOTE,
+    FaultKind.RENAMED: Severity.NOTE,
+}
 
 
 def of_faults(faults: Sequence[Fault], split: str, images: int, config: Config) -> list[Finding]:

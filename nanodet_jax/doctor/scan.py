@@ -6,16 +6,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import NamedTuple
 
-import numpy as np
 from tqdm import tqdm
 
 from nanodet_jax.config import Config
 from nanodet_jax.data.faults import Fault, FaultKind
 from nanodet_jax.data.open_source import open_source
 from nanodet_jax.data.records import Category, Record, Source, decode
+from nanodet_jax.data.sources.clip import boxes_outside
 from nanodet_jax.errors import UserError
-
-OVERHANG = 1.0  # pixels outside the image, tolerated for rounding and 1-based indices
 
 
 class Scan(NamedTuple):
@@ -74,15 +72,7 @@ def _examine(
     except UserError as error:
         return None, [Fault(FaultKind.UNREADABLE, str(error))]
     record = replace(record, image=b"", height=height, width=width)
-    return record, [*_outside(record), *_duplicates(record)]
-
-
-def _outside(record: Record) -> Iterator[Fault]:
-    low, high = -OVERHANG, np.array([record.width, record.height]) + OVERHANG
-    out = np.any((record.boxes[:, :2] < low) | (record.boxes[:, 2:] > high), axis=1)
-    for box in record.boxes[out]:
-        found = f"box {_text(box)} leaves the image of {record.width}x{record.height}"
-        yield Fault(FaultKind.OUTSIDE, f"{_where(record)}: {found}", tolerated=True)
+    return record, [*boxes_outside(record), *_duplicates(record)]
 
 
 def _duplicates(record: Record) -> Iterator[Fault]:

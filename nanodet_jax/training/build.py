@@ -14,6 +14,7 @@ from tqdm import tqdm
 from nanodet_jax.config import Config
 from nanodet_jax.data.cache import TrainingImages
 from nanodet_jax.data.class_map import class_names, match_classes
+from nanodet_jax.data.faults import FaultCounter
 from nanodet_jax.data.open_source import open_source
 from nanodet_jax.data.pipeline import count_slots, images_of_step, training_batches
 from nanodet_jax.data.records import Source
@@ -226,14 +227,17 @@ def build(config: Config, workdir: Path) -> Run:
 
 def _open_data(config: Config, workdir: Path) -> _Data:
     validation = read_split(workdir, config.data) if config.data.val_fraction else None
-    train = open_source(config, "train", validation=validation)
+    faults = FaultCounter(), FaultCounter()
+    train = open_source(config, "train", faults[0], validation=validation)
     val = None
     if config.data.val != "none":
-        val = open_source(config, "val", validation=validation)
+        val = open_source(config, "val", faults[1], validation=validation)
         train, val = match_classes(train, val, exclude_empty=config.data.exclude_empty_classes)
     config = resolve(config, train, val)
     length = run_length(config, len(train))
-    for line in brief(config, train, val):
+    # With val_fraction, both splits are read from the same annotations.
+    notes = faults[0].notes("train") + ([] if config.data.val_fraction else faults[1].notes("val"))
+    for line in [*notes, *brief(config, train, val)]:
         distributed.say(line)
     slots, over = count_slots(train, config.data.max_boxes)
     return _Data(config, train, val, TrainingImages(train, config), slots, over, length)
