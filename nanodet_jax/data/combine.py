@@ -1,5 +1,6 @@
 """Several data sources as one."""
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import accumulate
@@ -74,5 +75,5 @@ class CombinedSource:
         """Return the number of the source of image `index`, and its index there."""
         if not 0 <= index < len(self):
             raise IndexError(index)
-        which = max(k for k in range(len(self._sources)) if self._starts[k] <= index)
+        which = bisect_right(self._starts, index) - 1
         return which, index - self._starts[which]

@@ -1,10 +1,10 @@
 """Images under names that other programs and systems write into annotations."""
 
 from collections import defaultdict
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path, PurePosixPath
 
 from nanodet_jax.data.faults import Fault, FaultKind, OnFault
-from nanodet_jax.data.folder import Folder
+from nanodet_jax.data.folder import Folder, leads_out
 
 
 class FileSearch:
@@ -37,19 +37,15 @@ class FileSearch:
           Fault: as in `Folder.find`, for a name that leads out and whose last part is not unique.
         """
         plain = name.replace("\\", "/")
-        leads_out = (
-            PurePosixPath(plain).is_absolute()
-            or bool(PureWindowsPath(name).drive)
-            or ".." in PurePosixPath(plain).parts
-        )
+        is_foreign = leads_out(plain)
         try:
             found = self._folder.find(name, where)
             if found is not None:
                 return found
         except Fault:
-            if not leads_out or self._other_name(plain, leads_out) is None:
+            if not is_foreign or self._other_name(plain, is_foreign) is None:
                 raise
-        other = self._other_name(plain, leads_out)
+        other = self._other_name(plain, is_foreign)
         if other is None:
             return None
         found = self._folder.find(other, where)
@@ -58,12 +54,12 @@ class FileSearch:
             on_fault(Fault(FaultKind.RENAMED, message, tolerated=True))
         return found
 
-    def _other_name(self, plain: str, leads_out: bool) -> str | None:
+    def _other_name(self, plain: str, is_foreign: bool) -> str | None:
         """Return the path of the only file that `plain` can refer to."""
         if self._by_path is None:
             self._by_path = self._list()
         path = PurePosixPath(plain)
-        if leads_out:
+        if is_foreign:
             candidates = self._by_name.get(path.name.lower(), [])
         else:
             candidates = self._by_path.get(path.as_posix().lower(), [])

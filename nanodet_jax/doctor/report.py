@@ -18,7 +18,8 @@ from nanodet_jax.terminal import join_first
 
 MAX_EXAMPLES = 5  # per finding
 BRIEF_SAMPLE = 2000  # images whose boxes are measured before training
-BRIEF_FORMATS = ("coco", "voc")  # formats whose annotations are in memory
+BRIEF_FORMATS = {"coco", "voc"}  # formats whose annotations are in memory
+BRIEF_YOLO = 10_000  # images whose headers are read in two seconds
 
 
 class Report(NamedTuple):
@@ -94,10 +95,13 @@ def format_report(report: Report) -> str:
 def brief(config: Config, train: Source, val: Source | None) -> list[str]:
     """Return a line for each costly or serious finding that needs no image.
 
-    Reads only annotations in memory, which takes about a second for COCO.
+    Reads only annotations in memory, which takes about a second for COCO, and the image sizes of
+    a YOLO dataset unless it is large.
     """
     found = findings.of_schedule(config, len(train))
-    if config.data.format in BRIEF_FORMATS:
+    formats = {entry.partition(":")[0] for entry in config.data.sources} or {config.data.format}
+    is_small = len(train) + (0 if val is None else len(val)) <= BRIEF_YOLO
+    if formats <= BRIEF_FORMATS | ({"yolo"} if is_small else set()):
         names = [category.name for category in train.categories]
         records = [train[index] for index in range(len(train))]
         known = [record for record in records if record.height and record.width]

@@ -50,13 +50,17 @@ def test_file_of_another_spelling_is_found_and_reported(root, name, found):
     assert find(root, name) == (found, [message])
 
 
-@pytest.mark.parametrize("name", ["b.png", "gone/a.png", "gone\\a.png", "deep\\a.png", "images", ""])
+@pytest.mark.parametrize(
+    "name", ["b.png", "gone/a.png", "gone\\a.png", "deep\\a.png", "images", ""]
+)
 def test_file_of_no_such_name_is_not_found(root, name):
     found, faults = find(root, name)
     assert (found, faults) == (None, []) or name == ""
 
 
-@pytest.mark.parametrize("name", ["/data/1.png", "../same.png", "/etc/passwd", "..", "C:\\gone.png"])
+@pytest.mark.parametrize(
+    "name", ["/data/1.png", "../same.png", "/etc/passwd", "..", "C:\\gone.png"]
+)
 def test_file_outside_whose_name_is_not_unique_below_is_a_fault(root, name):
     with pytest.raises(Fault, match=r"image 7: .* leads out of the folder") as caught:
         find(root, name)

@@ -7,13 +7,13 @@ an unlisted class with a warning. Here both are errors that name the xml file.
 """
 
 import math
-from pathlib import Path, PurePath, PureWindowsPath
+from pathlib import Path, PureWindowsPath
 from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
 from nanodet_jax.data.faults import Fault, FaultKind, OnFault, raise_fault
 from nanodet_jax.data.file_search import FileSearch
-from nanodet_jax.data.folder import Folder, read_annotation
+from nanodet_jax.data.folder import Folder, leads_out, read_annotation
 from nanodet_jax.data.image_files import SUFFIXES
 from nanodet_jax.data.records import Category, Record, make_record
 from nanodet_jax.data.sources.clip import clip_box
@@ -207,7 +207,7 @@ def _find_image(
     suffixes = [variant for suffix in SUFFIXES for variant in (suffix, suffix.upper())]
     named = [f"{folder}{slash}{filename}", filename] if filename else []
     for name in (*named, *(stem + suffix for suffix in suffixes)):
-        path = images.find(name, where) if _is_inside(name) else None
+        path = images.find(name, where) if not leads_out(name) else None
         if path is not None:
             return path
     last = PureWindowsPath(filename).name  # <filename> may be a whole path, also of Windows
@@ -216,7 +216,3 @@ def _find_image(
         if path is not None:
             return path
     raise Fault(FaultKind.MISSING, f"{where}: no image {filename!r} or {stem}.* in {images.path}")
-
-
-def _is_inside(name: str) -> bool:
-    return not (PurePath(name).is_absolute() or ".." in PurePath(name).parts)

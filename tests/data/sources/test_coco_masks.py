@@ -1,4 +1,4 @@
-"""Boxes and areas of polygons and masks, and segmentations that are rejected before C reads them."""
+"""Boxes and areas of polygons and masks, and segmentations that are rejected."""
 
 import numpy as np
 import pytest
