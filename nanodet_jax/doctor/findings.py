@@ -18,6 +18,7 @@ MANY_EMPTY = 0.5  # fraction of images without boxes
 MANY_TINY = 0.05  # fraction of boxes narrower than the finest stride
 MANY_UNASSIGNED = 0.01  # fraction of boxes without a prior
 TOO_MANY_UNASSIGNED = 0.2  # the same, for a serious finding
+MANY_DUPLICATES = 0.01  # fraction of validation images that are also training images
 LONG_WARMUP = 0.2  # fraction of a run
 
 
@@ -154,6 +155,22 @@ def of_empty(split: str, empty: int, images: int) -> list[Finding]:
     title = f"{empty} of {images} images in {split} have no box"
     severity = Severity.SERIOUS if empty == images else Severity.COSTLY
     return [Finding(severity, title, "annotate them; if they are empty, fewer of them save time")]
+
+
+def of_duplicates(pairs: Sequence[str], val_images: int) -> list[Finding]:
+    """Return a finding if images occur in both splits; `pairs` describes each."""
+    if not pairs:
+        return []
+    many = len(pairs) > MANY_DUPLICATES * val_images
+    return [
+        Finding(
+            Severity.SERIOUS if many else Severity.COSTLY,
+            f"{len(pairs)} of {val_images} validation images are also training images: AP is "
+            "too high",
+            "remove them from one of the splits",
+            tuple(pairs),
+        )
+    ]
 
 
 def of_sizes(names: Sequence[str], objects: Objects, config: Config) -> list[Finding]:

@@ -7,6 +7,7 @@ import numpy as np
 
 from nanodet_jax.config import Config
 from nanodet_jax.data.class_map import match_classes
+from nanodet_jax.data.duplicates import find_duplicates
 from nanodet_jax.data.records import Record, Source
 from nanodet_jax.data.run_length import run_length
 from nanodet_jax.data.sources.in_memory import InMemorySource
@@ -50,6 +51,9 @@ def examine(config: Config, *, progress: bool = True) -> Report:
     ]
     for split, one in (("train", train), ("val", val)):
         found += findings.of_empty(split, _without_boxes(one.records), len(one.records))
+    duplicates = find_duplicates(train.records, val.records)
+    pairs = [f"{one.name} in train is {other.name} in val" for one, other in duplicates]
+    found += findings.of_duplicates(pairs, val.images)
     names = [category.name for category in train.categories]
     if names and val.categories:
         train, val = _with_same_classes(train, val, config.data.exclude_empty_classes)

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 from typing import NamedTuple
 
 from tqdm import tqdm
@@ -20,7 +21,7 @@ class Scan(NamedTuple):
     """Content of a split, and its faults."""
 
     categories: tuple[Category, ...]  # empty if the split cannot be opened
-    records: list[Record]  # of the readable images, with the decoded size but no pixels
+    records: list[Record]  # of the readable images, with the decoded size and at most their path
     images: int  # number of images with usable annotations, readable or not
     faults: list[Fault]
 
@@ -71,7 +72,8 @@ def _examine(
         return None, [fault]
     except UserError as error:
         return None, [Fault(FaultKind.UNREADABLE, str(error))]
-    record = replace(record, image=b"", height=height, width=width)
+    image = record.image if isinstance(record.image, Path) else b""
+    record = replace(record, image=image, height=height, width=width)
     return record, [*boxes_outside(record), *_duplicates(record)]
 
 

@@ -145,6 +145,45 @@ def test_doctor_of_sound_data_finds_nothing_serious(doctor):
     assert "SERIOUS" not in output and not any(kind in output for kind in FaultKind)
 
 
+def test_doctor_reports_images_of_both_splits(doctor, drawn):
+    for index in (0, 5):
+        name = f"shapes-val-{index:06d}.png"
+        (drawn.folder / "val" / name).write_bytes(drawn.image(index).read_bytes())
+    code, output = doctor()
+    assert code == 1
+    assert (
+        "  * 2 of 8 validation images are also training images: AP is too high\n"
+        "      shapes-train-000000.png in train is shapes-val-000000.png in val\n"
+        "      shapes-train-000005.png in train is shapes-val-000005.png in val\n"
+        "    -> remove them from one of the splits"
+    ) in output
+
+
+def test_doctor_names_a_class_of_one_split_alone(doctor, drawn):
+    for split, name in (("train", "owl"), ("val", "elk")):
+        content = drawn.content[split]
+        content["categories"].append({"id": 9, "name": name})
+        content["annotations"][0]["category_id"] = 9
+    code, output = doctor()
+    assert code == 1
+    assert "1 of 6 classes have no training box: elk; validation has elk, with AP 0" in output
+    assert "1 classes have no validation box: owl; AP does not include them" in output
+    code, output = doctor("--config.data.merge=elk:star,owl:star")
+    assert code == 0
+    assert "8 validation images, 4 classes" in output
+
+
+def test_doctor_without_validation_examines_training_alone(doctor, drawn):
+    (drawn.folder / "val").rename(drawn.folder / "away")
+    code, output = doctor("--config.data.val=none")
+    assert code == 0
+    assert "24 training and 0 validation images, 4 classes" in output
+    assert "no validation box" not in output
+    code, output = doctor("--config.data.val_fraction=0.25")
+    assert code == 0
+    assert "18 training and 6 validation images, 4 classes" in output
+
+
 @pytest.fixture
 def faulty(drawn):
     """Dataset with all ten faults, each on another image."""
