@@ -164,10 +164,19 @@ def match_classes(
       train: the training data.
       val: the validation data.
       exclude_empty: do not add the classes of validation alone.
+
+    Raises:
+      UserError: if they have no class in common.
     """
-    names = class_names(train)
-    if names != class_names(val):
-        names = list(dict.fromkeys(names if exclude_empty else [*names, *class_names(val)]))
+    names, others = class_names(train), class_names(val)
+    if not set(names) & set(others):
+        raise UserError(
+            f"training and validation data have no class in common: {join_first(names)} and "
+            f"{join_first(others)}; give data of the same classes, or unite names with "
+            "--config.data.merge=OLD:NEW"
+        )
+    if names != others:
+        names = list(dict.fromkeys(names if exclude_empty else [*names, *others]))
     return rename_classes(train, names), rename_classes(val, names)
 
 

@@ -4,7 +4,6 @@ Readers pass each fault to a callback. The default, `raise_fault`, raises the fi
 tolerated, so that training never starts on wrong data. `nanodet-jax doctor` collects them all.
 """
 
-from collections import Counter
 from collections.abc import Callable
 from enum import StrEnum
 
@@ -62,11 +61,10 @@ def raise_fault(fault: Fault) -> None:
 
 
 class FaultCounter:
-    """Counts tolerated faults, and raises the others. An `OnFault`."""
+    """Counts tolerated faults, each once, and raises the others. An `OnFault`."""
 
     def __init__(self) -> None:
-        self._counts: Counter[FaultKind] = Counter()
-        self._first: dict[FaultKind, str] = {}
+        self._messages: dict[FaultKind, dict[str, None]] = {}  # in the order of their report
 
     def __call__(self, fault: Fault) -> None:
         """Count the fault.
@@ -75,12 +73,12 @@ class FaultCounter:
           Fault: `fault` itself, unless it is tolerated.
         """
         raise_fault(fault)
-        self._counts[fault.kind] += 1
-        self._first.setdefault(fault.kind, str(fault))
+        # Some files are read twice.
+        self._messages.setdefault(fault.kind, {})[str(fault)] = None
 
     def notes(self, split: str) -> list[str]:
         """Return a line for each kind of fault, with their number and the first."""
         return [
-            f"note: {kind} in {split}: {count}; the first: {self._first[kind]}"
-            for kind, count in self._counts.items()
+            f"note: {kind} in {split}: {len(messages)}; the first: {next(iter(messages))}"
+            for kind, messages in self._messages.items()
         ]

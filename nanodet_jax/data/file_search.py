@@ -17,7 +17,7 @@ class FileSearch:
     - a path that starts with the name of the folder itself;
     - another case, if only one file differs in case alone;
     - the last part of a path that leads out of the folder (it is the path on the machine where the
-      annotations were made), if only one file has this name.
+      annotations were made), and a name without a folder, if only one file in any folder has it.
     """
 
     def __init__(self, folder: Folder) -> None:
@@ -66,6 +66,8 @@ class FileSearch:
             if not candidates and path.parts[:1] == (self._folder.path.name,):
                 inner = PurePosixPath(*path.parts[1:]).as_posix()
                 candidates = self._by_path.get(inner.lower(), [])
+            if not candidates and len(path.parts) == 1:
+                candidates = self._by_name.get(path.name.lower(), [])
             exact = [candidate for candidate in candidates if candidate == path.as_posix()]
             candidates = exact or candidates
         return candidates[0] if len(candidates) == 1 else None

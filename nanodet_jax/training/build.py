@@ -235,9 +235,10 @@ def _open_data(config: Config, workdir: Path) -> _Data:
         train, val = match_classes(train, val, exclude_empty=config.data.exclude_empty_classes)
     config = resolve(config, train, val)
     length = run_length(config, len(train))
+    lines = brief(config, train, val)
     # With val_fraction, both splits are read from the same annotations.
     notes = faults[0].notes("train") + ([] if config.data.val_fraction else faults[1].notes("val"))
-    for line in [*notes, *brief(config, train, val)]:
+    for line in [*notes, *lines]:
         distributed.say(line)
     slots, over = count_slots(train, config.data.max_boxes)
     return _Data(config, train, val, TrainingImages(train, config), slots, over, length)

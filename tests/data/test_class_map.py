@@ -143,6 +143,15 @@ def test_classes_of_both_splits_are_matched_by_name():
     assert other[0].labels.tolist() == [1, 0]
 
 
+def test_splits_without_a_common_class_are_an_error():
+    with pytest.raises(UserError) as caught:
+        match_classes(source(), source(("elk", "ELK"), labels=(0, 1)))
+    assert str(caught.value) == (
+        "training and validation data have no class in common: cat, dog, cow, owl and elk, ELK; "
+        "give data of the same classes, or unite names with --config.data.merge=OLD:NEW"
+    )
+
+
 def test_categories_of_one_name_become_one_class():
     twice = source(("cat", "cat", "cow", "owl"))
     assert rename_classes(twice, ["cat", "cow", "owl"])[0].labels.tolist() == [0, 0, 1, 0]

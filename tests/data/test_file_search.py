@@ -35,6 +35,7 @@ def test_file_of_this_name_is_found_without_a_report(root, name):
     [
         ("deep\\b.png", "deep/b.png"),
         ("A.PNG", "a.png"),
+        ("b.png", "deep/b.png"),
         ("deep/c.jpg", "deep/c.JPG"),
         ("images/deep/b.png", "deep/b.png"),
         ("images\\A.png", "a.png"),
@@ -51,7 +52,7 @@ def test_file_of_another_spelling_is_found_and_reported(root, name, found):
 
 
 @pytest.mark.parametrize(
-    "name", ["b.png", "gone/a.png", "gone\\a.png", "deep\\a.png", "images", ""]
+    "name", ["1.png", "gone.png", "gone/a.png", "gone\\a.png", "deep\\a.png", "images", ""]
 )
 def test_file_of_no_such_name_is_not_found(root, name):
     found, faults = find(root, name)
