@@ -23,6 +23,8 @@ from nanodet_jax.errors import UserError
 
 SHIPPED = "nanodet_jax.configs"  # package of the configs that have a name
 OVERRIDE = re.compile(r"--?(no)?config\.([^=]*)(=.*)?", re.DOTALL)
+# Fields that are lists of names.
+NAME_LISTS = ("data.classes", "data.merge", "data.ignore", "data.sources")
 HELP = """CONFIG is NAME[:VARIANT] or FILE[:VARIANT]. The names are {names}. A file is Python code
 with a function get_config() that returns a Config; VARIANT is its argument. Override fields with
 --config.FIELD=VALUE, for example --config.training.epochs=20 --config.data.classes=cat,dog
@@ -137,7 +139,7 @@ def _override(config: configs.Config, overrides: Sequence[str]) -> configs.Confi
     for flag in overrides:
         if match := OVERRIDE.fullmatch(flag):
             _check_field(match[2])
-    argv = ["config", *overrides]
+    argv = ["config", *_quote_names(overrides)]
     values = flags.FlagValues()
     # ml_collections has no parser for Literal; `config.check` refuses a string outside the set.
     config_flags.register_flag_parser_for_type(Literal, flags.ArgumentParser())
@@ -149,7 +151,6 @@ def _override(config: configs.Config, overrides: Sequence[str]) -> configs.Confi
     if rest[1:]:
         raise UserError(f"unexpected {rest[1]!r}: flags are --config.FIELD=VALUE")
     overridden: configs.Config = values.config
-    overridden.data.classes = _split_names(overridden.data.classes)
     return overridden
 
 
@@ -163,7 +164,24 @@ def _check_field(path: str) -> None:
         holder = getattr(holder, name)
 
 
-def _split_names(classes: Sequence[Any]) -> tuple[str, ...]:
-    """Split class names: flags are parsed as Python literals, so `cat,dog` becomes one string."""
-    names = ",".join(map(str, classes)).split(",")
-    return tuple(name for name in names if name)
+def _quote_names(overrides: Sequence[str]) -> list[str]:
+    """Quote the names in `--config.data.classes=cat,dog`: flags are parsed as Python literals."""
+    quoted: list[str] = []
+    awaits_value = False
+    for flag in overrides:
+        match = OVERRIDE.fullmatch(flag)
+        is_names = match is not None and match[2] in NAME_LISTS
+        if match and is_names and match[3]:
+            flag = f"--config.{match[2]}={_literal(match[3][1:])}"
+        elif awaits_value:
+            flag = _literal(flag)
+        awaits_value = is_names and match is not None and not match[3]
+        quoted.append(flag)
+    return quoted
+
+
+def _literal(text: str) -> str:
+    """Return names separated by commas as a Python tuple; a text with brackets or quotes is one."""
+    if text[:1] in ("(", "[", "'", '"'):
+        return text
+    return repr(tuple(name.strip() for name in text.split(",") if name.strip()))

@@ -30,6 +30,7 @@ def run(args: argparse.Namespace, overrides: Sequence[str]) -> int:
     workdir = args.workdir or Path("runs") / config.name
     metrics = train_and_evaluate(config, workdir)
     if distributed.is_writer():
-        say_lines(format_table(metrics))
+        if metrics:
+            say_lines(format_table(metrics))
         say(f"{workdir} contains checkpoints, metrics.jsonl and pictures of detections")
     return 0

@@ -9,7 +9,7 @@ reference in `docs/config.md` derive the choices from them. Each field is descri
 below it, from which `nanodet_jax.config.reference` generates the field reference.
 """
 
-from nanodet_jax.config.data import Augment, Cache, Data, Format, PixelStage
+from nanodet_jax.config.data import Augment, Cache, Data, Format, PixelStage, Validation
 from nanodet_jax.config.losses import Assigner, AssignerName, Compat, Loss
 from nanodet_jax.config.model import (
     BACKBONE_STRIDES,
@@ -53,6 +53,7 @@ __all__ = [
     "Precision",
     "Schedule",
     "Training",
+    "Validation",
     "check",
     "from_json",
     "num_priors",

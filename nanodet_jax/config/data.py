@@ -1,13 +1,14 @@
 """Config of the data: sources, loading and augmentation."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from nanodet_jax.config.values import Fields
 
 Format = Literal["coco", "voc", "yolo", "tfds", "shapes"]
 Cache = Literal["none", "ram", "device"]
 PixelStage = Literal["host", "device"]
+Validation = Literal["given", "none"]
 
 
 @dataclass(slots=True)
@@ -31,15 +32,42 @@ class Data:
     evaluated against."""
 
     root: str = ""
-    """voc: folder with train/ and val/, or in the layout of VOC2007. yolo: data.yaml, or the folder
-    that contains it. tfds: the data_dir, or the dataset's folder."""
+    """Folder of the dataset, in a layout that docs/training.md lists. coco: instead of the four
+    paths above. yolo: may also be the data.yaml itself. tfds: the data_dir, or the dataset's
+    folder."""
+
+    sources: tuple[str, ...] = ()
+    """Several datasets at once, each as FORMAT:ROOT, such as voc:cells,yolo:more/data.yaml. They
+    replace format and root."""
 
     name: str = "coco/2017:1.1.0"
     """tfds: name of the dataset with its version; "" if root is the dataset's folder."""
 
     classes: tuple[str, ...] = ()
-    """voc: class names in label order; () takes all names that occur, sorted. The other formats
-    define their classes themselves."""
+    """Names of the classes to learn, in label order; boxes of other classes are left out. () takes
+    all classes of the data, in their order (voc: sorted by name)."""
+
+    merge: tuple[str, ...] = ()
+    """Classes to rename or unite, each as OLD:NEW, such as rbc:cell,wbc:cell. The other fields
+    refer to the new names."""
+
+    ignore: tuple[str, ...] = ()
+    """Names of classes whose boxes become ignore regions: neither objects nor background."""
+
+    exclude_empty_classes: bool = False
+    """Leave out classes without a training box."""
+
+    val: Validation = "given"
+    """given: validate on the validation images of the dataset, or on those of val_fraction. none:
+    train without validation; the last checkpoint is the result."""
+
+    val_fraction: float = 0.0
+    """Fraction of the training images that become the validation images, 0 to 0.5; the validation
+    images of the dataset are then not used. The choice depends on file names and classes, and is
+    kept in split.json of the workdir. 0 splits nothing."""
+
+    val_seed: int = 0
+    """val_fraction: selects other validation images."""
 
     train_size: int = 4000
     """shapes: number of training images."""
@@ -94,6 +122,13 @@ class Data:
         """Raise a UserError for the first invalid value."""
         fields = Fields(self, "config.data")
         fields.positive("batch_size", "train_size", "val_size", "max_megapixels", "workers")
+        fields.require("val_fraction", 0 <= self.val_fraction <= 0.5, "must be between 0 and 0.5")
+        fields.require(
+            "val_fraction",
+            self.val != "none" or self.val_fraction == 0,
+            "splits off validation images, but data.val=none uses none; leave one of them out",
+        )
+        self._check_names(fields)
         fields.require("max_unreadable", 0 <= self.max_unreadable <= 1, "must be between 0 and 1")
         fields.require(
             "cache_gb", self.cache_gb > 0, "must be positive; data.cache=none keeps nothing"
@@ -106,6 +141,28 @@ class Data:
             "max_boxes", self.max_boxes >= 0, "must be positive, or 0 for the largest in the data"
         )
         fields.require("std", all(value > 0 for value in self.std), "must be positive")
+
+    def _check_names(self, fields: Fields) -> None:
+        for name in ("classes", "ignore", "sources"):
+            values = getattr(self, name)
+            repeated = [value for value in values if values.count(value) > 1]
+            found = f"{repeated[0]!r} is listed twice" if repeated else ""
+            fields.require(name, not repeated, f"{found}; list it once")
+        pairs = [entry.partition(":") for entry in self.merge]
+        fields.require(
+            "merge", all(old and new for old, _, new in pairs), "give OLD:NEW, such as rbc:cell"
+        )
+        olds = [old for old, _, _ in pairs]
+        fields.require("merge", len(set(olds)) == len(olds), "list each OLD once")
+        both = [name for name in self.ignore if name in self.classes]
+        fields.require("ignore", not both, "also in data.classes; leave it out of one of them")
+        formats = [entry.partition(":")[0] for entry in self.sources if entry.partition(":")[2]]
+        known = get_args(Format)
+        fields.require(
+            "sources",
+            len(formats) == len(self.sources) and all(name in known for name in formats),
+            f"give FORMAT:ROOT, such as voc:cells; formats are {', '.join(known)}",
+        )
 
 
 @dataclass(slots=True)

@@ -25,6 +25,9 @@ class FaultKind(StrEnum):
     OUTSIDE = "boxes outside their image"
     EMPTY = "boxes smaller than one pixel"
     DUPLICATES = "duplicate boxes"
+    DERIVED = "boxes derived from polygons or masks, because bbox is missing"
+    SUPER_CATEGORY = "super-categories without boxes, left out of the classes"
+    RENAMED = "files found under another name than the annotated one"
 
 
 class Fault(UserError):
@@ -38,6 +41,12 @@ class Fault(UserError):
         self.kind, self.tolerated = kind, tolerated
 
 
+# How to train on data without validation images; ends the errors about a missing split.
+NO_VALIDATION = (
+    "split some off the training images with --config.data.val_fraction=0.1, or train without "
+    "with --config.data.val=none"
+)
+
 OnFault = Callable[[Fault], None]
 
 
@@ -49,3 +58,27 @@ def raise_fault(fault: Fault) -> None:
     """
     if not fault.tolerated:
         raise fault
+
+
+class FaultCounter:
+    """Counts tolerated faults, each once, and raises the others. An `OnFault`."""
+
+    def __init__(self) -> None:
+        self._messages: dict[FaultKind, dict[str, None]] = {}  # in the order of their report
+
+    def __call__(self, fault: Fault) -> None:
+        """Count the fault.
+
+        Raises:
+          Fault: `fault` itself, unless it is tolerated.
+        """
+        raise_fault(fault)
+        # Some files are read twice.
+        self._messages.setdefault(fault.kind, {})[str(fault)] = None
+
+    def notes(self, split: str) -> list[str]:
+        """Return a line for each kind of fault, with their number and the first."""
+        return [
+            f"note: {kind} in {split}: {len(messages)}; the first: {next(iter(messages))}"
+            for kind, messages in self._messages.items()
+        ]

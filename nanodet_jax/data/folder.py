@@ -57,7 +57,7 @@ class Folder:
         if entry is not None and not entry.is_symlink():  # the common case
             return self.path / name
         pure = PurePath(name)
-        if pure.is_absolute() or PureWindowsPath(name).drive or ".." in pure.parts:
+        if leads_out(name):
             found = f"{name!r} leads out of the folder {self.path}"
             raise Fault(FaultKind.PATH, f"{where}: {found}; give a path below the folder")
         parent = PurePath()
@@ -123,6 +123,12 @@ class Folder:
                 f"{where}: the symbolic link {link} leads out of {self.path} to {target}; copy the "
                 "file there, or allow such links with --config.data.follow_links=True",
             )
+
+
+def leads_out(name: str) -> bool:
+    """Return whether a path is absolute, also on Windows, or contains `..`."""
+    pure = PurePath(name)
+    return pure.is_absolute() or bool(PureWindowsPath(name).drive) or ".." in pure.parts
 
 
 def _list_entries(path: Path) -> dict[str, os.DirEntry[str]]:

@@ -1,47 +1,125 @@
 """Open the data source that a config names."""
 
+from collections import Counter
+from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
-from typing import get_args
+from typing import cast, get_args
 
-from nanodet_jax.config import Config, Format
-from nanodet_jax.data.faults import OnFault, raise_fault
+from nanodet_jax.config import Config, Data, Format
+from nanodet_jax.data.class_map import class_names, select_classes
+from nanodet_jax.data.combine import CombinedSource
+from nanodet_jax.data.faults import NO_VALIDATION, Fault, OnFault, raise_fault
 from nanodet_jax.data.records import Source
 from nanodet_jax.data.sources.coco import CocoSource
+from nanodet_jax.data.sources.coco_layout import find_split
 from nanodet_jax.data.sources.shapes import ShapesSource
 from nanodet_jax.data.sources.tfds import TfdsSource
 from nanodet_jax.data.sources.voc import VocSource, voc_classes
 from nanodet_jax.data.sources.yolo import YoloSource
+from nanodet_jax.data.split import split_source
 from nanodet_jax.errors import UserError
 
 
-def open_source(config: Config, split: str, on_fault: OnFault = raise_fault) -> Source:
-    """Open the `train` or `val` split of `config.data`.
+def open_source(
+    config: Config,
+    split: str,
+    on_fault: OnFault = raise_fault,
+    validation: set[str] | None = None,
+) -> Source:
+    """Open the `train` or `val` split of `config.data`, with the classes that it selects.
 
     Faults of the annotations are reported to `on_fault`. If it does not raise, the entries at fault
     are skipped.
 
+    Args:
+      config: its `data` and `input_size` are used.
+      split: "train" or "val".
+      on_fault: called for each fault.
+      validation: with `val_fraction`, names of the validation images, as `read_split` returns
+        them; None chooses them.
+
     Raises:
-      UserError: if a path is not set, or if the source raises one.
+      UserError: if a path is not set, a class does not occur, the split is empty or not used, or if
+        the source raises one.
     """
     data = config.data
+    if split == "val" and data.val == "none":
+        raise UserError(
+            "config.data.val=none: there are no validation images; to use those of the dataset, "
+            "--config.data.val=given; to split them off the training images, also "
+            "--config.data.val_fraction=0.1"
+        )
+    read = "train" if data.val_fraction else split
+
+    def elsewhere() -> Collection[str]:
+        """Return the classes of the other split, if it can be read."""
+        if data.val_fraction or data.val == "none":
+            return ()
+        try:
+            return class_names(_open_all(config, "val" if split == "train" else "train", _ignore))
+        except UserError:
+            return ()
+
+    source = _open_all(config, read, on_fault)
+    exclude_empty = data.exclude_empty_classes and read == "train"
+    source = select_classes(source, data, exclude_empty, elsewhere)
+    if data.val_fraction:
+        train, val = split_source(source, data, validation)
+        return train if split == "train" else val
+    return source
+
+
+def _ignore(fault: Fault) -> None:
+    """Skip a fault; reading the other split reports it."""
+
+
+def _open_all(config: Config, split: str, on_fault: OnFault) -> Source:
+    """Open a split of the dataset, or of all `config.data.sources`, with its own classes."""
+    data = config.data
+    if not data.sources:
+        selects = data.classes or data.merge or data.ignore or data.exclude_empty_classes
+        return _open(config, data, split, on_fault, any_class=bool(selects))
+    opened, labels = [], []
+    for entry in data.sources:
+        format, _, root = entry.partition(":")
+        one = replace(data, format=cast(Format, format), root=root, name="", val_annotations="")
+        opened.append(_open(config, one, split, on_fault, any_class=True))
+        labels.append(Path(root).name or root)
+    repeated = Counter(labels)
+    unique = [
+        label if repeated[label] == 1 else f"{label}-{number}"
+        for number, label in enumerate(labels, start=1)
+    ]
+    return CombinedSource(opened, unique)
+
+
+def _open(config: Config, data: Data, split: str, on_fault: OnFault, *, any_class: bool) -> Source:
+    """Open a split of one dataset, with its own classes.
+
+    `any_class` accepts classes that occur in this split only, where a format lists none (voc).
+    """
     links = data.follow_links
     match data.format:
         case "coco":
-            images = _path(config, f"{split}_images", "the folder of images")
-            annotations = _path(config, f"{split}_annotations", "the COCO json file")
+            if data.root:
+                images, annotations = find_split(_path(data, "root", "the dataset"), split)
+            else:
+                images = _path(data, f"{split}_images", "the folder of images")
+                annotations = _path(data, f"{split}_annotations", "the COCO json file")
             return CocoSource(images, annotations, follow_links=links, on_fault=on_fault)
         case "voc":
-            root = _path(config, "root", "the folder with train/ and val/, or VOC2007")
-            classes = data.classes or voc_classes(root, follow_links=links, on_fault=on_fault)
+            root = _path(data, "root", "the folder with train/ and val/, or VOC2007")
+            classes = voc_classes(root, follow_links=links, on_fault=on_fault)
+            if any_class and split != "train":
+                found = voc_classes(root, split, follow_links=links, on_fault=on_fault)
+                classes = tuple(dict.fromkeys([*classes, *found]))
             return VocSource(root, split, classes, follow_links=links, on_fault=on_fault)
         case "yolo":
-            root = _path(config, "root", "data.yaml, or the folder that contains it")
-            if data.classes:
-                found = f"config.data.classes={data.classes}: data.yaml defines the classes"
-                raise UserError(f"{found}; leave it empty")
+            root = _path(data, "root", "data.yaml, or the folder that contains it")
             return YoloSource(root, split, follow_links=links, on_fault=on_fault)
         case "tfds":
-            root = _path(config, "root", "the TFDS data_dir, or the folder of the dataset")
+            root = _path(data, "root", "the TFDS data_dir, or the folder of the dataset")
             if split == "train":
                 return TfdsSource(data.name, root, "train", None)
             official = Path(data.val_annotations).expanduser() if data.val_annotations else None
@@ -54,9 +132,13 @@ def open_source(config: Config, split: str, on_fault: OnFault = raise_fault) -> 
             raise UserError(f"config.data.format={data.format!r}: must be one of {formats}")
 
 
-def _path(config: Config, field: str, meaning: str) -> Path:
-    value = getattr(config.data, field)
+def _path(data: Data, field: str, meaning: str) -> Path:
+    value = getattr(data, field)
     if not value:
-        found = f"config.data.{field}: is empty"
-        raise UserError(f"{found}; set it to {meaning}: --config.data.{field}=PATH")
+        fix = f"set it to {meaning}: --config.data.{field}=PATH"
+        if field.startswith("train_"):
+            fix += ", or give the folder of the whole dataset: --config.data.root=FOLDER"
+        if field.startswith("val_"):
+            fix += f"; or {NO_VALIDATION}"
+        raise UserError(f"config.data.{field}: is empty; {fix}")
     return Path(value).expanduser()

@@ -18,6 +18,7 @@ MANY_EMPTY = 0.5  # fraction of images without boxes
 MANY_TINY = 0.05  # fraction of boxes narrower than the finest stride
 MANY_UNASSIGNED = 0.01  # fraction of boxes without a prior
 TOO_MANY_UNASSIGNED = 0.2  # the same, for a serious finding
+MANY_DUPLICATES = 0.01  # fraction of validation images that are also training images
 LONG_WARMUP = 0.2  # fraction of a run
 
 
@@ -52,8 +53,16 @@ FIXES = {
     FaultKind.OUTSIDE: "clip the boxes to their image; often they belong to another resolution",
     FaultKind.EMPTY: "none needed if the boxes were drawn by accident: training skips them",
     FaultKind.DUPLICATES: "delete all but one: no detection can match the second",
+    FaultKind.DERIVED: "none needed if the polygons and masks enclose whole objects",
+    FaultKind.SUPER_CATEGORY: "none needed: exports of Roboflow have one",
+    FaultKind.RENAMED: "none needed if these are the annotated images",
 }
-TOLERATED_SEVERITY = {FaultKind.EMPTY: Severity.NOTE}  # of tolerated faults; otherwise COSTLY
+TOLERATED_SEVERITY = {  # of tolerated faults; otherwise COSTLY
+    FaultKind.EMPTY: Severity.NOTE,
+    FaultKind.DERIVED: Severity.NOTE,
+    FaultKind.SUPER_CATEGORY: Severity.NOTE,
+    FaultKind.RENAMED: Severity.NOTE,
+}
 
 
 def of_faults(faults: Sequence[Fault], split: str, images: int, config: Config) -> list[Finding]:
@@ -101,9 +110,15 @@ def of_schedule(config: Config, train_images: int) -> list[Finding]:
     return found
 
 
-def of_classes(names: Sequence[str], train: np.ndarray, val: np.ndarray) -> list[Finding]:
-    """Return findings about missing and rare classes; `train` and `val` are boxes by class [C]."""
+def of_classes(names: Sequence[str], train: np.ndarray, val: np.ndarray | None) -> list[Finding]:
+    """Return findings about missing and rare classes.
+
+    Args:
+      names: of the C classes.
+      train, val: number of boxes of each class: [C]. `val` is None without validation data.
+    """
     found = []
+    val = train if val is None else val
     absent = [name for name, count in zip(names, train) if count == 0]
     if absent:
         evaluated = [name for name in absent if val[list(names).index(name)]]
@@ -140,6 +155,22 @@ def of_empty(split: str, empty: int, images: int) -> list[Finding]:
     title = f"{empty} of {images} images in {split} have no box"
     severity = Severity.SERIOUS if empty == images else Severity.COSTLY
     return [Finding(severity, title, "annotate them; if they are empty, fewer of them save time")]
+
+
+def of_duplicates(pairs: Sequence[str], val_images: int) -> list[Finding]:
+    """Return a finding if images occur in both splits; `pairs` describes each."""
+    if not pairs:
+        return []
+    many = len(pairs) > MANY_DUPLICATES * val_images
+    return [
+        Finding(
+            Severity.SERIOUS if many else Severity.COSTLY,
+            f"{len(pairs)} of {val_images} validation images are also training images: AP is "
+            "too high",
+            "remove them from one of the splits",
+            tuple(pairs),
+        )
+    ]
 
 
 def of_sizes(names: Sequence[str], objects: Objects, config: Config) -> list[Finding]:

@@ -6,8 +6,11 @@ from typing import NamedTuple
 import numpy as np
 
 from nanodet_jax.config import Config
+from nanodet_jax.data.class_map import match_classes
+from nanodet_jax.data.duplicates import find_duplicates
 from nanodet_jax.data.records import Record, Source
 from nanodet_jax.data.run_length import run_length
+from nanodet_jax.data.sources.in_memory import InMemorySource
 from nanodet_jax.doctor import findings
 from nanodet_jax.doctor.findings import Finding, Severity
 from nanodet_jax.doctor.geometry import Objects, objects_at_input, priors_per_object, sample
@@ -16,7 +19,8 @@ from nanodet_jax.terminal import join_first
 
 MAX_EXAMPLES = 5  # per finding
 BRIEF_SAMPLE = 2000  # images whose boxes are measured before training
-BRIEF_FORMATS = ("coco", "voc")  # formats whose annotations are in memory
+BRIEF_FORMATS = {"coco", "voc"}  # formats whose annotations are in memory
+BRIEF_YOLO = 10_000  # images whose headers are read in two seconds
 
 
 class Report(NamedTuple):
@@ -33,7 +37,10 @@ class Report(NamedTuple):
 
 def examine(config: Config, *, progress: bool = True) -> Report:
     """Read all data of a config and report problems. Nothing is written."""
-    train, val = (scan(config, split, progress=progress) for split in ("train", "val"))
+    train = scan(config, "train", progress=progress)
+    val = Scan((), [], 0, [])
+    if config.data.val != "none":
+        val = scan(config, "val", progress=progress)
     # VOC reads the training split for the class names of both splits, and reports its faults twice.
     reported = set(map(str, train.faults))
     val_faults = [fault for fault in val.faults if str(fault) not in reported]
@@ -44,12 +51,16 @@ def examine(config: Config, *, progress: bool = True) -> Report:
     ]
     for split, one in (("train", train), ("val", val)):
         found += findings.of_empty(split, _without_boxes(one.records), len(one.records))
+    duplicates = find_duplicates(train.records, val.records)
+    pairs = [f"{one.name} in train is {other.name} in val" for one, other in duplicates]
+    found += findings.of_duplicates(pairs, val.images)
     names = [category.name for category in train.categories]
-    if val.categories and names and [category.name for category in val.categories] != names:
-        title = "training and validation data have different classes, or another order of classes"
-        found.append(Finding(Severity.SERIOUS, title, "list the same classes in both"))
-    elif names and val.categories:
-        found += findings.of_classes(names, *(_per_class(s.records, names) for s in (train, val)))
+    if names and val.categories:
+        train, val = _with_same_classes(train, val, config.data.exclude_empty_classes)
+        names = [category.name for category in train.categories]
+    if names:
+        counts_val = _per_class(val.records, names) if val.categories else None
+        found += findings.of_classes(names, _per_class(train.records, names), counts_val)
     sampled = sample(train.records)
     measured = objects_at_input(sampled, config)
     counts = priors_per_object(sampled, config, len(names))
@@ -85,19 +96,22 @@ def format_report(report: Report) -> str:
     return "\n".join([*lines, report.summary])
 
 
-def brief(config: Config, train: Source, val: Source) -> list[str]:
+def brief(config: Config, train: Source, val: Source | None) -> list[str]:
     """Return a line for each costly or serious finding that needs no image.
 
-    Reads only annotations in memory, which takes about a second for COCO.
+    Reads only annotations in memory, which takes about a second for COCO, and the image sizes of
+    a YOLO dataset unless it is large.
     """
     found = findings.of_schedule(config, len(train))
-    if config.data.format in BRIEF_FORMATS:
+    formats = {entry.partition(":")[0] for entry in config.data.sources} or {config.data.format}
+    is_small = len(train) + (0 if val is None else len(val)) <= BRIEF_YOLO
+    if formats <= BRIEF_FORMATS | ({"yolo"} if is_small else set()):
         names = [category.name for category in train.categories]
-        records, val_records = ([source[i] for i in range(len(source))] for source in (train, val))
+        records = [train[index] for index in range(len(train))]
         known = [record for record in records if record.height and record.width]
-        found += findings.of_classes(
-            names, _per_class(records, names), _per_class(val_records, names)
-        )
+        val_records = [val[index] for index in range(len(val))] if val is not None else None
+        counts = None if val_records is None else _per_class(val_records, names)
+        found += findings.of_classes(names, _per_class(records, names), counts)
         found += findings.of_empty("train", _without_boxes(records), len(records))
         found += findings.of_sizes(
             names, objects_at_input(sample(known, BRIEF_SAMPLE), config), config
@@ -107,6 +121,20 @@ def brief(config: Config, train: Source, val: Source) -> list[str]:
         for finding in findings.by_severity(found)
         if finding.severity > Severity.NOTE
     ]
+
+
+def _with_same_classes(train: Scan, val: Scan, exclude_empty: bool) -> tuple[Scan, Scan]:
+    """Give both splits the classes that training would give them."""
+    matched = match_classes(
+        InMemorySource(train.categories, train.records),
+        InMemorySource(val.categories, val.records),
+        exclude_empty=exclude_empty,
+    )
+    train, val = (
+        one._replace(categories=source.categories, records=[source[i] for i in range(len(source))])
+        for one, source in zip((train, val), matched)
+    )
+    return train, val
 
 
 def _without_boxes(records: Sequence[Record]) -> int:

@@ -4,25 +4,24 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 from tqdm import tqdm
 
 from nanodet_jax.config import Config
 from nanodet_jax.data.faults import Fault, FaultKind
 from nanodet_jax.data.open_source import open_source
 from nanodet_jax.data.records import Category, Record, Source, decode
+from nanodet_jax.data.sources.clip import boxes_outside
 from nanodet_jax.errors import UserError
-
-OVERHANG = 1.0  # pixels outside the image, tolerated for rounding and 1-based indices
 
 
 class Scan(NamedTuple):
     """Content of a split, and its faults."""
 
     categories: tuple[Category, ...]  # empty if the split cannot be opened
-    records: list[Record]  # of the readable images, with the decoded size but no pixels
+    records: list[Record]  # of the readable images, with the decoded size and at most their path
     images: int  # number of images with usable annotations, readable or not
     faults: list[Fault]
 
@@ -73,16 +72,9 @@ def _examine(
         return None, [fault]
     except UserError as error:
         return None, [Fault(FaultKind.UNREADABLE, str(error))]
-    record = replace(record, image=b"", height=height, width=width)
-    return record, [*_outside(record), *_duplicates(record)]
-
-
-def _outside(record: Record) -> Iterator[Fault]:
-    low, high = -OVERHANG, np.array([record.width, record.height]) + OVERHANG
-    out = np.any((record.boxes[:, :2] < low) | (record.boxes[:, 2:] > high), axis=1)
-    for box in record.boxes[out]:
-        found = f"box {_text(box)} leaves the image of {record.width}x{record.height}"
-        yield Fault(FaultKind.OUTSIDE, f"{_where(record)}: {found}", tolerated=True)
+    image = record.image if isinstance(record.image, Path) else b""
+    record = replace(record, image=image, height=height, width=width)
+    return record, [*boxes_outside(record), *_duplicates(record)]
 
 
 def _duplicates(record: Record) -> Iterator[Fault]:

@@ -15,9 +15,11 @@ from tqdm import tqdm
 
 from nanodet_jax import visualize
 from nanodet_jax.config import Config, check
+from nanodet_jax.data.class_map import class_names, rename_classes
 from nanodet_jax.data.open_source import open_source
 from nanodet_jax.data.pipeline import evaluation_batches
 from nanodet_jax.data.records import Source, decode
+from nanodet_jax.data.split import read_split
 from nanodet_jax.errors import UserError
 from nanodet_jax.evaluation import coco_metrics
 from nanodet_jax.files import make_folder, write_json
@@ -140,30 +142,37 @@ def draw_examples(source: Source, examples: dict[int, Detections], columns: int 
     return visualize.grid(drawn, columns=min(columns, len(drawn)), size=(320, 320))
 
 
-def check_classes(weights: Weights, source: Source) -> None:
-    """Check that the weights have the classes of the dataset, in the same order.
+def with_classes_of(weights: Weights, source: Source, *, exclude_others: bool = False) -> Source:
+    """Return a dataset with the classes of the weights, in their order.
+
+    The dataset may lack classes of the weights. Names may have spaces instead of underscores.
+
+    Args:
+      weights: whose names are used.
+      source: returned as it is if its classes are the same.
+      exclude_others: leave out the boxes of other classes.
 
     Raises:
-      UserError: naming the first difference.
+      UserError: naming the classes that the weights lack.
     """
 
     def normalize(name: str) -> str:
         return name.replace("_", " ")
 
-    names = [category.name for category in source.categories]
-    count = weights.config.model.num_classes
-    if len(names) != count:
+    names = class_names(source)
+    known = {normalize(name): name for name in weights.class_names}
+    unknown = [name for name in names if normalize(name) not in known]
+    if unknown and not exclude_others:
         raise UserError(
-            f"the weights have {count} classes, the dataset has {len(names)} "
-            f"({join_first(names)}); evaluate on the dataset "
-            "they were trained on, or fine-tune them with --config.training.init_weights"
+            f"the weights have {len(weights.class_names)} classes, the dataset has {len(names)} "
+            f"({join_first(names)}); the weights lack {join_first(unknown)}; evaluate on the "
+            "dataset they were trained on, leave the other classes out with --config.data.classes, "
+            "or fine-tune the weights with --config.training.init_weights"
         )
-    for label, (expected, found) in enumerate(zip(weights.class_names, names)):
-        if normalize(expected) != normalize(found):
-            raise UserError(
-                f"class {label} is {expected!r} in the weights but {found!r} in the dataset; "
-                "names and order of the classes must be equal"
-            )
+    if [*map(normalize, names)] == [*map(normalize, weights.class_names)]:
+        return source
+    renamed = {name: known[normalize(name)] for name in names if normalize(name) in known}
+    return rename_classes(source, weights.class_names, renamed)
 
 
 def evaluate(
@@ -193,9 +202,10 @@ def evaluate(
     setup_process()
     check(config)
     evaluator = coco_metrics.choose_evaluator(evaluator)
-    source = open_source(config, "val")
+    validation = read_split(Path(weights), config.data) if config.data.val_fraction else None
+    source = open_source(config, "val", validation=validation)
     loaded = load_weights(weights, max_input_side=None)  # the input size is that of `config`
-    check_classes(loaded, source)
+    source = with_classes_of(loaded, source, exclude_others=config.data.exclude_empty_classes)
     for name in ("input_size", "data.keep_ratio", "compat.pixel_index_warp"):
         value, trained = (_field(c, name) for c in (config, loaded.config))
         if value != trained:

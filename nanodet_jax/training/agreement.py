@@ -17,13 +17,13 @@ OWN_FIELDS = {
     "config.distributed.process_index",
     "config.training.init_weights",
     *(f"config.data.{name}" for name in (
-        "train_images", "train_annotations", "val_images", "val_annotations", "root",
+        "train_images", "train_annotations", "val_images", "val_annotations", "root", "sources",
         "workers", "cache", "cache_gb",
     )),
 }  # fmt: skip
 
 
-def check_agreement(config: Config, train: Source, val: Source, state: TrainState) -> None:
+def check_agreement(config: Config, train: Source, val: Source | None, state: TrainState) -> None:
     """Refuse to train if the processes of this run differ.
 
     Every process must call it.
@@ -35,7 +35,7 @@ def check_agreement(config: Config, train: Source, val: Source, state: TrainStat
         return
     facts = {name: value for name, value in _fields("config", config) if name not in OWN_FIELDS} | {
         "number of training images": len(train),
-        "number of validation images": len(val),
+        "number of validation images": 0 if val is None else len(val),
         "list of classes": [category.name for category in train.categories],
         "step to start from": int(state.step),
         "set of weights to start from": checksums.digest_of_tree(state),

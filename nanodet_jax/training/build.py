@@ -13,10 +13,13 @@ from tqdm import tqdm
 
 from nanodet_jax.config import Config
 from nanodet_jax.data.cache import TrainingImages
+from nanodet_jax.data.class_map import class_names, match_classes
+from nanodet_jax.data.faults import FaultCounter
 from nanodet_jax.data.open_source import open_source
 from nanodet_jax.data.pipeline import count_slots, images_of_step, training_batches
 from nanodet_jax.data.records import Source
 from nanodet_jax.data.run_length import RunLength, run_length
+from nanodet_jax.data.split import keep_split, read_split
 from nanodet_jax.doctor.report import brief
 from nanodet_jax.errors import UserError
 from nanodet_jax.inference.predict import Detect, make_detect
@@ -60,7 +63,7 @@ class Run:
     Attributes:
       config: resolved, with what the data defines filled in.
       workdir: of the run.
-      train, val: the data.
+      train, val: the data; `val` is None with config.data.val=none.
       length: in steps and epochs.
       num_devices: number of devices of this process that train.
       train_step: compiled; (state, batch) to (state, metrics). Donates the state.
@@ -78,7 +81,7 @@ class Run:
     config: Config
     workdir: Path
     train: Source
-    val: Source
+    val: Source | None
     length: RunLength
     num_devices: int
     train_step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
@@ -106,7 +109,7 @@ class _Data:
 
     config: Config  # resolved
     train: Source
-    val: Source
+    val: Source | None
     images: TrainingImages
     slots: int  # ground-truth slots of an image
     over: list[tuple[str, int]]  # images with more boxes than slots, and how many do not fit
@@ -131,7 +134,7 @@ def build(config: Config, workdir: Path) -> Run:
 
         # Data.
         distributed.say(f"{config.name}: reading the data")
-        data = _open_data(config)
+        data = _open_data(config, workdir)
         config, length = data.config, data.length
         weights = None if has_checkpoint(workdir) else read_initial_weights(config)
 
@@ -180,6 +183,9 @@ def build(config: Config, workdir: Path) -> Run:
                 workdir, start_step, total_steps, start_evaluated=metrics is not None
             )
         stack.enter_context(closing(logger))
+        if distributed.is_writer() and config.data.val_fraction and data.val is not None:
+            for note in keep_split(workdir, config.data, data.train, data.val):
+                logger.say(note)
         logger.say(data.images.describe())
         stored = upload_images(data.images, num_devices) if config.data.cache == "device" else None
         if variables is not None and is_folded(variables):
@@ -216,28 +222,36 @@ def build(config: Config, workdir: Path) -> Run:
         )
 
 
-def _open_data(config: Config) -> _Data:
-    train, val = open_source(config, "train"), open_source(config, "val")
+def _open_data(config: Config, workdir: Path) -> _Data:
+    validation = read_split(workdir, config.data) if config.data.val_fraction else None
+    faults = FaultCounter(), FaultCounter()
+    train = open_source(config, "train", faults[0], validation=validation)
+    val = None
+    if config.data.val != "none":
+        val = open_source(config, "val", faults[1], validation=validation)
+        train, val = match_classes(train, val, exclude_empty=config.data.exclude_empty_classes)
     config = resolve(config, train, val)
     length = run_length(config, len(train))
-    for line in brief(config, train, val):
+    lines = brief(config, train, val)
+    # With val_fraction, both splits are read from the same annotations.
+    notes = faults[0].notes("train") + ([] if config.data.val_fraction else faults[1].notes("val"))
+    for line in [*notes, *lines]:
         distributed.say(line)
     slots, over = count_slots(train, config.data.max_boxes)
     return _Data(config, train, val, TrainingImages(train, config), slots, over, length)
 
 
-def resolve(config: Config, train: Source, val: Source) -> Config:
+def resolve(config: Config, train: Source, val: Source | None) -> Config:
     """Copy a config and fill in what the data defines: the number of classes.
 
     Raises:
       UserError: if the config or the validation data disagree with the training data.
     """
-    names = [category.name for category in train.categories]
-    val_names = [category.name for category in val.categories]
-    if val_names != names:
+    names = class_names(train)
+    if val is not None and class_names(val) != names:
         raise UserError(
             "training and validation data must have the same classes in the same order; got "
-            f"{join_first(names)} for training, {join_first(val_names)} for validation"
+            f"{join_first(names)} for training, {join_first(class_names(val))} for validation"
         )
     if config.model.num_classes not in (0, len(names)):
         raise UserError(
@@ -271,9 +285,10 @@ def _announce(
     """Print what is about to be trained, on which devices, and from which weights."""
     config, length = data.config, data.length
     batch_size, processes = config.data.batch_size, jax.process_count()
+    val_images = "no" if data.val is None else len(data.val)
     all_devices = num_devices * processes
     logger.say(
-        f"{config.name}: {len(data.train)} training and {len(data.val)} validation images, "
+        f"{config.name}: {len(data.train)} training and {val_images} validation images, "
         f"{len(data.train.categories)} classes, {data.slots} box slots; {length.total_steps} steps "
         f"({length.steps_per_epoch} an epoch) of {batch_size} images, "
         f"{batch_size // all_devices} on each of {all_devices} {jax.default_backend()} device(s)"

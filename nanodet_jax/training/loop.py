@@ -34,7 +34,8 @@ def train_and_evaluate(config: Config, workdir: str | Path) -> dict[str, Any]:
         `checkpoints/`, `pictures/`, `tensorboard/`. Several processes must all see it.
 
     Returns:
-      Metrics of the last evaluation; see `evaluation.coco_metrics`.
+      Metrics of the last evaluation; see `evaluation.coco_metrics`. Empty with
+      config.data.val=none, which evaluates nothing.
 
     Raises:
       UserError: for data, weights or values that cannot be used, before anything is compiled.
@@ -47,6 +48,8 @@ def train_and_evaluate(config: Config, workdir: str | Path) -> dict[str, Any]:
     with build(config, Path(workdir).expanduser()) as run, Interrupt() as interrupt:
         if not _train(run, interrupt):
             _save_and_exit(run, interrupt)
+    if run.val is None:
+        return {}
     if run.metrics is None:
         raise UserError(f"{workdir}: this run is complete, but was saved without an evaluation")
     return run.metrics
@@ -58,6 +61,8 @@ def _train(run: Run, interrupt: Interrupt) -> bool:
     training = config.training
     start_step = int(run.state.step)
     votes = distributed.Ballot()
+    if run.val is None:
+        run.logger.say("config.data.val=none: no evaluation; the last checkpoint is the result")
 
     # Evaluate the restored step, if the run was stopped between saving and evaluating it.
     unevaluated = run.resumed and run.metrics is None
@@ -125,7 +130,12 @@ def _log(run: Run, step: int, metrics: Metrics, throughput: Throughput) -> None:
 
 
 def _evaluate(run: Run, step: int, interrupt: Interrupt) -> bool:
-    """Evaluate the state after `step`, log and keep the metrics; return False if asked to stop."""
+    """Evaluate the state after `step`, log and keep the metrics; return False if asked to stop.
+
+    Without validation images, do nothing.
+    """
+    if run.val is None:
+        return True
     result = None
     # Several processes stop together: one that stopped alone would leave the others waiting.
     interruptible = interrupt.abort_on_signal if jax.process_count() == 1 else nullcontext

@@ -37,6 +37,7 @@ def test_closed_sets_are_found():
         "data.format",
         "data.cache",
         "data.augment",
+        "data.val",
         "model.width",
         "model.neck",
         "assigner.name",

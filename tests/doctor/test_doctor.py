@@ -7,6 +7,7 @@ import pytest
 
 from nanodet_jax.cli.config_flags import load_config
 from nanodet_jax.cli.main import main
+from nanodet_jax.config import Config, Data
 from nanodet_jax.data.faults import FaultKind
 from nanodet_jax.data.open_source import open_source
 from nanodet_jax.data.sources.shapes import ShapesSource
@@ -143,6 +144,45 @@ def test_doctor_of_sound_data_finds_nothing_serious(doctor):
     assert code == 0
     assert "drawn: 24 training and 8 validation images, 4 classes; 6 steps of 4 images" in output
     assert "SERIOUS" not in output and not any(kind in output for kind in FaultKind)
+
+
+def test_doctor_reports_images_of_both_splits(doctor, drawn):
+    for index in (0, 5):
+        name = f"shapes-val-{index:06d}.png"
+        (drawn.folder / "val" / name).write_bytes(drawn.image(index).read_bytes())
+    code, output = doctor()
+    assert code == 1
+    assert (
+        "  * 2 of 8 validation images are also training images: AP is too high\n"
+        "      shapes-train-000000.png in train is shapes-val-000000.png in val\n"
+        "      shapes-train-000005.png in train is shapes-val-000005.png in val\n"
+        "    -> remove them from one of the splits"
+    ) in output
+
+
+def test_doctor_names_a_class_of_one_split_alone(doctor, drawn):
+    for split, name in (("train", "owl"), ("val", "elk")):
+        content = drawn.content[split]
+        content["categories"].append({"id": 9, "name": name})
+        content["annotations"][0]["category_id"] = 9
+    code, output = doctor()
+    assert code == 1
+    assert "1 of 6 classes have no training box: elk; validation has elk, with AP 0" in output
+    assert "1 classes have no validation box: owl; AP does not include them" in output
+    code, output = doctor("--config.data.merge=elk:star,owl:star")
+    assert code == 0
+    assert "8 validation images, 4 classes" in output
+
+
+def test_doctor_without_validation_examines_training_alone(doctor, drawn):
+    (drawn.folder / "val").rename(drawn.folder / "away")
+    code, output = doctor("--config.data.val=none")
+    assert code == 0
+    assert "24 training and 0 validation images, 4 classes" in output
+    assert "no validation box" not in output
+    code, output = doctor("--config.data.val_fraction=0.25")
+    assert code == 0
+    assert "18 training and 6 validation images, 4 classes" in output
 
 
 @pytest.fixture
@@ -353,3 +393,19 @@ def test_doctor_of_bccd_finds_the_small_class(capsys):
     output = capsys.readouterr().out
     assert "class 'Platelets' is small" in output
     assert "class 'RBC'" not in output and "class 'WBC'" not in output
+
+
+def test_warnings_before_training_name_a_class_of_one_split_in_yolo(tmp_path):
+    write_yolo_image(tmp_path, "images/train/a.png", "0 .5 .5 .5 .5\n1 .5 .5 .5 .5\n")
+    write_yolo_image(tmp_path, "images/val/b.png", "0 .5 .5 .5 .5\n2 .5 .5 .5 .5\n")
+    yaml = "{train: images/train, val: images/val, names: [cat, dog, owl]}"
+    (tmp_path / "data.yaml").write_text(yaml)
+    config = Config(data=Data(format="yolo", root=str(tmp_path), batch_size=1))
+    config.training.warmup_steps = 0
+    notes = brief(config, *(open_source(config, split) for split in COUNTS))
+    assert any("no training box: owl; validation has owl, with AP 0" in note for note in notes)
+    assert any("1 classes have no validation box: dog" in note for note in notes)
+    config.data.val = "none"
+    notes = brief(config, open_source(config, "train"), None)
+    assert any("no training box: owl -> add boxes" in note for note in notes)
+    assert not any("validation" in note for note in notes)

@@ -1,14 +1,17 @@
 """Evaluation of a dataset by a detector that is a simple function of the pixels."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from nanodet_jax import config as configs
 from nanodet_jax.data.records import Category, coco_ground_truth, make_record
+from nanodet_jax.data.sources.in_memory import InMemorySource
+from nanodet_jax.errors import UserError
 from nanodet_jax.evaluation.coco_metrics import coco_metrics
-from nanodet_jax.evaluation.evaluate import run_evaluation
+from nanodet_jax.evaluation.evaluate import run_evaluation, with_classes_of
 from nanodet_jax.structures import Detections
 
 SIZES = [(60, 60), (60, 30), (30, 60), (60, 60), (30, 60), (60, 60), (60, 60)]  # height, width
@@ -78,3 +81,38 @@ def test_unreadable_image_counts_as_one_without_detections(capsys):
 
 def test_evaluation_returns_none_when_stopped():
     assert evaluated(2, should_stop=lambda: True) is None
+
+
+def dataset(*names):
+    """Return a source of one image with a box of each class."""
+    count = len(names)
+    boxes = [[0, 0, 9 + label, 9] for label in range(count)]
+    record = make_record(
+        7, "a.png", b"", (50, 60), boxes, range(count), [False] * count, [81] * count
+    )
+    return InMemorySource(tuple(Category(id, name) for id, name in enumerate(names, 1)), [record])
+
+
+WEIGHTS = SimpleNamespace(class_names=("cat", "guide dog", "cow"))
+
+
+def test_dataset_has_the_classes_of_the_weights_in_their_order():
+    same = dataset("cat", "guide_dog", "cow")
+    assert with_classes_of(WEIGHTS, same) is same
+    found = with_classes_of(WEIGHTS, dataset("cow", "guide_dog"))
+    assert [category.name for category in found.categories] == ["cat", "guide dog", "cow"]
+    assert found[0].labels.tolist() == [2, 1]
+    ids = {category.name: category.id for category in found.categories}
+    annotations = found.ground_truth()["annotations"]
+    assert [item["category_id"] for item in annotations] == [ids["cow"], ids["guide dog"]]
+
+
+def test_dataset_with_classes_that_the_weights_lack_is_an_error():
+    other = dataset("cat", "elk")
+    with pytest.raises(UserError) as caught:
+        with_classes_of(WEIGHTS, other)
+    assert str(caught.value).startswith(
+        "the weights have 3 classes, the dataset has 2 (cat, elk); the weights lack elk; "
+    )
+    found = with_classes_of(WEIGHTS, other, exclude_others=True)
+    assert found[0].labels.tolist() == [0]

@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import time
+from contextlib import closing
 from itertools import islice
 
 import cv2
@@ -405,3 +406,42 @@ def test_count_slots_reports_boxes_beyond_the_slots():
     slots, over = count_slots(source, 2)
     assert slots == 2
     assert over == [(source[i].name, n - 2) for i, n in enumerate(counts) if n > 2]
+
+
+def test_run_without_validation_ends_with_its_last_checkpoint(tmp_path, capsys):
+    config = tiny_config()
+    config.data.val = "none"
+    for _ in range(2):  # the second call finds a finished run
+        assert train_and_evaluate(config, tmp_path) == {}
+        output = capsys.readouterr().out
+        assert "16 training and no validation images" in output
+        assert "config.data.val=none: no evaluation; the last checkpoint is the result" in output
+    assert [line["kind"] for line in journal(tmp_path)] == ["train"] * STEPS
+    with closing(Checkpoints(tmp_path, writing=False)) as checkpoints:
+        assert checkpoints.latest_step() == STEPS
+
+
+def test_run_with_a_split_resumes_with_the_same_validation_images(tmp_path, capsys, monkeypatch):
+    evaluated = []
+
+    def record_source(detect, variables, source, *args, **options):
+        evaluated.append(sorted(record.name for record in source))
+        return NO_EVALUATION
+
+    monkeypatch.setattr(evaluate, "run_evaluation", record_source)
+    config = tiny_config(steps=4)
+    config.data.train_size, config.data.val_fraction = 22, 0.25
+    train_and_evaluate(config, tmp_path)
+    assert "16 training and 6 validation images" in capsys.readouterr().out
+    split = json.loads((tmp_path / "split.json").read_text())
+    config.data.train_size, config.training.steps = 26, 5
+    train_and_evaluate(config, tmp_path)
+    output = capsys.readouterr().out
+    assert "20 training and 6 validation images" in output
+    assert "split.json was written for 22 images, now there are 26; the validation" in output
+    assert json.loads((tmp_path / "split.json").read_text()) == split
+    evaluate.evaluate(config, tmp_path, tmp_path / "eval")
+    assert evaluated == [split["validation"]] * 3
+    config.data.val_fraction = 0.1
+    with pytest.raises(UserError, match=r"val_fraction=0\.1: the images of this run were split"):
+        train_and_evaluate(config, tmp_path)

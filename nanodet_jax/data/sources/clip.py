@@ -1,4 +1,13 @@
-"""Clipping of boxes that reach beyond their image, as the original does it."""
+"""Boxes that reach beyond their image: clipping as the original does it, and reports."""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from nanodet_jax.data.faults import Fault, FaultKind
+from nanodet_jax.data.records import Record
+
+OVERHANG = 1.0  # pixels outside the image, tolerated for rounding and 1-based indices
 
 Box = tuple[float, float, float, float]
 
@@ -11,3 +20,17 @@ def clip_box(box: Box, width: float, height: float) -> Box:
     """
     x, y, w, h = box
     return max(x, 0.0), max(y, 0.0), min(w, width), min(h, height)
+
+
+def boxes_outside(record: Record) -> Iterator[Fault]:
+    """Yield a tolerated fault for each box that leaves its image by more than a pixel.
+
+    The size of the image must be known.
+    """
+    low, high = -OVERHANG, np.array([record.width, record.height]) + OVERHANG
+    out = np.any((record.boxes[:, :2] < low) | (record.boxes[:, 2:] > high), axis=1)
+    for box in record.boxes[out]:
+        text = ", ".join(f"{float(value):g}" for value in box)
+        found = f"box [{text}] leaves the image of {record.width}x{record.height}"
+        where = f"{record.name} (image {record.image_id})"
+        yield Fault(FaultKind.OUTSIDE, f"{where}: {found}", tolerated=True)

@@ -15,9 +15,12 @@ from typing import Any, NamedTuple, TypeGuard
 import numpy as np
 
 from nanodet_jax.data.faults import Fault, FaultKind, OnFault, raise_fault
+from nanodet_jax.data.file_search import FileSearch
 from nanodet_jax.data.folder import Folder
 from nanodet_jax.data.json_text import loads_unique
 from nanodet_jax.data.records import Category, Record, is_name, make_record
+from nanodet_jax.data.sources.clip import boxes_outside
+from nanodet_jax.data.sources.coco_masks import box_and_area
 from nanodet_jax.data.sources.in_memory import InMemorySource
 from nanodet_jax.errors import UserError
 from nanodet_jax.files import open_regular
@@ -55,7 +58,7 @@ class CocoSource(InMemorySource):
     ) -> None:
         self._file = annotations
         content = read_coco(annotations)
-        categories = read_categories(content, annotations)
+        categories = read_categories(content, annotations, on_fault)
         infos = _read_images(content["images"], annotations, on_fault)
         if not images.is_dir():
             raise UserError(f"{images}: folder of images is missing (annotations: {annotations})")
@@ -71,13 +74,23 @@ class CocoSource(InMemorySource):
                     raise Fault(FaultKind.IDS, f"{annotations}: {found}")
                 seen.add(annotation.id)
                 _check_area(item, annotation, annotations)
+                if not item.get("bbox"):
+                    where = f"{annotations}: annotation {annotation.id}"
+                    derived = f"{where}: bbox={annotation.box} from its segmentation"
+                    on_fault(Fault(FaultKind.DERIVED, derived, tolerated=True))
             except Fault as fault:
                 on_fault(fault)
                 continue
             if item["image_id"] in files:
                 kept[item["image_id"]].append(annotation)
         ids = sorted(files)
-        super().__init__(categories, [_make_record(infos[id], files[id], kept[id]) for id in ids])
+        records = [_make_record(infos[id], files[id], kept[id]) for id in ids]
+        super().__init__(categories, records)
+        for record in records:
+            # Training clips the boxes after the augmentation, as the original does.
+            if record.width and record.height and _may_leave(kept[record.image_id], record):
+                for outside in boxes_outside(record):
+                    on_fault(outside)
         # Arrays, because each int object that is kept would keep a whole block of memory alive.
         self._annotation_ids = [np.asarray([row.id for row in kept[id]], np.int64) for id in ids]
 
@@ -91,7 +104,7 @@ class CocoSource(InMemorySource):
 
 
 def read_ground_truth(path: Path) -> dict[str, Any]:
-    """Read a COCO file, and fill in `area` and `iscrowd` where they are missing.
+    """Read a COCO file, and fill in `bbox`, `area` and `iscrowd` where they are missing.
 
     Repeated keys are not detected here: the file was checked when it was opened.
 
@@ -100,6 +113,9 @@ def read_ground_truth(path: Path) -> dict[str, Any]:
     """
     content = read_coco(path, loads=json.loads)
     for item in content["annotations"]:
+        if not item.get("bbox") and item.get("segmentation"):
+            item["bbox"], area = box_and_area(item["segmentation"])
+            item.setdefault("area", area)
         item.setdefault("area", item["bbox"][2] * item["bbox"][3])
         item.setdefault("iscrowd", 0)
     return content
@@ -141,8 +157,13 @@ def _read_text(path: Path) -> str:
         return file.read().decode("utf-8-sig")
 
 
-def read_categories(content: dict[str, Any], path: Path) -> tuple[Category, ...]:
+def read_categories(
+    content: dict[str, Any], path: Path, on_fault: OnFault = raise_fault
+) -> tuple[Category, ...]:
     """Return the categories of a COCO file by ascending id. The index of each is its label.
+
+    Category 0 is left out if it has no annotations and is the `supercategory` of another one, as in
+    exports of Roboflow.
 
     Raises:
       UserError: if there are none, one lacks an id or a name, or two share an id.
@@ -157,7 +178,19 @@ def read_categories(content: dict[str, Any], path: Path) -> tuple[Category, ...]
         categories[id] = Category(id, name)
     if not categories:
         raise UserError(f"{path}: lists no categories; a detector needs at least one")
+    above = categories.get(0)
+    if above is not None and _is_super_category(above, content):
+        found = f"{path}: category 0, {above.name!r}, is the super-category of the others"
+        on_fault(Fault(FaultKind.SUPER_CATEGORY, found, tolerated=True))
+        del categories[0]
     return tuple(categories[id] for id in sorted(categories))
+
+
+def _is_super_category(category: Category, content: dict[str, Any]) -> bool:
+    others = (item for item in content["categories"] if item["id"] != category.id)
+    if not any(item.get("supercategory") == category.name for item in others):
+        return False
+    return not any(item.get("category_id") == category.id for item in content["annotations"])
 
 
 def _read_images(
@@ -199,10 +232,11 @@ def _find_files(
 ) -> dict[int, Path]:
     """Return the existing image files, by image id."""
     files: dict[int, Path] = {}
+    search = FileSearch(folder)
     missing = []
     for id, image in images.items():
         try:
-            file = folder.find(image["file_name"], f"{path}: image {id}")
+            file = search.find(image["file_name"], f"{path}: image {id}", on_fault)
         except Fault as fault:
             on_fault(fault)
             continue
@@ -237,14 +271,19 @@ def _read_annotation(
     if type(category) is not int or category not in labels:
         found = reprlib.repr(category)
         raise fault(FaultKind.CLASSES, f"unknown category id {found}; add it to 'categories'")
-    box = item.get("bbox")
+    box, derived_area = item.get("bbox"), None
+    if not box and item.get("segmentation"):
+        try:
+            box, derived_area = box_and_area(item["segmentation"])
+        except ValueError as error:
+            raise fault(FaultKind.NUMBERS, f"has no bbox, and {error}; add a bbox") from error
     if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)):
         found = f"bbox={reprlib.repr(box)}"
         raise fault(FaultKind.NUMBERS, f"{found} is not four finite numbers x, y, width, height")
     if box[2] < 0 or box[3] < 0:
         found = f"bbox={box} has a negative width or height"
         raise fault(FaultKind.INVERTED, f"{found}; correct or delete it")
-    area = item.get("area", box[2] * box[3])
+    area = item.get("area", box[2] * box[3] if derived_area is None else derived_area)
     if not _is_number(area):
         found = f"area={reprlib.repr(area)} is not a finite number"
         raise fault(FaultKind.NUMBERS, f"{found}; correct it or leave it out")
@@ -261,6 +300,14 @@ def _check_area(item: dict[str, Any], annotation: _Annotation, path: Path) -> No
         where = f"{path}: annotation {annotation.id} (image {item['image_id']})"
         found = f"bbox={annotation.box}, area={annotation.area}: smaller than one pixel, skipped"
         raise Fault(FaultKind.EMPTY, f"{where}: {found}", tolerated=True)
+
+
+def _may_leave(rows: list[_Annotation], record: Record) -> bool:
+    """Return whether a box leaves its image. Much faster than with arrays for a few boxes."""
+    width, height = record.width, record.height
+    return any(
+        x < 0 or y < 0 or x + w > width or y + h > height for x, y, w, h in (r.box for r in rows)
+    )
 
 
 def _is_id(value: Any) -> TypeGuard[int]:

@@ -7,16 +7,18 @@ an unlisted class with a warning. Here both are errors that name the xml file.
 """
 
 import math
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
 from nanodet_jax.data.faults import Fault, FaultKind, OnFault, raise_fault
-from nanodet_jax.data.folder import Folder, read_annotation
+from nanodet_jax.data.file_search import FileSearch
+from nanodet_jax.data.folder import Folder, leads_out, read_annotation
 from nanodet_jax.data.image_files import SUFFIXES
 from nanodet_jax.data.records import Category, Record, make_record
 from nanodet_jax.data.sources.clip import clip_box
 from nanodet_jax.data.sources.in_memory import InMemorySource
+from nanodet_jax.data.sources.voc_layout import find_split
 from nanodet_jax.errors import UserError
 
 XML_LIMIT = 16 << 20  # bytes; a thousand objects take 300 thousand
@@ -27,10 +29,8 @@ Corners = tuple[float, float, float, float]  # xmin, ymin, xmax, ymax
 class VocSource(InMemorySource):
     """Split `train` or `val` of `root`, ordered by xml name; image and category ids start at 1.
 
-    Two layouts are supported: `root/{train,val}/{images,annotations}`, and VOC2007's layout
-    `root/{JPEGImages,Annotations,ImageSets/Main/{train,val}.txt}`, also inside `root/VOC2007`.
-    Objects marked `difficult` are treated as ordinary objects. Boxes smaller than one pixel are
-    skipped.
+    `voc_layout.find_split` lists the layouts. Objects marked `difficult` are treated as ordinary
+    objects. Boxes smaller than one pixel are skipped.
 
     Raises:
       UserError: naming the folder or list that is missing or unusable.
@@ -50,11 +50,12 @@ class VocSource(InMemorySource):
         if repeated:
             raise UserError(f"config.data.classes: {repeated[0]!r} is listed twice; list it once")
         labels = {name: label for label, name in enumerate(classes)}
-        images, annotations, names = _find_split(root, split, follow_links, on_fault)
+        images, annotations, names = find_split(root, split, follow_links, on_fault)
+        search = FileSearch(images)
         records = []
         for image_id, name in enumerate(names, start=1):
             try:
-                record = _make_record(name, image_id, images, annotations, labels, on_fault)
+                record = _make_record(name, image_id, search, images, annotations, labels, on_fault)
             except Fault as fault:
                 on_fault(fault)
                 continue
@@ -63,15 +64,19 @@ class VocSource(InMemorySource):
 
 
 def voc_classes(
-    root: Path, *, follow_links: bool = False, on_fault: OnFault = raise_fault
+    root: Path,
+    split: str = "train",
+    *,
+    follow_links: bool = False,
+    on_fault: OnFault = raise_fault,
 ) -> tuple[str, ...]:
-    """Return all class names of the training split, sorted.
+    """Return all class names of a split, sorted.
 
     Raises:
       UserError: if the split is missing or has no objects.
       Fault: whatever `on_fault` raises, naming the xml file.
     """
-    _, annotations, files = _find_split(root, "train", follow_links, on_fault)
+    _, annotations, files = find_split(root, split, follow_links, on_fault)
     names: set[str] = set()
     for file in files:
         try:
@@ -81,41 +86,6 @@ def voc_classes(
     if not names:
         raise UserError(f"{annotations.path}: no objects in any of {len(files)} xml files")
     return tuple(sorted(names))
-
-
-def _find_split(
-    root: Path, split: str, follow_links: bool, on_fault: OnFault
-) -> tuple[Folder, Folder, list[str]]:
-    """Return the folder of images, the folder of xml files, and the split's xml file names."""
-    if not root.is_dir():
-        raise UserError(f"{root}: folder is missing")
-    if (root / split).is_dir():
-        images = Folder(root / split / "images", follow_links)
-        annotations = Folder(root / split / "annotations", follow_links)
-        # Archives made on macOS contain metadata files that start with a dot.
-        names = [n for n in annotations.names() if n.endswith(".xml") and n[0] != "."]
-        origin = annotations.path
-    else:
-        base = root / "VOC2007" if (root / "VOC2007").is_dir() else root
-        origin = base / "ImageSets" / "Main" / f"{split}.txt"
-        if not origin.is_file():
-            raise UserError(
-                f"{root}: has neither {split}/images and {split}/annotations nor "
-                f"ImageSets/Main/{split}.txt (VOC2007)"
-            )
-        images = Folder(base / "JPEGImages", follow_links)
-        annotations = Folder(base / "Annotations", follow_links)
-        lines = origin.read_text(encoding="utf-8", errors="replace").splitlines()
-        names = [f"{line.split()[0]}.xml" for line in lines if line.strip()]
-        missing = sorted(name for name in names if name not in annotations)
-        if missing:
-            # Listed names contain no folders, so nothing outside this folder is ever read.
-            message = f"{annotations.path / missing[0]}: missing, but listed in {origin}"
-            on_fault(Fault(FaultKind.MISSING, f"{message} (the first of {len(missing)})"))
-            names = [name for name in names if name in annotations]
-    if not names:
-        raise UserError(f"{origin}: no xml files; each image needs one, even without objects")
-    return images, annotations, sorted(set(names))
 
 
 class _Xml(NamedTuple):
@@ -182,6 +152,7 @@ def _number(element: ElementTree.Element, path: str, default: str = "") -> float
 def _make_record(
     file: str,
     image_id: int,
+    search: FileSearch,
     images: Folder,
     annotations: Folder,
     labels: dict[str, int],
@@ -210,23 +181,38 @@ def _make_record(
             continue
         boxes.append((x, y, x + w, y + h))
         box_labels.append(labels[class_name])
-    path = _find_image(file, xml.filename, images, annotations)
+    path = _find_image(file, xml.filename, search, images, annotations, on_fault)
     areas = [(x2 - x1) * (y2 - y1) for x1, y1, x2, y2 in boxes]
     ignore = [False] * len(boxes)
-    return make_record(image_id, path.name, path, xml.size, boxes, box_labels, ignore, areas)
+    name = path.relative_to(images.path).as_posix()
+    return make_record(image_id, name, path, xml.size, boxes, box_labels, ignore, areas)
 
 
-def _find_image(file: str, filename: str, images: Folder, annotations: Folder) -> Path:
+def _find_image(
+    file: str,
+    filename: str,
+    search: FileSearch,
+    images: Folder,
+    annotations: Folder,
+    on_fault: OnFault,
+) -> Path:
     """Return the image named in <filename>, or else the one named like the xml file.
 
     Raises:
       Fault: if neither exists.
     """
-    where = annotations.path / file
-    stem = file.removesuffix(".xml")
+    where = str(annotations.path / file)
+    folder, slash, _ = file.rpartition("/")
+    stem = file[: -len(".xml")]
     suffixes = [variant for suffix in SUFFIXES for variant in (suffix, suffix.upper())]
-    for name in (filename, *(stem + suffix for suffix in suffixes)):
-        path = images.find(name, str(where)) if name in images else None
+    named = [f"{folder}{slash}{filename}", filename] if filename else []
+    for name in (*named, *(stem + suffix for suffix in suffixes)):
+        path = images.find(name, where) if not leads_out(name) else None
+        if path is not None:
+            return path
+    last = PureWindowsPath(filename).name  # <filename> may be a whole path, also of Windows
+    for name in (last, *(stem + suffix for suffix in SUFFIXES)):
+        path = search.find(name, where, on_fault) if name else None
         if path is not None:
             return path
     raise Fault(FaultKind.MISSING, f"{where}: no image {filename!r} or {stem}.* in {images.path}")

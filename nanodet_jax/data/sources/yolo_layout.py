@@ -9,15 +9,16 @@ written. They are therefore looked up below its folder, and nothing outside is e
 import os
 import reprlib
 from collections.abc import Iterator, Sequence
-from pathlib import Path, PurePath
+from pathlib import Path, PurePath, PureWindowsPath
 from typing import Any, NamedTuple
 
 import yaml
 
-from nanodet_jax.data.faults import Fault, FaultKind, OnFault
+from nanodet_jax.data.faults import NO_VALIDATION, Fault, FaultKind, OnFault
 from nanodet_jax.data.folder import Folder, read_annotation
 from nanodet_jax.data.image_files import SUFFIXES
 from nanodet_jax.data.records import is_name
+from nanodet_jax.data.sources.yolo_exports import describe_export
 from nanodet_jax.errors import UserError
 
 YAML_LIMIT = 1 << 18  # bytes; the names of a thousand classes take 30 thousand
@@ -49,8 +50,7 @@ def read_split(
       UserError: naming the file and the key that is wrong, or what is missing.
       Fault: whatever `on_fault` raises.
     """
-    file, folder = _find_yaml(root, follow_links)
-    content = _read_yaml(file)
+    file, folder, content = _find_description(root, follow_links)
     names = _read_names(content, file)
     bases = _read_bases(content, file)
     found: dict[str, Path] = {}
@@ -85,14 +85,19 @@ def read_split(
     return names, images
 
 
-def _find_yaml(root: Path, follow_links: bool) -> tuple[Path, Folder]:
+def _find_description(root: Path, follow_links: bool) -> tuple[Path, Folder, dict[Any, Any]]:
+    """Return the file that describes a dataset, the folder of the dataset, and the description."""
     if root.is_file():
-        return root, Folder(root.parent, follow_links)
+        return root, Folder(root.parent, follow_links), _read_yaml(root)
     folder = Folder(root, follow_links)
-    file = folder.find("data.yaml", str(root))
-    if file is None:
+    for name in ("data.yaml", "data.yml"):
+        file = folder.find(name, str(root))
+        if file is not None:
+            return file, folder, _read_yaml(file)
+    export = describe_export(folder)
+    if export is None:
         raise UserError(f"{root}: no data.yaml in this folder; write one, for example {EXAMPLE}")
-    return file, folder
+    return root / export[0], folder, export[1]
 
 
 class _PlainLoader(yaml.SafeLoader):
@@ -147,7 +152,9 @@ def _read_bases(content: dict[Any, Any], file: Path) -> tuple[str, ...]:
     path = content.get("path") or ""
     if not isinstance(path, str):
         raise UserError(f"{file}: path is {reprlib.repr(path)}, not a string; remove it")
-    return (path, "") if path else ("",)
+    if not path or PureWindowsPath(path).drive:  # a folder of another machine
+        return ("",)
+    return (path, "")
 
 
 def _read_entries(content: dict[Any, Any], split: str, file: Path) -> list[str]:
@@ -156,8 +163,9 @@ def _read_entries(content: dict[Any, Any], split: str, file: Path) -> list[str]:
         entries = [entries]
     if not isinstance(entries, list) or not entries or not all(map(is_name, entries)):
         found = f"{split} is {reprlib.repr(entries)}" if split in content else f"has no {split}"
+        fix = f"give a folder of images, such as {split}: images/{split}"
         raise UserError(
-            f"{file}: {found}; give a folder of images, such as {split}: images/{split}"
+            f"{file}: {found}; {fix}" + (f"; or {NO_VALIDATION}" if split == "val" else "")
         )
     return entries
 
@@ -169,12 +177,13 @@ def _locate(folder: Folder, bases: Sequence[str], text: str, where: str) -> str 
       Fault: if all interpretations of it are outside, or a link leads there.
     """
     top = os.path.abspath(folder.path)
+    has_drive = bool(PureWindowsPath(text).drive)
     inside = False
     for base in bases:
-        for path in dict.fromkeys((text, text.removeprefix("../"))):
+        for path in _spellings(text):
             whole = os.path.normpath(os.path.join(top, base, path))
-            if PurePath(whole).is_relative_to(top):
-                inside = True
+            if PurePath(whole).is_relative_to(top) and not PureWindowsPath(path).drive:
+                inside = inside or not has_drive
                 name = os.path.relpath(whole, top)
                 if folder.find(name, where) is not None:
                     return name
@@ -183,6 +192,21 @@ def _locate(folder: Folder, bases: Sequence[str], text: str, where: str) -> str 
         fix = "move its target there, and give a path below the folder"
         raise Fault(FaultKind.PATH, f"{where}: {found}; {fix}")
     return None
+
+
+def _spellings(text: str) -> list[str]:
+    """Return the paths that `text` may stand for, in the order in which they are tried.
+
+    Roboflow writes a leading ../ and CVAT a leading data/ that lead nowhere. On Windows, paths have
+    \\ between folders; if they start with a drive, any folder of them may be this one.
+    """
+    found = [text, text.removeprefix("../")]
+    plain = text.replace("\\", "/")
+    found += [plain, plain.removeprefix("../"), plain.removeprefix("data/")]
+    if PureWindowsPath(text).drive:
+        parts = plain.split("/")[1:]
+        found += ["/".join(parts[start:]) for start in range(len(parts))]
+    return list(dict.fromkeys(found))
 
 
 def _read_list(

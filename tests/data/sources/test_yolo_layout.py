@@ -230,6 +230,8 @@ def test_yolo_root_may_be_another_yaml_file_but_not_missing(root):
     config = Config()
     config.data.format, config.data.root = "yolo", str(root / "coco.yml")
     assert open_source(config, "train")[0].name == A
-    config.data.classes = ("cat",)
-    with pytest.raises(UserError, match=r"config\.data\.classes=.*: data\.yaml defines"):
+    config.data.classes = ("dog",)
+    assert open_source(config, "train")[0].labels.tolist() == [0]
+    config.data.classes = ("cwo",)
+    with pytest.raises(UserError, match=r"config\.data\.classes: 'cwo' does not occur"):
         open_source(config, "train")

@@ -1,0 +1,80 @@
+"""Images that occur twice, found by the content of their files."""
+
+import hashlib
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+from nanodet_jax.data.records import Record
+from nanodet_jax.files import open_regular
+
+CHUNK = 1 << 20  # bytes
+
+
+def find_duplicates(train: Iterable[Record], val: Iterable[Record]) -> list[tuple[Record, Record]]:
+    """Return (training record, validation record) for each validation image that also trains.
+
+    Two images are the same if their files, encoded bytes or pixels are equal byte for byte. Only
+    files whose size occurs in both splits are read. Files that cannot be read are left out.
+    """
+    train_sizes, val_sizes = _by_size(train), _by_size(val)
+    pairs = []
+    for size in sorted(train_sizes.keys() & val_sizes.keys()):
+        known = {digest: record for record in train_sizes[size] if (digest := _digest(record))}
+        for record in val_sizes[size]:
+            other = known.get(_digest(record) or b"")
+            if other is not None:
+                pairs.append((other, record))
+    return sorted(pairs, key=lambda pair: pair[1].name)
+
+
+def copies(records: Iterable[Record]) -> list[list[Record]]:
+    """Return each group of at least two records whose images have the same content.
+
+    As in `find_duplicates`, only files of equal size are read.
+    """
+    groups = []
+    for same_size in _by_size(records).values():
+        if len(same_size) == 1:
+            continue
+        by_digest: dict[bytes, list[Record]] = {}
+        for record in same_size:
+            if digest := _digest(record):
+                by_digest.setdefault(digest, []).append(record)
+        groups += [group for group in by_digest.values() if len(group) > 1]
+    return groups
+
+
+def _by_size(records: Iterable[Record]) -> dict[int, list[Record]]:
+    """Return records by the number of bytes of their images."""
+    found: dict[int, list[Record]] = {}
+    for record in records:
+        image = record.image
+        if isinstance(image, Path):
+            try:
+                size = os.stat(image).st_size
+            except OSError:
+                continue
+        else:
+            size = image.nbytes if isinstance(image, np.ndarray) else len(image)
+        if size:
+            found.setdefault(size, []).append(record)
+    return found
+
+
+def _digest(record: Record) -> bytes | None:
+    """Return a hash of the bytes of an image, or None if they cannot be read."""
+    image = record.image
+    if not isinstance(image, Path):
+        data = image.tobytes() if isinstance(image, np.ndarray) else image
+        return hashlib.sha256(data).digest()
+    try:
+        with open_regular(image) as file:
+            digest = hashlib.sha256()
+            while chunk := file.read(CHUNK):
+                digest.update(chunk)
+            return digest.digest()
+    except (OSError, ValueError):
+        return None

@@ -1,0 +1,81 @@
+"""Images under names that other programs and systems write into annotations."""
+
+from collections import defaultdict
+from pathlib import Path, PurePosixPath
+
+from nanodet_jax.data.faults import Fault, FaultKind, OnFault
+from nanodet_jax.data.folder import Folder, leads_out
+
+
+class FileSearch:
+    """Files below a folder, also by names that are not exactly theirs.
+
+    A name that a file has is taken as it is. Otherwise these are tried, and each file that is found
+    is reported as a tolerated fault:
+
+    - `\\` between folders, from Windows;
+    - a path that starts with the name of the folder itself;
+    - another case, if only one file differs in case alone;
+    - the last part of a path that leads out of the folder (it is the path on the machine where the
+      annotations were made), and a name without a folder, if only one file in any folder has it.
+    """
+
+    def __init__(self, folder: Folder) -> None:
+        self._folder = folder
+        self._by_path: dict[str, list[str]] | None = None  # by path in lower case
+        self._by_name: dict[str, list[str]] = {}  # by the last part of the path in lower case
+
+    def find(self, name: str, where: str, on_fault: OnFault) -> Path | None:
+        """Return the file called `name`, or None if there is none.
+
+        Args:
+          name: path relative to the folder.
+          where: the annotation that names the file, for error messages.
+          on_fault: called if the file has another name.
+
+        Raises:
+          Fault: as in `Folder.find`, for a name that leads out and whose last part is not unique.
+        """
+        plain = name.replace("\\", "/")
+        is_foreign = leads_out(plain)
+        try:
+            found = self._folder.find(name, where)
+            if found is not None:
+                return found
+        except Fault:
+            if not is_foreign or self._other_name(plain, is_foreign) is None:
+                raise
+        other = self._other_name(plain, is_foreign)
+        if other is None:
+            return None
+        found = self._folder.find(other, where)
+        if found is not None:
+            message = f"{where}: {name!r} is read from {other!r}"
+            on_fault(Fault(FaultKind.RENAMED, message, tolerated=True))
+        return found
+
+    def _other_name(self, plain: str, is_foreign: bool) -> str | None:
+        """Return the path of the only file that `plain` can refer to."""
+        if self._by_path is None:
+            self._by_path = self._list()
+        path = PurePosixPath(plain)
+        if is_foreign:
+            candidates = self._by_name.get(path.name.lower(), [])
+        else:
+            candidates = self._by_path.get(path.as_posix().lower(), [])
+            if not candidates and path.parts[:1] == (self._folder.path.name,):
+                inner = PurePosixPath(*path.parts[1:]).as_posix()
+                candidates = self._by_path.get(inner.lower(), [])
+            if not candidates and len(path.parts) == 1:
+                candidates = self._by_name.get(path.name.lower(), [])
+            exact = [candidate for candidate in candidates if candidate == path.as_posix()]
+            candidates = exact or candidates
+        return candidates[0] if len(candidates) == 1 else None
+
+    def _list(self) -> dict[str, list[str]]:
+        by_path, by_name = defaultdict(list), defaultdict(list)
+        for name in self._folder.names_below("", str(self._folder.path), lambda fault: None):
+            by_path[name.lower()].append(name)
+            by_name[name.rpartition("/")[2].lower()].append(name)
+        self._by_name = dict(by_name)
+        return dict(by_path)

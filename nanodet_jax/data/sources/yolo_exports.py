@@ -1,0 +1,66 @@
+"""YOLO datasets without a data.yaml: exports of CVAT and Label Studio."""
+
+from typing import Any
+
+from nanodet_jax.data.folder import Folder, read_annotation
+
+NAMES_LIMIT = 1 << 18  # bytes; as for a data.yaml
+
+
+def describe_export(folder: Folder) -> tuple[str, dict[str, Any]] | None:
+    """Return the name of the file that describes an export, and the same as a data.yaml has.
+
+    The layouts are:
+
+    - CVAT, YOLO 1.1: `obj.data`, which refers to `obj.names` and the lists `train.txt` and
+      `valid.txt`; images and labels in one folder.
+    - Label Studio and labelImg: `classes.txt`, `images/` and `labels/`, perhaps with `train/` and
+      `val/` in each.
+
+    Returns None if the folder has none of them.
+
+    Raises:
+      Fault: if one of the files cannot be read.
+    """
+    if folder.find("obj.data", str(folder.path)) is not None:
+        return "obj.data", _read_obj_data(folder)
+    if folder.find("classes.txt", str(folder.path)) is not None:
+        return "classes.txt", _describe_folders(folder)
+    return None
+
+
+def _read_obj_data(folder: Folder) -> dict[str, Any]:
+    """Read `obj.data`, with lines such as `train = data/train.txt`."""
+    fields = {}
+    for line in _lines(folder, "obj.data"):
+        key, _, value = line.partition("=")
+        fields[key.strip()] = value.strip()
+    content: dict[str, Any] = {"names": _lines(folder, _below(fields.get("names", "obj.names")))}
+    for split, key in (("train", "train"), ("val", "valid")):
+        if key in fields:
+            content[split] = fields[key]
+    return content
+
+
+def _below(path: str) -> str:
+    """Drop `data/`, the folder of the export in old versions of CVAT."""
+    return path.replace("\\", "/").removeprefix("data/")
+
+
+def _describe_folders(folder: Folder) -> dict[str, Any]:
+    content: dict[str, Any] = {"names": _lines(folder, "classes.txt")}
+    for split, names in (("train", ("train",)), ("val", ("val", "valid"))):
+        for name in names:
+            if folder.find(f"images/{name}", str(folder.path)) is not None:
+                content[split] = f"images/{name}"
+    if "train" not in content:
+        content["train"] = "images" if folder.find("images", str(folder.path)) else "."
+    return content
+
+
+def _lines(folder: Folder, name: str) -> list[str]:
+    """Return the lines of a text file that are not empty."""
+    folder.find(name, str(folder.path / name))  # rejects paths and links out of the folder
+    data = read_annotation(folder.path / name, NAMES_LIMIT, "the description of a dataset")
+    text = data.decode("utf-8-sig", "replace")
+    return [line.strip() for line in text.splitlines() if line.strip()]
