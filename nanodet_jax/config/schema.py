@@ -1,8 +1,9 @@
 """The config of a run: all sections, the checks across them, and json."""
 
 import json
-from dataclasses import asdict, dataclass, field
-from typing import Literal
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from typing import Any, Literal
 
 from nanodet_jax.config.data import Augment, Data
 from nanodet_jax.config.losses import Assigner, Compat, Loss
@@ -104,6 +105,15 @@ def num_priors(config: Config) -> int:
     """Return the number of priors on an input of full size."""
     height, width = config.input_size
     return sum(-(-height // s) * -(-width // s) for s in config.model.strides)
+
+
+def fields_of(value: Any, name: str = "config") -> Iterator[tuple[str, Any]]:
+    """Yield the fields of a config or of one of its sections, with their full names."""
+    if is_dataclass(value):
+        for field_ in fields(value):
+            yield from fields_of(getattr(value, field_.name), f"{name}.{field_.name}")
+    else:
+        yield name, value
 
 
 def to_json(config: Config) -> str:

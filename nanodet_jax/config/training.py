@@ -7,6 +7,7 @@ from nanodet_jax.config.values import Fields
 
 Optimizer = Literal["sgd", "adamw"]
 Schedule = Literal["multistep", "cosine"]
+Resume = Literal["same_data", "new_data"]
 
 
 @dataclass(slots=True)
@@ -40,6 +41,14 @@ class Training:
 
     steps: int = 0
     """Total number of steps, in place of epochs; 0 = use epochs."""
+
+    more_epochs: int = 0
+    """Epochs to add after the end of the schedule, at its last learning rate. A finished run that
+    is started again with more of them goes on."""
+
+    resume: Resume = "same_data"
+    """Whether a run may be resumed on another dataset with the same classes, or with another
+    input_size."""
 
     accumulate: int = 1
     """Micro-batches that each batch is split into to save memory. Their gradients are summed."""
@@ -134,7 +143,7 @@ class Training:
         fields.require("devices", self.devices >= 0, "must be positive, or 0 for all")
         fields.positive("eval_every", "checkpoint_every", "log_every", "max_skipped")
         fields.not_negative(
-            "weight_decay", "clip_norm", "warmup_steps", "keep_every", "detach_epoch"
+            "more_epochs", "weight_decay", "clip_norm", "warmup_steps", "keep_every", "detach_epoch"
         )
         fields.require("ema_decay", 0 <= self.ema_decay < 1, "must be at least 0 and less than 1")
         fields.require("seed", 0 <= self.seed < 2**32, "must be at least 0 and less than 2**32")

@@ -41,6 +41,10 @@ class RelabeledSource:
     def __getitem__(self, index: int) -> Record:
         return relabel(self._source[index], self._targets)
 
+    def name(self, index: int) -> str:
+        """Return the name of image `index`."""
+        return self._source.name(index)
+
     def num_boxes(self, index: int) -> int:
         """Return the number of boxes of image `index`, ignore regions included."""
         return len(self[index].boxes)

@@ -34,7 +34,12 @@ class CombinedSource:
     def __getitem__(self, index: int) -> Record:
         which, inner = self._find(index)
         record = self._sources[which][inner]
-        return replace(record, image_id=index + 1, name=f"{self._labels[which]}/{record.name}")
+        return replace(record, image_id=index + 1, name=self.name(index))
+
+    def name(self, index: int) -> str:
+        """Return the name of image `index`, with the label of its source."""
+        which, inner = self._find(index)
+        return f"{self._labels[which]}/{self._sources[which].name(inner)}"
 
     def num_boxes(self, index: int) -> int:
         """Return the number of boxes of image `index`, or an upper bound."""

@@ -52,6 +52,10 @@ class Source(Protocol):
 
     def __getitem__(self, index: int) -> Record: ...
 
+    def name(self, index: int) -> str:
+        """Return the name of `self[index]`, without reading it."""
+        ...
+
     def num_boxes(self, index: int) -> int:
         """Return the number of boxes of `self[index]`, ignore regions included.
 

@@ -1,4 +1,4 @@
-"""Number of training steps in an epoch and in a run."""
+"""Number of training steps in an epoch and in a run, and the position in the data at a step."""
 
 from typing import NamedTuple
 
@@ -11,27 +11,37 @@ class RunLength(NamedTuple):
 
     Only whole batches count. The images left over at the end of a shuffled epoch are dropped, as in
     the original.
+
+    A batch has a position: the number of batches of this size that precede it. It is the number of
+    steps done, plus `offset` if earlier steps of the run had batches of another size.
     """
 
     steps_per_epoch: int
     total_steps: int
+    offset: int = 0
+    more_steps: int = 0  # of the total: steps of `config.training.more_epochs`
 
     @property
     def epochs(self) -> int:
         """Number of epochs that the run starts."""
         return self.epoch_of(self.total_steps)
 
+    @property
+    def schedule_epochs(self) -> int:
+        """Number of epochs that the learning-rate schedule covers."""
+        return max(1, self.epoch_of(self.total_steps - self.more_steps))
+
     def epoch_of(self, step: int) -> int:
         """Return the epoch that `step` is in, both counted from 1."""
-        return -(-step // self.steps_per_epoch)
+        return -(-(step + self.offset) // self.steps_per_epoch)
 
     def is_due(self, every_epochs: int, step: int) -> bool:
         """Whether `step` ends the run, or an epoch whose number is divisible by `every_epochs`."""
-        whole_epochs, rest = divmod(step, self.steps_per_epoch)
+        whole_epochs, rest = divmod(step + self.offset, self.steps_per_epoch)
         return step == self.total_steps or (rest == 0 and whole_epochs % every_epochs == 0)
 
 
-def run_length(config: Config, num_images: int) -> RunLength:
+def run_length(config: Config, num_images: int, offset: int = 0) -> RunLength:
     """Return the length of a run on `num_images` training images.
 
     `config.training.steps` takes precedence over `config.training.epochs` if it is not 0.
@@ -39,8 +49,11 @@ def run_length(config: Config, num_images: int) -> RunLength:
     Raises:
       UserError: if the images do not fill one batch.
     """
+    training = config.training
     per_epoch = steps_per_epoch(num_images, config.data.batch_size)
-    return RunLength(per_epoch, config.training.steps or config.training.epochs * per_epoch)
+    steps = training.steps or training.epochs * per_epoch - offset
+    more = training.more_epochs * per_epoch
+    return RunLength(per_epoch, steps + more, offset, more)
 
 
 def steps_per_epoch(num_images: int, batch_size: int) -> int:

@@ -31,6 +31,10 @@ class SubsetSource:
     def __getitem__(self, index: int) -> Record:
         return self._source[self._indices[index]]
 
+    def name(self, index: int) -> str:
+        """Return the name of image `index`."""
+        return self._source.name(self._indices[index])
+
     def num_boxes(self, index: int) -> int:
         """Return the number of boxes of image `index`, or an upper bound."""
         return self._source.num_boxes(self._indices[index])

@@ -149,7 +149,8 @@ def _per_class(records: Sequence[Record], names: Sequence[str]) -> np.ndarray:
 def _headline(config: Config, train: Scan, val: Scan) -> str:
     steps_each = steps = 0
     if train.images >= config.data.batch_size:
-        steps_each, steps = run_length(config, train.images)
+        length = run_length(config, train.images)
+        steps_each, steps = length.steps_per_epoch, length.total_steps
     return (
         f"{config.name}: {train.images} training and {val.images} validation images, "
         f"{len(train.categories)} classes; {steps_each} steps of {config.data.batch_size} images "

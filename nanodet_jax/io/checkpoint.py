@@ -8,7 +8,7 @@ untrusted source.
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,17 +46,22 @@ class Checkpoints:
 
     Args:
       workdir: of the run.
-      keep_every_steps: never delete checkpoints whose step is a multiple of this; 0 for none.
+      keep: whether a checkpoint of this step is never deleted.
       writing: False to read a run that may be in progress, without changing the folder.
+
+    Attributes:
+      keep: as above; may be set until the first save.
 
     Raises:
       UserError: if the folder cannot be made or read, or contains a symbolic link.
     """
 
-    def __init__(self, workdir: Path, keep_every_steps: int = 0, writing: bool = True):
+    def __init__(
+        self, workdir: Path, keep: Callable[[int], bool] = lambda step: False, writing: bool = True
+    ):
         self.folder = workdir.absolute() / CHECKPOINTS
         self._metrics = CheckpointMetrics(self.folder)
-        self._keep_every_steps = keep_every_steps
+        self.keep = keep
         self._known_steps: set[int] = set()  # saved or restored by this object
         self._manager: ocp.CheckpointManager | None = None  # opened by the first save
         if writing:
@@ -207,7 +212,7 @@ class Checkpoints:
 
     def _open_manager(self) -> ocp.CheckpointManager:
         if not self._manager:
-            self._manager = open_manager(self.folder, self._metrics.best_of, self._keep_every_steps)
+            self._manager = open_manager(self.folder, self._metrics.best_of, self.keep)
         return self._manager
 
     def _restore(self, step: int, parts: dict[str, Any]) -> Any:

@@ -14,18 +14,18 @@ NEWEST = 2  # newest checkpoints to keep: a second one in case the newest is dam
 
 
 def open_manager(
-    folder: Path, best_of: Callable[[Iterable[int]], int | None], keep_every_steps: int
+    folder: Path,
+    best_of: Callable[[Iterable[int]], int | None],
+    keep: Callable[[int], bool],
 ) -> ocp.CheckpointManager:
-    """Open a manager that keeps the newest checkpoints, the best one, and every Nth step.
+    """Open a manager that keeps the newest checkpoints, the best one, and those of some steps.
 
     Args:
       folder: of the checkpoints; it must exist.
       best_of: returns the best of several steps, or None if none was evaluated.
-      keep_every_steps: never delete checkpoints whose step is a multiple of this; 0 for none.
+      keep: whether a checkpoint of this step is never deleted.
     """
-    kept: list[Any] = [checkpoint_managers.LatestN(NEWEST), _Best(best_of)]
-    if keep_every_steps:
-        kept.append(checkpoint_managers.EveryNSteps(keep_every_steps))
+    kept: list[Any] = [checkpoint_managers.LatestN(NEWEST), _Best(best_of), _Keep(keep)]
     options = ocp.CheckpointManagerOptions(
         preservation_policy=checkpoint_managers.AnyPreservationPolicy(kept),
         cleanup_tmp_directories=True,  # delete incomplete checkpoints after a crash
@@ -45,6 +45,16 @@ class _Best(checkpoint_managers.PreservationPolicy):
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
         best = self._best_of(info.step for info in checkpoints)
         return [info.step == best for info in checkpoints]
+
+
+class _Keep(checkpoint_managers.PreservationPolicy):
+    """Keep checkpoints by step."""
+
+    def __init__(self, keep: Callable[[int], bool]):
+        self._keep = keep
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        return [self._keep(info.step) for info in checkpoints]
 
 
 class _DecimalSteps(ocp.path.step.NameFormat):

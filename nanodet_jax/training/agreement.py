@@ -1,12 +1,8 @@
 """Check that all processes of a run have the same config, data and weights."""
 
-import dataclasses
-from collections.abc import Iterator
-from typing import Any
-
 import jax
 
-from nanodet_jax.config import Config
+from nanodet_jax.config import Config, fields_of
 from nanodet_jax.data.records import Source
 from nanodet_jax.io import checksums
 from nanodet_jax.runtime import distributed
@@ -33,7 +29,7 @@ def check_agreement(config: Config, train: Source, val: Source | None, state: Tr
     """
     if jax.process_count() == 1:
         return
-    facts = {name: value for name, value in _fields("config", config) if name not in OWN_FIELDS} | {
+    facts = {name: value for name, value in fields_of(config) if name not in OWN_FIELDS} | {
         "number of training images": len(train),
         "number of validation images": 0 if val is None else len(val),
         "list of classes": [category.name for category in train.categories],
@@ -41,12 +37,3 @@ def check_agreement(config: Config, train: Source, val: Source | None, state: Tr
         "set of weights to start from": checksums.digest_of_tree(state),
     }
     distributed.must_agree(facts)
-
-
-def _fields(name: str, value: Any) -> Iterator[tuple[str, Any]]:
-    """Yield the fields of a config with their full names."""
-    if dataclasses.is_dataclass(value):
-        for field in dataclasses.fields(value):
-            yield from _fields(f"{name}.{field.name}", getattr(value, field.name))
-    else:
-        yield name, value

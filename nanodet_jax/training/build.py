@@ -1,7 +1,6 @@
 """Build a run: everything that the training loop works with."""
 
-import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
@@ -9,28 +8,23 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from tqdm import tqdm
+import jax.numpy as jnp
 
 from nanodet_jax.config import Config
-from nanodet_jax.data.cache import TrainingImages
-from nanodet_jax.data.class_map import class_names, match_classes
-from nanodet_jax.data.faults import FaultCounter
-from nanodet_jax.data.open_source import open_source
-from nanodet_jax.data.pipeline import count_slots, images_of_step, training_batches
+from nanodet_jax.data.class_map import class_names
+from nanodet_jax.data.pipeline import images_of_step, training_batches
 from nanodet_jax.data.records import Source
 from nanodet_jax.data.run_length import RunLength, run_length
-from nanodet_jax.data.split import keep_split, read_split
-from nanodet_jax.doctor.report import brief
-from nanodet_jax.errors import UserError
+from nanodet_jax.data.split import keep_split
 from nanodet_jax.inference.predict import Detect, make_detect
 from nanodet_jax.io.checkpoint import Checkpoints
 from nanodet_jax.losses.criterion import build_criterion
 from nanodet_jax.models.nanodet import build_model
 from nanodet_jax.runtime import distributed
 from nanodet_jax.state import TrainState, abstract_variables, create_state
-from nanodet_jax.structures import Array, Batch
-from nanodet_jax.terminal import join_first
+from nanodet_jax.structures import Batch
 from nanodet_jax.training.agreement import check_agreement
+from nanodet_jax.training.history import Leg
 from nanodet_jax.training.hyperparameters import hyperparameters
 from nanodet_jax.training.initial_weights import initial_variables, read_initial_weights
 from nanodet_jax.training.lock import lock_for_all_processes
@@ -46,10 +40,22 @@ from nanodet_jax.training.parallel import (
     upload_images,
 )
 from nanodet_jax.training.prefetch import Prefetch
+from nanodet_jax.training.run_data import RunData, batches_to_measure, open_data
 from nanodet_jax.training.skipped_steps import SkippedSteps
 from nanodet_jax.training.step import Metrics
 from nanodet_jax.training.unfold_batch_norm import is_folded, unfold
-from nanodet_jax.training.workdir import has_checkpoint, prepare_workdir
+from nanodet_jax.training.workdir import (
+    DATA,
+    changes,
+    check_same_run,
+    describe_changes,
+    description,
+    finished_message,
+    has_checkpoint,
+    image_names,
+    offset_after,
+    previous_leg,
+)
 
 UNFOLD_BATCHES = 8
 
@@ -65,6 +71,7 @@ class Run:
       workdir: of the run.
       train, val: the data; `val` is None with config.data.val=none.
       length: in steps and epochs.
+      leg: records the start and the end of this process in the workdir.
       num_devices: number of devices of this process that train.
       train_step: compiled; (state, batch) to (state, metrics). Donates the state.
       augment: compiled; converts an element of `prefetch` to a `Batch`.
@@ -83,6 +90,7 @@ class Run:
     train: Source
     val: Source | None
     length: RunLength
+    leg: Leg
     num_devices: int
     train_step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
     augment: Callable[[Any], Batch]
@@ -103,19 +111,6 @@ class Run:
         return self.resources.__exit__(*error)
 
 
-@dataclass(frozen=True)
-class _Data:
-    """Opened data of a run, and what follows from it."""
-
-    config: Config  # resolved
-    train: Source
-    val: Source | None
-    images: TrainingImages
-    slots: int  # ground-truth slots of an image
-    over: list[tuple[str, int]]  # images with more boxes than slots, and how many do not fit
-    length: RunLength
-
-
 def build(config: Config, workdir: Path) -> Run:
     """Build a new run, or the one in `workdir` to resume it.
 
@@ -134,8 +129,8 @@ def build(config: Config, workdir: Path) -> Run:
 
         # Data.
         distributed.say(f"{config.name}: reading the data")
-        data = _open_data(config, workdir)
-        config, length = data.config, data.length
+        data = open_data(config, workdir)
+        config = data.config
         weights = None if has_checkpoint(workdir) else read_initial_weights(config)
 
         # Workdir. Whatever depends on its content comes after the lock, since another run may have
@@ -145,42 +140,47 @@ def build(config: Config, workdir: Path) -> Run:
             stack.callback(lock.release)
         resumed = distributed.gather(has_checkpoint(workdir))[0]
 
-        # Network, optimizer and compiled functions.
+        # Whether the run in the workdir may be resumed with this config and data.
+        names, classes = image_names(data.train, data.val), tuple(class_names(data.train))
+        about = description(config, classes, workdir)
+        previous = previous_leg(workdir) if resumed else None
+        if previous is not None:
+            check_same_run(workdir, previous, config, classes, names)
+
+        # Network and state, from the newest checkpoint or from initial weights.
         distributed.say(f"{config.name}: building the network")
         model = build_model(config.model, config.precision)
-        variables, origin = None, ""
+        training = scale_learning_rate(config.training, config.data.batch_size)
+        optimizer = make_optimizer(training, lambda step: jnp.float32(0))  # for its state alone
+        new_state = partial(create_state, optimizer=optimizer, ema=training.ema_decay > 0)
         if not resumed:
             weights = read_initial_weights(config) if weights is None else weights
             variables, origin = initial_variables(config, model, weights)
-        training = scale_learning_rate(config.training, config.data.batch_size)
-        numbers = hyperparameters(config, training, length)
-        train_step = make_adjustable_step(
-            model=model,
-            criterion=build_criterion(config),
-            training=training,
-            num_devices=num_devices,
-        )
-
-        # State, from the newest checkpoint or from initial weights.
-        prepare_workdir(workdir, config, data.train)
-        keep_every_steps = training.keep_every * length.steps_per_epoch
-        checkpoints = stack.enter_context(closing(Checkpoints(workdir, keep_every_steps)))
-        optimizer = make_optimizer(training, numbers.rates.at)
-        new_state = partial(create_state, optimizer=optimizer, ema=training.ema_decay > 0)
+        checkpoints = stack.enter_context(closing(Checkpoints(workdir)))
         metrics = None
         if resumed:
             like = jax.eval_shape(new_state, abstract_variables(model, guided=True))
-            state = checkpoints.restore_latest(like)
+            state, variables = checkpoints.restore_latest(like), None
             metrics = checkpoints.metrics(int(state.step))
             origin = f"resuming at step {int(state.step)}"
         else:
             state = new_state(variables)
-        start_step = int(state.step)
+
+        # Position in the data, and length of the run.
+        start_step, length = int(state.step), data.length
+        if previous is not None:
+            offset = offset_after(previous, config, start_step, length.steps_per_epoch)
+            length = run_length(config, len(data.train), offset)
+        if training.keep_every:
+            checkpoints.keep = partial(length.is_due, training.keep_every)
+
+        # Logs.
+        finished = resumed and start_step >= length.total_steps
+        evaluated = metrics is not None or data.val is None
         logger: MetricLogger | NullLogger = NullLogger()
-        if distributed.is_writer():
-            total_steps = length.total_steps
+        if distributed.is_writer() and not (finished and evaluated):
             logger = MetricLogger(
-                workdir, start_step, total_steps, start_evaluated=metrics is not None
+                workdir, start_step, length.total_steps, start_evaluated=metrics is not None
             )
         stack.enter_context(closing(logger))
         if distributed.is_writer() and config.data.val_fraction and data.val is not None:
@@ -189,29 +189,63 @@ def build(config: Config, workdir: Path) -> Run:
         logger.say(data.images.describe())
         stored = upload_images(data.images, num_devices) if config.data.cache == "device" else None
         if variables is not None and is_folded(variables):
-            state = new_state(unfold(model, variables, _batches_to_measure(data)))
+            batches = batches_to_measure(data, UNFOLD_BATCHES)
+            state = new_state(unfold(model, variables, batches))
             origin += f"; statistics of its folded batch norms measured on {UNFOLD_BATCHES} batches"
-        _announce(logger, data, training.learning_rate, num_devices, origin)
+        _announce(logger, data, length, training.learning_rate, num_devices, origin)
+        changed = {} if previous is None else changes(previous.config, config)
+        if finished:
+            distributed.say(finished_message(workdir, training, start_step, length))
+        elif previous is not None:
+            lines = list(describe_changes(changed, previous.names, names))
+            if lines:
+                logger.say("changed since the last leg of this run:")
+            for line in lines:
+                logger.say(f"  {line}")
         check_agreement(config, data.train, data.val, state)
+
+        # Compiled step.
+        numbers = hyperparameters(config, training, length)
+        train_step = make_adjustable_step(
+            model=model,
+            criterion=build_criterion(config),
+            training=training,
+            num_devices=num_devices,
+        )
 
         # Batches.
         batches = training_batches(
-            data.images, config, data.slots, start_step, (jax.process_index(), jax.process_count())
+            data.images,
+            config,
+            data.slots,
+            start_step + length.offset,
+            (jax.process_index(), jax.process_count()),
         )
         prefetch = stack.enter_context(closing(Prefetch(batches, make_place_batch(num_devices))))
+        facts = {
+            "steps_per_epoch": length.steps_per_epoch,
+            "offset": length.offset,
+            "changes": changed,
+            "data": {"train": len(names.train), "val": len(names.val), "digest": names.digest},
+        }
+        files = {"config.json": about["config"], DATA: names._asdict()}
+        leg = Leg(workdir, files, about, start_step, facts, writing=distributed.is_writer())
+        stack.enter_context(leg)
         return Run(
             config=config,
             workdir=workdir,
             train=data.train,
             val=data.val,
             length=length,
+            leg=leg,
             num_devices=num_devices,
             train_step=partial(train_step, numbers=replicate(numbers, num_devices)),
             augment=make_augment(config, num_devices, stored),
             detect=make_detect(model, split_detection(num_devices)),
             prefetch=prefetch,
             skipped_steps=SkippedSteps(
-                training.max_skipped, partial(images_of_step, data.train, config)
+                training.max_skipped,
+                lambda step: images_of_step(data.train, config, step + length.offset),
             ),
             checkpoints=checkpoints,
             logger=logger,
@@ -222,68 +256,16 @@ def build(config: Config, workdir: Path) -> Run:
         )
 
 
-def _open_data(config: Config, workdir: Path) -> _Data:
-    validation = read_split(workdir, config.data) if config.data.val_fraction else None
-    faults = FaultCounter(), FaultCounter()
-    train = open_source(config, "train", faults[0], validation=validation)
-    val = None
-    if config.data.val != "none":
-        val = open_source(config, "val", faults[1], validation=validation)
-        train, val = match_classes(train, val, exclude_empty=config.data.exclude_empty_classes)
-    config = resolve(config, train, val)
-    length = run_length(config, len(train))
-    lines = brief(config, train, val)
-    # With val_fraction, both splits are read from the same annotations.
-    notes = faults[0].notes("train") + ([] if config.data.val_fraction else faults[1].notes("val"))
-    for line in [*notes, *lines]:
-        distributed.say(line)
-    slots, over = count_slots(train, config.data.max_boxes)
-    return _Data(config, train, val, TrainingImages(train, config), slots, over, length)
-
-
-def resolve(config: Config, train: Source, val: Source | None) -> Config:
-    """Copy a config and fill in what the data defines: the number of classes.
-
-    Raises:
-      UserError: if the config or the validation data disagree with the training data.
-    """
-    names = class_names(train)
-    if val is not None and class_names(val) != names:
-        raise UserError(
-            "training and validation data must have the same classes in the same order; got "
-            f"{join_first(names)} for training, {join_first(class_names(val))} for validation"
-        )
-    if config.model.num_classes not in (0, len(names)):
-        raise UserError(
-            f"config.model.num_classes={config.model.num_classes}: the data has {len(names)} "
-            f"({join_first(names)}); leave it at 0"
-        )
-    resolved = copy.deepcopy(config)
-    resolved.model.num_classes = len(names)
-    return resolved
-
-
-def _batches_to_measure(data: _Data) -> Iterator[Array]:
-    """Yield the images of training batches, to measure batch statistics on.
-
-    Every process builds the whole batches on the host, so they are the same in every process.
-    """
-    on_host = copy.deepcopy(data.config)
-    on_host.data.augment, on_host.data.cache = "host", "none"
-    batches, augment = training_batches(data.train, on_host, data.slots), make_augment(on_host)
-    for _ in tqdm(range(UNFOLD_BATCHES), "measuring batch norms", leave=False):
-        yield augment(next(batches)).images
-
-
 def _announce(
     logger: MetricLogger | NullLogger,
-    data: _Data,
+    data: RunData,
+    length: RunLength,
     rate: float,
     num_devices: int,
     origin: str,
 ) -> None:
     """Print what is about to be trained, on which devices, and from which weights."""
-    config, length = data.config, data.length
+    config = data.config
     batch_size, processes = config.data.batch_size, jax.process_count()
     val_images = "no" if data.val is None else len(data.val)
     all_devices = num_devices * processes

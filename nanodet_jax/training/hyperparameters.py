@@ -36,9 +36,11 @@ def hyperparameters(config: Config, training: Training, length: RunLength) -> Hy
       length: in steps and epochs.
     """
     return Hyperparameters(
-        rates=rates_of(training, length.steps_per_epoch, length.epochs),
+        rates=rates_of(training, length.steps_per_epoch, length.schedule_epochs, length.offset),
         update=update_numbers(training),
         ema=EmaDecay(jnp.float32(training.ema_decay), jnp.float32(1 - training.ema_decay)),
-        detach_step=jnp.int32(min(training.detach_epoch * length.steps_per_epoch, LAST_STEP)),
+        detach_step=jnp.int32(
+            min(training.detach_epoch * length.steps_per_epoch - length.offset, LAST_STEP)
+        ),
         loss=jax.tree.map(jnp.float32, asdict(config.loss)),
     )

@@ -66,7 +66,8 @@ def _train(run: Run, interrupt: Interrupt) -> bool:
 
     # Evaluate the restored step, if the run was stopped between saving and evaluating it.
     unevaluated = run.resumed and run.metrics is None
-    missed = unevaluated and length.is_due(training.eval_every, start_step)
+    is_due = start_step >= length.total_steps or length.is_due(training.eval_every, start_step)
+    missed = unevaluated and is_due
     if missed and not _evaluate(run, start_step, interrupt):
         return False
 
@@ -90,7 +91,9 @@ def _train(run: Run, interrupt: Interrupt) -> bool:
         if step == 1 and distributed.is_writer():
             shown = jax.device_get(local_part(batch, run.num_devices))
             run.logger.log_image("train", 0, draw_batch(shown, config, run.train))
+        run.leg.step = step
         if step == start_step + 1:
+            run.leg.begin()
             backend.defragment_heap()
             interrupt.catch()
 

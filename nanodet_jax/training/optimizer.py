@@ -27,7 +27,9 @@ def scale_learning_rate(training: Training, batch_size: int) -> Training:
     return replace(training, learning_rate=rate)
 
 
-def epoch_rates(training: Training, steps_per_epoch: int, epochs: int) -> np.ndarray:
+def epoch_rates(
+    training: Training, steps_per_epoch: int, epochs: int, offset: int = 0
+) -> np.ndarray:
     """Return the learning rate of each epoch after warm-up, [epochs] float64.
 
     PyTorch's schedulers derive each epoch's rate from the rate at the end of the previous epoch.
@@ -37,7 +39,7 @@ def epoch_rates(training: Training, steps_per_epoch: int, epochs: int) -> np.nda
     lowest = training.final_fraction * training.learning_rate
     rates: list[float] = []
     for epoch in range(epochs):
-        if epoch == 0 or epoch * steps_per_epoch <= training.warmup_steps:
+        if epoch == 0 or epoch * steps_per_epoch - offset <= training.warmup_steps:
             rates.append(training.learning_rate)
         elif training.schedule == "cosine":
             now, before = (1 + math.cos(math.pi * e / epochs) for e in (epoch, epoch - 1))
@@ -52,6 +54,7 @@ class Rates(NamedTuple):
 
     by_epoch: jax.Array  # [E]; the last rate holds for all epochs after it
     steps_per_epoch: jax.Array
+    offset: jax.Array  # position of a batch in the data, minus its step; see `RunLength`
     full: jax.Array  # rate at the end of the warm-up
     warmup_steps: jax.Array  # 0 = no warm-up
     warmup_ratio: jax.Array  # fraction of the full rate at which the warm-up starts
@@ -59,24 +62,26 @@ class Rates(NamedTuple):
 
     def at(self, step: jax.Array) -> jax.Array:
         """Return the learning rate after `step` steps."""
-        epoch = jnp.minimum(step // self.steps_per_epoch, len(self.by_epoch) - 1)
+        epoch = (step + self.offset) // self.steps_per_epoch
+        epoch = jnp.clip(epoch, 0, len(self.by_epoch) - 1)
         done = step / jnp.maximum(self.warmup_steps, 1)
         warm = self.full * (self.warmup_ratio + self.warmup_rise * done)
         is_warmup = (step <= self.warmup_steps) & (self.warmup_steps > 0)
         return jnp.where(is_warmup, warm, self.by_epoch[epoch])
 
 
-def rates_of(training: Training, steps_per_epoch: int, epochs: int) -> Rates:
+def rates_of(training: Training, steps_per_epoch: int, epochs: int, offset: int = 0) -> Rates:
     """Return the learning rates of a run.
 
     The table of epochs is padded to a fixed length, or beyond it to a power of two, so that runs of
     different lengths share a compiled step.
     """
-    rates = epoch_rates(training, steps_per_epoch, epochs)
+    rates = epoch_rates(training, steps_per_epoch, epochs, offset)
     length = max(MIN_RATES, 1 << (epochs - 1).bit_length())
     return Rates(
         by_epoch=jnp.asarray(np.pad(rates, (0, length - epochs), mode="edge"), jnp.float32),
         steps_per_epoch=jnp.int32(steps_per_epoch),
+        offset=jnp.int32(offset),
         full=jnp.float32(training.learning_rate),
         warmup_steps=jnp.int32(min(training.warmup_steps, LAST_STEP)),
         warmup_ratio=jnp.float32(training.warmup_ratio),

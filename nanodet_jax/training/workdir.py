@@ -1,20 +1,51 @@
-"""Workdir of a run: whether it contains a checkpoint, and the description that a run must match."""
+"""Workdir of a run: whether it can be resumed with a config and data, and what has changed."""
 
-import importlib.metadata
+import hashlib
 import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from nanodet_jax import config as configs
-from nanodet_jax.config import Config
+from nanodet_jax.config import Config, Training
 from nanodet_jax.data.records import Source
+from nanodet_jax.data.run_length import RunLength
 from nanodet_jax.errors import UserError
-from nanodet_jax.files import write_json
+from nanodet_jax.files import read_json
 from nanodet_jax.io.checkpoint import CHECKPOINTS
 from nanodet_jax.io.checkpoint_files import saved_steps
 from nanodet_jax.io.weights import ABOUT, ABOUT_LIMIT, describe, load_description
 from nanodet_jax.runtime import distributed
+from nanodet_jax.terminal import join_first
 
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+DATA = "data.json"  # names of the images of the current leg
+DATA_LIMIT = 1 << 28  # bytes; enough for the names of a million images
+SAME_DATA = 0.5  # fraction of the previous training images that must remain in the same dataset
+# Fields that say how to resume, and not what is trained.
+HOW = ("config.training.resume", "config.distributed.process_index")
+
+
+class DataNames(NamedTuple):
+    """Names of the training and validation images of a leg."""
+
+    train: list[str]
+    val: list[str]
+
+    @property
+    def digest(self) -> str:
+        """Digest of the names, which tells whether two legs have the same images."""
+        text = json.dumps(self)
+        return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+class Previous(NamedTuple):
+    """The previous leg of a run."""
+
+    config: Config
+    class_names: tuple[str, ...]
+    steps_per_epoch: int  # 0 = unknown: the run was started by an earlier version
+    offset: int  # see `RunLength`
+    names: DataNames | None  # None if unknown
 
 
 def has_checkpoint(workdir: Path) -> bool:
@@ -22,55 +53,178 @@ def has_checkpoint(workdir: Path) -> bool:
     return bool(saved_steps(workdir / CHECKPOINTS))
 
 
-def prepare_workdir(workdir: Path, config: Config, source: Source) -> None:
-    """Write `config.json` and `about.json`, or check that existing ones describe the same run.
-
-    Of several processes only the first one writes. All of them see the same folder.
-
-    Raises:
-      UserError: if the folder cannot be created, or contains a run with
-        another model or other classes.
-    """
-    names = tuple(category.name for category in source.categories)
-    about = workdir / ABOUT
-    described = _description(about)
-    if described is not None:
-        saved, saved_names = described
-        for what, old, new in (
-            ("classes", saved_names, names),
-            ("config.model", saved.model, config.model),
-            ("config.training.optimizer", saved.training.optimizer, config.training.optimizer),
-            ("clipping", saved.training.clip_norm > 0, config.training.clip_norm > 0),
-            ("averaging", saved.training.ema_decay > 0, config.training.ema_decay > 0),
-        ):
-            if old != new:
-                raise UserError(
-                    f"{workdir} holds a run with {what} {old}, not {new}; "
-                    "give another --workdir, or the config of that run to resume it"
-                )
-    if not distributed.is_writer():
-        return
-    text = describe(config, names)
-    if len(text) > ABOUT_LIMIT:
-        raise UserError(
-            f"{about}: {len(names)} class names take {len(text) / 1e6:.0f} MB; the limit is "
-            f"{ABOUT_LIMIT / 1e6:.0f} MB: shorten the names"
-        )
-    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
-    write_json(workdir / "config.json", json.loads(configs.to_json(config)), indent=2)
-    write_json(about, json.loads(text) | {"versions": versions}, indent=2)
+def image_names(train: Source, val: Source | None) -> DataNames:
+    """Return the names of all images."""
+    return DataNames(*(
+        [] if source is None else [source.name(index) for index in range(len(source))]
+        for source in (train, val)
+    ))  # fmt: skip
 
 
-def _description(about: Path) -> tuple[Config, tuple[str, ...]] | None:
-    """Return the config and classes of the run in a workdir; None if absent or damaged.
+def previous_leg(workdir: Path) -> Previous | None:
+    """Return the leg that `about.json` describes; None if it is missing or damaged.
 
     A damaged description does not stop a run. Checkpoints are verified by themselves, and their
     arrays must fit the network.
     """
+    about = workdir / ABOUT
     if not about.exists():
         return None
     try:
-        return load_description(about)
-    except UserError as error:
+        config, class_names = load_description(about)
+        leg = read_json(about, ABOUT_LIMIT).get("leg", {})  # earlier versions wrote none
+        numbers = leg.get("steps_per_epoch", 0), leg.get("offset", 0)
+        if not all(type(number) is int and abs(number) < 2**31 for number in numbers):
+            raise UserError(f"{about}: steps_per_epoch and offset must be integers")
+    except (UserError, OSError, ValueError, AttributeError) as error:
         distributed.say(f"note: {error}; the file is written anew")
         return None
+    return Previous(config, class_names, numbers[0], numbers[1], _read_names(workdir))
+
+
+def _read_names(workdir: Path) -> DataNames | None:
+    try:
+        content = read_json(workdir / DATA, DATA_LIMIT)
+        names = DataNames(content["train"], content["val"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    known = all(isinstance(part, list) and all(isinstance(name, str) for name in part)
+                for part in names)  # fmt: skip
+    return names if known else None
+
+
+def check_same_run(
+    workdir: Path,
+    previous: Previous,
+    config: Config,
+    class_names: tuple[str, ...],
+    names: DataNames,
+) -> None:
+    """Check that a run can be resumed with this config and data.
+
+    Raises:
+      UserError: with the difference, and the flag that allows it if there is one.
+    """
+    saved = previous.config
+    for what, old, new in (
+        ("classes", previous.class_names, class_names),
+        ("config.model", saved.model, config.model),
+        ("config.training.optimizer", saved.training.optimizer, config.training.optimizer),
+        ("clipping", saved.training.clip_norm > 0, config.training.clip_norm > 0),
+        ("averaging", saved.training.ema_decay > 0, config.training.ema_decay > 0),
+    ):
+        if old != new:
+            raise UserError(
+                f"{workdir} holds a run with {what} {old}, not {new}; "
+                "give another --workdir, or the config of that run to resume it; "
+                f"to start from its weights: --config.training.init_weights={workdir}"
+            )
+    if config.training.resume == "new_data":
+        return
+    allow = (
+        "give another --workdir, or the config of that run to resume it, or "
+        "--config.training.resume=new_data to go on with the new data"
+    )
+    if saved.input_size != config.input_size:
+        raise UserError(
+            f"{workdir} holds a run with config.input_size {saved.input_size}, not "
+            f"{config.input_size}; {allow}"
+        )
+    if previous.names is not None:
+        before = set(previous.names.train)
+        left = len(before & set(names.train))
+        if left < SAME_DATA * len(before):
+            raise UserError(
+                f"{workdir} holds a run on other data: {left} of its {len(before)} training images "
+                f"are among the {len(names.train)} of the config; {allow}"
+            )
+
+
+def offset_after(previous: Previous, config: Config, step: int, steps_per_epoch: int) -> int:
+    """Return the `RunLength.offset` with which a run goes on at the same image of its epoch.
+
+    Args:
+      previous: the leg before.
+      config: of the next leg.
+      step: steps done.
+      steps_per_epoch: of the next leg.
+    """
+    before = previous.config.data.batch_size
+    batch_size = config.data.batch_size
+    # Earlier versions did not record the number of steps; assume the present number of images.
+    per_epoch = previous.steps_per_epoch or max(1, steps_per_epoch * batch_size // before)
+    if (batch_size, steps_per_epoch) == (before, per_epoch):
+        return previous.offset
+    epoch, batch = divmod(step + previous.offset, per_epoch)
+    within = min(batch * before // batch_size, steps_per_epoch - 1)
+    return epoch * steps_per_epoch + within - step
+
+
+def finished_message(workdir: Path, training: Training, step: int, length: RunLength) -> str:
+    """Return the line that says that there is nothing left to train, and how to train longer."""
+    schedule = {
+        "cosine": "the learning rate first rises again, as the cosine becomes longer",
+        "multistep": "the learning rate falls at the same milestones",
+    }[training.schedule]
+    more = "steps" if training.steps else "epochs"
+    return (
+        f"{workdir}: already finished at step {step} of {length.total_steps}; nothing is changed. "
+        "To train longer, set --config.training.more_epochs=N: it adds N epochs at the last "
+        f"learning rate. Or raise --config.training.{more}: {schedule}"
+    )
+
+
+def changes(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
+    """Return the fields that differ, by full name, each with its old and its new value."""
+    before = dict(configs.fields_of(old))
+    return {
+        name: (before[name], value)
+        for name, value in configs.fields_of(new)
+        if value != before[name] and name not in HOW
+    }
+
+
+def describe_changes(
+    fields: dict[str, tuple[Any, Any]], before: DataNames | None, after: DataNames
+) -> Iterator[str]:
+    """Yield a line for each field and each split of the data that differs from the last leg."""
+    for name, (old, new) in fields.items():
+        yield f"{name}: {_text(old)} -> {_text(new)}"
+    if before is None:
+        return
+    for split, old_names, new_names in zip(("training", "validation"), before, after):
+        parts = [
+            f"{len(names)} {verb} ({join_first(names, 3)})"
+            for verb, names in (
+                ("added", _missing(new_names, old_names)),
+                ("removed", _missing(old_names, new_names)),
+            )
+            if names
+        ]
+        if parts:
+            yield f"{split} images: {', '.join(parts)}; a renamed image counts as both"
+
+
+def _missing(names: Sequence[str], others: Sequence[str]) -> list[str]:
+    known = set(others)
+    return [name for name in names if name not in known]
+
+
+def _text(value: Any) -> str:
+    return repr(value) if value in ("", ()) else str(value)
+
+
+def description(config: Config, class_names: tuple[str, ...], workdir: Path) -> dict[str, Any]:
+    """Return the part of `about.json` that describes the weights.
+
+    Raises:
+      UserError: if the names of the classes are too long for it.
+    """
+    text = describe(config, class_names)
+    if len(text) > ABOUT_LIMIT:
+        raise UserError(
+            f"{workdir / ABOUT}: {len(class_names)} class names take {len(text) / 1e6:.0f} MB; the "
+            f"limit is {ABOUT_LIMIT / 1e6:.0f} MB: shorten the names"
+        )
+    content: dict[str, Any] = json.loads(text)
+    return content

@@ -1,6 +1,7 @@
 """Damage in `metrics.jsonl` and `about.json`: it is reported, and the run continues."""
 
 import json
+import json
 import shutil
 
 import pytest
@@ -8,9 +9,10 @@ import pytest
 from nanodet_jax.data.open_source import open_source
 from nanodet_jax.errors import UserError
 from nanodet_jax.io.weights import ABOUT, load_description
-from nanodet_jax.training.build import resolve
+from nanodet_jax.training.history import Leg, read_history
 from nanodet_jax.training.metric_logger import MetricLogger
-from nanodet_jax.training.workdir import prepare_workdir
+from nanodet_jax.training.run_data import resolve
+from nanodet_jax.training.workdir import description, image_names, previous_leg
 from tests.builders import tiny_config
 
 DAMAGED = {
@@ -63,34 +65,49 @@ def test_log_that_is_a_folder_is_an_error(tmp_path):
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
-    """Workdir with about.json, its config and its data."""
+    """Workdir with the files that describe a leg, and its config."""
     workdir = tmp_path_factory.mktemp("prepared")
     config = tiny_config()
     source = open_source(config, "train")
     config = resolve(config, source, source)
-    prepare_workdir(workdir, config, source)
-    return workdir, config, source
+    about = description(config, tuple(class_names(source)), workdir)
+    names = image_names(source, None)
+    facts = {"steps_per_epoch": 4, "offset": 0}
+    Leg(workdir, {"data.json": names._asdict()}, about, 0, facts).begin()
+    return workdir, config, names
 
 
 @pytest.mark.parametrize(
     "damage", [b"\xff", b"", b"{", b"[1]", b"null", b'{"config": 1}', bytes(99)]
 )
-def test_damaged_description_is_written_again_with_a_note(prepared, tmp_path, capsys, damage):
-    workdir, config, source = prepared
+def test_damaged_description_does_not_stop_a_run(prepared, tmp_path, capsys, damage):
+    workdir, _, _ = prepared
     shutil.copytree(workdir, tmp_path, dirs_exist_ok=True)
     about = tmp_path / ABOUT
-    expected = about.read_bytes()
-    about.write_bytes(damage + expected[:100] if damage == b"\xff" else damage)
-    prepare_workdir(tmp_path, config, source)
+    content = about.read_bytes()
+    about.write_bytes(damage + content[:100] if damage == b"\xff" else damage)
+    assert previous_leg(tmp_path) is None
     said = capsys.readouterr().out
     assert f"note: {about}" in said and "the file is written anew" in said
-    assert about.read_bytes() == expected and load_description(about)[0] == config
+    Leg(tmp_path, {}, json.loads(content), 4, {}).begin()
+    assert [leg["start_step"] for leg in read_history(tmp_path)] == [0, 4]
+    assert load_description(about) == load_description(workdir / ABOUT)
 
 
-def test_description_of_another_network_is_an_error(prepared, tmp_path):
-    workdir, config, source = prepared
+@pytest.mark.parametrize("damage", [b"\xff", b"", b"{", b"[1]", b'{"train": [1], "val": []}'])
+def test_damaged_list_of_images_counts_as_unknown(prepared, tmp_path, damage):
+    workdir, config, names = prepared
+    shutil.copytree(workdir, tmp_path, dirs_exist_ok=True)
+    assert previous_leg(tmp_path).names == names
+    (tmp_path / "data.json").write_bytes(damage)
+    assert previous_leg(tmp_path).names is None
+    assert previous_leg(tmp_path).config == config
+
+
+def test_offset_that_is_no_integer_makes_the_description_damaged(prepared, tmp_path, capsys):
+    workdir, _, _ = prepared
     shutil.copytree(workdir, tmp_path, dirs_exist_ok=True)
     about = tmp_path / ABOUT
-    about.write_text(about.read_text().replace('"channels": 32', '"channels": 64'))
-    with pytest.raises(UserError, match=r"holds a run with config\.model"):
-        prepare_workdir(tmp_path, config, source)
+    about.write_text(about.read_text().replace('"offset": 0', '"offset": 1e99'))
+    assert previous_leg(tmp_path) is None
+    assert "steps_per_epoch and offset must be integers" in capsys.readouterr().out

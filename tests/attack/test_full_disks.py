@@ -11,7 +11,7 @@ from nanodet_jax.errors import UserError
 from nanodet_jax.evaluation import evaluate
 from nanodet_jax.io.checkpoint import Checkpoints
 from nanodet_jax.io.checkpoint_metrics import CheckpointMetrics
-from nanodet_jax.training import build
+from nanodet_jax.training.history import Leg
 from nanodet_jax.training.metric_logger import MetricLogger
 from nanodet_jax.training.tensorboard import EventWriter
 from tests.attack.disks import empty, fill, mount, small_disk
@@ -27,7 +27,7 @@ STEPS = 8
 # The call of a run before which the disk is filled, and a part of the error. While the disk is
 # full, closing the log may fail too, and the error may name the log.
 WRITES = {
-    "config.json": (build, "prepare_workdir", 1, "config.json: cannot be written"),
+    "about.json": (Leg, "begin", 1, "about.json: cannot be written"),
     "metrics.jsonl": (MetricLogger, "_write", 1, "cannot be written"),
     "TensorBoard": (EventWriter, "add_image", 1, "tensorboard: cannot be written"),
     "a picture": (MetricLogger, "log_image", 2, "cannot be written"),

@@ -46,9 +46,9 @@ def test_state_with_an_average_is_restored_and_its_average_is_used_for_inference
     checkpoints.close()
 
 
-def save_all(folder, scores, keep_every_steps=0):
+def save_all(folder, scores, keep=lambda step: False):
     """Save steps 1, 2, ... with these APs (None: no metrics), and wait."""
-    checkpoints = Checkpoints(folder, keep_every_steps)
+    checkpoints = Checkpoints(folder, keep)
     for step, score in enumerate(scores, start=1):
         checkpoints.save(make_state(step))
         if score is not None:
@@ -107,7 +107,9 @@ def test_newest_two_and_best_checkpoints_are_kept(tmp_path, case):
 
 
 def test_checkpoints_of_every_nth_step_are_kept(tmp_path):
-    save_all(tmp_path, [None, 0.5, 0.7, None, 0.1, None, None], keep_every_steps=2).close()
+    save_all(
+        tmp_path, [None, 0.5, 0.7, None, 0.1, None, None], keep=lambda step: step % 2 == 0
+    ).close()
     assert steps_on_disk(tmp_path) == {2, 3, 4, 6, 7}
 
 
@@ -215,7 +217,7 @@ def test_folder_that_cannot_be_made_is_an_error_with_its_path(tmp_path):
 
 def test_save_copies_the_state(tmp_path):
     """Donated buffers, and arrays that change later, must not reach the background writer."""
-    checkpoints = Checkpoints(tmp_path, keep_every_steps=1)
+    checkpoints = Checkpoints(tmp_path, keep=lambda step: True)
     advance = jax.jit(lambda state: jax.tree.map(lambda x: x + 1, state), donate_argnums=0)
     state, expected = make_state(1), []
     for _ in range(3):

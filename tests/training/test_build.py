@@ -30,7 +30,7 @@ def closed(monkeypatch):
 
 
 PARTS = {
-    "prepare_workdir": [],
+    "description": [],
     "MetricLogger": ["Checkpoints"],
     "upload_images": ["MetricLogger", "Checkpoints"],
     "unfold": ["MetricLogger", "Checkpoints"],

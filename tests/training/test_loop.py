@@ -28,7 +28,7 @@ from nanodet_jax.training import build
 from nanodet_jax.training import lock as locks
 from nanodet_jax.training.lock import lock_workdir
 from nanodet_jax.training.metric_logger import MetricLogger
-from nanodet_jax.training.workdir import prepare_workdir
+from nanodet_jax.training.workdir import check_same_run, image_names, previous_leg
 from tests.builders import tiny_config
 from tests.runs import final_state, journal
 
@@ -60,8 +60,8 @@ def unbroken(one_device, tmp_path_factory):
 def test_run_writes_its_files(unbroken):
     workdir, _ = unbroken
     assert {path.name for path in workdir.iterdir()} == {
-        "config.json", "about.json", "metrics.jsonl", "checkpoints", "pictures", "tensorboard",
-        "lock",
+        "config.json", "about.json", "data.json", "history.jsonl", "metrics.jsonl", "checkpoints",
+        "pictures", "tensorboard", "lock",
     }  # fmt: skip
     assert {path.name for path in (workdir / "pictures").iterdir()} == {
         "train_0000000.jpg", "val_0000004.jpg", "val_0000008.jpg",
@@ -73,7 +73,7 @@ def test_run_writes_its_files(unbroken):
     assert configs.from_json((workdir / "config.json").read_text()) == expected
     about = json.loads((workdir / "about.json").read_text())
     assert about["class_names"] == ["circle", "triangle", "square", "star"]
-    assert about["versions"]["jax"] == jax.__version__
+    assert about["leg"]["versions"]["jax"] == jax.__version__
 
 
 def test_run_logs_every_step_and_evaluation(unbroken):
@@ -173,7 +173,7 @@ def test_device_cache_and_augmentation_train_like_the_host(unbroken, tmp_path, m
 def fake_step(loss):
     """Return a stand-in for `make_adjustable_step` whose step only counts."""
 
-    def step(state, batch):
+    def step(state, batch, numbers):
         names = ("loss", "loss_qfl", "loss_bbox", "loss_dfl", "learning_rate", "gradient_norm")
         metrics = dict.fromkeys(names, np.float32(loss))
         metrics["skipped"] = np.float32(not np.isfinite(loss))
@@ -286,23 +286,24 @@ OTHERS = {
     "config.training.optimizer": lambda config: setattr(config.training, "optimizer", "sgd"),
     "averaging": lambda config: setattr(config.training, "ema_decay", 0.99),
     "clipping": lambda config: setattr(config.training, "clip_norm", 0.0),
-    "classes": lambda config: setattr(config.data, "format", "other"),
+    "config.input_size": lambda config: setattr(config, "input_size", (96, 96)),
 }
 
 
-@pytest.mark.parametrize("what", OTHERS)
-def test_workdir_of_another_run_is_rejected_and_unchanged(unbroken, what):
+@pytest.mark.parametrize("what", [*OTHERS, "classes"])
+def test_run_with_another_config_is_not_resumed(unbroken, what):
     workdir, _ = unbroken
-    before = {path: path.read_bytes() for path in workdir.glob("*.json*")}
     config = tiny_config()
-    source = open_source(config, "train")
     config.model.num_classes = 4
-    OTHERS[what](config)
-    if config.data.format == "other":
-        source.categories = source.categories[::-1]
+    source = open_source(config, "train")
+    classes = ("circle", "triangle", "square", "star")
+    if what == "classes":
+        classes = classes[::-1]
+    else:
+        OTHERS[what](config)
+    names = image_names(source, open_source(config, "val"))
     with pytest.raises(UserError, match=f"{workdir} holds a run with {what} .*another --workdir"):
-        prepare_workdir(workdir, config, source)
-    assert before == {path: path.read_bytes() for path in workdir.glob("*.json*")}
+        check_same_run(workdir, previous_leg(workdir), config, classes, names)
 
 
 def test_invalid_config_creates_no_workdir(tmp_path):

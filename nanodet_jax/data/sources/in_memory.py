@@ -23,6 +23,10 @@ class InMemorySource:
     def __getitem__(self, index: int) -> Record:
         return self._records[index]
 
+    def name(self, index: int) -> str:
+        """Return the name of image `index`."""
+        return self._records[index].name
+
     def num_boxes(self, index: int) -> int:
         """Return the number of boxes of image `index`, ignore regions included."""
         return len(self._records[index].boxes)

@@ -52,11 +52,12 @@ class ShapesSource:
             raise IndexError(index)
         rng = np.random.default_rng([*self._seed, index])
         pixels, boxes, labels, areas = _draw(rng, self._size)
-        name = f"shapes-{self._split}-{index:06d}.png"
-        size = (self._size, self._size)
-        return make_record(
-            index + 1, name, pixels, size, boxes, labels, [False] * len(labels), areas
-        )
+        size, ignore = (self._size, self._size), [False] * len(labels)
+        return make_record(index + 1, self.name(index), pixels, size, boxes, labels, ignore, areas)
+
+    def name(self, index: int) -> str:
+        """Return the name of image `index`."""
+        return f"shapes-{self._split}-{index:06d}.png"
 
     def num_boxes(self, index: int) -> int:
         """Return `MAX_OBJECTS`, an upper bound; the exact number would require drawing."""

@@ -95,6 +95,10 @@ class TfdsSource:
             areas=np.asarray(objects["area"], np.float32)[kept],
         )
 
+    def name(self, index: int) -> str:
+        """Return the position of image `index`: its name is known only after reading the image."""
+        return str(index)
+
     def num_boxes(self, index: int) -> int:
         """Return the number of boxes of image `index`, crowds and boxes below one pixel included.
 

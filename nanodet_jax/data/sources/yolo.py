@@ -87,6 +87,10 @@ class YoloSource:
             areas=sides[kept].prod(axis=1),
         )
 
+    def name(self, index: int) -> str:
+        """Return the name of image `index`."""
+        return self._images[index].image.name
+
     def num_boxes(self, index: int) -> int:
         """Return the number of boxes of image `index`, without reading the image.
 
