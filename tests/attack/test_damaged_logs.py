@@ -1,11 +1,11 @@
 """Damage in `metrics.jsonl` and `about.json`: it is reported, and the run continues."""
 
 import json
-import json
 import shutil
 
 import pytest
 
+from nanodet_jax.data.class_map import class_names
 from nanodet_jax.data.open_source import open_source
 from nanodet_jax.errors import UserError
 from nanodet_jax.io.weights import ABOUT, load_description
