@@ -1,4 +1,4 @@
-"""Images that occur in both splits, found by the content of their files."""
+"""Images that occur twice, found by the content of their files."""
 
 import hashlib
 import os
@@ -28,6 +28,23 @@ def find_duplicates(train: Iterable[Record], val: Iterable[Record]) -> list[tupl
             if other is not None:
                 pairs.append((other, record))
     return sorted(pairs, key=lambda pair: pair[1].name)
+
+
+def copies(records: Iterable[Record]) -> list[list[Record]]:
+    """Return each group of at least two records whose images have the same content.
+
+    As in `find_duplicates`, only files of equal size are read.
+    """
+    groups = []
+    for same_size in _by_size(records).values():
+        if len(same_size) == 1:
+            continue
+        by_digest: dict[bytes, list[Record]] = {}
+        for record in same_size:
+            if digest := _digest(record):
+                by_digest.setdefault(digest, []).append(record)
+        groups += [group for group in by_digest.values() if len(group) > 1]
+    return groups
 
 
 def _by_size(records: Iterable[Record]) -> dict[int, list[Record]]:

@@ -9,7 +9,7 @@ from typing import cast, get_args
 from nanodet_jax.config import Config, Data, Format
 from nanodet_jax.data.class_map import class_names, select_classes
 from nanodet_jax.data.combine import CombinedSource
-from nanodet_jax.data.faults import Fault, OnFault, raise_fault
+from nanodet_jax.data.faults import NO_VALIDATION, Fault, OnFault, raise_fault
 from nanodet_jax.data.records import Source
 from nanodet_jax.data.sources.coco import CocoSource
 from nanodet_jax.data.sources.coco_layout import find_split
@@ -135,6 +135,10 @@ def _open(config: Config, data: Data, split: str, on_fault: OnFault, *, any_clas
 def _path(data: Data, field: str, meaning: str) -> Path:
     value = getattr(data, field)
     if not value:
-        found = f"config.data.{field}: is empty"
-        raise UserError(f"{found}; set it to {meaning}: --config.data.{field}=PATH")
+        fix = f"set it to {meaning}: --config.data.{field}=PATH"
+        if field.startswith("train_"):
+            fix += ", or give the folder of the whole dataset: --config.data.root=FOLDER"
+        if field.startswith("val_"):
+            fix += f"; or {NO_VALIDATION}"
+        raise UserError(f"config.data.{field}: is empty; {fix}")
     return Path(value).expanduser()

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from nanodet_jax.config import Data
+from nanodet_jax.data.duplicates import copies
 from nanodet_jax.data.records import Record, Source
 from nanodet_jax.errors import UserError
 from nanodet_jax.files import read_json, write_json
@@ -85,15 +86,11 @@ def choose_validation(source: Source, fraction: float, seed: int) -> list[int]:
     """Return the indices of the images to validate on, in ascending order.
 
     The images are grouped by their rarest class, and each group is split by a hash of the file
-    names. Images that are added later therefore move few others. A class in at least two images
-    occurs in both parts. Augmented copies of an image (by Roboflow) stay together.
+    names. Images that are added later therefore move few others. A class that is the rarest of at
+    least two images occurs in both parts. Copies of a file, and augmented copies of an image by
+    Roboflow, stay together.
     """
-    groups: dict[str, _Group] = {}
-    for index in range(len(source)):
-        record = source[index]
-        group = groups.setdefault(COPY.sub("", record.name), _Group([], set()))
-        group.indices.append(index)
-        group.labels.update(record.labels[~record.ignore].tolist())
+    groups = _group_copies(source)
     counts = [0] * len(source.categories)
     for group in groups.values():
         for label in group.labels:
@@ -116,7 +113,38 @@ def choose_validation(source: Source, fraction: float, seed: int) -> list[int]:
         for name in names[:count]:
             chosen += groups[name].indices
             covered |= groups[name].labels
+    if not chosen and len(groups) > 1:  # each image is the only one of its class
+        chosen = min(groups.items(), key=lambda item: _hash(item[0], seed))[1].indices
     return sorted(chosen)
+
+
+def _group_copies(source: Source) -> dict[str, _Group]:
+    """Return the images of a source, with copies in one group, by the name of the original."""
+    originals: dict[str, str] = {}  # by name of the image
+    files = []
+    for index in range(len(source)):
+        record = source[index]
+        originals[record.name] = COPY.sub("", record.name)
+        if isinstance(record.image, Path):  # other images would stay in memory
+            files.append(record)
+    same: dict[str, str] = {}  # originals that are one image: the name of each leads to another
+    for group in copies(files):
+        names = sorted({_follow(same, originals[record.name]) for record in group})
+        same.update(dict.fromkeys(names[1:], names[0]))
+    groups: dict[str, _Group] = {}
+    for index in range(len(source)):
+        record = source[index]
+        name = _follow(same, originals[record.name])
+        found = groups.setdefault(name, _Group([], set()))
+        found.indices.append(index)
+        found.labels.update(record.labels[~record.ignore].tolist())
+    return groups
+
+
+def _follow(same: dict[str, str], name: str) -> str:
+    while name in same:
+        name = same[name]
+    return name
 
 
 def _hash(name: str, seed: int) -> bytes:

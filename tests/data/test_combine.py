@@ -85,9 +85,10 @@ def test_sources_are_split_together(roots):
     config = config_of(sources=(*roots[:2], roots[1].replace("yolo:", "voc:")))
     with pytest.raises(UserError, match=r"yolo: has neither train/images"):
         open_source(config, "train")
-    config = config_of(sources=roots, val_fraction=0.3, merge=("owl:cow",))
+    config = config_of(sources=roots, val_fraction=0.3)
     parts = [open_source(config, split) for split in ("train", "val")]
-    assert [len(part) for part in parts] == [2, 1]
+    # The black images of two datasets are copies of each other.
+    assert sorted(len(part) for part in parts) == [1, 2]
     names = [record.name for part in parts for record in part]
     assert sorted(names) == ["coco/a.png", "voc/a.png", "yolo/images/train/a.png"]
 

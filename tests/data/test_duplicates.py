@@ -5,7 +5,7 @@ import shutil
 import numpy as np
 import pytest
 
-from nanodet_jax.data.duplicates import find_duplicates
+from nanodet_jax.data.duplicates import copies, find_duplicates
 from nanodet_jax.data.records import make_record
 from tests.builders import noise, write_image
 
@@ -47,3 +47,11 @@ def test_duplicates_read_only_files_of_equal_size(files, tmp_path, monkeypatch):
     larger = write_image(tmp_path / "larger.png", noise(30, 30))
     monkeypatch.setattr("nanodet_jax.data.duplicates.open_regular", None)
     assert names([record("a", files[0])], [record("b", larger)]) == []
+
+
+def test_copies_are_groups_of_one_content(files, tmp_path):
+    for number in range(2):
+        shutil.copy(files[1], tmp_path / f"copy{number}.png")
+    records = [record(path.name, path) for path in sorted(tmp_path.iterdir())]
+    [group] = copies(records)
+    assert [one.name for one in group] == ["1.png", "copy0.png", "copy1.png"]

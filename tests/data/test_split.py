@@ -57,6 +57,7 @@ def test_split_of_few_images_has_each_class_in_both_parts():
     assert len(chosen) == 3
     assert sum(i in (30, 31) for i in chosen) == 1
     assert 32 not in chosen  # the only image of its class trains
+    assert len(choose_validation(source([[0], [1], [2]]), 0.1, seed=0)) == 1
 
 
 def test_split_depends_on_names_and_seed_alone():
@@ -78,6 +79,22 @@ def test_augmented_copies_of_an_image_stay_together():
     chosen = choose_validation(source([[0]] * 60, names), 0.2, seed=0)
     assert len(chosen) == 12
     assert {i // 3 for i in chosen} == {i // 3 for i in range(60) if i in chosen}
+    assert all(3 * (i // 3) + k in chosen for i in chosen for k in range(3))
+
+
+def test_copies_of_a_file_stay_together(tmp_path):
+    paths = []
+    for index in range(20):
+        for copy in "abc":
+            path = tmp_path / f"{copy}{index}.jpg"
+            path.write_bytes(b"%02d" % index)
+            paths.append(path)
+    records = [
+        make_record(index, path.name, path, (9, 9), [[0, 0, 9, 9]], [0], [False], [81])
+        for index, path in enumerate(paths)
+    ]
+    chosen = choose_validation(InMemorySource((Category(1, "cat"),), records), 0.2, seed=0)
+    assert len(chosen) == 12
     assert all(3 * (i // 3) + k in chosen for i in chosen for k in range(3))
 
 

@@ -7,6 +7,7 @@ import pytest
 
 from nanodet_jax.cli.config_flags import load_config
 from nanodet_jax.cli.main import main
+from nanodet_jax.config import Config, Data
 from nanodet_jax.data.faults import FaultKind
 from nanodet_jax.data.open_source import open_source
 from nanodet_jax.data.sources.shapes import ShapesSource
@@ -392,3 +393,19 @@ def test_doctor_of_bccd_finds_the_small_class(capsys):
     output = capsys.readouterr().out
     assert "class 'Platelets' is small" in output
     assert "class 'RBC'" not in output and "class 'WBC'" not in output
+
+
+def test_warnings_before_training_name_a_class_of_one_split_in_yolo(tmp_path):
+    write_yolo_image(tmp_path, "images/train/a.png", "0 .5 .5 .5 .5\n1 .5 .5 .5 .5\n")
+    write_yolo_image(tmp_path, "images/val/b.png", "0 .5 .5 .5 .5\n2 .5 .5 .5 .5\n")
+    yaml = "{train: images/train, val: images/val, names: [cat, dog, owl]}"
+    (tmp_path / "data.yaml").write_text(yaml)
+    config = Config(data=Data(format="yolo", root=str(tmp_path), batch_size=1))
+    config.training.warmup_steps = 0
+    notes = brief(config, *(open_source(config, split) for split in COUNTS))
+    assert any("no training box: owl; validation has owl, with AP 0" in note for note in notes)
+    assert any("1 classes have no validation box: dog" in note for note in notes)
+    config.data.val = "none"
+    notes = brief(config, open_source(config, "train"), None)
+    assert any("no training box: owl -> add boxes" in note for note in notes)
+    assert not any("validation" in note for note in notes)
