@@ -12,6 +12,7 @@ from PIL import Image
 
 from nanodet_jax.data.records import decode, make_record
 from nanodet_jax.data.sources.coco import CocoSource
+from nanodet_jax.data.sources.coco_masks import box_and_area
 from nanodet_jax.data.sources.voc import VocSource, voc_classes
 from nanodet_jax.data.sources.yolo import YoloSource
 from tests.builders import exif, noise, write_image
@@ -47,6 +48,18 @@ def check_records(source):
 
 
 @st.composite
+def segmentations(draw):
+    """Polygons or a mask, mostly of the image's size, in which values may be odd."""
+    if draw(st.booleans()):
+        number = st.integers(0, 20) | st.floats(0, 20) | SCALARS
+        return draw(st.lists(st.lists(number, min_size=6, max_size=8), max_size=2))
+    size = [draw(st.sampled_from([10, 1, 0, 10**9])), draw(st.sampled_from([20, 2]))]
+    text = st.text(st.characters(min_codepoint=48, max_codepoint=112), max_size=12)
+    runs = st.lists(st.integers(-1, 120), max_size=4) | st.just([30, 60, 110])
+    return {"size": size, "counts": draw(text | runs | JSON)}
+
+
+@st.composite
 def coco_files(draw):
     """A COCO file in which few or many values are odd or missing."""
     odd = st.sampled_from([False] * draw(st.sampled_from([4, 40, 400])) + [True])
@@ -68,6 +81,7 @@ def coco_files(draw):
                 image_id=0,
                 category_id=draw(st.sampled_from([3, 5])),
                 bbox=[draw(SCALARS) if draw(odd) else draw(side) for _ in range(4)],
+                segmentation=draw(segmentations()),
                 iscrowd=draw(st.integers(0, 1)),
             )
             for i in range(draw(st.integers(0, 4)))
@@ -81,6 +95,21 @@ def coco(folder, text):
     file = folder / "labels.json"
     file.write_bytes(text)
     return CocoSource(folder / "images", file)
+
+
+@fuzz
+@given(segmentations() | JSON)
+def test_box_and_area_are_valid_or_an_error(segmentation):
+    try:
+        (x, y, width, height), area = box_and_area(segmentation)
+    except ValueError as error:
+        assert str(error)
+        return
+    assert np.isfinite([x, y, width, height, area]).all() and min(width, height, area) >= 0
+    if isinstance(segmentation, dict):
+        rows, columns = segmentation["size"]
+        assert 0 <= x < x + width <= columns and 0 <= y < y + height <= rows
+        assert 0 < area <= width * height
 
 
 @fuzz
