@@ -120,6 +120,16 @@ def test_path_array_and_list_give_the_same_detections(detector, images, folder):
     assert detector([]) == []
 
 
+def test_detector_compiles_once_for_all_sizes_and_lengths_of_one_batch_shape(detector, images):
+    for image in images:
+        detector(image)
+    detector(images)
+    detector([*images, images[0]])
+    for count in (1, 4):
+        assert detector._program((count, 64, 64, 3))._cache_size() == 1
+    assert detector.num_programs == 2
+
+
 def test_gray_image_equals_its_three_channel_copy(detector, images):
     gray = cv2.cvtColor(images[0], cv2.COLOR_BGR2GRAY)
     assert_same_found(detector(gray), detector(cv2.cvtColor(gray, cv2.COLOR_GRAY2BGR)))
