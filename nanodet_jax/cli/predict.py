@@ -22,7 +22,7 @@ from nanodet_jax.inference.image_list import (
 from nanodet_jax.inference.inputs import read_image
 from nanodet_jax.inference.label_files import LabelFiles, LabelFormat
 from nanodet_jax.inference.postprocess import SCORE_THRESHOLD
-from nanodet_jax.inference.results import ImageDetections
+from nanodet_jax.inference.results import ImageDetections, check_selection
 from nanodet_jax.io.weights import MAX_INPUT_SIDE
 from nanodet_jax.runtime.process import setup_process
 from nanodet_jax.terminal import join_first, say
@@ -84,6 +84,7 @@ def run(args: argparse.Namespace, _: Sequence[str]) -> int:
 
     If an error or Ctrl-C ends the command, the written files contain the images done by then.
     """
+    check_selection((), args.threshold, None, None)
     listed = list_images(args.images, args.recursive, args.out)
     files = listed.files
     names = name_pictures(files)
@@ -134,21 +135,18 @@ def _draw(
     args: argparse.Namespace,
 ) -> ImageDetections:
     """Draw and count the objects in one image; return those that are drawn."""
-    shown = result[
-        visualize.select_detections(
-            result.boxes, result.scores, args.threshold, draw_all=args.draw_all
-        )
-    ]
-    drawn = visualize.draw_detections(
-        pixels, shown.boxes, shown.scores, shown.labels, shown.known_classes, args.threshold,
-        draw_all=True,
-    )  # fmt: skip
-    visualize.save_image(picture, drawn)
-    counts = ", ".join(f"{count} {name}" for name, count in Counter(shown.names).items())
-    best = (
-        f"best {result.scores[0]:.2f}" if len(result) else f"nothing above {SCORE_THRESHOLD} either"
+    found = result.filter(threshold=args.threshold)
+    chosen = visualize.select_detections(
+        found.boxes, found.scores, args.threshold, draw_all=args.draw_all
     )
-    say(f"{file}: {counts or f'nothing above {args.threshold:g}; {best}'}")
+    shown = found[chosen]
+    visualize.save_image(picture, shown.draw(pixels, draw_all=True))
+    counts = ", ".join(f"{count} {name}" for name, count in Counter(shown.names).items())
+    if len(result):
+        nothing = f"nothing above {args.threshold:g}; best {result.scores[0]:.2f}"
+    else:
+        nothing = f"nothing above {SCORE_THRESHOLD}"
+    say(f"{file}: {counts or nothing}")
     return shown
 
 
@@ -159,17 +157,13 @@ def _write(out: Path, found: dict[str, list[dict[str, Any]]], labels: LabelFiles
 
 
 def _report_skipped(listed: ImageList, unreadable: list[str], recursive: bool) -> None:
-    """Print what was skipped: how many, the first few, and why."""
-
-    def first(items: Sequence[object]) -> str:
-        return join_first([str(item) for item in items], SHOWN_SKIPS)
-
-    if unreadable:
-        shown = join_first(unreadable, SHOWN_SKIPS, separator="; ")
-        say(f"skipped {len(unreadable)} unreadable images: {shown}")
-    if listed.others:
-        names = first(listed.others)
-        say(f"skipped {len(listed.others)} files without the suffix of an image: {names}")
-    if listed.folders:
-        why = "hidden, or links" if recursive else "search them with --recursive"
-        say(f"skipped {len(listed.folders)} folders ({why}): {first(listed.folders)}")
+    """Print what was skipped: why, how many, and the first few."""
+    folders = "folders, hidden or links" if recursive else "folders, search with --recursive"
+    for why, items in (
+        ("unreadable", unreadable),
+        ("not images by their suffix", listed.others),
+        (folders, listed.folders),
+    ):
+        if items:
+            shown = join_first([str(item) for item in items], SHOWN_SKIPS)
+            say(f"skipped {len(items)} ({why}): {shown}")

@@ -121,7 +121,8 @@ class ImageDetections:
         found = self
         check_selection(self.known_classes, threshold, classes, max_detections)
         if threshold is not None:
-            found = replace(found[found.scores >= threshold], threshold=float(threshold))
+            kept = found.scores.astype(float) >= threshold  # as `select_detections` compares
+            found = replace(found[kept], threshold=float(threshold))
         if classes is not None:
             chosen = {classes} if isinstance(classes, str) else set(classes)
             found = found[np.array([name in chosen for name in found.names], bool)]

@@ -19,6 +19,7 @@ from nanodet_jax.io.weights import ABOUT, Weights, load_weights, save_weights
 from nanodet_jax.models.nanodet import build_model
 from nanodet_jax.state import abstract_variables
 from nanodet_jax.visualize import draw_detections
+from tests.tools import detector_memory
 
 SHARED = Path(__file__).parents[3] / "shared" / "weights"
 NAMES = ("cat", "dog", "bird")
@@ -128,6 +129,16 @@ def test_detector_compiles_once_for_all_sizes_and_lengths_of_one_batch_shape(det
     for count in (1, 4):
         assert detector._program((count, 64, 64, 3))._cache_size() == 1
     assert detector.num_programs == 2
+
+
+@pytest.mark.slow
+def test_detector_memory_tool_prints_memory_and_programs(capsys):
+    assert detector_memory.main(["--calls=10", "--sizes=4", "--side=32"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["calls", "seconds", "resident", "MB", "programs"]
+    assert len(lines) == 12
+    assert lines[-2].split()[-1] == "2"  # one image, and the list of the tenth call
+    assert lines[-1].endswith("at most 64 programs")
 
 
 def test_gray_image_equals_its_three_channel_copy(detector, images):
