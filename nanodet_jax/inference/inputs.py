@@ -65,7 +65,10 @@ def read_image(
     path = Path(image)
     with contextlib.suppress(RuntimeError):  # a file named "~name" where no such user exists
         path = path.expanduser()
-    return decode(make_record(0, path.name, path, (0, 0), [], [], [], []), max_megapixels)
+    try:
+        return decode(make_record(0, path.name, path, (0, 0), [], [], [], []), max_megapixels)
+    except UserError as error:  # names the image of a dataset, which has a number
+        raise UserError(str(error).replace(f"{path} (image 0)", str(path), 1)) from error
 
 
 def _from_array(image: np.ndarray, color: Color, name: str) -> np.ndarray:
@@ -105,4 +108,5 @@ def describe(image: Any) -> str:
     """Return what a value of a wrong type is, as the predicate of a sentence."""
     if image is None:
         return "is None, which cv2.imread returns for a file that it cannot read"
-    return f"has type {type(image).__module__}.{type(image).__name__}"
+    name = f"{type(image).__module__}.{type(image).__name__}".removeprefix("builtins.")
+    return f"has type {name}"

@@ -224,9 +224,11 @@ def check_selection(
         raise UserError(f"threshold={threshold!r}: must be a number from 0 to 1")
     if max_detections is not None and not (_is_integer(max_detections) and max_detections >= 1):
         raise UserError(f"max_detections={max_detections!r}: must be an integer of at least 1")
-    if not isinstance(classes, Collection | None):
+    if classes is None:
+        return
+    if not isinstance(classes, Collection):
         raise UserError(f"classes={classes!r}: must be a list of class names")
-    for name in [classes] if isinstance(classes, str) else classes or ():
+    for name in [classes] if isinstance(classes, str) else classes:
         if name not in known_classes:
             close = difflib.get_close_matches(str(name), known_classes, n=1)
             known = join_first(list(known_classes), limit=10)

@@ -49,7 +49,7 @@ def test_predict_recurses_on_request_and_summarizes_what_it_skipped(predict, pho
     code, lines = predict(photos)
     assert code == 1
     assert keys(tmp_path / "predictions") == [str(photos / "a.png"), str(photos / "b.ppm")]
-    broken = f"{photos / 'broken.jpg'} (image 0): not an image that OpenCV can read; "
+    broken = f"{photos / 'broken.jpg'}: not an image that OpenCV can read; "
     assert lines[-4:] == [
         "predictions contains 2 pictures and detections.json; 1 of 3 images could not be read",
         f"skipped 1 (unreadable): {broken}replace or remove it",
@@ -69,7 +69,7 @@ def test_predict_names_the_first_of_many_skipped_files(predict, photos):
         (photos / f"broken{index}.jpg").write_text("no image")
         (photos / f"notes{index}.txt").touch()
     _, lines = predict(photos)
-    assert lines[-3].startswith(f"skipped 7 (unreadable): {photos / 'broken.jpg'} (image 0): ")
+    assert lines[-3].startswith(f"skipped 7 (unreadable): {photos / 'broken.jpg'}: ")
     assert lines[-3].endswith(" and 4 more")
     assert lines[-2] == (
         "skipped 7 (not images by their suffix): "

@@ -60,9 +60,9 @@ def test_read_image_reads_a_path_given_as_text(tmp_path):
     ("given", "message"),
     [
         (None, "image is None, which cv2.imread returns for a file that it cannot read; give "),
-        (5, "image has type builtins.int; give a path, a Pillow image, or an array uint8"),
-        (b"jpeg", "image has type builtins.bytes; give a path"),
-        ([[1, 2]], "image has type builtins.list; give a path"),
+        (5, "image has type int; give a path, a Pillow image, or an array uint8"),
+        (b"jpeg", "image has type bytes; give a path"),
+        ([[1, 2]], "image has type list; give a path"),
         (np.zeros((4, 4, 3), np.float32), "dtype float32: must be uint8, from 0 to 255; multiply"),
         (np.zeros((4, 4, 3), np.uint16), "dtype uint16: must be uint8, from 0 to 255; convert it"),
         (np.zeros((4, 4, 5), np.uint8), r"shape \(4, 4, 5\): must be .* 1, 3 or 4 channels"),

@@ -63,6 +63,7 @@ def test_filter_combines_its_conditions(found):
     assert found.filter(classes="dog").scores.tolist() == [0.875, 0.25]
     assert found.filter(classes=["dog", "cat"], max_detections=2).names == ["dog", "cat"]
     assert found.filter(classes=("cat", "traffic light"), threshold=0.6).names == ["cat"]
+    assert found.filter(classes=np.array(["cat", "dog"])).names == ["dog", "cat", "dog"]
     assert len(found.filter(classes=[])) == 0
     assert len(found.filter(max_detections=9)) == 4
 
