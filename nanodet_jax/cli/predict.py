@@ -1,10 +1,10 @@
 """`nanodet-jax predict`: draw and list the objects in images."""
 
 import argparse
-import os
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from tqdm import tqdm
@@ -12,14 +12,23 @@ from tqdm import tqdm
 from nanodet_jax import visualize
 from nanodet_jax.errors import UserError
 from nanodet_jax.files import write_json
-from nanodet_jax.inference.detector import Detector, ImageDetections, read_image
+from nanodet_jax.inference.detector import Detector
+from nanodet_jax.inference.image_list import (
+    ImageList,
+    list_images,
+    name_pictures,
+    refuse_overwriting,
+)
+from nanodet_jax.inference.inputs import read_image
+from nanodet_jax.inference.label_files import LabelFiles, LabelFormat
+from nanodet_jax.inference.postprocess import SCORE_THRESHOLD
+from nanodet_jax.inference.results import ImageDetections, check_selection
 from nanodet_jax.io.weights import MAX_INPUT_SIDE
 from nanodet_jax.runtime.process import setup_process
-from nanodet_jax.terminal import say
+from nanodet_jax.terminal import join_first, say
 
 DETECTIONS = "detections.json"
-LONGEST_STEM = 240  # bytes; most file systems allow names of 255 bytes with their suffix
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
+SHOWN_SKIPS = 3  # names of skipped files
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,6 +38,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "detections.json with all objects of a score above 0.05."
     )
     parser.add_argument("images", nargs="+", type=Path, help="image files, or folders of images")
+    parser.add_argument(
+        "--recursive", action="store_true", help="also search the folders in the given folders"
+    )
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--weights", type=Path, help="a .pth, .ckpt or .npz file")
     source.add_argument("--workdir", type=Path, help="a run: its best checkpoint is used")
@@ -48,6 +60,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--draw-all", action="store_true", help="draw every class of an object, not only its best"
     )
     parser.add_argument(
+        "--save-labels",
+        choices=get_args(LabelFormat),
+        help="also write the drawn objects as annotations, to correct and train on",
+    )
+    parser.add_argument(
         "--max-megapixels",
         type=float,
         help="skip larger images (default: the limit that the weights were trained with)",
@@ -65,15 +82,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, _: Sequence[str]) -> int:
     """Draw and list the objects; return 1 if some of several images cannot be read, otherwise 0.
 
-    If an error or Ctrl-C ends the command, `detections.json` contains the images done by then.
+    If an error or Ctrl-C ends the command, the written files contain the images done by then.
     """
-    files = [file for path in args.images for file in _image_files(path)]
-    names = _picture_names(files)
-    _refuse_overwriting(files, args.out, names)
+    check_selection((), args.threshold, None, None)
+    listed = list_images(args.images, args.recursive, args.out)
+    files = listed.files
+    names = name_pictures(files)
+    refuse_overwriting(files, args.out, names)
     setup_process()
     detector = Detector.load(args.weights or args.workdir, args.max_input_side, args.max_megapixels)
+    labels = None
+    if args.save_labels:
+        labels = LabelFiles(args.save_labels, args.out, args.images, files, detector.class_names)
     found: dict[str, list[dict[str, Any]]] = {}
-    skipped = 0
+    unreadable: list[str] = []
     try:
         for file, name in tqdm(list(zip(files, names)), unit="img", disable=len(files) == 1):
             try:
@@ -81,85 +103,67 @@ def run(args: argparse.Namespace, _: Sequence[str]) -> int:
             except UserError as error:
                 if len(files) == 1:
                     raise
-                skipped += 1
+                unreadable.append(str(error))
                 say(f"skipped: {error}")
                 continue
-            found[str(file)] = _predict_one(detector, file, pixels, args.out / name, args)
+            result = detector.detect_one(pixels)
+            shown = _draw(result, file, pixels, args.out / name, args)
+            if labels:
+                labels.add(file, result.size, shown.boxes, shown.labels)
+            found[str(file)] = result.to_dict()["objects"]
     except BaseException:
         if found:
-            write_json(args.out / DETECTIONS, found, indent=2)
+            _write(args.out, found, labels)
             path = args.out / DETECTIONS
             say(f"stopped; {path} contains {len(found)} of {len(files)} images")
         raise
-    write_json(args.out / DETECTIONS, found, indent=2)
-    more = f"; {skipped} of {len(files)} images could not be read" if skipped else ""
-    say(f"{args.out} contains {len(files) - skipped} pictures and {DETECTIONS}{more}")
-    return int(skipped > 0)
+    _write(args.out, found, labels)
+    count = len(files) - len(unreadable)
+    more = f"; {len(unreadable)} of {len(files)} images could not be read" if unreadable else ""
+    say(f"{args.out} contains {count} pictures and {DETECTIONS}{more}")
+    if labels:
+        say(f"{labels.path} contains the labels of {count} images; {labels.next_step()}")
+    _report_skipped(listed, unreadable, args.recursive)
+    return int(bool(unreadable))
 
 
-def _predict_one(
-    detector: Detector, file: Path, pixels: np.ndarray, picture: Path, args: argparse.Namespace
-) -> list[dict[str, Any]]:
-    """Detect, draw and count the objects in one image; return them as json values."""
-    one = detector.detect_one(pixels)
-    shown = visualize.select_detections(
-        one.boxes, one.scores, args.threshold, draw_all=args.draw_all
+def _draw(
+    result: ImageDetections,
+    file: Path,
+    pixels: np.ndarray,
+    picture: Path,
+    args: argparse.Namespace,
+) -> ImageDetections:
+    """Draw and count the objects in one image; return those that are drawn."""
+    found = result.filter(threshold=args.threshold)
+    chosen = visualize.select_detections(
+        found.boxes, found.scores, args.threshold, draw_all=args.draw_all
     )
-    drawn = visualize.draw_detections(
-        pixels, one.boxes[shown], one.scores[shown], one.labels[shown], detector.class_names,
-        args.threshold, draw_all=True,
-    )  # fmt: skip
-    visualize.save_image(picture, drawn)
-    names = [one.class_names[index] for index in shown]
-    counts = ", ".join(f"{names.count(n)} {n}" for n in dict.fromkeys(names))
-    say(f"{file}: {counts or 'nothing'}")
-    return _as_json(one)
+    shown = found[chosen]
+    visualize.save_image(picture, shown.draw(pixels, draw_all=True))
+    counts = ", ".join(f"{count} {name}" for name, count in Counter(shown.names).items())
+    if len(result):
+        nothing = f"nothing above {args.threshold:g}; best {result.scores[0]:.2f}"
+    else:
+        nothing = f"nothing above {SCORE_THRESHOLD}"
+    say(f"{file}: {counts or nothing}")
+    return shown
 
 
-def _image_files(path: Path) -> list[Path]:
-    try:
-        if path.is_file():
-            return [path]
-        if not path.is_dir():
-            raise UserError(f"{path}: no such image or folder")
-        files = sorted(file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
-    if not files:
-        raise UserError(f"{path}: contains no image ({', '.join(sorted(IMAGE_SUFFIXES))})")
-    return files
+def _write(out: Path, found: dict[str, list[dict[str, Any]]], labels: LabelFiles | None) -> None:
+    write_json(out / DETECTIONS, found, indent=2)
+    if labels:
+        labels.close()
 
 
-def _picture_names(files: list[Path]) -> list[str]:
-    """Name one picture per file; add numbers to names that are equal, ignoring case."""
-    names: list[str] = []
-    used: set[str] = set()
-    for file in files:
-        stem = file.stem
-        if len(os.fsencode(stem)) > LONGEST_STEM:
-            stem = os.fsencode(stem)[:LONGEST_STEM].decode(errors="ignore")
-        name, number = f"{stem}.jpg", 2
-        while name.lower() in used:
-            name, number = f"{stem}_{number}.jpg", number + 1
-        used.add(name.lower())
-        names.append(name)
-    return names
-
-
-def _refuse_overwriting(files: list[Path], out: Path, names: list[str]) -> None:
-    """Refuse to write a picture over one of the images."""
-    # A link is not followed in the last part of a path: the link itself would be replaced.
-    originals = {Path(os.path.realpath(file.parent), file.name) for file in files}
-    for name in names:
-        if Path(os.path.realpath(out), name) in originals:
-            raise UserError(
-                f"{out / name}: is one of the images, and its drawn copy would replace it; give "
-                "another --out"
-            )
-
-
-def _as_json(found: ImageDetections) -> list[dict[str, Any]]:
-    return [
-        {"class": name, "score": float(score), "box_xyxy": box.tolist()}
-        for box, score, name in zip(found.boxes, found.scores, found.class_names)
-    ]
+def _report_skipped(listed: ImageList, unreadable: list[str], recursive: bool) -> None:
+    """Print what was skipped: why, how many, and the first few."""
+    folders = "folders, hidden or links" if recursive else "folders, search with --recursive"
+    for why, items in (
+        ("unreadable", unreadable),
+        ("not images by their suffix", listed.others),
+        (folders, listed.folders),
+    ):
+        if items:
+            shown = join_first([str(item) for item in items], SHOWN_SKIPS)
+            say(f"skipped {len(items)} ({why}): {shown}")

@@ -19,6 +19,11 @@ GIF_STARTS = (b"GIF87a", b"GIF89a")
 # would allocate their pixels first.
 FORMATS = ("AVIF", "BMP", "DIB", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")  # of images in a folder
+# Of all files that `shown_size` and OpenCV can read.
+READABLE_SUFFIXES = (
+    ".avif", ".bmp", ".dib", ".gif", ".j2k", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm",
+    ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp",
+)  # fmt: skip
 EXIF_ORIENTATION = 0x0112
 TRANSPOSED = (5, 6, 7, 8)  # orientations that swap width and height
 ROTATED = ("JPEG", "MPO", "PNG")  # OpenCV rotates these and WebP; Pillow rotates TIFF

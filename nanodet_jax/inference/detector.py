@@ -1,34 +1,38 @@
 """Detect objects in images or image files with trained weights."""
 
-import contextlib
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple, overload
+from typing import Any, TypedDict, Unpack, cast, overload
 
-import cv2
 import numpy as np
+from PIL import Image as PillowImage
 
 from nanodet_jax.config import Config
-from nanodet_jax.data.pipeline import prepare_for_inference, stack
-from nanodet_jax.data.records import MAX_MEGAPIXELS, decode, make_record
+from nanodet_jax.data.pipeline import Prepared, prepare_for_inference
+from nanodet_jax.data.records import MAX_MEGAPIXELS
 from nanodet_jax.errors import UserError
-from nanodet_jax.inference.predict import detect_batch, make_detect
+from nanodet_jax.inference.batches import batches_by_shape
+from nanodet_jax.inference.inputs import ACCEPTED, Color, Image, check_color, describe, read_image
+from nanodet_jax.inference.predict import Detect, detect_batches, make_detect
+from nanodet_jax.inference.results import ImageDetections, check_selection
 from nanodet_jax.io.weights import MAX_INPUT_SIDE, Weights, class_names_of, load_weights
 from nanodet_jax.models.nanodet import build_model
+from nanodet_jax.structures import Array, Detections
 
-Image = str | Path | np.ndarray
+# With keep_ratio, an input of 320 x 320 has 19 shapes, each in up to four batch sizes.
+MAX_PROGRAMS = 64
+NOTHING = np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int32)
 
 
-class ImageDetections(NamedTuple):
-    """Detections of one image, best first.
+class Options(TypedDict, total=False):
+    """Keyword arguments of a call of `Detector`."""
 
-    Suppression is applied within each class, so one object may be detected as several classes.
-    """
-
-    boxes: np.ndarray  # [n, 4] float32 xyxy, pixels of the image
-    scores: np.ndarray  # [n] float32, above 0.05
-    class_names: list[str]  # n names
-    labels: np.ndarray  # [n] int32, indices into `Detector.class_names`
+    color: Color
+    threshold: float | None
+    classes: str | Collection[str] | None
+    max_detections: int | None
 
 
 class Detector:
@@ -60,7 +64,14 @@ class Detector:
         self.max_megapixels = max_megapixels
         self.class_names = class_names_of(weights)
         self._variables = weights.variables
-        self._detect = make_detect(build_model(weights.config.model, weights.config.precision))
+        model = build_model(weights.config.model, weights.config.precision)
+
+        # A program is compiled for one shape of a batch. The least recently used one is dropped.
+        @lru_cache(MAX_PROGRAMS)
+        def program(shape: tuple[int, ...]) -> Detect:
+            return make_detect(model)
+
+        self._program = program
 
     @classmethod
     def load(
@@ -81,73 +92,110 @@ class Detector:
         """
         return cls(load_weights(weights_or_workdir, max_input_side), max_megapixels)
 
+    @property
+    def num_programs(self) -> int:
+        """Number of compiled programs in memory, at most `MAX_PROGRAMS`."""
+        return self._program.cache_info().currsize
+
     @overload
-    def __call__(  # type: ignore[overload-overlap]  # a str is a sequence of str too
-        self, images: Image
+    def __call__(  # type: ignore[overload-overlap]  # a str is iterable too
+        self, images: str | Path | PillowImage.Image, **options: Unpack[Options]
     ) -> ImageDetections: ...
 
     @overload
-    def __call__(self, images: Sequence[Image]) -> list[ImageDetections]: ...
+    def __call__(  # one image or several, by its number of axes
+        self, images: np.ndarray, **options: Unpack[Options]
+    ) -> Any: ...
 
-    def __call__(self, images: Image | Sequence[Image]) -> ImageDetections | list[ImageDetections]:
-        """Detect objects in one image or in each image of a sequence.
+    @overload
+    def __call__(
+        self, images: Iterable[Image], **options: Unpack[Options]
+    ) -> list[ImageDetections]: ...
+
+    def __call__(
+        self,
+        images: Image | Iterable[Image],
+        *,
+        color: Color = "bgr",
+        threshold: float | None = None,
+        classes: str | Collection[str] | None = None,
+        max_detections: int | None = None,
+    ) -> ImageDetections | list[ImageDetections]:
+        """Detect objects in one image or in several.
+
+        One image is a path, a Pillow image, or an array uint8: gray [height, width] or
+        [height, width, 1], color [height, width, 3], or color and transparency
+        [height, width, 4]. Several images are a list or another iterable of these, or an array
+        [images, height, width, channels]. Images that have the same shape after resizing are
+        detected together, in batches of 1, 2, 4 or 8. Except for rounding, the result of an image
+        does not depend on the others.
+
+        Boxes refer to the pixels of a file in its EXIF orientation. A Pillow image is not rotated;
+        apply `PIL.ImageOps.exif_transpose` to a photo first.
 
         Args:
-          images: a path, an array uint8 BGR [height, width, 3] as OpenCV reads it or uint8 gray
-            [height, width], or a sequence of these.
+          images: one image or several.
+          color: channel order of arrays, "bgr" as OpenCV reads them, or "rgb".
+          threshold: lowest score of a detection, in [0, 1]. Scores are above 0.05 in any case.
+          classes: names of the classes to return, or one name; None for all.
+          max_detections: largest number of detections per image. It is at most 100 in any case.
 
         Returns:
-          One `ImageDetections` for one image, a list for a sequence.
+          `ImageDetections` for one image, a list of them for several.
 
         Raises:
-          UserError: naming an image that cannot be read, or if damaged weights produce boxes that
-            are not finite.
+          UserError: if an argument is invalid, an image has another type, dtype or shape or cannot
+            be read, or if damaged weights produce boxes that are not finite.
         """
-        if isinstance(images, str | Path | np.ndarray):
-            return self.detect_one(images)
-        return [self.detect_one(image) for image in images]
+        check_color(color)
+        check_selection(self.class_names, threshold, classes, max_detections)
+        single = isinstance(images, str | Path | PillowImage.Image) or (
+            isinstance(images, np.ndarray) and images.ndim != 4
+        )
+        if single:
+            found = self._detect_all([(cast(Image, images), "image")], color)
+        elif isinstance(images, Iterable) and not isinstance(images, bytes | dict):
+            numbered = ((image, f"images[{i}]") for i, image in enumerate(images))
+            found = self._detect_all(numbered, color)
+        else:
+            raise UserError(f"images {describe(images)}; give {ACCEPTED}, or a list of these")
+        found = [
+            one.filter(threshold=threshold, classes=classes, max_detections=max_detections)
+            for one in found
+        ]
+        return found[0] if single else found
 
     def detect_one(self, image: Image) -> ImageDetections:
-        """Detect objects in one image; see `__call__`. Compiles once per input shape."""
-        pixels = read_image(image, self.max_megapixels)
-        prepared = prepare_for_inference(pixels, self.config)
-        batch = stack([(0, prepared)], batch_size=1)
-        [(_, detections)] = detect_batch(self._detect, self._variables, batch)
-        if not np.isfinite(detections.boxes).all():
-            raise UserError(
-                "the network produced boxes that are not finite: its weights are damaged; load "
-                "another copy or checkpoint"
+        """Detect objects in one image; see `__call__`."""
+        return self._detect_all([(image, "image")], "bgr")[0]
+
+    def _detect_all(
+        self, images: Iterable[tuple[Image, str]], color: Color
+    ) -> list[ImageDetections]:
+        """Detect objects in each image; its name is for error messages."""
+        results: list[ImageDetections] = []
+
+        def read() -> Iterator[Prepared]:
+            for image, name in images:
+                pixels = read_image(image, self.max_megapixels, color=color, name=name)
+                kept = Path(image) if isinstance(image, str | Path) else pixels
+                height, width = pixels.shape[:2]
+                results.append(ImageDetections(*NOTHING, (height, width), self.class_names, kept))
+                yield prepare_for_inference(pixels, self.config)
+
+        batches = batches_by_shape(read())
+        for index, found in detect_batches(self._detect, self._variables, batches):
+            if not np.isfinite(found.boxes).all():
+                raise UserError(
+                    "the network produced boxes that are not finite: its weights are damaged; load "
+                    "another copy or checkpoint"
+                )
+            results[index] = replace(
+                results[index], boxes=found.boxes, scores=found.scores, labels=found.labels
             )
-        names = [self.class_names[label] for label in detections.labels]
-        return ImageDetections(detections.boxes, detections.scores, names, detections.labels)
+        return results
 
-
-def read_image(image: Image, max_megapixels: float = MAX_MEGAPIXELS) -> np.ndarray:
-    """Return the pixels of an image file, or check those of an array.
-
-    Args:
-      image: a path, or an array uint8 BGR [height, width, 3] or gray [height, width].
-      max_megapixels: refuse to read a larger file.
-
-    Returns:
-      [height, width, 3] uint8 BGR.
-
-    Raises:
-      UserError: if the file is too large or cannot be read, or the array has another dtype or
-        shape.
-    """
-    if isinstance(image, np.ndarray):
-        if image.dtype != np.uint8 or image.ndim not in (2, 3) or 0 in image.shape:
-            raise UserError(
-                f"image of dtype {image.dtype} and shape {image.shape}: must be uint8 BGR "
-                "[height, width, 3], and not empty"
-            )
-        if image.ndim == 2:
-            return cv2.cvtColor(image, cv2.COLOR_GRAY2BGR)
-        if image.shape[2] != 3:
-            raise UserError(f"image of shape {image.shape}: must have 3 channels, BGR")
-        return image
-    path = Path(image)
-    with contextlib.suppress(RuntimeError):  # a file named "~name" where no such user exists
-        path = path.expanduser()
-    return decode(make_record(0, path.name, path, (0, 0), [], [], [], []), max_megapixels)
+    def _detect(
+        self, variables: Any, images: Array, inverse_warps: Array, sizes: Array
+    ) -> Detections:
+        return self._program(images.shape)(variables, images, inverse_warps, sizes)

@@ -15,7 +15,7 @@ from nanodet_jax.config import Config
 from nanodet_jax.data.image_files import shown_size, stored_size
 from nanodet_jax.data.open_source import open_source
 from nanodet_jax.data.pipeline import training_batches
-from nanodet_jax.inference.detector import read_image
+from nanodet_jax.inference.inputs import read_image
 from tests.attack.animations import MAKERS, RED, SIZE, encoded, webp
 
 SHAPE = (SIZE[1], SIZE[0])

@@ -158,7 +158,7 @@ def test_error_in_the_program_is_not_hidden(monkeypatch):
     def fail(*_):
         raise ZeroDivisionError
 
-    monkeypatch.setattr(predict, "_image_files", fail)
+    monkeypatch.setattr(predict, "list_images", fail)
     with pytest.raises(ZeroDivisionError):
         main(["predict", "x", "--weights=w.npz"])
 

@@ -12,12 +12,14 @@ from nanodet_jax.cli import main as cli
 from nanodet_jax.coco_classes import COCO_CLASSES
 from nanodet_jax.config import Config, Model
 from nanodet_jax.errors import UserError
-from nanodet_jax.inference.detector import Detector, ImageDetections
+from nanodet_jax.inference.detector import Detector
+from nanodet_jax.inference.results import ImageDetections
 from nanodet_jax.io import torch_names
 from nanodet_jax.io.weights import ABOUT, Weights, load_weights, save_weights
 from nanodet_jax.models.nanodet import build_model
 from nanodet_jax.state import abstract_variables
 from nanodet_jax.visualize import draw_detections
+from tests.tools import detector_memory
 
 SHARED = Path(__file__).parents[3] / "shared" / "weights"
 NAMES = ("cat", "dog", "bird")
@@ -72,18 +74,32 @@ def folder(images, tmp_path_factory):
 
 
 def assert_same(ours, theirs):
-    for a, b in zip(ours, theirs):
+    for a, b in zip(ours, theirs, strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def assert_same_found(ours, theirs):
+    """Check that detections are equal, bit for bit."""
+    for name in ("boxes", "scores", "labels"):
+        np.testing.assert_array_equal(getattr(ours, name), getattr(theirs, name))
+
+
+def assert_close_found(ours, theirs):
+    """Check that detections differ by the rounding of float32 at most."""
+    np.testing.assert_array_equal(ours.labels, theirs.labels)
+    np.testing.assert_allclose(ours.scores, theirs.scores, atol=1e-5)
+    np.testing.assert_allclose(ours.boxes, theirs.boxes, atol=1e-2)
 
 
 def test_detections_are_ordered_bounded_and_named(detector, images):
     for image in images:
-        boxes, scores, class_names, labels = detector(image)
+        found = detector(image)
+        boxes, scores, labels = found.boxes, found.scores, found.labels
         height, width = image.shape[:2]
         assert 0 < len(scores) <= 100
         assert boxes.shape == (len(scores), 4)
-        assert len(class_names) == len(labels) == len(scores)
-        assert class_names == [NAMES[label] for label in labels]
+        assert len(found) == len(labels) == len(scores)
+        assert found.names == found.class_names == [NAMES[label] for label in labels]
         assert np.all(scores > 0.05) and np.all(np.diff(scores) <= 0)
         assert np.all(boxes >= 0) and np.all(boxes <= [width, height, width, height])
         assert np.all(boxes[:, :2] <= boxes[:, 2:])
@@ -98,21 +114,41 @@ def test_path_array_and_list_give_the_same_detections(detector, images, folder):
         assert isinstance(together, list)
         assert len(together) == len(alone)
         for ours, theirs in zip(together, alone):
-            assert_same(ours, theirs)
+            assert_close_found(ours, theirs)
     for file, theirs in zip(files, alone):
-        assert_same(detector(file), theirs)
-        assert_same(detector(str(file)), theirs)
+        assert_same_found(detector(file), theirs)
+        assert_same_found(detector(str(file)), theirs)
     assert detector([]) == []
+
+
+def test_detector_compiles_once_for_all_sizes_and_lengths_of_one_batch_shape(detector, images):
+    for image in images:
+        detector(image)
+    detector(images)
+    detector([*images, images[0]])
+    for count in (1, 4):
+        assert detector._program((count, 64, 64, 3))._cache_size() == 1
+    assert detector.num_programs == 2
+
+
+@pytest.mark.slow
+def test_detector_memory_tool_prints_memory_and_programs(capsys):
+    assert detector_memory.main(["--calls=10", "--sizes=4", "--side=32"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["calls", "seconds", "resident", "MB", "programs"]
+    assert len(lines) == 12
+    assert lines[-2].split()[-1] == "2"  # one image, and the list of the tenth call
+    assert lines[-1].endswith("at most 64 programs")
 
 
 def test_gray_image_equals_its_three_channel_copy(detector, images):
     gray = cv2.cvtColor(images[0], cv2.COLOR_BGR2GRAY)
-    assert_same(detector(gray), detector(cv2.cvtColor(gray, cv2.COLOR_GRAY2BGR)))
+    assert_same_found(detector(gray), detector(cv2.cvtColor(gray, cv2.COLOR_GRAY2BGR)))
 
 
 def test_non_contiguous_view_equals_its_copy(detector, images):
     flipped = images[0][:, ::-1]
-    assert_same(detector(flipped), detector(flipped.copy()))
+    assert_same_found(detector(flipped), detector(flipped.copy()))
 
 
 @pytest.mark.parametrize(
@@ -120,8 +156,8 @@ def test_non_contiguous_view_equals_its_copy(detector, images):
     [
         (np.zeros((8, 8, 3), np.float32), "uint8"),
         (np.zeros((8, 8, 3), np.int64), "uint8"),
-        (np.zeros((8, 8, 4), np.uint8), "3 channels"),
-        (np.zeros((2, 8, 8, 3), np.uint8), "height, width"),
+        (np.zeros((8, 8, 2), np.uint8), "3 or 4 channels"),
+        (np.zeros((2, 8, 8, 3, 1), np.uint8), "height, width"),
         (np.zeros((0, 8, 3), np.uint8), "height, width"),
         (np.zeros(8, np.uint8), "height, width"),
     ],
@@ -129,7 +165,7 @@ def test_non_contiguous_view_equals_its_copy(detector, images):
 def test_array_of_another_dtype_or_shape_is_rejected(detector, pixels, message):
     with pytest.raises(UserError, match=message):
         detector(pixels)
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match=rf"^images\[1\] has .*{message}"):
         detector([np.zeros((8, 8, 3), np.uint8), pixels])
 
 
@@ -246,10 +282,10 @@ def test_predict_writes_pictures_and_all_detections(
     found = json.loads((out / "detections.json").read_text())
     assert list(found) == [*(str(folder / f"{i}.png") for i in range(3)), str(again / "0.png")]
     for rows, image in zip(found.values(), [*images, images[1]]):
-        boxes, scores, names, _ = detector(image)
-        assert [row["class"] for row in rows] == names
-        assert_same([row["score"] for row in rows], scores)
-        assert_same([row["box_xyxy"] for row in rows], boxes)
+        found = detector(image)
+        assert [row["class"] for row in rows] == found.names
+        assert_same([row["score"] for row in rows], found.scores)
+        assert_same([row["box_xyxy"] for row in rows], found.boxes)
 
 
 def test_predict_skips_unreadable_images(folder, file, tmp_path, capsys):
@@ -282,7 +318,7 @@ def test_predict_draws_and_counts_one_class_per_object_unless_asked(
 ):
     boxes = np.array([[0, 0, 40, 40], [1, 0, 40, 40], [50, 0, 70, 40]], np.float32)
     scores, labels = np.array([0.9, 0.8, 0.7], np.float32), np.array([1, 0, 0], np.int32)
-    detections = ImageDetections(boxes, scores, ["dog", "cat", "cat"], labels)
+    detections = ImageDetections(boxes, scores, labels, (48, 80), NAMES)
     monkeypatch.setattr(Detector, "detect_one", lambda self, image: detections)
     arguments = ["predict", str(folder / "0.png"), f"--weights={file}", f"--out={tmp_path}"]
     assert cli.main([*arguments, *options]) == 0
