@@ -123,7 +123,7 @@ def check_same_run(
         return
     allow = (
         "give another --workdir, or the config of that run to resume it, or "
-        "--config.training.resume=new_data to go on with the new data"
+        "--config.training.resume=new_data to resume with the new data"
     )
     if saved.input_size != config.input_size:
         raise UserError(

@@ -38,6 +38,7 @@ def test_closed_sets_are_found():
         "data.cache",
         "data.augment",
         "data.val",
+        "training.resume",
         "model.width",
         "model.neck",
         "assigner.name",

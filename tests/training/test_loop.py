@@ -276,7 +276,7 @@ def test_checkpoint_saved_while_the_next_run_starts_is_resumed(
     monkeypatch.setattr(build, "lock_for_all_processes", lock_after_the_other_run_has_saved)
     log = (first / "metrics.jsonl").read_bytes()
     assert train_and_evaluate(tiny_config(), workdir) == metrics
-    assert f"resuming at step {STEPS}" in capsys.readouterr().out
+    assert f"{workdir}: already finished at step {STEPS}" in capsys.readouterr().out
     assert (workdir / "metrics.jsonl").read_bytes() == log
     assert int(final_state(workdir, STEPS).step) == STEPS
 
@@ -412,11 +412,12 @@ def test_count_slots_reports_boxes_beyond_the_slots():
 def test_run_without_validation_ends_with_its_last_checkpoint(tmp_path, capsys):
     config = tiny_config()
     config.data.val = "none"
-    for _ in range(2):  # the second call finds a finished run
-        assert train_and_evaluate(config, tmp_path) == {}
-        output = capsys.readouterr().out
-        assert "16 training and no validation images" in output
-        assert "config.data.val=none: no evaluation; the last checkpoint is the result" in output
+    assert train_and_evaluate(config, tmp_path) == {}
+    output = capsys.readouterr().out
+    assert "16 training and no validation images" in output
+    assert "config.data.val=none: no evaluation; the last checkpoint is the result" in output
+    assert train_and_evaluate(config, tmp_path) == {}
+    assert f"already finished at step {STEPS}" in capsys.readouterr().out
     assert [line["kind"] for line in journal(tmp_path)] == ["train"] * STEPS
     with closing(Checkpoints(tmp_path, writing=False)) as checkpoints:
         assert checkpoints.latest_step() == STEPS

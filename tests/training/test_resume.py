@@ -137,7 +137,7 @@ def test_other_input_size_is_refused_unless_new_data_is_allowed(tmp_path, capsys
     with pytest.raises(
         UserError,
         match=r"holds a run with config\.input_size \(64, 64\), not \(96, 96\); .*"
-        r"--config\.training\.resume=new_data to go on with the new data",
+        r"--config\.training\.resume=new_data to resume with the new data",
     ):
         train_and_evaluate(config, tmp_path)
     assert files(tmp_path) == before
