@@ -179,7 +179,7 @@ FAULTS = {
     "missing": ("configs/nope.py", "no such config"),
     "missing, with a variant": ("configs/nope.py:nanodet-m_320", "no such config"),
     "a folder": ("configs", "no such config"),
-    "unknown variant": ("configs/coco.py:nope", "no variant 'nope'"),
+    "unknown variant": ("configs/coco.py:nope", "unknown variant 'nope'; use one of "),
     "no variants": ("{}/no_variants.py:nope", "get_config"),
     "a name that it does not have": ("{}/key.py:nope", "KeyError"),
     "no get_config": ("{}/no_config.py", "get_config"),

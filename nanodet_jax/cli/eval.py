@@ -32,13 +32,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="library that computes the metrics; both give the same numbers (default: hotcoco if "
         "installed, since it is faster)",
     )
-    parser.add_argument("--judge", choices=EVALUATORS, help=argparse.SUPPRESS)  # the old name
+    parser.add_argument(  # the old name
+        "--judge", dest="old_evaluator", choices=EVALUATORS, help=argparse.SUPPRESS
+    )
     parser.set_defaults(run=run, terminate_on_sigint=True)
 
 
 def run(args: argparse.Namespace, overrides: Sequence[str]) -> int:
     """Evaluate, print the metrics and write them."""
-    if args.judge:
+    if args.old_evaluator:
         say("note: --judge is now called --evaluator")
     weights = args.weights or args.workdir
     if not weights or (args.weights and args.workdir):
@@ -47,6 +49,6 @@ def run(args: argparse.Namespace, overrides: Sequence[str]) -> int:
     # A workdir may come from someone else: its eval/ must not be a link to another folder.
     default = args.workdir / "eval" if args.workdir else Path("runs/eval")
     out = args.out or make_folder(default)
-    say_lines(format_table(evaluate(config, weights, out, args.evaluator or args.judge)))
+    say_lines(format_table(evaluate(config, weights, out, args.evaluator or args.old_evaluator)))
     say(f"{out} contains metrics.json, detections.json and pictures of detections")
     return 0

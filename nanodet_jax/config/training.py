@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from nanodet_jax.config.section import Section
 from nanodet_jax.config.values import Fields
 
 Optimizer = Literal["sgd", "adamw"]
@@ -10,7 +11,7 @@ Schedule = Literal["multistep", "cosine"]
 
 
 @dataclass(slots=True)
-class LrMultipliers:
+class LrMultipliers(Section):
     """Factors on the learning rate by part of the network; 0 freezes a part."""
 
     backbone: float = 1.0
@@ -32,7 +33,7 @@ class LrMultipliers:
 
 
 @dataclass(slots=True)
-class Training:
+class Training(Section):
     """Optimizer, schedule, evaluation and checkpoints."""
 
     epochs: int = 1
@@ -142,7 +143,7 @@ class Training:
 
 
 @dataclass(slots=True)
-class Distributed:
+class Distributed(Section):
     """The processes that train together, on one machine or several."""
 
     coordinator: str = ""
