@@ -14,6 +14,13 @@ class Section:
 
     if not typing.TYPE_CHECKING:  # with these methods, mypy would accept any field
 
+        def __new__(cls, *args: Any, **fields: Any) -> "Section":
+            known = {field.name for field in dataclasses.fields(cls)}
+            for name in fields:
+                if name not in known:
+                    raise TypeError(_unknown_attribute(cls, name))
+            return object.__new__(cls)
+
         def __getattr__(self, name: str) -> Any:
             raise AttributeError(_unknown_attribute(type(self), name), name=name, obj=self)
 

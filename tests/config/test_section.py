@@ -43,7 +43,12 @@ def test_unknown_field_in_python_names_the_close_ones(path):
         setattr(section(holder), name, 3)
     with pytest.raises(AttributeError) as read:
         getattr(section(holder), name)
-    assert (str(assigned.value), str(read.value)) == (expected, expected)
+    with pytest.raises(TypeError) as created:
+        type(section(holder))(**{name: 3})
+    with pytest.raises(TypeError) as replaced:
+        dataclasses.replace(section(holder), **{name: 3})
+    for caught in (assigned, read, created, replaced):
+        assert str(caught.value) == expected
 
 
 @pytest.mark.parametrize("path", UNKNOWN)
