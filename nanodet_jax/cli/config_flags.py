@@ -33,12 +33,15 @@ all fields, as does docs/config.md in the repository. --flagfile=FILE reads more
 one per line."""
 
 
-def add_config(parser: argparse.ArgumentParser, default: str | None = None) -> None:
+def add_config(
+    parser: argparse.ArgumentParser, default: str | None = None, default_help: str = "%(default)s"
+) -> None:
     """Add `--config` to a command; without a default, also as a positional argument."""
     group = parser.add_argument_group("config", HELP.format(names=", ".join(shipped_names())))
-    note = "(default: %(default)s)" if default else "(may also be given without --config)"
-    group.add_argument("--config", default=default, metavar="CONFIG", help=f"name or file {note}")
-    if not default:
+    positional = default is None
+    note = "may also be given without --config" if positional else f"default: {default_help}"
+    group.add_argument("--config", default=default, metavar="CONFIG", help=f"name or file ({note})")
+    if positional:
         group.add_argument("config", nargs="?", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
 
 

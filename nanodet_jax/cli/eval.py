@@ -4,11 +4,13 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from nanodet_jax.cli.config_flags import add_config, load_config
+from nanodet_jax.cli.config_flags import add_config, apply_overrides, load_config
+from nanodet_jax.config import Config, check
 from nanodet_jax.errors import UserError
 from nanodet_jax.evaluation.coco_metrics import format_table
 from nanodet_jax.evaluation.evaluate import evaluate
 from nanodet_jax.files import make_folder
+from nanodet_jax.io.weights import load_config_of
 from nanodet_jax.terminal import say, say_lines
 
 EVALUATORS = ("pycocotools", "hotcoco")
@@ -20,8 +22,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "Evaluate weights on the validation split of a config. Print the COCO metrics and the AP "
         "of each class; write metrics.json, detections.json and pictures of detections."
     )
-    add_config(parser, default="shapes")
-    parser.add_argument("--workdir", type=Path, help="a run: its best checkpoint is evaluated")
+    add_config(
+        parser, default="", default_help="that of the run or of the .npz file; shapes for .pth"
+    )
+    parser.add_argument(
+        "--workdir",
+        type=Path,
+        help="a run: its best checkpoint is evaluated, on the run's own validation images unless "
+        "--config or --config.FIELD flags select others",
+    )
     parser.add_argument("--weights", type=Path, help="a .pth, .ckpt or .npz file")
     parser.add_argument(
         "--out", type=Path, help="output folder (default: WORKDIR/eval, or runs/eval)"
@@ -45,10 +54,40 @@ def run(args: argparse.Namespace, overrides: Sequence[str]) -> int:
     weights = args.weights or args.workdir
     if not weights or (args.weights and args.workdir):
         raise UserError("give either --workdir of a run or --weights of a file")
-    config = load_config(args.config, overrides)
+    config, own = _config(args.config, weights, overrides)
     # A workdir may come from someone else: its eval/ must not be a link to another folder.
     default = args.workdir / "eval" if args.workdir else Path("runs/eval")
     out = args.out or make_folder(default)
-    say_lines(format_table(evaluate(config, weights, out, args.evaluator or args.old_evaluator)))
+    try:
+        metrics = evaluate(config, weights, out, args.evaluator or args.old_evaluator)
+    except UserError as error:
+        moved = _missing_paths(config) if own else ""
+        if not moved:
+            raise
+        raise UserError(
+            f"{error}; this path comes from the config of {weights}: give {moved} if the data has "
+            "moved, or run the command in the folder in which it was trained"
+        ) from error
+    say_lines(format_table(metrics))
     say(f"{out} contains metrics.json, detections.json and pictures of detections")
     return 0
+
+
+def _config(name: str, weights: Path, overrides: Sequence[str]) -> tuple[Config, bool]:
+    """Return the config of `--config` or of the weights, and whether it is that of the weights."""
+    own = None if name else load_config_of(weights)
+    if own is None:
+        return load_config(name or "shapes", overrides), False
+    config = apply_overrides(own, overrides)
+    check(config)
+    say(f"using the config of {weights}: {config.name}, data in {config.data.format} format")
+    return config, True
+
+
+def _missing_paths(config: Config) -> str:
+    """Return the flags of those paths of the validation data that do not exist."""
+    return " ".join(
+        f"--config.data.{field}=PATH"
+        for field in ("root", "val_images", "val_annotations")
+        if (path := getattr(config.data, field)) and not Path(path).expanduser().exists()
+    )

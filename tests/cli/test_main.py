@@ -59,8 +59,9 @@ def test_config_without_a_flag_is_accepted(config_of, command):
     assert (config.name, config.data.root) == ("voc", "folder")
 
 
-@pytest.mark.parametrize("command", ["train", "eval --workdir=run"])
-def test_default_config_is_shapes(config_of, command):
+@pytest.mark.parametrize("command", ["train", "eval --weights=x.pth"])
+def test_default_config_is_shapes(config_of, tmp_path, command):
+    (tmp_path / "x.pth").touch()
     assert config_of(*command.split()).name == "shapes"
 
 
@@ -163,7 +164,18 @@ def test_eval_reads_the_old_name_of_evaluator_with_a_note(monkeypatch, capsys, t
     monkeypatch.setattr(eval, "evaluate", lambda *given: chosen.append(given[-1]))
     monkeypatch.setattr(eval, "format_table", lambda _: "")
     for flag in ("--judge", "--evaluator"):
-        assert main(["eval", "--weights=w.npz", f"--out={tmp_path}", f"{flag}=hotcoco"]) == 0
+        assert (
+            main(
+                [
+                    "eval",
+                    "--config=shapes",
+                    "--weights=w.npz",
+                    f"--out={tmp_path}",
+                    f"{flag}=hotcoco",
+                ]
+            )
+            == 0
+        )
     assert chosen == ["hotcoco"] * 2
     assert capsys.readouterr().out.count("note: --judge is now called --evaluator\n") == 1
 

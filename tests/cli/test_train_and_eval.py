@@ -136,7 +136,7 @@ def test_scripts_train_and_evaluate_the_best_checkpoint(tmp_path, eager_weights)
 
 def test_eval_of_weights_writes_metrics_detections_and_pictures(command, tmp_path, eager_weights):
     arguments = f"--weights={eager_weights}", f"--out={tmp_path}", "--evaluator=pycocotools"
-    code, output, _ = command("eval", *TINY, *arguments)
+    code, output, _ = command("eval", "--config=shapes", *TINY, *arguments)
     assert code == 0
     assert "pycocotools" in json.loads((tmp_path / "metrics.json").read_text())["evaluator"]
     assert f"{tmp_path} contains metrics.json, detections.json and pictures" in output
