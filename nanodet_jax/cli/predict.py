@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from nanodet_jax import visualize
 from nanodet_jax.errors import UserError
 from nanodet_jax.files import write_json
 from nanodet_jax.inference.detector import Detector, ImageDetections, read_image
 from nanodet_jax.io.weights import MAX_INPUT_SIDE
+from nanodet_jax.progress import track
 from nanodet_jax.runtime.process import setup_process
 from nanodet_jax.terminal import say
 
@@ -75,7 +75,8 @@ def run(args: argparse.Namespace, _: Sequence[str]) -> int:
     found: dict[str, list[dict[str, Any]]] = {}
     skipped = 0
     try:
-        for file, name in tqdm(list(zip(files, names)), unit="img", disable=len(files) == 1):
+        pairs = zip(files, names)
+        for file, name in track(pairs, len(files), "predict", "images", visible=len(files) > 1):
             try:
                 pixels = read_image(file, detector.max_megapixels)
             except UserError as error:

@@ -7,13 +7,13 @@ from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from nanodet_jax.config import Config
 from nanodet_jax.data.faults import Fault, FaultKind
 from nanodet_jax.data.open_source import open_source
 from nanodet_jax.data.records import Category, Record, Source, decode
 from nanodet_jax.errors import UserError
+from nanodet_jax.progress import track
 
 OVERHANG = 1.0  # pixels outside the image, tolerated for rounding and 1-based indices
 
@@ -49,13 +49,8 @@ def scan(config: Config, split: str, *, progress: bool = True) -> Scan:
         return _examine(source, index, config.data.max_megapixels)
 
     with ThreadPoolExecutor(config.data.workers) as pool:
-        for record, found in tqdm(
-            pool.map(examine, range(len(source))),
-            total=len(source),
-            desc=f"reading {split}",
-            unit="img",
-            disable=not progress,
-        ):
+        examined = pool.map(examine, range(len(source)))
+        for record, found in track(examined, len(source), f"reading {split}", "images", progress):
             for fault in found:
                 add(fault)
             if record is not None:

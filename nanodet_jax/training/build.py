@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from tqdm import tqdm
 
 from nanodet_jax.config import Config
 from nanodet_jax.data.cache import TrainingImages
@@ -23,6 +22,7 @@ from nanodet_jax.inference.predict import Detect, make_detect
 from nanodet_jax.io.checkpoint import Checkpoints
 from nanodet_jax.losses.criterion import build_criterion
 from nanodet_jax.models.nanodet import build_model
+from nanodet_jax.progress import track
 from nanodet_jax.runtime import distributed
 from nanodet_jax.state import TrainState, abstract_variables, create_state
 from nanodet_jax.structures import Array, Batch
@@ -260,7 +260,8 @@ def _batches_to_measure(data: _Data) -> Iterator[Array]:
     on_host = copy.deepcopy(data.config)
     on_host.data.augment, on_host.data.cache = "host", "none"
     batches, augment = training_batches(data.train, on_host, data.slots), make_augment(on_host)
-    for _ in tqdm(range(UNFOLD_BATCHES), "measuring batch norms", leave=False):
+    steps = range(UNFOLD_BATCHES)
+    for _ in track(steps, UNFOLD_BATCHES, "measuring batch norms", "batches"):
         yield augment(next(batches)).images
 
 
