@@ -81,6 +81,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return fail(error)
     except OSError as error:  # for example a full disk
         return fail(f"{error.filename}: {error.strerror}" if error.filename else error)
+    except MemoryError:
+        return fail("out of memory on this machine; end other programs, or use less data at once")
     except KeyboardInterrupt:
         return 130
 

@@ -25,6 +25,7 @@ from nanodet_jax.io.weights import Weights, load_weights
 from nanodet_jax.models.nanodet import build_model
 from nanodet_jax.progress import track
 from nanodet_jax.runtime import distributed
+from nanodet_jax.runtime.out_of_memory import reporting_out_of_memory
 from nanodet_jax.runtime.process import setup_process
 from nanodet_jax.structures import Detections
 from nanodet_jax.terminal import join_first, say
@@ -188,7 +189,8 @@ def evaluate(
       the file.
 
     Raises:
-      UserError: if the dataset, the weights or a value of the config cannot be used.
+      UserError: if the dataset, the weights or a value of the config cannot be used, or a batch
+        does not fit in memory.
     """
     setup_process()
     check(config)
@@ -201,9 +203,10 @@ def evaluate(
         if value != trained:
             say(f"note: config.{name}={value}, but the weights were trained with {trained}")
     detect = make_detect(build_model(loaded.config.model, config.precision))
-    result = run_evaluation(
-        detect, loaded.variables, source, config, num_examples=NUM_EXAMPLES, evaluator=evaluator
-    )
+    with reporting_out_of_memory(config, training=False):
+        result = run_evaluation(
+            detect, loaded.variables, source, config, num_examples=NUM_EXAMPLES, evaluator=evaluator
+        )
     assert result is not None
     metrics = {**result.metrics, "evaluator": f"{evaluator} {metadata.version(evaluator)}"}
     out = Path(out)

@@ -189,6 +189,18 @@ def test_operating_system_error_gives_one_line_and_code_2(monkeypatch, capsys):
     assert capsys.readouterr().err == "error: file: No space left on device\n"
 
 
+def test_memory_error_gives_one_line_and_code_2(monkeypatch, capsys):
+    def fail(*_):
+        raise MemoryError
+
+    monkeypatch.setattr(train, "train_and_evaluate", fail)
+    assert main(["train"]) == 2
+    expected = (
+        "error: out of memory on this machine; end other programs, or use less data at once\n"
+    )
+    assert capsys.readouterr().err == expected
+
+
 def test_error_in_the_program_is_not_hidden(monkeypatch):
     def fail(*_):
         raise ZeroDivisionError
