@@ -80,8 +80,8 @@ def split_overrides(argv: Sequence[str]) -> tuple[list[str], list[str]]:
         overrides.append(argument)
         _, field, value = match.groups()
         separate = value is None and not _is_boolean(field)
-        if separate and remaining and not remaining[0].startswith("--"):  # else it is missing
-            overrides.append(remaining.popleft())
+        if separate and (following := _take_value(remaining)) is not None:
+            overrides.append(following)
     return others, overrides
 
 
@@ -179,32 +179,48 @@ def apply_overrides(config: configs.Config, overrides: Sequence[str]) -> configs
       UserError: naming the flag and a fix, for an unknown field or a value of another type.
     """
     config = copy.deepcopy(config)
-    remaining = iter(configs.rename_flags(overrides))
-    for flag in remaining:
-        match = OVERRIDE.fullmatch(flag)
+    remaining = deque(configs.rename_flags(overrides))
+    while remaining:
+        match = OVERRIDE.fullmatch(remaining.popleft())
         assert match is not None  # as `split_overrides` returns them
-        negated, field, value = match[1], match[2], match[3]
+        negated, field, value = match.groups()
         hint = _type_of(field)
-        where = f"--{negated or ''}config.{field}"
-        value_now = format_value(_value_of(config, field))
-        example = f"--config.{field}={value_now or 'VALUE'}"
-        if hint is bool and (value is None or negated):
-            if value is not None:
-                raise UserError(f"{where}: takes no value; give {where} or --config.{field}=false")
-            value = "=false" if negated else "=true"
-        elif negated:
-            raise UserError(f"{where}: is for fields that are true or false; give {example}")
-        text = next(remaining, None) if value is None else value[1:]
-        if text is None:
-            raise UserError(f"{where}: expects a value, such as {example}")
-        try:
-            parsed = parse_value(text, hint)
-        except ValueError as error:
-            such_as = f", such as {example}" if value_now else ""
-            raise UserError(f"{where}={text!r}: {error}{such_as}") from None
         section, _, name = field.rpartition(".")
-        setattr(_value_of(config, section), name, parsed)
+        holder = _section_of(config, section)
+        now = format_value(getattr(holder, name))
+        example = f"--config.{field}={now or 'VALUE'}"
+        if negated:
+            text = _negated_value(field, value, hint, example)
+        elif value is not None:
+            text = value.removeprefix("=")
+        elif hint is bool:
+            text = "true"
+        elif (following := _take_value(remaining)) is not None:
+            text = following
+        else:
+            raise UserError(f"--config.{field}: expects a value, such as {example}")
+        try:
+            setattr(holder, name, parse_value(text, hint))
+        except ValueError as error:
+            such_as = f", such as {example}" if now else ""
+            raise UserError(f"--config.{field}={text!r}: {error}{such_as}") from None
     return config
+
+
+def _take_value(remaining: deque[str]) -> str | None:
+    """Remove and return the value of a flag without "="; None if it is missing."""
+    missing = not remaining or remaining[0].startswith("--")
+    return None if missing else remaining.popleft()
+
+
+def _negated_value(field: str, value: str | None, hint: Any, example: str) -> str:
+    """Return "false" for `--noconfig.FIELD`, after checking that it is used correctly."""
+    flag = f"--noconfig.{field}"
+    if hint is not bool:
+        raise UserError(f"{flag}: is for fields that are true or false; give {example}")
+    if value is not None:
+        raise UserError(f"{flag}: takes no value; give {flag} or --config.{field}=false")
+    return "false"
 
 
 def _type_of(field: str) -> Any:
@@ -223,6 +239,6 @@ def _type_of(field: str) -> Any:
     return hint
 
 
-def _value_of(config: configs.Config, field: str) -> Any:
-    """Return a field or section by its dotted name; the whole config for an empty name."""
-    return functools.reduce(getattr, filter(None, field.split(".")), config)
+def _section_of(config: configs.Config, name: str) -> Any:
+    """Return a section by its dotted name; the whole config for an empty name."""
+    return functools.reduce(getattr, filter(None, name.split(".")), config)

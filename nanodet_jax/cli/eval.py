@@ -6,13 +6,16 @@ from pathlib import Path
 
 from nanodet_jax.cli.config_flags import add_config, apply_overrides, load_config
 from nanodet_jax.config import Config, check
+from nanodet_jax.data.records import MAX_MEGAPIXELS
 from nanodet_jax.errors import UserError
 from nanodet_jax.evaluation.coco_metrics import format_table
 from nanodet_jax.evaluation.evaluate import evaluate
 from nanodet_jax.files import make_folder
-from nanodet_jax.io.weights import load_config_of
+from nanodet_jax.io.weights import MAX_INPUT_SIDE, load_config_of
 from nanodet_jax.terminal import say, say_lines
 
+# Upper bounds on fields of `data` in the config of weights. Only flags can exceed them.
+LIMITS = {"max_megapixels": MAX_MEGAPIXELS, "batch_size": 256, "workers": 64, "val_size": 100_000}
 EVALUATORS = ("pycocotools", "hotcoco")
 
 
@@ -78,10 +81,23 @@ def _config(name: str, weights: Path, overrides: Sequence[str]) -> tuple[Config,
     own = None if name else load_config_of(weights)
     if own is None:
         return load_config(name or "shapes", overrides), False
-    config = apply_overrides(own, overrides)
+    config = apply_overrides(_within_limits(own, weights, overrides), overrides)
     check(config)
     say(f"using the config of {weights}: {config.name}, data in {config.data.format} format")
     return config, True
+
+
+def _within_limits(own: Config, weights: Path, overrides: Sequence[str]) -> Config:
+    """Limit the resources that a config asks for, since weights may come from someone else."""
+    if max(own.input_size) > MAX_INPUT_SIDE and not any("input_size" in flag for flag in overrides):
+        height, width = own.input_size
+        raise UserError(
+            f"{weights}: config.input_size={height},{width}: sides over {MAX_INPUT_SIDE} must be "
+            f"confirmed; if you trust the weights, give --config.input_size={height},{width}"
+        )
+    for name, limit in LIMITS.items():
+        setattr(own.data, name, min(getattr(own.data, name), limit))
+    return own
 
 
 def _missing_paths(config: Config) -> str:

@@ -17,6 +17,7 @@ from nanodet_jax.progress import MainBar, output
 from nanodet_jax.training.evaluation_table import EvaluationTable
 from nanodet_jax.training.tensorboard import EventWriter
 
+SHOWN = ("AP", "AP50", "AP75")  # of an evaluation, in its line
 LINE_LIMIT = 1 << 24  # bytes; an evaluation of 10,000 classes takes about a million
 APPEND = os.O_WRONLY | os.O_APPEND | os.O_CREAT | NO_FOLLOW
 
@@ -106,7 +107,7 @@ class MetricLogger:
         if self._table is not None:
             self._table.add(step, epoch, metrics)
             return
-        shown = (f"{name} {format_value(metrics[name], 4)}" for name in ("AP", "AP50", "AP75"))
+        shown = (f"{name} {format_value(metrics[name], 4).strip()}" for name in SHOWN)
         self.say(f"step {step} (epoch {epoch}): {'  '.join(shown)}")
 
     def log_image(self, name: str, step: int, image: np.ndarray) -> None:

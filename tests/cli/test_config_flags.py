@@ -23,6 +23,8 @@ WRONG = {
     "--config.training.epochs=1",
     "--config.data.root --workdir=x": "--config.data.root: expects a value, such as "
     "--config.data.root=VALUE",
+    "--config.data.root --config.name=x": "--config.data.root: expects a value, such as "
+    "--config.data.root=VALUE",
     "--config.training.learning_rate=fast": "--config.training.learning_rate='fast': expected "
     "float, such as --config.training.learning_rate=0.01",
     "--config.data.keep_ratio=maybe": "--config.data.keep_ratio='maybe': expected true or false, "

@@ -95,3 +95,26 @@ def test_override_that_the_config_of_a_run_refuses_is_one_line(workdir, capsys):
     ):  # fmt: skip
         assert main(["eval", f"--workdir={workdir}", flag]) == 2
         assert capsys.readouterr().err == f"error: {error}\n"
+
+
+def test_config_of_weights_cannot_ask_for_unlimited_resources(tmp_path, evaluated):
+    config = Config("theirs", model=Model(num_classes=2))
+    config.data.max_megapixels, config.data.workers = 1e6, 10**6
+    config.data.batch_size = config.data.val_size = 10**9
+    (tmp_path / ABOUT).write_text(describe(config, ("cat", "dog")))
+    assert main(["eval", f"--workdir={tmp_path}", "--config.data.workers=100"]) == 0
+    data = evaluated[0].data
+    assert (data.max_megapixels, data.workers) == (50, 100)
+    assert (data.batch_size, data.val_size) == (256, 100_000)
+
+
+def test_large_input_in_the_config_of_weights_must_be_confirmed(tmp_path, evaluated, capsys):
+    config = Config("theirs", input_size=(4096, 64), model=Model(num_classes=2))
+    (tmp_path / ABOUT).write_text(describe(config, ("cat", "dog")))
+    assert main(["eval", f"--workdir={tmp_path}"]) == 2
+    assert capsys.readouterr().err == (
+        f"error: {tmp_path}: config.input_size=4096,64: sides over 2048 must be confirmed; if you "
+        "trust the weights, give --config.input_size=4096,64\n"
+    )
+    assert main(["eval", f"--workdir={tmp_path}", "--config.input_size=4096,64"]) == 0
+    assert evaluated[0].input_size == (4096, 64)

@@ -61,7 +61,7 @@ def test_metrics_without_objects_are_null_in_the_log_and_a_dash_in_the_line(tmp_
         "dog": {"AP": None, "AP50": None},
     }
     assert METRICS["APl"] == -1.0
-    assert "step 20 (epoch 2): AP     -  AP50 0.2500" in capsys.readouterr().out
+    assert "step 20 (epoch 2): AP -  AP50 0.2500" in capsys.readouterr().out
 
 
 def test_lines_with_minus_one_of_earlier_versions_are_kept(tmp_path):
