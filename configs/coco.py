@@ -155,5 +155,5 @@ def get_config(variant: str = "nanodet-m_320") -> Config:
             config.model = plus_model(1.5, 128)
             config.input_size = (416, 416)
         case _:
-            raise UserError(f"configs/coco.py has no variant {variant!r}; it has {VARIANTS}")
+            raise UserError(f"unknown variant {variant!r}; use one of {', '.join(VARIANTS)}")
     return config

@@ -68,7 +68,5 @@ def get_config(variant: str = "nanodet-m-tiny") -> Config:
             config.training.ema_decay = 0.9998
             config.training.detach_epoch = 5  # never detach: the run is too short to benefit
         case _:
-            raise UserError(
-                f"configs/shapes.py: unknown variant {variant!r}; use one of {', '.join(VARIANTS)}"
-            )
+            raise UserError(f"unknown variant {variant!r}; use one of {', '.join(VARIANTS)}")
     return config

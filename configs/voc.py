@@ -27,7 +27,7 @@ VARIANTS = ("nanodet-m", "nanodet-plus-m")
 def get_config(variant: str = "nanodet-m") -> Config:
     """Return one of VARIANTS at 320 x 320: AdamW, cosine schedule, the original's bugs fixed."""
     if variant not in VARIANTS:
-        raise UserError(f"this config has no variant {variant!r}; it has {VARIANTS}")
+        raise UserError(f"unknown variant {variant!r}; use one of {', '.join(VARIANTS)}")
     config = Config(
         name="voc",
         input_size=(320, 320),

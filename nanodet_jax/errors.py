@@ -1,6 +1,7 @@
 """UserError, an error that the user can fix, and the conversion of other errors to it."""
 
-from collections.abc import Iterator
+import difflib
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,6 +17,12 @@ class UserError(Exception):
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's message, or its type if the message is empty."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def did_you_mean(given: str, known: Iterable[str]) -> str:
+    """Return " did you mean NAME?" for the known name closest to a misspelt one, or ""."""
+    close = difflib.get_close_matches(given, list(known), n=1)
+    return f" did you mean {close[0]}?" if close else ""
 
 
 @contextmanager

@@ -113,7 +113,7 @@ def parse(monkeypatch):
         raise Parsed
 
     def check(args, overrides):
-        if getattr(args, "config", "CONFIG") != "CONFIG":  # a placeholder
+        if getattr(args, "config", None) not in (None, "", "CONFIG"):  # a placeholder
             config_flags.load_config(args.config, overrides)
         raise Parsed
 

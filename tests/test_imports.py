@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).parents[1] / "nanodet_jax"
 # package may. A module that is listed with its package is a separate unit.
 LAYERS = (
     {"errors", "version", "terminal"},
-    {"config", "structures", "boxes", "coco_classes", "files"},
+    {"config", "structures", "boxes", "coco_classes", "files", "progress"},
     {"runtime", "configs"},
     {"ops", "losses", "data"},
     {"models", "visualize", "evaluation.coco_metrics"},

@@ -170,6 +170,8 @@ BAD = {
     "no_import": "import nothing_of_this_name\n",
     "no_variants": "def get_config():\n    pass\n",
     "no_return": "def get_config():\n    pass\n",
+    "misspelt": "from nanodet_jax.config import Config, Training\n"
+    "def get_config():\n    return Config(training=Training(epoch=3))\n",
     "key": "def get_config(variant):\n    return {'a': 1}[variant]\n",
     "odd_size": "from nanodet_jax.config import Config\n"
     "def get_config():\n    return Config(input_size=(100, 100))\n",
@@ -179,9 +181,13 @@ FAULTS = {
     "missing": ("configs/nope.py", "no such config"),
     "missing, with a variant": ("configs/nope.py:nanodet-m_320", "no such config"),
     "a folder": ("configs", "no such config"),
-    "unknown variant": ("configs/coco.py:nope", "no variant 'nope'"),
+    "unknown variant": ("configs/coco.py:nope", "unknown variant 'nope'; use one of "),
     "no variants": ("{}/no_variants.py:nope", "get_config"),
     "a name that it does not have": ("{}/key.py:nope", "KeyError"),
+    "a misspelt field": (
+        "{}/misspelt.py",
+        "config.training.epoch: unknown field; did you mean config.training.epochs?",
+    ),
     "no get_config": ("{}/no_config.py", "get_config"),
     "a slip": ("{}/no_python.py", "line 1"),
     "an import": ("{}/no_import.py", "nothing_of_this_name"),

@@ -1,25 +1,27 @@
 """Configs on the command line: `--config NAME_OR_FILE[:VARIANT]` and `--config.FIELD=VALUE`."""
 
 import argparse
+import copy
 import dataclasses
+import functools
 import importlib
-import itertools
 import os
 import pkgutil
 import re
 import runpy
 import sys
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from absl import flags
-from ml_collections import config_flags
-from ml_collections.config_flags import config_path
 
 from nanodet_jax import config as configs
-from nanodet_jax.errors import UserError
+from nanodet_jax.cli.flag_values import format_value, parse_value
+from nanodet_jax.config.section import close_fields, fields_of, unknown_field
+from nanodet_jax.errors import UserError, did_you_mean
 
 SHIPPED = "nanodet_jax.configs"  # package of the configs that have a name
 OVERRIDE = re.compile(r"--?(no)?config\.([^=]*)(=.*)?", re.DOTALL)
@@ -28,17 +30,32 @@ NAME_LISTS = ("data.classes", "data.merge", "data.ignore", "data.sources")
 HELP = """CONFIG is NAME[:VARIANT] or FILE[:VARIANT]. The names are {names}. A file is Python code
 with a function get_config() that returns a Config; VARIANT is its argument. Override fields with
 --config.FIELD=VALUE, for example --config.training.epochs=20 --config.data.classes=cat,dog
---noconfig.data.keep_ratio; docs/config.md in the repository lists all fields. --flagfile=FILE reads
-more flags from a file, one per line."""
+--noconfig.data.keep_ratio; of repeated flags, the last one counts. `nanodet-jax config` describes
+all fields, as does docs/config.md in the repository. --flagfile=FILE reads more flags from a file,
+one per line."""
 
 
-def add_config(parser: argparse.ArgumentParser, default: str | None = None) -> None:
+def add_config(
+    parser: argparse.ArgumentParser, default: str | None = None, default_help: str = "%(default)s"
+) -> None:
     """Add `--config` to a command; without a default, also as a positional argument."""
     group = parser.add_argument_group("config", HELP.format(names=", ".join(shipped_names())))
-    note = "(default: %(default)s)" if default else "(may also be given without --config)"
-    group.add_argument("--config", default=default, metavar="CONFIG", help=f"name or file {note}")
-    if not default:
+    positional = default is None
+    note = "may also be given without --config" if positional else f"default: {default_help}"
+    group.add_argument("--config", default=default, metavar="CONFIG", help=f"name or file ({note})")
+    if positional:
         group.add_argument("config", nargs="?", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+
+
+def add_field_names(parser: argparse.ArgumentParser) -> None:
+    """Add the names of all config fields to the help of a command, one group per section."""
+    sections: dict[str, list[str]] = {}
+    for path, hint in fields_of(configs.Config):
+        section, _, name = path.rpartition(".")
+        if not dataclasses.is_dataclass(hint):
+            sections.setdefault(section, []).append(name)
+    for section, names in sections.items():
+        parser.add_argument_group(f"fields of --{section}", ", ".join(names))
 
 
 def shipped_names() -> list[str]:
@@ -53,30 +70,48 @@ def split_overrides(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     Raises:
       UserError: if a `--flagfile` cannot be read.
     """
-    try:
-        argv = flags.FlagValues().read_flags_from_files(list(argv), force_gnu=True)
-    except flags.Error as error:
-        raise UserError(f"--flagfile: {error}") from error
+    remaining = deque(_with_flag_files(argv))
     others: list[str] = []
     overrides: list[str] = []
-    remaining = iter(argv)
-    for argument in remaining:
+    while remaining:
+        argument = remaining.popleft()
         match = OVERRIDE.fullmatch(argument)
         if not match:
             others.append(argument)
             continue
         overrides.append(argument)
         _, field, value = match.groups()
-        if value is None and not _is_boolean(field):
-            overrides += itertools.islice(remaining, 1)
+        separate = value is None and not _is_boolean(field)
+        if separate and (following := _take_value(remaining)) is not None:
+            overrides.append(following)
     return others, overrides
 
 
-def _is_boolean(field: str) -> bool:
+def _with_flag_files(argv: Sequence[str]) -> list[str]:
     try:
-        return config_path.get_type(field, configs.Config()) is bool
-    except (KeyError, IndexError, ValueError, TypeError):  # no such field, reported later
-        return False
+        return flags.FlagValues().read_flags_from_files(list(argv), force_gnu=True)
+    except flags.CantOpenFlagFileError as error:
+        reason = getattr(error.__context__, "strerror", None) or "cannot be opened"
+        file = getattr(error.__context__, "filename", None)
+        raise UserError(f"--flagfile={file}: cannot be read: {reason}") from error
+    except flags.Error as error:
+        raise UserError("--flagfile: expects a file, as in --flagfile=FILE") from error
+    except ValueError as error:  # not UTF-8
+        raise UserError("--flagfile: the file is not text; give one flag per line") from error
+
+
+def suggest_flag(argument: str) -> str:
+    """Return " did you mean --config.FIELD?" for an argument close to a field or config, or ""."""
+    name = re.sub(r"^-*(config\b)?[.-]?", "", argument).partition("=")[0]
+    if not argument.startswith("-") and (name in shipped_names() or Path(argument).is_file()):
+        return f" did you mean --config {argument}?"
+    known = dict(fields_of(configs.Config))
+    close = [f"config.{name}"] if f"config.{name}" in known else close_fields(f"config.{name}")
+    return f" did you mean {' or '.join(f'--{field}' for field in close)}?" if close else ""
+
+
+def _is_boolean(field: str) -> bool:
+    return dict(fields_of(configs.Config)).get(f"config.{field}") is bool
 
 
 def load_config(name: str, overrides: Sequence[str] = ()) -> configs.Config:
@@ -91,27 +126,33 @@ def load_config(name: str, overrides: Sequence[str] = ()) -> configs.Config:
         variant, fails in any other way, or has invalid values.
     """
     file, colon, variant = name.partition(":")
+    if not file:
+        raise UserError(f"--config={name}: give a file, or one of {', '.join(shipped_names())}")
     try:
         config = _get_config(file, *([variant] if colon else []))
         if not isinstance(config, configs.Config):
             raise UserError(f"get_config must return a Config, not {type(config).__name__}")
-        if overrides:
-            config = _override(config, overrides)
-        configs.check(config)
     except UserError as error:
         raise UserError(f"{name}: {error}") from error
     except Exception as error:  # a config is code: it may raise anything
         raise UserError(f"{name}: {type(error).__name__}: {error}") from error
+    config = apply_overrides(config, overrides)
+    try:
+        configs.check(config)
+    except UserError as error:
+        raise UserError(f"{name}: {error}") from error
     return config
 
 
 def _get_config(file: str, *variant: str) -> Any:
     """Call `get_config` of a shipped config or of a file."""
-    if file in shipped_names():
+    names = shipped_names()
+    if file in names:
         return importlib.import_module(f"{SHIPPED}.{file}").get_config(*variant)
     path = Path(file).expanduser()
     if not path.is_file():
-        raise UserError(f"no such config; give a file, or one of {', '.join(shipped_names())}")
+        meant = did_you_mean(file, names)
+        raise UserError(f"no such config;{meant} give a file, or one of {', '.join(names)}")
     with _importable_configs(path):
         get_config = runpy.run_path(str(path)).get("get_config")
         if get_config is None:
@@ -133,55 +174,73 @@ def _importable_configs(path: Path) -> Iterator[None]:
         sys.path[:] = before
 
 
-def _override(config: configs.Config, overrides: Sequence[str]) -> configs.Config:
-    """Return a config with `--config.FIELD=VALUE` flags applied."""
-    overrides = configs.rename_flags(overrides)
-    for flag in overrides:
-        if match := OVERRIDE.fullmatch(flag):
-            _check_field(match[2])
-    argv = ["config", *_quote_names(overrides)]
-    values = flags.FlagValues()
-    # ml_collections has no parser for Literal; `config.check` refuses a string outside the set.
-    config_flags.register_flag_parser_for_type(Literal, flags.ArgumentParser())
-    try:
-        config_flags.DEFINE_config_dataclass("config", config, flag_values=values, sys_argv=argv)
-        rest = values(argv)
-    except (flags.Error, ValueError, TypeError) as error:
-        raise UserError(str(error.args[0])) from error
-    if rest[1:]:
-        raise UserError(f"unexpected {rest[1]!r}: flags are --config.FIELD=VALUE")
-    overridden: configs.Config = values.config
-    return overridden
+def apply_overrides(config: configs.Config, overrides: Sequence[str]) -> configs.Config:
+    """Return a copy of a config with `--config.FIELD=VALUE` flags applied; the last one counts.
+
+    Raises:
+      UserError: naming the flag and a fix, for an unknown field or a value of another type.
+    """
+    config = copy.deepcopy(config)
+    remaining = deque(configs.rename_flags(overrides))
+    while remaining:
+        match = OVERRIDE.fullmatch(remaining.popleft())
+        assert match is not None  # as `split_overrides` returns them
+        negated, field, value = match.groups()
+        hint = _type_of(field)
+        section, _, name = field.rpartition(".")
+        holder = _section_of(config, section)
+        now = format_value(getattr(holder, name))
+        example = f"--config.{field}={now or 'VALUE'}"
+        if negated:
+            text = _negated_value(field, value, hint, example)
+        elif value is not None:
+            text = value.removeprefix("=")
+        elif hint is bool:
+            text = "true"
+        elif (following := _take_value(remaining)) is not None:
+            text = following
+        else:
+            raise UserError(f"--config.{field}: expects a value, such as {example}")
+        try:
+            setattr(holder, name, parse_value(text, hint))
+        except ValueError as error:
+            such_as = f", such as {example}" if now else ""
+            raise UserError(f"--config.{field}={text!r}: {error}{such_as}") from None
+    return config
 
 
-def _check_field(path: str) -> None:
-    holder: Any = configs.Config()
-    for name in path.split("."):
-        known = dataclasses.fields(holder) if dataclasses.is_dataclass(holder) else ()
-        names = [field.name for field in known]
-        if name not in names:
-            raise UserError(f"--config.{path}: unknown field; known fields are {', '.join(names)}")
-        holder = getattr(holder, name)
+def _take_value(remaining: deque[str]) -> str | None:
+    """Remove and return the value of a flag without "="; None if it is missing."""
+    missing = not remaining or remaining[0].startswith("--")
+    return None if missing else remaining.popleft()
 
 
-def _quote_names(overrides: Sequence[str]) -> list[str]:
-    """Quote the names in `--config.data.classes=cat,dog`: flags are parsed as Python literals."""
-    quoted: list[str] = []
-    awaits_value = False
-    for flag in overrides:
-        match = OVERRIDE.fullmatch(flag)
-        is_names = match is not None and match[2] in NAME_LISTS
-        if match and is_names and match[3]:
-            flag = f"--config.{match[2]}={_literal(match[3][1:])}"
-        elif awaits_value:
-            flag = _literal(flag)
-        awaits_value = is_names and match is not None and not match[3]
-        quoted.append(flag)
-    return quoted
+def _negated_value(field: str, value: str | None, hint: Any, example: str) -> str:
+    """Return "false" for `--noconfig.FIELD`, after checking that it is used correctly."""
+    flag = f"--noconfig.{field}"
+    if hint is not bool:
+        raise UserError(f"{flag}: is for fields that are true or false; give {example}")
+    if value is not None:
+        raise UserError(f"{flag}: takes no value; give {flag} or --config.{field}=false")
+    return "false"
 
 
-def _literal(text: str) -> str:
-    """Return names separated by commas as a Python tuple; a text with brackets or quotes is one."""
-    if text[:1] in ("(", "[", "'", '"'):
-        return text
-    return repr(tuple(name.strip() for name in text.split(",") if name.strip()))
+def _type_of(field: str) -> Any:
+    """Return the type of a field.
+
+    Raises:
+      UserError: if there is no such field, naming close ones, or if it is a section.
+    """
+    hint = dict(fields_of(configs.Config)).get(f"config.{field}")
+    if hint is None:
+        text = unknown_field(f"config.{field}").replace(" config.", " --config.")
+        raise UserError(f"--config.{field}: {text}")
+    if dataclasses.is_dataclass(hint):
+        names = ", ".join(part.name for part in dataclasses.fields(hint))
+        raise UserError(f"--config.{field}: is a section; give one of its fields: {names}")
+    return hint
+
+
+def _section_of(config: configs.Config, name: str) -> Any:
+    """Return a section by its dotted name; the whole config for an empty name."""
+    return functools.reduce(getattr, filter(None, name.split(".")), config)

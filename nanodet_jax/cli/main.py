@@ -11,10 +11,10 @@ from typing import Any, NoReturn
 
 from absl import flags, logging
 
-from nanodet_jax.cli import convert, doctor, info, predict, prepare, train
+from nanodet_jax.cli import config, convert, doctor, info, predict, prepare, train
 from nanodet_jax.cli import eval as evaluate
-from nanodet_jax.cli.config_flags import split_overrides
-from nanodet_jax.errors import UserError
+from nanodet_jax.cli.config_flags import split_overrides, suggest_flag
+from nanodet_jax.errors import UserError, did_you_mean
 from nanodet_jax.terminal import say, tolerate_closed_output
 from nanodet_jax.version import __version__
 
@@ -23,10 +23,19 @@ COMMANDS = {
     "eval": (evaluate, "evaluate weights or a run on the validation images of a config"),
     "predict": (predict, "draw and list the objects in images"),
     "doctor": (doctor, "find what is wrong with the data of a config"),
+    "config": (config, "print the fields of a config with their values and meaning"),
     "info": (info, "print the parameters and multiply-adds of a config's network"),
     "convert": (convert, "convert weights of the original NanoDet, or of a run, to .npz"),
     "prepare": (prepare, "write a COCO dataset as a TFDS dataset"),
 }
+
+
+INTERNAL = {
+    "command",
+    "run",
+    "terminate_on_sigint",
+    "old_evaluator",
+}  # of the namespace, but no options
 
 
 class _Parser(argparse.ArgumentParser):
@@ -55,10 +64,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     tolerate_closed_output()
     try:
         arguments, overrides = split_overrides(sys.argv[1:] if argv is None else argv)
+        _check_command(arguments)
         args, unknown = _parser().parse_known_args(arguments)
         if unknown:
-            command = f"nanodet-jax {args.command}"
-            raise UserError(f"{unknown[0]}: {command} takes no such argument; see {command} --help")
+            raise UserError(_unknown_argument(unknown[0], args))
         if overrides and "config" not in args:
             raise UserError(f"{overrides[0]}: nanodet-jax {args.command} takes no config")
         if getattr(args, "config", "") is None:
@@ -72,6 +81,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return fail(error)
     except OSError as error:  # for example a full disk
         return fail(f"{error.filename}: {error.strerror}" if error.filename else error)
+    except MemoryError:
+        return fail("out of memory on this machine; end other programs, or use less data at once")
     except KeyboardInterrupt:
         return 130
 
@@ -80,6 +91,25 @@ def fail(message: object) -> int:
     """Print `error: ...` on one line of stderr, and return exit code 2."""
     say(f"error: {' '.join(str(message).split())}", sys.stderr)
     return 2
+
+
+def _check_command(arguments: Sequence[str]) -> None:
+    """Refuse a misspelt command with a suggestion, which argparse does not give."""
+    command = next((argument for argument in arguments if not argument.startswith("-")), None)
+    if command is not None and command not in COMMANDS:
+        meant = did_you_mean(command, COMMANDS)
+        raise UserError(
+            f"{command}: no such command;{meant} the commands are {', '.join(COMMANDS)}"
+        )
+
+
+def _unknown_argument(argument: str, args: argparse.Namespace) -> str:
+    command = f"nanodet-jax {args.command}"
+    options = [f"--{name.replace('_', '-')}" for name in vars(args) if name not in INTERNAL]
+    meant = did_you_mean(argument.partition("=")[0], options)
+    if not meant and "config" in args:
+        meant = suggest_flag(argument)
+    return f"{argument}: {command} takes no such argument;{meant} see {command} --help"
 
 
 def _parser() -> argparse.ArgumentParser:

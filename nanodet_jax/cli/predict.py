@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
-from tqdm import tqdm
 
 from nanodet_jax import visualize
 from nanodet_jax.errors import UserError
@@ -24,6 +23,7 @@ from nanodet_jax.inference.label_files import LabelFiles, LabelFormat
 from nanodet_jax.inference.postprocess import SCORE_THRESHOLD
 from nanodet_jax.inference.results import ImageDetections, check_selection
 from nanodet_jax.io.weights import MAX_INPUT_SIDE
+from nanodet_jax.progress import track
 from nanodet_jax.runtime.process import setup_process
 from nanodet_jax.terminal import join_first, say
 
@@ -97,7 +97,8 @@ def run(args: argparse.Namespace, _: Sequence[str]) -> int:
     found: dict[str, list[dict[str, Any]]] = {}
     unreadable: list[str] = []
     try:
-        for file, name in tqdm(list(zip(files, names)), unit="img", disable=len(files) == 1):
+        pairs = zip(files, names)
+        for file, name in track(pairs, len(files), "predict", "images", visible=len(files) > 1):
             try:
                 pixels = read_image(file, detector.max_megapixels)
             except UserError as error:

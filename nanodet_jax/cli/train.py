@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from nanodet_jax.cli.config_flags import add_config, load_config
+from nanodet_jax.cli.config_flags import add_config, add_field_names, load_config
 from nanodet_jax.evaluation.coco_metrics import format_table
 from nanodet_jax.runtime import distributed
 from nanodet_jax.terminal import say, say_lines
@@ -21,6 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--workdir", type=Path, help="folder of the run (default: runs/<config.name>)"
     )
+    add_field_names(parser)
     parser.set_defaults(run=run, terminate_on_sigint=True)
 
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from nanodet_jax.config.section import Section
 from nanodet_jax.config.values import Fields
 
 Format = Literal["coco", "voc", "yolo", "tfds", "shapes"]
@@ -12,7 +13,7 @@ Validation = Literal["given", "none"]
 
 
 @dataclass(slots=True)
-class Data:
+class Data(Section):
     """Where images and boxes come from, and how they reach the device."""
 
     format: Format = "coco"
@@ -166,7 +167,7 @@ class Data:
 
 
 @dataclass(slots=True)
-class Augment:
+class Augment(Section):
     """Training-time transforms; every factor is drawn uniformly, independently for each image."""
 
     perspective: float = 0.0

@@ -3,13 +3,14 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from nanodet_jax.config.section import Section
 from nanodet_jax.config.values import Fields
 
 AssignerName = Literal["atss", "dynamic_soft_label"]
 
 
 @dataclass(slots=True)
-class Assigner:
+class Assigner(Section):
     """Which priors learn which ground-truth box."""
 
     name: AssignerName = "atss"
@@ -38,7 +39,7 @@ class Assigner:
 
 
 @dataclass(slots=True)
-class Compat:
+class Compat(Section):
     """Bugs of the original: True reproduces, False fixes them (`docs/differences.md`)."""
 
     priors_of_any_box: bool = True
@@ -55,7 +56,7 @@ class Compat:
 
 
 @dataclass(slots=True)
-class Loss:
+class Loss(Section):
     """Weights of the three loss terms."""
 
     quality_focal: float = 1.0

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from nanodet_jax.config.section import Section
 from nanodet_jax.config.values import Fields, one_of
 
 Neck = Literal["pan", "ghost_pan"]
@@ -24,7 +25,7 @@ GUIDANCE_GROUPS = 32  # of the group norms in the guidance head
 
 
 @dataclass(slots=True)
-class Model:
+class Model(Section):
     """ShuffleNetV2, a neck, a head, and for NanoDet-Plus a branch that guides training."""
 
     num_classes: int = 0

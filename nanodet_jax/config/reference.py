@@ -21,8 +21,9 @@ HEAD = """\
 A config is a Python file with a function `get_config`, which returns a `nanodet_jax.config.Config`.
 Every field can be set on the command line, as `--config.data.batch_size=16`; booleans also as
 `--config.data.keep_ratio` and `--noconfig.data.keep_ratio`, tuples as
-`--config.augment.scale=0.5,1.5`. The defaults below are those of the schema; the files in
-`configs/` set many of them for their recipe.
+`--config.augment.scale=0.5,1.5`. `nanodet-jax config NAME` prints the fields with the values of a
+config, and `nanodet-jax config --search WORD` finds fields. The defaults below are those of the
+schema; the files in `configs/` set many of them for their recipe.
 """
 
 

@@ -9,6 +9,7 @@ from nanodet_jax.config.data import Augment, Data
 from nanodet_jax.config.losses import Assigner, Compat, Loss
 from nanodet_jax.config.model import BACKBONE_STRIDES, Model
 from nanodet_jax.config.renamed import rename_fields
+from nanodet_jax.config.section import Section
 from nanodet_jax.config.training import Distributed, Training
 from nanodet_jax.config.values import Fields, from_dict
 from nanodet_jax.errors import UserError
@@ -20,7 +21,7 @@ MAX_SCORES = 2**31  # priors times classes of one image: int32 indexes them
 
 
 @dataclass(slots=True)
-class Config:
+class Config(Section):
     """Everything that a run depends on, except for the data itself."""
 
     name: str = "nanodet-m"

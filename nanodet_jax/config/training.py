@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from nanodet_jax.config.section import Section
 from nanodet_jax.config.values import Fields
 
 Optimizer = Literal["sgd", "adamw"]
@@ -11,7 +12,7 @@ Resume = Literal["same_data", "new_data"]
 
 
 @dataclass(slots=True)
-class LrMultipliers:
+class LrMultipliers(Section):
     """Factors on the learning rate by part of the network; 0 freezes a part."""
 
     backbone: float = 1.0
@@ -33,7 +34,7 @@ class LrMultipliers:
 
 
 @dataclass(slots=True)
-class Training:
+class Training(Section):
     """Optimizer, schedule, evaluation and checkpoints."""
 
     epochs: int = 1
@@ -151,7 +152,7 @@ class Training:
 
 
 @dataclass(slots=True)
-class Distributed:
+class Distributed(Section):
     """The processes that train together, on one machine or several."""
 
     coordinator: str = ""

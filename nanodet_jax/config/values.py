@@ -10,6 +10,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from nanodet_jax.config.section import unknown_field
 from nanodet_jax.errors import UserError
 
 
@@ -79,7 +80,8 @@ def from_dict(cls: type, values: Any, path: str) -> Any:
     hints = typing.get_type_hints(cls)
     unknown = sorted(set(values) - set(hints))
     if unknown:
-        raise UserError(f"{path}.{unknown[0]}: unknown field; known fields are {', '.join(hints)}")
+        name = f"{path}.{unknown[0]}"
+        raise UserError(f"{name}: {unknown_field(name)}")
     parsed = {}
     for field in dataclasses.fields(cls):
         if field.name in values:

@@ -7,14 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from tqdm import tqdm
-
 from nanodet_jax.config import Config
 from nanodet_jax.data.faults import Fault, FaultKind
 from nanodet_jax.data.open_source import open_source
 from nanodet_jax.data.records import Category, Record, Source, decode
 from nanodet_jax.data.sources.clip import boxes_outside
 from nanodet_jax.errors import UserError
+from nanodet_jax.progress import track
 
 
 class Scan(NamedTuple):
@@ -48,13 +47,8 @@ def scan(config: Config, split: str, *, progress: bool = True) -> Scan:
         return _examine(source, index, config.data.max_megapixels)
 
     with ThreadPoolExecutor(config.data.workers) as pool:
-        for record, found in tqdm(
-            pool.map(examine, range(len(source))),
-            total=len(source),
-            desc=f"reading {split}",
-            unit="img",
-            disable=not progress,
-        ):
+        examined = pool.map(examine, range(len(source)))
+        for record, found in track(examined, len(source), f"reading {split}", "images", progress):
             for fault in found:
                 add(fault)
             if record is not None:

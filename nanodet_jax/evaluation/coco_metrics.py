@@ -114,7 +114,8 @@ def coco_metrics(
     Returns:
       The twelve metrics by the names in `METRIC_DESCRIPTIONS`, and `per_class`, a dict from class
       name to its AP and AP50, in label order ("name (id 3)" where classes have equal names). All
-      are floats in [0, 1], not rounded, or -1 if there are no objects, as in pycocotools.
+      are floats in [0, 1], not rounded, or -1 if there are no objects, as in pycocotools; see
+      `to_json` for files.
 
     Raises:
       UserError: if a result has an unknown image or category; if a box or score is not finite
@@ -161,6 +162,14 @@ def coco_metrics(
     return metrics
 
 
+def to_json(metrics: dict[str, Any]) -> dict[str, Any]:
+    """Return metrics as they are written to files: None, which is null in json, instead of -1."""
+    return {
+        name: to_json(value) if isinstance(value, dict) else None if value == -1 else value
+        for name, value in metrics.items()
+    }
+
+
 def format_table(metrics: dict[str, Any]) -> str:
     """Format the result of `coco_metrics` as text: the twelve metrics, then all classes.
 
@@ -170,7 +179,7 @@ def format_table(metrics: dict[str, Any]) -> str:
     for name, description in METRIC_DESCRIPTIONS.items():
         if name == "AR1":
             lines += ["", f"Average recall (AR), {ALL_IOUS}, at most"]
-        lines.append(f"  {name:<5} {_format_value(metrics[name])}  {description}")
+        lines.append(f"  {name:<5} {format_value(metrics[name])}  {description}")
     cells = _class_cells(metrics["per_class"])
     if len(cells) > 1:
         width = _width(cells[0])
@@ -268,8 +277,9 @@ def _hotcoco(objects: _Columns, detections: _Columns, images: int, classes: int)
     return hotcoco.COCOeval(truth, truth.load_res(rows), "bbox")
 
 
-def _format_value(value: float) -> str:
-    return f"{value:.3f}" if value >= 0 else "    -"
+def format_value(value: float | None, digits: int = 3) -> str:
+    """Format one metric for a table; "-" if there are no objects."""
+    return f"{value:.{digits}f}" if value is not None and value >= 0 else "    -"
 
 
 def _class_cells(per_class: dict[str, dict[str, float]]) -> list[str]:
@@ -278,7 +288,7 @@ def _class_cells(per_class: dict[str, dict[str, float]]) -> list[str]:
     cells = [f"{'class':<{longest}}     AP   AP50"]
     for name, values in per_class.items():
         gap = " " * (longest - _width(name))
-        ap, ap50 = _format_value(values["AP"]), _format_value(values["AP50"])
+        ap, ap50 = format_value(values["AP"]), format_value(values["AP50"])
         cells.append(f"{name}{gap}  {ap}  {ap50}")
     return cells
 

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from flax.typing import VariableDict
-from tqdm import tqdm
 
 from nanodet_jax import visualize
 from nanodet_jax.config import Config, check
@@ -26,7 +25,9 @@ from nanodet_jax.files import make_folder, write_json
 from nanodet_jax.inference.predict import Detect, detect_batches, make_detect
 from nanodet_jax.io.weights import Weights, load_weights
 from nanodet_jax.models.nanodet import build_model
+from nanodet_jax.progress import track
 from nanodet_jax.runtime import distributed
+from nanodet_jax.runtime.out_of_memory import reporting_out_of_memory
 from nanodet_jax.runtime.process import setup_process
 from nanodet_jax.structures import Detections
 from nanodet_jax.terminal import join_first, say
@@ -70,7 +71,7 @@ def run_evaluation(
       source: images and ground truth.
       config: input size, resizing and batch size.
       num_examples: images whose detections are returned as `examples`.
-      progress: show a progress bar.
+      progress: show the progress.
       should_stop: checked between images.
       evaluator: as for `coco_metrics.choose_evaluator`.
       evaluator_context: entered while the metrics are computed. pycocotools may take a minute and
@@ -85,16 +86,15 @@ def run_evaluation(
     every = 1 if process_count == 1 else STOP_CHECK_EVERY
     checks_left = len(source) // process_count // every
     visible = progress and distributed.is_writer()
-    with tqdm(total=len(source) // process_count, desc="evaluate", unit="img", leave=False,
-              disable=not visible, mininterval=0.5) as bar:  # fmt: skip
-        batches = evaluation_batches(source, config, (process_index, process_count))
-        for index, detected in detect_batches(detect, variables, batches):
-            detections[index] = detected
-            bar.update()
-            if len(detections) % every == 0 and checks_left:
-                checks_left -= 1
-                if distributed.any_of(should_stop()):
-                    return None
+    batches = evaluation_batches(source, config, (process_index, process_count))
+    detected_images = detect_batches(detect, variables, batches)
+    total = len(source) // process_count
+    for index, detected in track(detected_images, total, "evaluate", "images", visible):
+        detections[index] = detected
+        if len(detections) % every == 0 and checks_left:
+            checks_left -= 1
+            if distributed.any_of(should_stop()):
+                return None
     for _ in range(checks_left):
         if distributed.any_of(should_stop()):
             return None
@@ -194,10 +194,12 @@ def evaluate(
 
     Returns:
       The content of `metrics.json`: the metrics of `coco_metrics.coco_metrics`, and `evaluator`,
-      the name and version of the evaluator.
+      the name and version of the evaluator. A metric without any object is -1 here, and null in
+      the file.
 
     Raises:
-      UserError: if the dataset, the weights or a value of the config cannot be used.
+      UserError: if the dataset, the weights or a value of the config cannot be used, or a batch
+        does not fit in memory.
     """
     setup_process()
     check(config)
@@ -211,13 +213,14 @@ def evaluate(
         if value != trained:
             say(f"note: config.{name}={value}, but the weights were trained with {trained}")
     detect = make_detect(build_model(loaded.config.model, config.precision))
-    result = run_evaluation(
-        detect, loaded.variables, source, config, num_examples=NUM_EXAMPLES, evaluator=evaluator
-    )
+    with reporting_out_of_memory(config, training=False):
+        result = run_evaluation(
+            detect, loaded.variables, source, config, num_examples=NUM_EXAMPLES, evaluator=evaluator
+        )
     assert result is not None
     metrics = {**result.metrics, "evaluator": f"{evaluator} {metadata.version(evaluator)}"}
     out = Path(out)
-    write_json(out / "metrics.json", metrics, indent=2)
+    write_json(out / "metrics.json", coco_metrics.to_json(metrics), indent=2)
     write_json(out / "detections.json", result.results)
     if result.examples:
         folder = make_folder(out / "pictures")

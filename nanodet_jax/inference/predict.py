@@ -10,6 +10,7 @@ from nanodet_jax.data.pipeline import EvaluationBatch
 from nanodet_jax.inference import postprocess
 from nanodet_jax.models.nanodet import NanoDet, priors_of
 from nanodet_jax.runtime import backend
+from nanodet_jax.runtime.out_of_memory import reporting_image_out_of_memory
 from nanodet_jax.structures import Array, Detections, Predictions
 
 # (variables, images [B, H, W, 3], inverse_warps [B, 3, 3], sizes [B, 2]) -> detections [B, N]
@@ -48,8 +49,12 @@ def detect_batch(
     """Yield the index in the source and the detections of each image of a batch.
 
     Detections are numpy arrays of [n] valid slots, best first.
+
+    Raises:
+      UserError: if the batch does not fit in memory.
     """
-    return detect_batches(detect, variables, [batch])
+    with reporting_image_out_of_memory(*batch.images.shape[:3]):
+        yield from detect_batches(detect, variables, [batch])
 
 
 def detect_batches(

@@ -129,6 +129,18 @@ def load_entries(path: str | Path) -> dict[str, np.ndarray]:
     return torch_names.to_entries(loaded.variables)
 
 
+def load_config_of(path: str | Path) -> Config | None:
+    """Return the config that comes with a workdir or a `.npz` file; None for other files.
+
+    Raises:
+      UserError: if the path does not exist, or the config is missing or not valid.
+    """
+    path = _existing(path)
+    if path.is_dir():
+        return _describe_workdir(path)[0]
+    return _describe_npz(path, read_npz(path))[0] if path.suffix == ".npz" else None
+
+
 def class_names_of(weights: Weights) -> tuple[str, ...]:
     """Return the class names of weights, or "class 0", "class 1" and so on if unknown."""
     numbers = (f"class {i}" for i in range(weights.config.model.num_classes))
@@ -211,12 +223,8 @@ def load_description(path: Path) -> tuple[Config, tuple[str, ...]]:
 
 def _load_npz(path: Path) -> Weights:
     arrays = read_npz(path)
-    if ABOUT not in arrays:
-        raise UserError(f"{path}: has no {ABOUT}; only .npz files of this project can be loaded")
-    about = arrays.pop(ABOUT)
-    if about.nbytes > ABOUT_LIMIT:
-        raise UserError(f"{path}: {ABOUT} has {about.nbytes} bytes; the limit is {ABOUT_LIMIT}")
-    config, names = read_description(about.tobytes().decode(errors="replace"), str(path))
+    config, names = _describe_npz(path, arrays)
+    del arrays[ABOUT]
     expected = torch_names.flatten(_abstract(config))
     wrong = sorted(set(expected) ^ set(arrays)) or [
         name
@@ -231,11 +239,26 @@ def _load_npz(path: Path) -> Weights:
     return Weights(torch_names.unflatten(arrays), config, names)
 
 
-def _load_workdir(path: Path) -> Weights:
+def _describe_npz(path: Path, arrays: dict[str, np.ndarray]) -> tuple[Config, tuple[str, ...]]:
+    """Return config and class names of a `.npz` file."""
+    about = arrays.get(ABOUT)
+    if about is None:
+        raise UserError(f"{path}: has no {ABOUT}; only .npz files of this project can be loaded")
+    if about.nbytes > ABOUT_LIMIT:
+        raise UserError(f"{path}: {ABOUT} has {about.nbytes} bytes; the limit is {ABOUT_LIMIT}")
+    return read_description(about.tobytes().decode(errors="replace"), str(path))
+
+
+def _describe_workdir(path: Path) -> tuple[Config, tuple[str, ...]]:
+    """Return config and class names of a run."""
     about = path / ABOUT
     if not about.exists():
         raise UserError(f"{path}: is not the workdir of a run (it has no {ABOUT})")
-    config, names = load_description(about)
+    return load_description(about)
+
+
+def _load_workdir(path: Path) -> Weights:
+    config, names = _describe_workdir(path)
     if not (path / CHECKPOINTS).is_dir():
         raise UserError(f"{path}: has no checkpoint yet")
     with closing(Checkpoints(path, writing=False)) as checkpoints:

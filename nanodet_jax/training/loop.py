@@ -10,6 +10,7 @@ from nanodet_jax.config import Config, check
 from nanodet_jax.errors import UserError
 from nanodet_jax.evaluation import evaluate
 from nanodet_jax.runtime import backend, distributed
+from nanodet_jax.runtime.out_of_memory import reporting_out_of_memory
 from nanodet_jax.runtime.process import setup_process
 from nanodet_jax.training.batch_picture import draw_batch
 from nanodet_jax.training.build import Run, build
@@ -38,14 +39,19 @@ def train_and_evaluate(config: Config, workdir: str | Path) -> dict[str, Any]:
       config.data.val=none, which evaluates nothing.
 
     Raises:
-      UserError: for data, weights or values that cannot be used, before anything is compiled.
+      UserError: for data, weights or values that cannot be used, before anything is compiled; for a
+        batch or a cache that does not fit in memory.
       KeyboardInterrupt, SystemExit: after SIGINT or SIGTERM, once the state is saved.
     """
     check(config)
     setup_process()
     distributed.join(config.distributed)
     check(config, count_devices(config.training) * jax.process_count())
-    with build(config, Path(workdir).expanduser()) as run, Interrupt() as interrupt:
+    with (
+        reporting_out_of_memory(config, training=True),
+        build(config, Path(workdir).expanduser()) as run,
+        Interrupt() as interrupt,
+    ):
         if not _train(run, interrupt):
             _save_and_exit(run, interrupt)
     if run.val is None:

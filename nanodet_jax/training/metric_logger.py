@@ -1,26 +1,32 @@
-"""Logs of a training run: progress bar, `metrics.jsonl`, TensorBoard and pictures."""
+"""Logs of a training run: progress, `metrics.jsonl`, TensorBoard and pictures."""
 
 import json
 import math
 import os
-import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from nanodet_jax import terminal, visualize
 from nanodet_jax.errors import UserError, reporting_write_errors
+from nanodet_jax.evaluation.coco_metrics import format_value, to_json
 from nanodet_jax.files import NO_FOLLOW, atomic_write, make_folder, open_regular
+from nanodet_jax.progress import MainBar, output
+from nanodet_jax.training.evaluation_table import EvaluationTable
 from nanodet_jax.training.tensorboard import EventWriter
 
+SHOWN = ("AP", "AP50", "AP75")  # of an evaluation, in its line
 LINE_LIMIT = 1 << 24  # bytes; an evaluation of 10,000 classes takes about a million
 APPEND = os.O_WRONLY | os.O_APPEND | os.O_CREAT | NO_FOLLOW
 
 
 class MetricLogger:
-    """Log a training run to its workdir and the terminal.
+    """Log a training run to its workdir and to the terminal or notebook.
+
+    A terminal and a notebook show a bar, a notebook also a table of the evaluations. Other outputs,
+    such as files, get a line for each logged step.
 
     A resumed run first removes the entries of all steps that it will run again, so that no entry is
     written twice.
@@ -52,13 +58,9 @@ class MetricLogger:
         except UserError:
             self._events.close()
             raise
-        self._bar = tqdm(
-            total=total_steps,
-            initial=start_step,
-            unit="step",
-            dynamic_ncols=True,
-            mininterval=0.5 if sys.stderr.isatty() else 10,
-        )
+        self._total_steps, self._output = total_steps, output()
+        self._bar = MainBar(total_steps, start_step, "step")
+        self._table = EvaluationTable() if self._output == "notebook" else None
 
     def _remove_entries_after(self, step: int, evaluated: bool) -> None:
         """Remove the entries of steps that will run again, and damaged lines."""
@@ -87,22 +89,26 @@ class MetricLogger:
     def log_train(self, step: int, epoch: int, metrics: dict[str, float], waiting: float) -> None:
         """Log the metrics of a training step, and the fraction of time spent waiting for data."""
         self._write("train", step, epoch, metrics | {"waiting": waiting})
-        self._bar.set_postfix_str(
-            f"epoch {epoch} loss {metrics['loss']:.3f} (qfl {metrics['loss_qfl']:.3f} "
+        text = (
+            f"loss {metrics['loss']:.3f} (qfl {metrics['loss_qfl']:.3f} "
             f"box {metrics['loss_bbox']:.3f} dfl {metrics['loss_dfl']:.3f}) "
             f"lr {metrics['learning_rate']:.2g} {metrics['images_per_second']:.0f} img/s "
-            f"data {waiting:.0%}",
-            refresh=False,
+            f"data {waiting:.0%}"
         )
+        self._bar.set_text(f"epoch {epoch} {text}")
+        if self._output == "lines":
+            self.say(f"step {step} of {self._total_steps} (epoch {epoch}): {text}")
 
     def log_evaluation(self, step: int, epoch: int, metrics: dict[str, Any]) -> None:
         """Log the metrics of an evaluation, as from `coco_metrics.coco_metrics`."""
-        numbers = {k: v for k, v in metrics.items() if k != "per_class"}
-        self._write("eval", step, epoch, numbers, per_class=metrics["per_class"])
-        self.say(
-            f"step {step} (epoch {epoch}): AP {metrics['AP']:.4f}  AP50 {metrics['AP50']:.4f}  "
-            f"AP75 {metrics['AP75']:.4f}"
-        )
+        numbers = to_json(metrics)
+        per_class = numbers.pop("per_class")
+        self._write("eval", step, epoch, numbers, per_class=per_class)
+        if self._table is not None:
+            self._table.add(step, epoch, metrics)
+            return
+        shown = (f"{name} {format_value(metrics[name], 4).strip()}" for name in SHOWN)
+        self.say(f"step {step} (epoch {epoch}): {'  '.join(shown)}")
 
     def log_image(self, name: str, step: int, image: np.ndarray) -> None:
         """Write an image, uint8 BGR [H, W, 3], to `pictures/` and TensorBoard."""
@@ -116,10 +122,12 @@ class MetricLogger:
         terminal.say(line)
 
     def _write(
-        self, kind: str, step: int, epoch: int, numbers: dict[str, float], **more: Any
+        self, kind: str, step: int, epoch: int, numbers: Mapping[str, float | None], **more: Any
     ) -> None:
         # JSON has no nan and no infinity.
-        finite = {name: x if math.isfinite(x) else None for name, x in numbers.items()}
+        finite = {
+            name: x if x is not None and math.isfinite(x) else None for name, x in numbers.items()
+        }
         line = {"kind": kind, "step": step, "epoch": epoch, **finite, **more}
         with reporting_write_errors(self._path):
             self._file.write(json.dumps(line) + "\n")

@@ -16,7 +16,6 @@ from jax import lax
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import UInt8
-from tqdm import tqdm
 
 from nanodet_jax.config import Config, Loss, Training
 from nanodet_jax.data.cache import TrainingImages
@@ -24,6 +23,7 @@ from nanodet_jax.data.device_augment import color_batch, warp_batch
 from nanodet_jax.errors import UserError
 from nanodet_jax.losses.criterion import Criterion
 from nanodet_jax.models.nanodet import NanoDet
+from nanodet_jax.progress import progress
 from nanodet_jax.runtime import backend
 from nanodet_jax.state import TrainState
 from nanodet_jax.structures import Batch, RawBatch
@@ -254,8 +254,10 @@ def upload_images(images: TrainingImages, num_devices: int = 1) -> UInt8[jax.Arr
     stored = jax.jit(partial(jnp.zeros, shape, jnp.uint8), out_shardings=sharding)()
     # Donated, so that there is never more than one copy on a device.
     write = jax.jit(lax.dynamic_update_slice, donate_argnums=0)
-    with tqdm(total=len(images), desc="uploading images", unit="img", leave=False) as bar:
+    uploaded = 0
+    with progress(len(images), "uploading images", "images") as shown:
         for chunk in images.canvases():
-            stored = write(stored, chunk, (bar.n, 0, 0, 0))
-            bar.update(len(chunk))
+            stored = write(stored, chunk, (uploaded, 0, 0, 0))
+            uploaded += len(chunk)
+            shown.update(len(chunk))
     return stored

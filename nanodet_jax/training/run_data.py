@@ -5,8 +5,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from tqdm import tqdm
-
 from nanodet_jax.config import Config
 from nanodet_jax.data.cache import TrainingImages
 from nanodet_jax.data.class_map import class_names, match_classes
@@ -18,6 +16,7 @@ from nanodet_jax.data.run_length import RunLength, run_length
 from nanodet_jax.data.split import read_split
 from nanodet_jax.doctor.report import brief
 from nanodet_jax.errors import UserError
+from nanodet_jax.progress import track
 from nanodet_jax.runtime import distributed
 from nanodet_jax.structures import Array
 from nanodet_jax.terminal import join_first
@@ -95,5 +94,5 @@ def batches_to_measure(data: RunData, count: int) -> Iterator[Array]:
     on_host = copy.deepcopy(data.config)
     on_host.data.augment, on_host.data.cache = "host", "none"
     batches, augment = training_batches(data.train, on_host, data.slots), make_augment(on_host)
-    for _ in tqdm(range(count), "measuring batch norms", leave=False):
+    for _ in track(range(count), count, "measuring batch norms", "batches"):
         yield augment(next(batches)).images

@@ -111,9 +111,3 @@ def test_check_of_an_impossible_value_names_field_value_and_fix(case):
     with pytest.raises(UserError) as caught:
         check(config, num_devices=2)
     assert str(caught.value) == message
-
-
-def test_unknown_attribute_of_a_section_is_an_error():
-    """So that a config file with a misspelled or renamed field does not pass silently."""
-    with pytest.raises(AttributeError, match="rate_batch"):
-        Config().training.rate_batch = 64

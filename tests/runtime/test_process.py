@@ -15,8 +15,8 @@ REPO = Path(__file__).parents[2]
 PROGRAM = """
 import ctypes, json, logging, os, signal, sys, threading, warnings
 
-import absl.logging, cv2, etils.epath, filelock, flax.linen, grain, jax, ml_collections, numpy
-import ml_collections.config_flags, optax, orbax.checkpoint, PIL.Image, pycocotools.cocoeval
+import absl.logging, cv2, etils.epath, filelock, flax.linen, grain, jax, numpy
+import optax, orbax.checkpoint, PIL.Image, pycocotools.cocoeval
 import tensorboardX, tqdm, yaml
 
 jax.jit(lambda x: x + 1)(0.0).block_until_ready()

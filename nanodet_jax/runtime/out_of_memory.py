@@ -1,0 +1,166 @@
+"""Errors for a batch or a cache that does not fit in memory: what was asked, what there is, a fix.
+
+A computation is dispatched before it runs, so its error may be raised where a result is used.
+"""
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+import cv2
+import jax
+
+from nanodet_jax.config import Config
+from nanodet_jax.errors import UserError
+
+Place = Literal["device", "host"]
+
+GB = 1e9
+# Texts of XLA, its allocators and CUDA, at compile time and at run time.
+DEVICE_TEXTS = re.compile("RESOURCE_EXHAUSTED|out of memory|OUT_OF_MEMORY", re.IGNORECASE)
+ALLOCATION = re.compile(r"allocat\w+ (?:(\d+) bytes|([\d.]+ ?[KMGT]i?B))", re.IGNORECASE)
+CONTAINER_LIMIT = Path("/sys/fs/cgroup/memory.max")  # of a Linux container; "max" without a limit
+SMALLER = 0.8  # factor on the sides of the input that is suggested
+STRIDE = 32  # sides of the input are multiples of it
+
+
+@contextmanager
+def reporting_out_of_memory(config: Config, training: bool) -> Iterator[None]:
+    """Turn errors about memory into a UserError that names the flags that help.
+
+    Args:
+      config: of the run or evaluation.
+      training: whether the batch is trained on.
+    """
+    try:
+        yield
+    except Exception as error:
+        where = exhausted(error)
+        if where is None:
+            raise
+        data, (height, width) = config.data, config.input_size
+        asked = f"batches of {data.batch_size} images of {height} x {width} in {config.precision}"
+        if training:
+            asked += (
+                f" with training.accumulate={config.training.accumulate}, data.cache={data.cache} "
+                f"and data.workers={data.workers}"
+            )
+        fixes = _fixes(config, where, training)
+        advice = f"set {' or '.join(fixes)}" if fixes else "use a device with more memory"
+        raise UserError(f"{_described(error, where, asked)}; {advice}") from error
+
+
+@contextmanager
+def reporting_image_out_of_memory(count: int, height: int, width: int) -> Iterator[None]:
+    """Turn errors about memory into a UserError, for inference on a batch of images.
+
+    Args:
+      count: images of the batch.
+      height: of the network's input.
+      width: of the network's input.
+    """
+    try:
+        yield
+    except Exception as error:
+        where = exhausted(error)
+        if where is None:
+            raise
+        asked = f"{count} image(s) of {height} x {width} at once"
+        raise UserError(
+            f"{_described(error, where, asked)}; give fewer images at once, or use weights that "
+            "were trained with a smaller input"
+        ) from error
+
+
+def exhausted(error: BaseException) -> Place | None:
+    """Return whose memory an error says is exhausted, or None if it is another error."""
+    if isinstance(error, MemoryError):
+        return "host"
+    if isinstance(error, cv2.error):
+        return "host" if getattr(error, "code", None) == cv2.Error.StsNoMem else None
+    if isinstance(error, jax.errors.JaxRuntimeError) and DEVICE_TEXTS.search(str(error)):
+        return "device"
+    return None
+
+
+def _described(error: BaseException, where: Place, asked: str) -> str:
+    """Return a text of what was asked, the allocation that failed, and the memory that there is."""
+    failed = ""
+    if match := ALLOCATION.search(str(error)):
+        failed = (
+            f" (allocating {int(match[1]) / GB:.1f} GB failed)"
+            if match[1]
+            else (f" (allocating {match[2]} failed)")
+        )
+    return f"out of memory: {asked} do not fit{failed} in the memory of the {_memory(where)}"
+
+
+def _memory(where: Place) -> str:
+    """Describe the memory of the host, and of the device if it has its own."""
+    total = host_memory()
+    host = "host" if total is None else f"host, {total / GB:.1f} GB"
+    if where == "host" or jax.default_backend() == "cpu":
+        return host
+    device = jax.local_devices()[0]
+    stats = device.memory_stats() or {}  # some devices report none
+    text = f"{device.platform} device"
+    if "bytes_limit" in stats:
+        text += f", {stats['bytes_limit'] / GB:.1f} GB"
+    if "bytes_in_use" in stats:
+        text += f" with {stats['bytes_in_use'] / GB:.1f} GB in use"
+    return f"{text} ({host})"
+
+
+def host_memory() -> int | None:
+    """Return the bytes of memory that this machine or container has; None if unknown."""
+    try:
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # not on Windows
+        return None
+    try:
+        return min(total, int(CONTAINER_LIMIT.read_text()))
+    except (OSError, ValueError):
+        return total
+
+
+def _fixes(config: Config, where: Place, training: bool) -> list[str]:
+    """Return flags that reduce the memory of the place that is full."""
+    batch = _fixes_of_batch(config, training)
+    if not training:
+        return batch
+    if where == "host":
+        return [*_fixes_of_loader(config), *batch]
+    if config.data.cache == "device":
+        return ["--config.data.cache=ram", *batch]
+    return [*batch, *_fixes_of_loader(config)] if jax.default_backend() == "cpu" else batch
+
+
+def _fixes_of_loader(config: Config) -> list[str]:
+    data, fixes = config.data, []
+    if data.cache == "ram":
+        fixes += [f"--config.data.cache_gb={data.cache_gb / 2:g}", "--config.data.cache=none"]
+    if data.workers > 1:
+        fixes.append(f"--config.data.workers={data.workers // 2}")
+    return fixes
+
+
+def _fixes_of_batch(config: Config, training: bool) -> list[str]:
+    """Return flags that reduce a batch, those with the least effect on the result first."""
+    fixes = []
+    batch_size, accumulate = config.data.batch_size, config.training.accumulate
+    devices = (config.training.devices or jax.local_device_count()) * jax.process_count()
+    divisor = accumulate * devices if training else 1
+    if training and batch_size % (2 * divisor) == 0:
+        fixes.append(f"--config.training.accumulate={2 * accumulate}")
+    if config.precision != "bf16":
+        fixes.append("--config.precision=bf16")
+    smaller = batch_size // 2 // divisor * divisor
+    if smaller:
+        fixes.append(f"--config.data.batch_size={smaller}")
+    sides = [max(STRIDE, int(side * SMALLER) // STRIDE * STRIDE) for side in config.input_size]
+    if sides != list(config.input_size):
+        fixes.append(f"--config.input_size={sides[0]},{sides[1]}")
+    return fixes
