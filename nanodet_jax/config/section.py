@@ -6,6 +6,8 @@ import typing
 from collections.abc import Iterator
 from typing import Any
 
+LONGEST = 100  # characters of a misspelt name; longer ones, in a hostile file, take long to compare
+
 
 class Section:
     """A dataclass with `slots=True`, whose errors for an unknown field name close fields."""
@@ -71,6 +73,8 @@ def fields_of(cls: type, path: str = "config") -> Iterator[tuple[str, Any]]:
 
 def _close(name: str, known: list[str]) -> list[str]:
     """Return the full names whose last part is close to `name`."""
+    if len(name) > LONGEST:
+        return []
     close = difflib.get_close_matches(name, {_last(other): None for other in known}, n=1)
     return [other for other in known if _last(other) in close]
 
