@@ -24,10 +24,10 @@ from nanodet_jax.config.schema import (
     Config,
     Precision,
     check,
-    fields_of,
     from_json,
     num_priors,
     to_json,
+    values_of,
 )
 from nanodet_jax.config.training import Distributed, LrMultipliers, Optimizer, Schedule, Training
 
@@ -56,9 +56,9 @@ __all__ = [
     "Training",
     "Validation",
     "check",
-    "fields_of",
     "from_json",
     "num_priors",
     "rename_flags",
     "to_json",
+    "values_of",
 ]

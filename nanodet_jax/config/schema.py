@@ -108,11 +108,11 @@ def num_priors(config: Config) -> int:
     return sum(-(-height // s) * -(-width // s) for s in config.model.strides)
 
 
-def fields_of(value: Any, name: str = "config") -> Iterator[tuple[str, Any]]:
+def values_of(value: Any, name: str = "config") -> Iterator[tuple[str, Any]]:
     """Yield the fields of a config or of one of its sections, with their full names."""
     if is_dataclass(value):
         for field_ in fields(value):
-            yield from fields_of(getattr(value, field_.name), f"{name}.{field_.name}")
+            yield from values_of(getattr(value, field_.name), f"{name}.{field_.name}")
     else:
         yield name, value
 

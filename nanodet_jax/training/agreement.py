@@ -2,7 +2,7 @@
 
 import jax
 
-from nanodet_jax.config import Config, fields_of
+from nanodet_jax.config import Config, values_of
 from nanodet_jax.data.records import Source
 from nanodet_jax.io import checksums
 from nanodet_jax.runtime import distributed
@@ -29,7 +29,7 @@ def check_agreement(config: Config, train: Source, val: Source | None, state: Tr
     """
     if jax.process_count() == 1:
         return
-    facts = {name: value for name, value in fields_of(config) if name not in OWN_FIELDS} | {
+    facts = {name: value for name, value in values_of(config) if name not in OWN_FIELDS} | {
         "number of training images": len(train),
         "number of validation images": 0 if val is None else len(val),
         "list of classes": [category.name for category in train.categories],

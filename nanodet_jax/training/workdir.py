@@ -176,10 +176,10 @@ def finished_message(workdir: Path, training: Training, step: int, length: RunLe
 
 def changes(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
     """Return the fields that differ, by full name, each with its old and its new value."""
-    before = dict(configs.fields_of(old))
+    before = dict(configs.values_of(old))
     return {
         name: (before[name], value)
-        for name, value in configs.fields_of(new)
+        for name, value in configs.values_of(new)
         if value != before[name] and name not in HOW
     }
 
