@@ -12,7 +12,7 @@ from benchmarks.workload import LEARNING_RATE, Network, Workload, on_device, ran
 from nanodet_jax.data.run_length import RunLength
 from nanodet_jax.runtime import backend
 from nanodet_jax.state import create_state
-from nanodet_jax.training.hyperparameters import hyperparameters
+from nanodet_jax.training.hyperparameters import hyperparameters_of
 from nanodet_jax.training.optimizer import make_optimizer
 from nanodet_jax.training.parallel import make_adjustable_step
 from nanodet_jax.training.step import update_ema
@@ -28,16 +28,16 @@ def training_step(workload: Workload) -> dict[str, Program]:
     training = replace(
         network.config.training, learning_rate=LEARNING_RATE, warmup_steps=0, detach_epoch=1
     )
-    numbers = hyperparameters(network.config, training, ONE_EPOCH)
+    hyperparameters = hyperparameters_of(network.config, training, ONE_EPOCH)
     step = make_adjustable_step(model=network.model, criterion=network.criterion, training=training)
-    optimizer = make_optimizer(training, numbers.rates.at)
+    optimizer = make_optimizer(training, hyperparameters.rates.at)
     state = create_state(network.variables, optimizer, training.ema_decay > 0)
     program = compile_and_run(
         step,
         state,
         batch,
-        numbers,
-        next_args=lambda result: (result[0], batch, numbers),
+        hyperparameters,
+        next_args=lambda result: (result[0], batch, hyperparameters),
         images=workload.batch,
         roofline="training",
     )

@@ -85,7 +85,7 @@ def clip_boxes(
 
 
 def area(boxes: Float[Array, "*n 4"]) -> Float[Array, "*n"]:
-    """Return width times height; negative if one of them is."""
+    """Return width times height. It is negative if exactly one of them is."""
     return (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
 
 

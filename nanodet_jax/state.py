@@ -41,7 +41,7 @@ class TrainState:
 
 
 def abstract_variables(model: NanoDet, guided: bool = False) -> Any:
-    """Return shapes and dtypes of the model's variables, without computing them.
+    """Return the shapes and dtypes of the model's variables without computing their values.
 
     By default, these are the variables of the deployed network. `guided` adds the variables of the
     guidance module, if the model has one.

@@ -96,7 +96,7 @@ def relabel(record: Record, targets: np.ndarray) -> Record:
 
 
 def select_classes(
-    source: Source, data: Data, exclude_empty: bool, elsewhere: Callable[[], Collection[str]]
+    source: Source, data: Data, exclude_empty: bool, other_split: Callable[[], Collection[str]]
 ) -> Source:
     """Apply `classes`, `merge` and `ignore` of `config.data` to a source.
 
@@ -104,7 +104,7 @@ def select_classes(
       source: returned as it is if no field is set.
       data: the fields.
       exclude_empty: also leave out classes without a box.
-      elsewhere: returns names that occur in another split; called if a name is not in this one.
+      other_split: returns names that occur in another split; called if a name is not in this one.
 
     Raises:
       UserError: for a name that occurs nowhere, with the most similar name, or if no class is left.
@@ -113,14 +113,14 @@ def select_classes(
         return source
     names = class_names(source)
     merged = dict(entry.split(":", 1) for entry in data.merge)
-    _check_names("merge", merged, names, elsewhere)
+    _check_names("merge", merged, names, other_split)
     united = [merged.get(name, name) for name in names]
 
-    def united_elsewhere() -> Collection[str]:
-        return {merged.get(name, name) for name in elsewhere()}
+    def united_other_split() -> Collection[str]:
+        return {merged.get(name, name) for name in other_split()}
 
-    _check_names("ignore", data.ignore, united, united_elsewhere)
-    _check_names("classes", data.classes, united, united_elsewhere)
+    _check_names("ignore", data.ignore, united, united_other_split)
+    _check_names("classes", data.classes, united, united_other_split)
     chosen = list(data.classes or dict.fromkeys(united))
     if exclude_empty:
         counts = class_counts(source)
@@ -202,11 +202,11 @@ def _check_names(
     field: str,
     wanted: Sequence[str] | Mapping[str, str],
     known: Sequence[str],
-    elsewhere: Callable[[], Collection[str]],
+    other_split: Callable[[], Collection[str]],
 ) -> None:
     missing = [name for name in wanted if name not in known]
     if missing:
-        others = elsewhere()
+        others = other_split()
         missing = [name for name in missing if name not in others]
     if missing:
         folded = {name.casefold(): name for name in known}

@@ -57,7 +57,7 @@ class FileSearch:
     def _other_name(self, plain: str, is_foreign: bool) -> str | None:
         """Return the path of the only file that `plain` can refer to."""
         if self._by_path is None:
-            self._by_path = self._list()
+            self._by_path = self._build_index()
         path = PurePosixPath(plain)
         if is_foreign:
             candidates = self._by_name.get(path.name.lower(), [])
@@ -72,7 +72,7 @@ class FileSearch:
             candidates = exact or candidates
         return candidates[0] if len(candidates) == 1 else None
 
-    def _list(self) -> dict[str, list[str]]:
+    def _build_index(self) -> dict[str, list[str]]:
         by_path, by_name = defaultdict(list), defaultdict(list)
         for name in self._folder.names_below("", str(self._folder.path), lambda fault: None):
             by_path[name.lower()].append(name)

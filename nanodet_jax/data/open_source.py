@@ -27,7 +27,7 @@ def open_source(
     on_fault: OnFault = raise_fault,
     validation: set[str] | None = None,
 ) -> Source:
-    """Open the `train` or `val` split of `config.data`, with the classes that it selects.
+    """Open the `train` or `val` split of `config.data`, with the classes that the config selects.
 
     Faults of the annotations are reported to `on_fault`. If it does not raise, the entries at fault
     are skipped.
@@ -52,7 +52,7 @@ def open_source(
         )
     read = "train" if data.val_fraction else split
 
-    def elsewhere() -> Collection[str]:
+    def other_split() -> Collection[str]:
         """Return the classes of the other split, if it can be read."""
         if data.val_fraction or data.val == "none":
             return ()
@@ -63,7 +63,7 @@ def open_source(
 
     source = _open_all(config, read, on_fault)
     exclude_empty = data.exclude_empty_classes and read == "train"
-    source = select_classes(source, data, exclude_empty, elsewhere)
+    source = select_classes(source, data, exclude_empty, other_split)
     if data.val_fraction:
         train, val = split_source(source, data, validation)
         return train if split == "train" else val

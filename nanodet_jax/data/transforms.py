@@ -47,21 +47,21 @@ def sample(rng: np.random.Generator, augment: Augment) -> tuple[Warp, Color]:
     def between(low: float, high: float) -> float:
         return low + (high - low) * next(draws)
 
-    def around(value: float) -> float:
+    def symmetric(value: float) -> float:
         return between(-value, value)
 
     warp = Warp(
-        perspective=(around(augment.perspective), around(augment.perspective)),
+        perspective=(symmetric(augment.perspective), symmetric(augment.perspective)),
         scale=between(*augment.scale),
         stretch=(between(*augment.stretch_x), between(*augment.stretch_y)),
-        rotation=around(augment.rotation),
-        shear=(around(augment.shear), around(augment.shear)),
+        rotation=symmetric(augment.rotation),
+        shear=(symmetric(augment.shear), symmetric(augment.shear)),
         flip=next(draws) < augment.flip,
-        center=(0.5 + around(augment.translate), 0.5 + around(augment.translate)),
+        center=(0.5 + symmetric(augment.translate), 0.5 + symmetric(augment.translate)),
     )
     applied = [next(draws) < 0.5 for _ in Color._fields]
     drawn = Color(
-        around(augment.brightness), between(*augment.contrast), between(*augment.saturation)
+        symmetric(augment.brightness), between(*augment.contrast), between(*augment.saturation)
     )
     chosen = (value if use else neutral for value, use, neutral in zip(drawn, applied, Color()))
     return warp, Color(*chosen)

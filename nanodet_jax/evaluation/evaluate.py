@@ -58,8 +58,8 @@ def run_evaluation(
 ) -> Evaluation | None:
     """Detect objects in every image of `source`, and compute the metrics.
 
-    The results have the order of the source, whatever the batch size. An image that cannot be read
-    counts as one without detections.
+    The results are in the order of the source, whatever the batch size. An image that cannot be
+    read counts as one without detections.
 
     With several processes, each detects objects in its part of the images. All processes then
     gather all detections and compute the metrics, so that none waits for another. All of them stop

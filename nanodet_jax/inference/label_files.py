@@ -140,7 +140,7 @@ class LabelFiles:
             if os.path.lexists(path):
                 raise UserError(
                     f"{path}: exists, and corrections in it would be lost; give another --out, or "
-                    "move it away"
+                    "move this file"
                 )
 
 

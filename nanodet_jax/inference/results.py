@@ -168,13 +168,13 @@ class ImageDetections:
           image, color, draw_all: as in `draw`.
 
         Raises:
-          UserError: as in `draw`, or naming the path, if it is the image itself or cannot be
+          UserError: as in `draw`, or naming the path, if it is the original image or cannot be
             written.
         """
         path = Path(path)
         original = self.image if image is None else image
         if isinstance(original, str | Path) and _real(path) == _real(original):
-            raise UserError(f"{path}: is the image itself; save the drawn copy elsewhere")
+            raise UserError(f"{path}: is the original image; save the drawn copy elsewhere")
         drawn = self.draw(image, color=color, draw_all=draw_all)
         visualize.save_image(path, drawn if color == "bgr" else drawn[..., ::-1])
 

@@ -244,7 +244,7 @@ class Checkpoints:
         except Exception as error:  # Orbax and TensorStore raise many types
             raise UserError(
                 f"{self.folder}: {what}: {one_line(error)}; earlier checkpoints are unchanged, "
-                "and the same command resumes from them"
+                "and the same command resumes from the newest one"
             ) from error
 
 

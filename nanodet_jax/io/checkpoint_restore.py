@@ -82,8 +82,8 @@ def _read_descriptions(folder: Path) -> dict[str, Any]:
         reason = f"its {RECORD} cannot be read: {one_line(error)}"
         raise DamagedCheckpointError(f"{folder}: is damaged ({reason})") from error
     raise UserError(
-        f"{folder}: has version {printable(str(record['version']), 20)} of the checkpoint format, "
-        f"but this program reads version {VERSION}; use the nanodet_jax that wrote it"
+        f"{folder}: uses version {printable(str(record['version']), 20)} of the checkpoint format, "
+        f"but this program reads version {VERSION}; use the nanodet_jax version that wrote it"
     )
 
 

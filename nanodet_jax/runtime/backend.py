@@ -1,4 +1,4 @@
-"""Compiler options of XLA, platform-specific computations, and the heap after a compilation."""
+"""XLA compiler options, platform-specific computations, and defragmentation of the heap."""
 
 import ctypes
 import functools

@@ -135,7 +135,7 @@ def _vote_counter() -> tuple[NamedSharding, Callable[[jax.Array], jax.Array]]:
     return NamedSharding(mesh, PartitionSpec("votes")), count
 
 
-def _start_count(vote: bool) -> jax.Array:
+def _start_vote_count(vote: bool) -> jax.Array:
     sharding, count = _vote_counter()
     local = np.full(jax.local_device_count(), vote, np.int32)
     return count(jax.make_array_from_process_local_data(sharding, local))
@@ -143,7 +143,7 @@ def _start_count(vote: bool) -> jax.Array:
 
 def any_of(vote: bool) -> bool:
     """Return whether `vote` is True in any process. Every process must call it."""
-    return vote if jax.process_count() == 1 else int(_start_count(vote)) > 0
+    return vote if jax.process_count() == 1 else int(_start_vote_count(vote)) > 0
 
 
 class Ballot:
@@ -162,7 +162,7 @@ class Ballot:
         """
         if jax.process_count() == 1:
             return vote
-        self._pending.append(_start_count(vote))
+        self._pending.append(_start_vote_count(vote))
         return len(self._pending) > VOTE_DELAY and int(self._pending.popleft()) > 0
 
 

@@ -25,7 +25,7 @@ from nanodet_jax.state import TrainState, abstract_variables, create_state
 from nanodet_jax.structures import Batch
 from nanodet_jax.training.agreement import check_agreement
 from nanodet_jax.training.history import Leg
-from nanodet_jax.training.hyperparameters import hyperparameters
+from nanodet_jax.training.hyperparameters import hyperparameters_of
 from nanodet_jax.training.initial_weights import initial_variables, read_initial_weights
 from nanodet_jax.training.lock import lock_for_all_processes
 from nanodet_jax.training.metric_logger import MetricLogger, NullLogger
@@ -205,7 +205,7 @@ def build(config: Config, workdir: Path) -> Run:
         check_agreement(config, data.train, data.val, state)
 
         # Compiled step.
-        numbers = hyperparameters(config, training, length)
+        hyperparameters = hyperparameters_of(config, training, length)
         train_step = make_adjustable_step(
             model=model,
             criterion=build_criterion(config),
@@ -239,7 +239,7 @@ def build(config: Config, workdir: Path) -> Run:
             length=length,
             leg=leg,
             num_devices=num_devices,
-            train_step=partial(train_step, numbers=replicate(numbers, num_devices)),
+            train_step=partial(train_step, hyperparameters=replicate(hyperparameters, num_devices)),
             augment=make_augment(config, num_devices, stored),
             detect=make_detect(model, split_detection(num_devices)),
             prefetch=prefetch,

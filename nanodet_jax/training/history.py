@@ -126,7 +126,7 @@ def read_history(workdir: Path) -> list[dict[str, Any]]:
     except FileNotFoundError:
         return []
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: {error}; move it elsewhere") from error
+        raise UserError(f"{path}: {error}; move this file elsewhere") from error
     for leg in legs.values():
         del leg["event"]
     return [legs[number] for number in sorted(legs)]

@@ -13,7 +13,13 @@ import jax.numpy as jnp
 
 from nanodet_jax.config import Config, Training
 from nanodet_jax.data.run_length import RunLength
-from nanodet_jax.training.optimizer import LAST_STEP, Rates, UpdateNumbers, rates_of, update_numbers
+from nanodet_jax.training.optimizer import (
+    LAST_STEP,
+    Rates,
+    UpdateHyperparameters,
+    rates_of,
+    update_hyperparameters,
+)
 from nanodet_jax.training.step import EmaDecay
 
 
@@ -21,14 +27,14 @@ class Hyperparameters(NamedTuple):
     """Numbers of a run, as inputs of a compiled step."""
 
     rates: Rates
-    update: UpdateNumbers
+    update: UpdateHyperparameters
     ema: EmaDecay
     detach_step: jax.Array  # int32
     loss: dict[str, Any]  # float32 weights, by the field names of `config.Loss`
 
 
-def hyperparameters(config: Config, training: Training, length: RunLength) -> Hyperparameters:
-    """Return the numbers of a run.
+def hyperparameters_of(config: Config, training: Training, length: RunLength) -> Hyperparameters:
+    """Return the hyperparameters of a run.
 
     Args:
       config: weights of the losses.
@@ -37,7 +43,7 @@ def hyperparameters(config: Config, training: Training, length: RunLength) -> Hy
     """
     return Hyperparameters(
         rates=rates_of(training, length.steps_per_epoch, length.schedule_epochs, length.offset),
-        update=update_numbers(training),
+        update=update_hyperparameters(training),
         ema=EmaDecay(jnp.float32(training.ema_decay), jnp.float32(1 - training.ema_decay)),
         detach_step=jnp.int32(
             min(training.detach_epoch * length.steps_per_epoch - length.offset, LAST_STEP)

@@ -30,7 +30,8 @@ def train_and_evaluate(config: Config, workdir: str | Path) -> dict[str, Any]:
     that was never stopped.
 
     Args:
-      config: not changed. Fields that the data defines are filled in for the run and its workdir.
+      config: not changed. The run uses a copy, in which the fields that depend on the data are
+        filled in, and saves that copy in the workdir.
       workdir: created if it does not exist. Contains `config.json`, `about.json`, `metrics.jsonl`,
         `checkpoints/`, `pictures/`, `tensorboard/`. Several processes must all see it.
 

@@ -78,7 +78,7 @@ class MetricLogger:
         except FileNotFoundError:
             return
         except (OSError, ValueError) as error:
-            raise UserError(f"{self._path}: {error}; move it elsewhere") from error
+            raise UserError(f"{self._path}: {error}; move this file elsewhere") from error
         if damaged:
             terminal.say(f"note: {self._path}: removed {damaged} damaged line(s)")
 

@@ -116,7 +116,7 @@ def scale_by_part(multipliers: Mapping[str, jax.Array]) -> optax.GradientTransfo
     return optax.stateless(scale)
 
 
-class UpdateNumbers(NamedTuple):
+class UpdateHyperparameters(NamedTuple):
     """Numbers of the update rule, as inputs of a compiled step: float32 scalars."""
 
     momentum: jax.Array
@@ -125,9 +125,9 @@ class UpdateNumbers(NamedTuple):
     lr_multipliers: Mapping[str, jax.Array]  # by part of the network
 
 
-def update_numbers(training: Training) -> UpdateNumbers:
-    """Return the numbers of the update rule of a config."""
-    return UpdateNumbers(
+def update_hyperparameters(training: Training) -> UpdateHyperparameters:
+    """Return the hyperparameters of the update rule."""
+    return UpdateHyperparameters(
         momentum=jnp.float32(training.momentum),
         weight_decay=jnp.float32(training.weight_decay),
         clip_norm=jnp.float32(training.clip_norm),
@@ -136,7 +136,9 @@ def update_numbers(training: Training) -> UpdateNumbers:
 
 
 def make_optimizer(
-    training: Training, schedule: optax.Schedule, numbers: UpdateNumbers | None = None
+    training: Training,
+    schedule: optax.Schedule,
+    hyperparameters: UpdateHyperparameters | None = None,
 ) -> optax.GradientTransformation:
     """Return SGD with momentum or AdamW, after clipping by the global norm.
 
@@ -145,22 +147,24 @@ def make_optimizer(
     Args:
       training: its optimizer, whether it clips gradients, and `no_norm_decay`.
       schedule: learning rate by the number of steps done.
-      numbers: of the update rule; None takes those of `training`.
+      hyperparameters: of the update rule; None takes those of `training`.
     """
-    numbers = update_numbers(training) if numbers is None else numbers
+    hyperparameters = (
+        update_hyperparameters(training) if hyperparameters is None else hyperparameters
+    )
     mask = decay_mask if training.no_norm_decay else None
     match training.optimizer:
         case "sgd":
             # PyTorch adds weight decay to the gradient, before the momentum.
             update = optax.chain(
-                optax.add_decayed_weights(numbers.weight_decay, mask),
-                optax.sgd(schedule, momentum=numbers.momentum),
+                optax.add_decayed_weights(values.weight_decay, mask),
+                optax.sgd(schedule, momentum=values.momentum),
             )
         case "adamw":
-            update = optax.adamw(schedule, weight_decay=numbers.weight_decay, mask=mask)
-    update = optax.chain(update, scale_by_part(numbers.lr_multipliers))
+            update = optax.adamw(schedule, weight_decay=values.weight_decay, mask=mask)
+    update = optax.chain(update, scale_by_part(values.lr_multipliers))
     if training.clip_norm > 0:
-        return optax.chain(optax.clip_by_global_norm(numbers.clip_norm), update)
+        return optax.chain(optax.clip_by_global_norm(values.clip_norm), update)
     return update
 
 

@@ -102,30 +102,33 @@ def make_train_step(
 def make_adjustable_step(
     *, model: NanoDet, criterion: Criterion, training: Training, num_devices: int = 1
 ) -> Callable[..., tuple[TrainState, Metrics]]:
-    """Return the step of a run, compiled: (state, batch, numbers) to (state, metrics).
+    """Return the step of a run, compiled: (state, batch, hyperparameters) to (state, metrics).
 
-    It is that of `make_train_step`, but takes the numbers of the run as an input. Runs that differ
-    in their numbers alone have the same program, which the persistent cache stores.
+    It is that of `make_train_step`, but takes the hyperparameters of the run as an input. Runs that
+    differ in their hyperparameters alone have the same program, which the persistent cache stores.
 
     Args:
       model, num_devices: as for `make_train_step`.
-      criterion: its weights are replaced by those of the numbers.
+      criterion: its weights are replaced by those of the hyperparameters.
       training: optimizer, accumulation, and whether gradients are clipped.
     """
 
     def step(
-        state: TrainState, batch: Batch, numbers: Hyperparameters, axis_name: str | None = None
+        state: TrainState,
+        batch: Batch,
+        hyperparameters: Hyperparameters,
+        axis_name: str | None = None,
     ) -> tuple[TrainState, Metrics]:
-        schedule = numbers.rates.at
+        schedule = hyperparameters.rates.at
         return train_step(
             state,
             batch,
             model=model,
-            criterion=replace(criterion, weights=Loss(**numbers.loss)),
-            optimizer=make_optimizer(training, schedule, numbers.update),
+            criterion=replace(criterion, weights=Loss(**hyperparameters.loss)),
+            optimizer=make_optimizer(training, schedule, hyperparameters.update),
             schedule=schedule,
-            ema_decay=numbers.ema,
-            detach_step=numbers.detach_step,
+            ema_decay=hyperparameters.ema,
+            detach_step=hyperparameters.detach_step,
             accumulate=training.accumulate,
             axis_name=axis_name,
         )

@@ -151,7 +151,8 @@ def offset_after(previous: Previous, config: Config, step: int, steps_per_epoch:
     """
     before = previous.config.data.batch_size
     batch_size = config.data.batch_size
-    # Earlier versions did not record the number of steps; assume the present number of images.
+    # Earlier versions did not record the steps of an epoch. Compute them from the current number of
+    # images.
     per_epoch = previous.steps_per_epoch or max(1, steps_per_epoch * batch_size // before)
     if (batch_size, steps_per_epoch) == (before, per_epoch):
         return previous.offset

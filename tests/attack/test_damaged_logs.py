@@ -58,7 +58,7 @@ def test_sound_log_is_kept_byte_for_byte_without_a_message(tmp_path, capsys):
 def test_log_that_is_a_folder_is_an_error(tmp_path):
     (tmp_path / "metrics.jsonl").mkdir()
     with pytest.raises(
-        UserError, match=r"metrics\.jsonl: is not a regular file; move it elsewhere"
+        UserError, match=r"metrics\.jsonl: is not a regular file; move this file elsewhere"
     ):
         MetricLogger(tmp_path, start_step=0, total_steps=1)
 

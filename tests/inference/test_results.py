@@ -133,7 +133,7 @@ def test_save_writes_the_drawn_picture_but_never_over_the_image(found, tmp_path)
     before = original.read_bytes()
     (tmp_path / "link").symlink_to(tmp_path)
     for kept, given in ((original, None), (None, str(original)), (tmp_path / "link/a.png", None)):
-        with pytest.raises(UserError, match=r"a\.png: is the image itself"):
+        with pytest.raises(UserError, match=r"a\.png: is the original image"):
             replace(found, image=kept).save(original, given)
     assert original.read_bytes() == before
     with pytest.raises(UserError, match=r"use \.jpg or \.png"):

@@ -1,4 +1,4 @@
-"""The step of a run takes its numbers as inputs: equal results, and one program for all runs."""
+"""The step of a run takes its hyperparameters as inputs: equal results, one program for all runs."""
 
 from dataclasses import replace
 
@@ -11,7 +11,7 @@ import pytest
 from nanodet_jax.config import Config, Loss, LrMultipliers, Training
 from nanodet_jax.data.run_length import RunLength
 from nanodet_jax.state import create_state
-from nanodet_jax.training.hyperparameters import hyperparameters
+from nanodet_jax.training.hyperparameters import hyperparameters_of
 from nanodet_jax.training.optimizer import MIN_RATES, learning_rate, make_optimizer, rates_of
 from nanodet_jax.training.parallel import (
     make_adjustable_step,
@@ -38,15 +38,15 @@ class Head(nn.Module):
         return Tiny(name="head").branches(images, detach, train, axis_name)
 
 
-def trained(step, training, *numbers, num_devices=1):
+def trained(step, training, *hyperparameters, num_devices=1):
     """Return the state and the metrics after some steps."""
     variables = Head().init(jax.random.key(0), jnp.asarray(IMAGES), method="branches")
     optimizer = make_optimizer(training, lambda step: 0.0)
     state = create_state(variables, optimizer, ema=training.ema_decay > 0)
-    state, numbers = replicate((state, numbers), num_devices)
+    state, hyperparameters = replicate((state, hyperparameters), num_devices)
     batch = make_place_batch(num_devices)(make_batch((MANY, FEW)))
     for _ in range(LENGTH.total_steps):
-        state, metrics = step(state, batch, *numbers)
+        state, metrics = step(state, batch, *hyperparameters)
     return jax.device_get((state, metrics))
 
 
@@ -57,7 +57,7 @@ def adjustable(training, num_devices=1):
 
 
 def constant(training, num_devices=1):
-    """The step with the numbers of the run as constants."""
+    """The step with the hyperparameters of the run as constants."""
     schedule = learning_rate(training, LENGTH.steps_per_epoch, LENGTH.epochs)
     return make_train_step(
         model=Head(),
@@ -75,9 +75,9 @@ def constant(training, num_devices=1):
 def test_adjustable_step_equals_the_step_of_constants(training, num_devices):
     if jax.local_device_count() < num_devices:
         pytest.skip(f"needs {num_devices} devices, and XLA_FLAGS was set otherwise")
-    numbers = hyperparameters(Config(loss=LOSS), training, LENGTH)
+    hyperparameters = hyperparameters_of(Config(loss=LOSS), training, LENGTH)
     step = adjustable(training, num_devices)
-    ours = trained(step, training, numbers, num_devices=num_devices)
+    ours = trained(step, training, hyperparameters, num_devices=num_devices)
     expected = trained(constant(training, num_devices), training, num_devices=num_devices)
     jax.tree.map(
         lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6),
@@ -105,9 +105,9 @@ def sgd_step():
 @pytest.mark.parametrize("name", OTHERS)
 def test_other_numbers_reuse_the_program_and_take_effect(sgd_step, name):
     training = OTHERS[name]
-    numbers = hyperparameters(Config(loss=LOSS), training, LENGTH)
-    ours = trained(sgd_step, training, numbers)
-    before = trained(sgd_step, SGD, hyperparameters(Config(loss=LOSS), SGD, LENGTH))
+    hyperparameters = hyperparameters_of(Config(loss=LOSS), training, LENGTH)
+    ours = trained(sgd_step, training, hyperparameters)
+    before = trained(sgd_step, SGD, hyperparameters_of(Config(loss=LOSS), SGD, LENGTH))
     jax.tree.map(
         lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6),
         ours,
@@ -119,11 +119,11 @@ def test_other_numbers_reuse_the_program_and_take_effect(sgd_step, name):
 
 def lowered(config, training, length):
     """The program of the step of a run, as text."""
-    numbers = hyperparameters(config, training, length)
+    hyperparameters = hyperparameters_of(config, training, length)
     variables = Head().init(jax.random.key(0), jnp.asarray(IMAGES), method="branches")
-    optimizer = make_optimizer(training, numbers.rates.at)
+    optimizer = make_optimizer(training, hyperparameters.rates.at)
     state = create_state(variables, optimizer, ema=training.ema_decay > 0)
-    return adjustable(training).lower(state, make_batch((MANY, FEW)), numbers).as_text()
+    return adjustable(training).lower(state, make_batch((MANY, FEW)), hyperparameters).as_text()
 
 
 def test_runs_that_differ_in_numbers_alone_have_the_same_program():
@@ -144,6 +144,6 @@ def test_table_of_rates_has_a_fixed_length_up_to_its_minimum():
 
 
 def test_ema_decay_keeps_the_precision_of_its_complement():
-    ema = hyperparameters(Config(), ADAMW, LENGTH).ema
+    ema = hyperparameters_of(Config(), ADAMW, LENGTH).ema
     assert float(ema.rest) == pytest.approx(0.0002, rel=1e-7)
     assert float(1 - ema.decay) != pytest.approx(0.0002, rel=1e-5)

@@ -166,7 +166,7 @@ def read_categories(
     exports of Roboflow.
 
     Raises:
-      UserError: if there are none, one lacks an id or a name, or two share an id.
+      UserError: if there are no categories, a category lacks an id or a name, or two share an id.
     """
     categories: dict[int, Category] = {}
     for position, item in enumerate(content["categories"]):

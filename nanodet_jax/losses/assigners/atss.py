@@ -120,7 +120,7 @@ class ATSS(Assigner):
         return jax.lax.stop_gradient(boxes.iou(predicted_boxes, target_boxes))
 
     def count_samples(self, positives: Float[Array, "B"]) -> Float[Array, ""]:
-        """Count the positive priors, and 1 for an image without any."""
+        """Return the number of positive priors, counting 1 for each image that has none."""
         return jnp.sum(jnp.maximum(positives, 1.0))
 
     def box_divisor(self, weight: Float[Array, ""]) -> Float[Array, ""]:

@@ -48,7 +48,7 @@ def assignment_cost(
     correction = functional.quality_focal(at_label, ious) - as_background.T[labels]
     box_cost = -jnp.log(ious + LOG_FLOOR)
     # All boxes that a prior does not overlap must have exactly the same cost, since their order
-    # then decides. Their correction is 0 except for rounding, so it is left out.
+    # then breaks the tie. Their correction is 0 except for rounding, so it is left out.
     of_box = jnp.where(
         ious > 0, correction + iou_factor * box_cost, -iou_factor * math.log(LOG_FLOOR)
     )
