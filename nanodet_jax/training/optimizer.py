@@ -149,9 +149,7 @@ def make_optimizer(
       schedule: learning rate by the number of steps done.
       hyperparameters: of the update rule; None takes those of `training`.
     """
-    hyperparameters = (
-        update_hyperparameters(training) if hyperparameters is None else hyperparameters
-    )
+    values = update_hyperparameters(training) if hyperparameters is None else hyperparameters
     mask = decay_mask if training.no_norm_decay else None
     match training.optimizer:
         case "sgd":
