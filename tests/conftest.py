@@ -5,6 +5,7 @@ signatures of the modules below are checked at run time. This slows down tracing
 not change programs.
 """
 
+import gc
 import os
 from pathlib import Path
 
@@ -26,6 +27,10 @@ SHAPES_CHECKED = (
 jaxtyping.install_import_hook(SHAPES_CHECKED, "beartype.beartype")  # before they are imported
 
 from nanodet_jax.runtime.process import setup_process  # noqa: E402
+
+# Traced programs are millions of objects that live long. With Python's thresholds, a sixth of the
+# suite's time would be spent on looking for garbage among them.
+gc.set_threshold(200_000, 20, 100)
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")

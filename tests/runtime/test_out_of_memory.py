@@ -10,6 +10,7 @@ import pytest
 
 from nanodet_jax import train_and_evaluate
 from nanodet_jax.config import Config
+from nanodet_jax.data.cache import TrainingImages
 from nanodet_jax.data.image_files import imdecode
 from nanodet_jax.errors import UserError
 from nanodet_jax.inference.predict import detect_batch
@@ -170,7 +171,7 @@ def test_real_error_of_jax_is_recognized():
 def test_training_step_that_does_not_fit_is_one_error(tmp_path, monkeypatch):
     monkeypatch.setattr(jax, "local_device_count", lambda: 1)
     monkeypatch.setattr(
-        build, "make_train_step", lambda **_: lambda state, batch: jnp.zeros(ALL_OF_IT, jnp.uint8)
+        build, "make_adjustable_step", lambda **_: lambda *_, **__: jnp.zeros(ALL_OF_IT, jnp.uint8)
     )
     with pytest.raises(
         UserError, match=r"^out of memory: batches of 4 images of 64 x 64 in float32"
@@ -183,8 +184,8 @@ def test_loader_thread_that_runs_out_of_memory_is_one_error(tmp_path, monkeypatc
         raise MemoryError
 
     monkeypatch.setattr(jax, "local_device_count", lambda: 1)
-    monkeypatch.setattr(build.TrainingImages, "describe", lambda _: "")
-    monkeypatch.setattr(build.TrainingImages, "_read", fail)
+    monkeypatch.setattr(TrainingImages, "describe", lambda _: "")
+    monkeypatch.setattr(TrainingImages, "_read", fail)
     with pytest.raises(UserError, match=r"; set --config.data.cache_gb=2 or --config"):
         train_and_evaluate(tiny_config(), tmp_path)
 

@@ -97,24 +97,27 @@ OTHERS = {
 }
 
 
-@pytest.fixture(scope="module")
-def sgd_step():
-    return adjustable(SGD)
+def test_other_hyperparameters_reuse_the_program_and_take_effect():
+    step = adjustable(SGD)
+    before = trained(step, SGD, hyperparameters_of(Config(loss=LOSS), SGD, LENGTH))
+    for name, training in OTHERS.items():
+        ours = trained(step, training, hyperparameters_of(Config(loss=LOSS), training, LENGTH))
+        pairs = zip(*map(jax.tree.leaves, (ours[0].params, before[0].params)))
+        assert any(np.any(one != other) for one, other in pairs), name
+    assert step._cache_size() == 1
 
 
-@pytest.mark.parametrize("name", OTHERS)
-def test_other_numbers_reuse_the_program_and_take_effect(sgd_step, name):
-    training = OTHERS[name]
+def test_all_hyperparameters_together_equal_constants():
+    training = replace(
+        SGD, learning_rate=0.03, schedule="cosine", warmup_steps=2, warmup_ratio=0.01,
+        weight_decay=0.0, momentum=0.5, lr_multipliers=LrMultipliers(head=0.25),
+    )  # fmt: skip
     hyperparameters = hyperparameters_of(Config(loss=LOSS), training, LENGTH)
-    ours = trained(sgd_step, training, hyperparameters)
-    before = trained(sgd_step, SGD, hyperparameters_of(Config(loss=LOSS), SGD, LENGTH))
     jax.tree.map(
         lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6),
-        ours,
+        trained(adjustable(SGD), training, hyperparameters),
         trained(constant(training), training),
     )
-    assert any(np.any(a != b) for a, b in zip(*map(jax.tree.leaves, (ours, before))))
-    assert sgd_step._cache_size() == 1
 
 
 def lowered(config, training, length):
