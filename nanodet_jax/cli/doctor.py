@@ -1,6 +1,7 @@
 """`nanodet-jax doctor`: find what is wrong with the data of a config."""
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 
@@ -14,9 +15,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `doctor`."""
     parser.description = (
         "Read all images and annotations of a config, and print what is wrong with them by "
-        "severity, with a suggested fix. The exit code is 1 if any problem is serious."
+        "severity, with a suggested fix. The exit code is 0 if no problem is serious, 1 if one is, "
+        "and 2 if the config cannot be read."
     )
     add_config(parser)
+    parser.add_argument("--all", action="store_true", help="list all examples of each problem")
+    parser.add_argument("--json", action="store_true", help="print the report as json")
     parser.set_defaults(run=run)
 
 
@@ -25,5 +29,8 @@ def run(args: argparse.Namespace, overrides: Sequence[str]) -> int:
     config = load_config(args.config, overrides)
     setup_process()
     found = report.examine(config, progress=sys.stderr.isatty())
-    say_lines(report.format_report(found))
+    if args.json:
+        print(json.dumps(report.report_to_dict(found), indent=1), flush=True)
+    else:
+        say_lines(report.format_report(found, all_examples=args.all))
     return int(found.serious)

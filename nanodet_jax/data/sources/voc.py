@@ -76,6 +76,22 @@ def voc_classes(
       UserError: if the split is missing or has no objects.
       Fault: whatever `on_fault` raises, naming the xml file.
     """
+    names = voc_class_names(root, split, follow_links=follow_links, on_fault=on_fault)
+    if not names:
+        _, annotations, files = find_split(root, split, follow_links, on_fault)
+        raise UserError(f"{annotations.path}: no objects in any of {len(files)} xml files")
+    return names
+
+
+def voc_class_names(
+    root: Path, split: str, *, follow_links: bool = False, on_fault: OnFault = raise_fault
+) -> tuple[str, ...]:
+    """Return the class names of a split, sorted; () if it has no objects.
+
+    Raises:
+      UserError: if the split is missing.
+      Fault: whatever `on_fault` raises, naming the xml file.
+    """
     _, annotations, files = find_split(root, split, follow_links, on_fault)
     names: set[str] = set()
     for file in files:
@@ -83,8 +99,6 @@ def voc_classes(
             names |= {name for name, _ in _read_xml(file, annotations, on_fault).objects}
         except Fault as fault:
             on_fault(fault)
-    if not names:
-        raise UserError(f"{annotations.path}: no objects in any of {len(files)} xml files")
     return tuple(sorted(names))
 
 
