@@ -4,9 +4,11 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from nanodet_jax.cli.config_flags import add_config, load_config
 from nanodet_jax.doctor import report
+from nanodet_jax.doctor.fix.dataset import correct_dataset, format_fixed
 from nanodet_jax.runtime.process import setup_process
 from nanodet_jax.terminal import say_lines
 
@@ -21,12 +23,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_config(parser)
     parser.add_argument("--all", action="store_true", help="list all examples of each problem")
     parser.add_argument("--json", action="store_true", help="print the report as json")
+    parser.add_argument(
+        "--fix",
+        type=Path,
+        metavar="OUT",
+        help="instead of a report, write corrected copies of the annotations to the new folder OUT",
+    )
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace, overrides: Sequence[str]) -> int:
     """Read the data and print the report."""
     config = load_config(args.config, overrides)
+    if args.fix is not None:
+        fixed = correct_dataset(config, args.fix)
+        if args.json:
+            print(json.dumps(fixed._asdict(), indent=1), flush=True)
+        else:
+            say_lines(format_fixed(fixed, args.fix))
+        return 0
     setup_process()
     found = report.examine(config, progress=sys.stderr.isatty())
     if args.json:

@@ -81,7 +81,7 @@ FIXES = {
     FaultKind.SUPER_CATEGORY: "none needed: exports of Roboflow have one",
     FaultKind.RENAMED: "none needed if these are the annotated images",
 }
-# The same in each format. Training reads YOLO labels without an image, but not a COCO file with one.
+# The same in each format, although training tolerates labels of YOLO without an image.
 SEVERITIES = {FaultKind.MISSING: Severity.SERIOUS}
 TOLERATED_SEVERITY = {  # of tolerated faults of other kinds; otherwise COSTLY
     FaultKind.EMPTY: Severity.NOTE,
@@ -102,8 +102,8 @@ def lost_entries(faults: Sequence[Fault], unreadable: Sequence[Record] = ()) -> 
         boxes are unknown without the size of the image.
     """
     images = sum(fault.kind in LOSES_IMAGE for fault in faults)
-    images += sum(not len(record.boxes) for record in unreadable)
     entries = sum(fault.kind in LOSES_ENTRY for fault in faults if not fault.tolerated)
+    entries += sum(not len(record.boxes) for record in unreadable)
     return Lost(images, entries)
 
 
