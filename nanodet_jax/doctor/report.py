@@ -154,7 +154,7 @@ def format_report(report: Report, *, all_examples: bool = False) -> str:
 
 
 def report_to_dict(report: Report) -> dict[str, Any]:
-    """Return the report as objects of json, in the form that docs/doctor.md describes."""
+    """Return the report as objects of json, in the form that docs/training.md describes."""
     return {
         "version": JSON_VERSION,
         "config": report.name,

@@ -11,6 +11,7 @@ from nanodet_jax.config import Config, Data
 from nanodet_jax.data.faults import FaultKind
 from nanodet_jax.data.open_source import open_source
 from nanodet_jax.data.sources.shapes import ShapesSource
+from nanodet_jax.doctor.memory import Memory
 from nanodet_jax.doctor.report import brief
 from tests.builders import voc_xml, write_image, write_voc_split, write_yolo_image
 
@@ -221,6 +222,51 @@ def test_doctor_finds_each_fault_and_nothing_else(fault, drawn, doctor):
     tolerated = kind in (FaultKind.OUTSIDE, FaultKind.EMPTY, FaultKind.DUPLICATES)
     assert code == (0 if tolerated else 1)
     assert ("SERIOUS" in output) != tolerated
+
+
+def test_doctor_json_is_the_report(drawn, doctor):
+    for index in (0, 1):
+        set_box(index, lambda box: [150, 150, 40, 40])(drawn)
+        drawn.annotation(index)["image_id"] = 5 + index
+    truncate(drawn)
+    code, output = doctor("--json")
+    report = json.loads(output)
+    assert code == 1
+    assert list(report) == [
+        "version", "config", "serious", "findings", "splits", "classes", "memory",
+    ]  # fmt: skip
+    assert (report["version"], report["config"], report["serious"]) == (1, "drawn", True)
+    found = {finding["kind"]: finding for finding in report["findings"]}
+    assert report["findings"][0] == found["unreadable"]
+    assert (found["unreadable"]["severity"], found["unreadable"]["count"]) == ("serious", 1)
+    assert (found["few_boxes"]["severity"], found["few_boxes"]["split"]) == ("costly", "train")
+    outside = found["outside"]
+    examples = outside.pop("examples")
+    assert outside == {
+        "severity": "costly",
+        "kind": "outside",
+        "title": "boxes outside their image in train: 2",
+        "fix": "clip the boxes to their image; often they belong to another resolution",
+        "split": "train",
+        "count": 2,
+    }
+    assert len(examples) == 2 and all("leaves the image of 160x160" in text for text in examples)
+    boxes = len(drawn.content["train"]["annotations"])
+    assert report["splits"]["train"] == {
+        "images": 24, "unreadable": 1, "without_boxes": 0, "boxes": boxes,
+    }  # fmt: skip
+    assert [size["name"] for size in report["classes"]] == [
+        item["name"] for item in drawn.content["train"]["categories"]
+    ]
+    assert sum(size["train"] for size in report["classes"]) == boxes
+    assert set(report["memory"]) == set(Memory._fields)
+    assert report["memory"]["cache"] == 23 * 160 * 160 * 3
+
+
+def test_doctor_json_of_a_config_with_an_error_is_empty(drawn, capsys):
+    assert main(["doctor", str(drawn.config), "--json", "--config.data.batch_size=0"]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == "" and "config.data.batch_size=0: must be positive" in captured.err
 
 
 def test_doctor_sorts_by_severity_and_suggests_fixes(faulty, doctor):
