@@ -89,6 +89,18 @@ TOLERATED_SEVERITY = {  # of tolerated faults of other kinds; otherwise COSTLY
     FaultKind.SUPER_CATEGORY: Severity.NOTE,
     FaultKind.RENAMED: Severity.NOTE,
 }
+FIXABLE = {  # kinds of findings that `doctor --fix` corrects
+    kind.name.lower()
+    for kind in (
+        FaultKind.MISSING,
+        FaultKind.SIZE,
+        FaultKind.IDS,
+        FaultKind.INVERTED,
+        FaultKind.OUTSIDE,
+        FaultKind.EMPTY,
+        FaultKind.DUPLICATES,
+    )
+}
 LOSES_ENTRY = (FaultKind.CLASSES, FaultKind.NUMBERS, FaultKind.INVERTED, FaultKind.IDS)
 LOSES_IMAGE = (FaultKind.FILE, FaultKind.PATH, FaultKind.MISSING)
 

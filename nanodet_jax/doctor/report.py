@@ -150,6 +150,8 @@ def format_report(report: Report, *, all_examples: bool = False) -> str:
             lines += [f"    -> {finding.fix}", ""]
     if not report.findings:
         lines += ["no problems found", ""]
+    if any(finding.kind in findings.FIXABLE for finding in report.findings):
+        lines += ["--fix OUT writes corrected copies of the annotations to a new folder OUT", ""]
     return "\n".join([*lines, report.summary])
 
 

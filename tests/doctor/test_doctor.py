@@ -222,6 +222,8 @@ def test_doctor_finds_each_fault_and_nothing_else(fault, drawn, doctor):
     tolerated = kind in (FaultKind.OUTSIDE, FaultKind.EMPTY, FaultKind.DUPLICATES)
     assert code == (0 if tolerated else 1)
     assert ("SERIOUS" in output) != tolerated
+    unfixable = (FaultKind.UNREADABLE, FaultKind.NUMBERS, FaultKind.CLASSES)
+    assert ("--fix OUT writes corrected copies" in output) == (kind not in unfixable)
 
 
 def test_doctor_json_is_the_report(drawn, doctor):
@@ -253,7 +255,7 @@ def test_doctor_json_is_the_report(drawn, doctor):
     assert len(examples) == 2 and all("leaves the image of 160x160" in text for text in examples)
     boxes = len(drawn.content["train"]["annotations"])
     assert report["splits"]["train"] == {
-        "images": 24, "unreadable": 1, "without_boxes": 0, "boxes": boxes,
+        "images": 24, "unreadable": 1, "without_boxes": 1, "boxes": boxes,
     }  # fmt: skip
     assert [size["name"] for size in report["classes"]] == [
         item["name"] for item in drawn.content["train"]["categories"]

@@ -174,6 +174,17 @@ def test_doctor_fix_prints_the_changes_and_the_flags(tmp_path, capsys):
     assert "is not empty" in capsys.readouterr().err
 
 
+def test_doctor_fix_json_is_the_changes_and_the_flags(tmp_path, capsys):
+    root, out = tmp_path / "data", tmp_path / "out"
+    WRITERS["yolo"](root, dataset())
+    flags = ["--config.data.format=yolo", f"--config.data.root={root}"]
+    assert main(["doctor", "yolo", "--json", "--fix", str(out), *flags]) == 0
+    assert json.loads(capsys.readouterr().out) == {
+        "changes": {"train": {}, "val": {}},
+        "flags": ["--config.data.format=yolo", f"--config.data.root={out}"],
+    }
+
+
 @pytest.mark.parametrize(
     ("box", "expected", "change"),
     [
