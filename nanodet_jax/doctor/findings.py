@@ -64,6 +64,7 @@ class Lost(NamedTuple):
 
 NOTHING_LOST = Lost()
 FIXES = {
+    FaultKind.CONFIG: "set the field as the message says",
     FaultKind.FILE: "correct the file or the path in config.data",
     FaultKind.PATH: "use paths below the folder; config.data.follow_links=True allows links",
     FaultKind.MISSING: "add the images, or remove their annotations",
@@ -102,7 +103,7 @@ FIXABLE = {  # kinds of findings that `doctor --fix` corrects
     )
 }
 LOSES_ENTRY = (FaultKind.CLASSES, FaultKind.NUMBERS, FaultKind.INVERTED, FaultKind.IDS)
-LOSES_IMAGE = (FaultKind.FILE, FaultKind.PATH, FaultKind.MISSING)
+LOSES_IMAGE = (FaultKind.CONFIG, FaultKind.FILE, FaultKind.PATH, FaultKind.MISSING)
 
 
 def lost_entries(faults: Sequence[Fault], unreadable: Sequence[Record] = ()) -> Lost:

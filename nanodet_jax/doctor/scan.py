@@ -46,7 +46,8 @@ def scan(config: Config, split: str, *, progress: bool = True) -> Scan:
     try:
         source = open_source(config, split, add)
     except UserError as error:
-        add(Fault(FaultKind.FILE, str(error)))
+        of_config = str(error).startswith("config.")
+        add(Fault(FaultKind.CONFIG if of_config else FaultKind.FILE, str(error)))
         return Scan((), [], 0, [*faults.values()], [])
     records: list[Record] = []
     unreadable: list[Record] = []

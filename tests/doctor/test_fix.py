@@ -19,6 +19,7 @@ from nanodet_jax.doctor.fix.boxes import (
     RESIZED,
     SWAPPED,
     TOO_SMALL,
+    UNUSABLE,
     Changes,
     correct_box,
 )
@@ -132,6 +133,28 @@ def test_what_cannot_be_corrected_is_copied(tmp_path):
     assert fixed.changes == {"train": {}, "val": {}}
     found = scan(with_flags(config_of("yolo", root), fixed.flags), "train", progress=False)
     assert [fault.kind for fault in found.faults] == [FaultKind.CLASSES]
+
+
+def test_numbers_that_are_not_finite_are_copied(tmp_path):
+    root = tmp_path / "data"
+    WRITERS["coco"](root, dataset())
+    content = json.loads((root / "train.json").read_text())
+    content["annotations"][0]["bbox"][0] = float("nan")
+    (root / "train.json").write_text(json.dumps(content))
+    fixed = correct_dataset(config_of("coco", root), tmp_path / "out")
+    assert fixed.changes == {"train": {}, "val": {}}
+    found = scan(with_flags(config_of("coco", root), fixed.flags), "train", progress=False)
+    assert [fault.kind for fault in found.faults] == [FaultKind.NUMBERS]
+
+
+def test_broken_xml_is_left_out(tmp_path):
+    root = tmp_path / "data"
+    WRITERS["voc"](root, dataset())
+    (root / "train" / "annotations" / "train3.xml").write_text("<annotation>")
+    fixed = correct_dataset(config_of("voc", root), tmp_path / "out")
+    assert fixed.changes == {"train": {UNUSABLE: 1}, "val": {}}
+    found = scan(with_flags(config_of("voc", root), fixed.flags), "train", progress=False)
+    assert (found.faults, found.images) == ([], COUNT - 1)
 
 
 @pytest.mark.parametrize("data_format", ["tfds", "shapes"])

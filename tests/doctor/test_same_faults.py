@@ -131,10 +131,10 @@ WRITERS: dict[str, Callable[[Path, Splits], None]] = {
 }
 
 
-def examine(root: Path, data_format: str) -> report.Report:
+def examine(root: Path, data_format: str, classes: tuple[str, ...] = ()) -> report.Report:
     config = Config(
         input_size=(320, 320),
-        data=Data(format=data_format, root=str(root), batch_size=4, workers=1),  # type: ignore[arg-type]
+        data=Data(format=data_format, root=str(root), batch_size=4, workers=1, classes=classes),  # type: ignore[arg-type]
         training=Training(epochs=10, warmup_steps=0, eval_every=5),
     )
     return report.examine(config, progress=False)
@@ -268,3 +268,11 @@ def test_a_broken_xml_of_voc_is_one_finding(tmp_path):
     file.write_text(file.read_text()[:60])
     found = examine(tmp_path, "voc").findings
     assert [(f.kind, f.split, f.count) for f in found] == [("file", "train", 1)]
+
+
+@pytest.mark.parametrize("data_format", FORMATS)
+def test_a_misspelt_class_is_one_finding_of_the_config(data_format, tmp_path):
+    WRITERS[data_format](tmp_path, dataset())
+    found = examine(tmp_path, data_format, classes=("cat", "dgo")).findings
+    assert [(f.kind, f.severity.name, f.count) for f in found] == [("config", "SERIOUS", 1)]
+    assert found[0].examples[0].endswith("did you mean 'dog'?")

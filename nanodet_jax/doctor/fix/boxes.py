@@ -9,6 +9,7 @@ CLIPPED = "boxes outside their image: clipped"
 TOO_SMALL = "boxes smaller than one pixel: dropped"
 REPEATED = "duplicate boxes: dropped"
 MISSING = "annotations of missing images: dropped"
+UNUSABLE = "unusable annotation files: left out"
 RESIZED = "wrong width or height: replaced by that of the image"
 RENUMBERED = "repeated ids: renumbered"
 

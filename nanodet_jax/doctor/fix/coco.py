@@ -1,9 +1,12 @@
 """Corrected copy of a COCO file."""
 
+import json
 import math
 from itertools import count
 from pathlib import Path
 from typing import Any
+
+from tqdm import tqdm
 
 from nanodet_jax.data.faults import Fault
 from nanodet_jax.data.file_search import FileSearch
@@ -22,7 +25,7 @@ from nanodet_jax.doctor.fix.boxes import (
     Changes,
     correct_box,
 )
-from nanodet_jax.files import write_json
+from nanodet_jax.doctor.fix.copy_image import write_bytes
 
 Item = dict[str, Any]  # of one of the lists of a COCO file
 Sizes = dict[Any, tuple[int, int]]  # (height, width) by image id; 0 if unknown
@@ -40,7 +43,9 @@ def correct_coco(images: Path, annotations: Path, out: Path, follow_links: bool)
     search = FileSearch(Folder(images, follow_links))
     kept, sizes = _correct_images(content["images"], search, changes)
     known = _correct_annotations(content["annotations"], sizes, changes)
-    write_json(out, {**content, "images": kept, "annotations": known})
+    # NaN is among what cannot be corrected: json of Python has it, strict json does not.
+    text = json.dumps({**content, "images": kept, "annotations": known})
+    write_bytes(out, text.encode())
     return changes
 
 
@@ -50,7 +55,7 @@ def _correct_images(
     """Return the images that exist, with unique ids and true sizes."""
     kept, sizes = [], Sizes()
     unused = _unused_ids(items)
-    for item in items:
+    for item in tqdm(items, desc="correcting", unit="img", disable=None):
         id, name = item.get("id"), item.get("file_name")
         try:
             file = search.find(name, "", _ignore) if is_name(name) else None

@@ -4,13 +4,15 @@ import math
 from pathlib import Path
 from xml.etree import ElementTree
 
+from tqdm import tqdm
+
 from nanodet_jax.data.faults import Fault, FaultKind
 from nanodet_jax.data.file_search import FileSearch
 from nanodet_jax.data.image_files import shown_size
 from nanodet_jax.data.sources.clip import Box
 from nanodet_jax.data.sources.voc import find_image, parse_xml
 from nanodet_jax.data.sources.voc_layout import find_split
-from nanodet_jax.doctor.fix.boxes import MISSING, REPEATED, RESIZED, Changes, correct_box
+from nanodet_jax.doctor.fix.boxes import MISSING, REPEATED, RESIZED, UNUSABLE, Changes, correct_box
 from nanodet_jax.doctor.fix.copy_image import copy_image, write_bytes
 
 SIDES = ("xmin", "ymin", "xmax", "ymax")
@@ -27,13 +29,13 @@ def correct_voc(root: Path, split: str, out: Path, follow_links: bool) -> Change
     """
     images, annotations, names = find_split(root, split, follow_links, _ignore)
     search, changes, listed = FileSearch(images), Changes(), []
-    for name in names:
+    for name in tqdm(names, desc=f"correcting {split}", unit="img", disable=None):
         try:
             xml = parse_xml(name, annotations)
             given = (xml.findtext("filename") or "").strip()
             image = find_image(name, given, search, images, annotations, _ignore)
         except Fault as fault:
-            changes[MISSING if fault.kind is FaultKind.MISSING else "unusable files: dropped"] += 1
+            changes[MISSING if fault.kind is FaultKind.MISSING else UNUSABLE] += 1
             continue
         stem = f"{split}/{name[: -len('.xml')]}"
         target = f"{split}/{image.relative_to(images.path).as_posix()}"

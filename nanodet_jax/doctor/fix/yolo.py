@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path, PurePath
 
 import yaml
+from tqdm import tqdm
 
 from nanodet_jax.data.faults import Fault, FaultKind
 from nanodet_jax.data.folder import read_annotation
@@ -12,7 +13,7 @@ from nanodet_jax.data.image_files import shown_size
 from nanodet_jax.data.sources.clip import Box
 from nanodet_jax.data.sources.yolo import LABELS_LIMIT, PIXEL_ROUNDING, ROUNDING
 from nanodet_jax.data.sources.yolo_layout import read_split
-from nanodet_jax.doctor.fix.boxes import MISSING, REPEATED, Changes, correct_box
+from nanodet_jax.doctor.fix.boxes import MISSING, REPEATED, UNUSABLE, Changes, correct_box
 from nanodet_jax.doctor.fix.copy_image import copy_image, write_bytes
 
 PIXELS = 2.0  # a larger number is not a fraction of the image, and is not corrected
@@ -35,11 +36,10 @@ def correct_yolo(
         changes = changed[split] = Changes()
 
         def on_fault(fault: Fault, changes: Changes = changes) -> None:
-            if fault.kind is FaultKind.MISSING:
-                changes[MISSING] += 1
+            changes[MISSING if fault.kind is FaultKind.MISSING else UNUSABLE] += 1
 
         names, images = read_split(root, split, follow_links, on_fault)
-        for image in images:
+        for image in tqdm(images, desc=f"correcting {split}", unit="img", disable=None):
             copy_image(image.file, out / image.name)
             if image.labels is not None:
                 top = image.file.parents[len(PurePath(image.name).parts) - 1]
