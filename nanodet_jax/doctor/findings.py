@@ -306,16 +306,19 @@ def of_sizes(names: Sequence[str], objects: Objects, config: Config) -> list[Fin
     return found
 
 
-def of_priors(names: Sequence[str], labels: np.ndarray, counts: np.ndarray) -> list[Finding]:
+def of_priors(
+    names: Sequence[str], labels: np.ndarray, counts: np.ndarray, repeated: int = 0
+) -> list[Finding]:
     """Return a finding if many boxes are assigned to no prior.
 
     Args:
       names: class names.
       labels: class of each box [n].
       counts: number of priors of each box [n].
+      repeated: number of duplicate boxes, which no prior can learn.
     """
     unassigned = counts == 0
-    if not len(counts) or unassigned.mean() <= MANY_UNASSIGNED:
+    if not len(counts) or unassigned.sum() - repeated <= MANY_UNASSIGNED * len(counts):
         return []
     by_class = np.bincount(labels[unassigned], minlength=len(names))
     most = f"{by_class.max()} of them {names[int(by_class.argmax())]!r}"

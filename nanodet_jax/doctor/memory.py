@@ -14,7 +14,7 @@ from typing import NamedTuple
 import jax
 
 from nanodet_jax.config import Config
-from nanodet_jax.data.cache import GB, canvas_size, reduced_size
+from nanodet_jax.data.cache import GB, MB, canvas_size, reduced_size
 from nanodet_jax.data.records import Record
 from nanodet_jax.doctor.findings import Finding, Severity
 from nanodet_jax.summary import summarize
@@ -179,9 +179,10 @@ def describe_memory(memory: Memory, config: Config) -> str:
     if memory.cache:
         place = "device memory" if config.data.cache == "device" else "RAM"
         kept = min(memory.cache, memory.cache_limit)
-        line += f"; the cache takes {_gb(kept)} of {place}, of {_gb(memory.cache)} for all images"
+        line += f"; the cache of images takes {_gb(kept)} of {place}"
+        line += f", all images {_gb(memory.cache)}" if kept < memory.cache else ""
     return line
 
 
 def _gb(count: int) -> str:
-    return f"{count / GB:.2f} GB"
+    return f"{count / GB:.2f} GB" if count >= 0.1 * GB else f"{count / MB:.1f} MB"

@@ -9,6 +9,7 @@ import numpy as np
 from nanodet_jax.config import Config
 from nanodet_jax.data.class_map import match_classes
 from nanodet_jax.data.duplicates import find_duplicates
+from nanodet_jax.data.faults import FaultKind
 from nanodet_jax.data.records import Record, Source
 from nanodet_jax.data.run_length import run_length
 from nanodet_jax.data.sources.in_memory import InMemorySource
@@ -104,7 +105,8 @@ def examine(config: Config, *, progress: bool = True) -> Report:
     measured = objects_at_input(sampled, config)
     counts = priors_per_object(sampled, config, len(names))
     found += findings.of_sizes(names, measured, config)
-    found += findings.of_priors(names, measured.labels, counts)
+    repeated = sum(fault.kind is FaultKind.DUPLICATES for fault in train.faults)
+    found += findings.of_priors(names, measured.labels, counts, repeated)
     memory = None
     if names:
         memory = estimate_memory(config, train.records, len(names))
@@ -244,6 +246,8 @@ def _per_class(records: Sequence[Record], names: Sequence[str]) -> np.ndarray:
 
 
 def _headline(config: Config, train: Scan, val: Scan) -> str:
+    if not train.categories:
+        return f"{config.name}: the training data cannot be opened; {val.images} validation images"
     steps_each = steps = 0
     if train.images >= config.data.batch_size:
         length = run_length(config, train.images)
