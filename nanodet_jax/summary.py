@@ -25,6 +25,7 @@ class Cost(NamedTuple):
 
     params: int  # learned parameters, without running statistics
     macs: int  # multiply-adds of the convolutions, forward, for one image
+    outputs: int  # elements of the outputs of the convolutions, for one image
 
 
 class Level(NamedTuple):
@@ -68,6 +69,7 @@ def summarize(model: config.Model, input_size: tuple[int, int]) -> Summary:
     """
     network = build_model(model)
     macs: Counter[str] = Counter()
+    outputs: Counter[str] = Counter()
     maps: list[tuple[int, int]] = []  # height and width of each level
 
     # Counts modules rather than operations: a depthwise convolution is a single operation on one
@@ -82,6 +84,7 @@ def summarize(model: config.Model, input_size: tuple[int, int]) -> Summary:
         module = context.module
         if context.method_name == "__call__" and isinstance(module, CONVOLUTIONS):
             *window, _ = module.variables["params"]["kernel"].shape
+            outputs[module.path[0]] += math.prod(out.shape[1:])
             macs[module.path[0]] += math.prod(out.shape[1:]) * math.prod(window)
         elif context.method_name == "__call__" and module.path == ("neck",):
             maps.extend(level.shape[1:3] for level in out)
@@ -99,7 +102,10 @@ def summarize(model: config.Model, input_size: tuple[int, int]) -> Summary:
         for name, part in variables["params"].items()
     }
     return Summary(
-        parts={name: Cost(params[name], macs[name]) for name in sorted(params, key=PARTS.index)},
+        parts={
+            name: Cost(params[name], macs[name], outputs[name])
+            for name in sorted(params, key=PARTS.index)
+        },
         levels=tuple(
             Level(stride, *size) for stride, size in zip(model.strides, maps, strict=True)
         ),
@@ -131,5 +137,4 @@ def format_summary(summary: Summary) -> str:
 
 
 def _sum(costs: Iterable[Cost]) -> Cost:
-    params, macs = zip(*costs)
-    return Cost(sum(params), sum(macs))
+    return Cost(*map(sum, zip(*costs)))

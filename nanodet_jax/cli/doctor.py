@@ -1,11 +1,13 @@
 """`nanodet-jax doctor`: find what is wrong with the data of a config."""
 
 import argparse
-import sys
+import json
 from collections.abc import Sequence
+from pathlib import Path
 
 from nanodet_jax.cli.config_flags import add_config, load_config
 from nanodet_jax.doctor import report
+from nanodet_jax.doctor.fix.dataset import correct_dataset, format_fixed
 from nanodet_jax.runtime.process import setup_process
 from nanodet_jax.terminal import say_lines
 
@@ -14,16 +16,35 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `doctor`."""
     parser.description = (
         "Read all images and annotations of a config, and print what is wrong with them by "
-        "severity, with a suggested fix. The exit code is 1 if any problem is serious."
+        "severity, with a suggested fix. The exit code is 0 if no problem is serious, 1 if one is, "
+        "and 2 if the config cannot be read."
     )
     add_config(parser)
+    parser.add_argument("--all", action="store_true", help="list all examples of each problem")
+    parser.add_argument("--json", action="store_true", help="print the report as json")
+    parser.add_argument(
+        "--fix",
+        type=Path,
+        metavar="OUT",
+        help="instead of a report, write corrected copies of the annotations to the new folder OUT",
+    )
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace, overrides: Sequence[str]) -> int:
     """Read the data and print the report."""
     config = load_config(args.config, overrides)
+    if args.fix is not None:
+        fixed = correct_dataset(config, args.fix)
+        if args.json:
+            print(json.dumps(fixed._asdict(), indent=1), flush=True)
+        else:
+            say_lines(format_fixed(fixed, args.fix))
+        return 0
     setup_process()
-    found = report.examine(config, progress=sys.stderr.isatty())
-    say_lines(report.format_report(found))
+    found = report.examine(config)
+    if args.json:
+        print(json.dumps(report.report_to_dict(found), indent=1), flush=True)
+    else:
+        say_lines(report.format_report(found, all_examples=args.all))
     return int(found.serious)

@@ -53,7 +53,8 @@ class TrainingImages:
         if data.augment == "device":
             height, width = config.input_size
             self.largest = round(data.canvas * height), round(data.canvas * width)
-            self.canvas = _canvas(source, self.largest)
+            sizes = [source.image_size(index) for index in range(len(source))]
+            self.canvas = canvas_size(sizes, self.largest)
         needed = self._canvas_bytes() / GB
         if data.cache == "device" and needed > data.cache_gb:
             raise UserError(
@@ -149,10 +150,13 @@ def stack_on_canvases(images: Sequence[np.ndarray], size: tuple[int, int]) -> np
     return canvases
 
 
-def _canvas(source: Source, largest: tuple[int, int]) -> tuple[int, int]:
-    """Return a size that every image fits into, in multiples of 32 so that it rarely changes."""
-    sizes = np.array([source.image_size(index) for index in range(len(source))]).reshape(-1, 2)
-    if not sizes.all():  # unknown until the images are read
+def canvas_size(sizes: Sequence[tuple[int, int]], largest: tuple[int, int]) -> tuple[int, int]:
+    """Return a (height, width) that every image fits into once it is reduced to `largest`.
+
+    The sides are multiples of 32, so that the canvas rarely changes. A size of 0 is unknown.
+    """
+    known = np.array(sizes).reshape(-1, 2)
+    if not known.all():  # unknown until the images are read
         return padded_size(largest)
-    rows, columns = np.minimum(sizes.max(axis=0), largest).tolist()
+    rows, columns = np.minimum(known.max(axis=0), largest).tolist()
     return padded_size((rows, columns))

@@ -13,6 +13,7 @@ from nanodet_jax.errors import UserError
 class FaultKind(StrEnum):
     """Kind of a fault. The values are headings of the doctor's report."""
 
+    CONFIG = "values of the config that do not fit the data"
     FILE = "unusable annotation files"
     PATH = "paths outside the dataset"
     MISSING = "missing images"

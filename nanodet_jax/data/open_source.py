@@ -15,7 +15,7 @@ from nanodet_jax.data.sources.coco import CocoSource
 from nanodet_jax.data.sources.coco_layout import find_split
 from nanodet_jax.data.sources.shapes import ShapesSource
 from nanodet_jax.data.sources.tfds import TfdsSource
-from nanodet_jax.data.sources.voc import VocSource, voc_classes
+from nanodet_jax.data.sources.voc import VocSource, voc_class_names, voc_classes
 from nanodet_jax.data.sources.yolo import YoloSource
 from nanodet_jax.data.split import split_source
 from nanodet_jax.errors import UserError
@@ -78,13 +78,12 @@ def _open_all(config: Config, split: str, on_fault: OnFault) -> Source:
     """Open a split of the dataset, or of all `config.data.sources`, with its own classes."""
     data = config.data
     if not data.sources:
-        selects = data.classes or data.merge or data.ignore or data.exclude_empty_classes
-        return _open(config, data, split, on_fault, any_class=bool(selects))
+        return _open(config, data, split, on_fault)
     opened, labels = [], []
     for entry in data.sources:
         format, _, root = entry.partition(":")
         one = replace(data, format=cast(Format, format), root=root, name="", val_annotations="")
-        opened.append(_open(config, one, split, on_fault, any_class=True))
+        opened.append(_open(config, one, split, on_fault))
         labels.append(Path(root).name or root)
     repeated = Counter(labels)
     unique = [
@@ -94,11 +93,8 @@ def _open_all(config: Config, split: str, on_fault: OnFault) -> Source:
     return CombinedSource(opened, unique)
 
 
-def _open(config: Config, data: Data, split: str, on_fault: OnFault, *, any_class: bool) -> Source:
-    """Open a split of one dataset, with its own classes.
-
-    `any_class` accepts classes that occur in this split only, where a format lists none (voc).
-    """
+def _open(config: Config, data: Data, split: str, on_fault: OnFault) -> Source:
+    """Open a split of one dataset, with its own classes."""
     links = data.follow_links
     match data.format:
         case "coco":
@@ -111,8 +107,8 @@ def _open(config: Config, data: Data, split: str, on_fault: OnFault, *, any_clas
         case "voc":
             root = _path(data, "root", "the folder with train/ and val/, or VOC2007")
             classes = voc_classes(root, follow_links=links, on_fault=on_fault)
-            if any_class and split != "train":
-                found = voc_classes(root, split, follow_links=links, on_fault=on_fault)
+            if split != "train":  # as other formats list classes that only one split has
+                found = voc_class_names(root, split, follow_links=links, on_fault=on_fault)
                 classes = tuple(dict.fromkeys([*classes, *found]))
             return VocSource(root, split, classes, follow_links=links, on_fault=on_fault)
         case "yolo":

@@ -1,6 +1,7 @@
 """Findings of the doctor: problems of data and config by severity, each with a suggested fix."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from enum import IntEnum
 from typing import NamedTuple
 
@@ -8,8 +9,10 @@ import numpy as np
 
 from nanodet_jax.config import Config
 from nanodet_jax.data.faults import Fault, FaultKind
+from nanodet_jax.data.records import Record
 from nanodet_jax.data.run_length import run_length
 from nanodet_jax.doctor.geometry import Objects
+from nanodet_jax.errors import UserError
 from nanodet_jax.terminal import join_first
 
 SMALL = 32.0  # pixels of the input; COCO's limit for small objects
@@ -30,16 +33,38 @@ class Severity(IntEnum):
     SERIOUS = 2  # training stops, or learns the wrong thing
 
 
-class Finding(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Finding:
     """Problem of the data or the config."""
 
     severity: Severity
+    kind: str  # of the problem, for programs: "missing", "few_boxes", ...
     title: str
     fix: str
+    split: str = ""  # "train" or "val"; "" if it concerns both, or the config
+    count: int = 1  # of files, images, boxes or classes
     examples: tuple[str, ...] = ()  # each names a file and an entry
 
 
+class Lost(NamedTuple):
+    """Entries of a split that cannot be read because of a fault.
+
+    A class may be empty, or an image without boxes, only because of them. A finding that they may
+    explain is not reported: the fault is the cause.
+    """
+
+    images: int = 0
+    entries: int = 0  # boxes, or others of which each may concern an image
+
+    @property
+    def any(self) -> bool:
+        """Whether boxes of any class may be hidden."""
+        return bool(self.images or self.entries)
+
+
+NOTHING_LOST = Lost()
 FIXES = {
+    FaultKind.CONFIG: "set the field as the message says",
     FaultKind.FILE: "correct the file or the path in config.data",
     FaultKind.PATH: "use paths below the folder; config.data.follow_links=True allows links",
     FaultKind.MISSING: "add the images, or remove their annotations",
@@ -57,12 +82,42 @@ FIXES = {
     FaultKind.SUPER_CATEGORY: "none needed: exports of Roboflow have one",
     FaultKind.RENAMED: "none needed if these are the annotated images",
 }
-TOLERATED_SEVERITY = {  # of tolerated faults; otherwise COSTLY
+# The same in each format, although training tolerates labels of YOLO without an image.
+SEVERITIES = {FaultKind.MISSING: Severity.SERIOUS}
+TOLERATED_SEVERITY = {  # of tolerated faults of other kinds; otherwise COSTLY
     FaultKind.EMPTY: Severity.NOTE,
     FaultKind.DERIVED: Severity.NOTE,
     FaultKind.SUPER_CATEGORY: Severity.NOTE,
     FaultKind.RENAMED: Severity.NOTE,
 }
+FIXABLE = {  # kinds of findings that `doctor --fix` corrects
+    kind.name.lower()
+    for kind in (
+        FaultKind.MISSING,
+        FaultKind.SIZE,
+        FaultKind.IDS,
+        FaultKind.INVERTED,
+        FaultKind.OUTSIDE,
+        FaultKind.EMPTY,
+        FaultKind.DUPLICATES,
+    )
+}
+LOSES_ENTRY = (FaultKind.CLASSES, FaultKind.NUMBERS, FaultKind.INVERTED, FaultKind.IDS)
+LOSES_IMAGE = (FaultKind.CONFIG, FaultKind.FILE, FaultKind.PATH, FaultKind.MISSING)
+
+
+def lost_entries(faults: Sequence[Fault], unreadable: Sequence[Record] = ()) -> Lost:
+    """Return how much of a split is hidden by faults, as an upper bound.
+
+    Args:
+      faults: of the split.
+      unreadable: records of its unreadable images. Those without boxes count as lost, because YOLO
+        boxes are unknown without the size of the image.
+    """
+    images = sum(fault.kind in LOSES_IMAGE for fault in faults)
+    entries = sum(fault.kind in LOSES_ENTRY for fault in faults if not fault.tolerated)
+    entries += sum(not len(record.boxes) for record in unreadable)
+    return Lost(images, entries)
 
 
 def of_faults(faults: Sequence[Fault], split: str, images: int, config: Config) -> list[Finding]:
@@ -78,25 +133,38 @@ def of_faults(faults: Sequence[Fault], split: str, images: int, config: Config) 
         if kind in (FaultKind.UNREADABLE, FaultKind.SIZE):  # training accepts a few
             accepted = len(messages) <= config.data.max_unreadable * images
             severity = Severity.COSTLY if accepted else Severity.SERIOUS
-        title = f"{kind} in {split}: {len(messages)}"
-        found.append(Finding(severity, title, FIXES[kind], tuple(messages)))
+        found.append(
+            Finding(
+                SEVERITIES.get(kind, severity),
+                kind.name.lower(),
+                f"{kind} in {split}: {len(messages)}",
+                FIXES[kind],
+                split,
+                len(messages),
+                tuple(messages),
+            )
+        )
     return found
 
 
-def of_schedule(config: Config, train_images: int) -> list[Finding]:
+def of_schedule(config: Config, train_images: int, lost: Lost = NOTHING_LOST) -> list[Finding]:
     """Return findings about the length of an epoch, of the run and of the warm-up."""
     size, training = config.data.batch_size, config.training
-    if train_images < size:
+    images = train_images + lost.images  # once the faults are corrected
+    if images < size:
         title = f"config.data.batch_size={size} exceeds the {train_images} training images"
         fix = "lower the batch size, and the learning rate in proportion"
-        return [Finding(Severity.SERIOUS, title, fix)] if train_images else []
-    steps = run_length(config, train_images).total_steps
+        return [Finding(Severity.SERIOUS, "batch_size", title, fix)] if train_images else []
+    if not train_images:
+        return []
+    steps = run_length(config, images).total_steps
     found = []
     if training.warmup_steps > LONG_WARMUP * steps:
         endless = training.warmup_steps >= steps
         found.append(
             Finding(
                 Severity.SERIOUS if endless else Severity.COSTLY,
+                "warmup",
                 f"the warm-up takes {training.warmup_steps} of the {steps} steps of the run"
                 + (": the full learning rate is never reached" if endless else ""),
                 f"--config.training.warmup_steps={max(steps // 20, 1)}, or more epochs",
@@ -106,55 +174,79 @@ def of_schedule(config: Config, train_images: int) -> list[Finding]:
         every = f"config.training.eval_every={training.eval_every}"
         title = f"{every} exceeds the {training.epochs} epochs: only the last step is evaluated"
         fix = "lower it to keep the best checkpoint"
-        found.append(Finding(Severity.NOTE, title, fix))
+        found.append(Finding(Severity.NOTE, "eval_every", title, fix))
     return found
 
 
-def of_classes(names: Sequence[str], train: np.ndarray, val: np.ndarray | None) -> list[Finding]:
+def of_classes(
+    names: Sequence[str],
+    train: np.ndarray,
+    val: np.ndarray | None,
+    lost: tuple[Lost, Lost] = (NOTHING_LOST, NOTHING_LOST),
+) -> list[Finding]:
     """Return findings about missing and rare classes.
 
     Args:
       names: of the C classes.
       train, val: number of boxes of each class: [C]. `val` is None without validation data.
+      lost: what faults hide in the training and the validation data.
     """
     found = []
     val = train if val is None else val
-    absent = [name for name, count in zip(names, train) if count == 0]
+    absent = [name for name, count in zip(names, train) if count == 0 and not lost[0].any]
     if absent:
         evaluated = [name for name in absent if val[list(names).index(name)]]
         found.append(
             Finding(
                 Severity.SERIOUS if evaluated else Severity.COSTLY,
+                "class_without_training_boxes",
                 f"{len(absent)} of {len(names)} classes have no training box: {join_first(absent)}"
                 + (f"; validation has {join_first(evaluated)}, with AP 0" if evaluated else ""),
                 "add boxes of these classes, or remove the classes",
+                "train",
+                len(absent),
+                tuple(absent),
             )
         )
-    unevaluated = [name for name, t, v in zip(names, train, val) if t and not v]
+    unevaluated = [n for n, t, v in zip(names, train, val) if t and not v and not lost[1].any]
     if unevaluated:
         found.append(
             Finding(
                 Severity.COSTLY,
+                "class_without_validation_boxes",
                 f"{len(unevaluated)} classes have no validation box: {join_first(unevaluated)}; "
                 "AP does not include them",
                 "move some of their images from training to validation",
+                "val",
+                len(unevaluated),
+                tuple(unevaluated),
             )
         )
-    rare = [f"{name} ({t})" for name, t in zip(names, train) if 0 < t < FEW_BOXES]
+    few = 0 if lost[0].images else FEW_BOXES - lost[0].entries
+    rare = [f"{name} ({t})" for name, t in zip(names, train) if 0 < t < few]
     if rare:
         title = f"classes with under {FEW_BOXES} training boxes: {join_first(rare)}"
         fix = "add images of them: from so few boxes their AP is a matter of chance"
-        found.append(Finding(Severity.COSTLY, title, fix))
+        found.append(
+            Finding(Severity.COSTLY, "few_boxes", title, fix, "train", len(rare), tuple(rare))
+        )
     return found
 
 
-def of_empty(split: str, empty: int, images: int) -> list[Finding]:
+def of_no_common_class(error: UserError) -> Finding:
+    """Return a finding about splits whose classes differ completely; `error` names them."""
+    title, _, fix = str(error).partition("; ")
+    return Finding(Severity.SERIOUS, "no_common_class", title, fix)
+
+
+def of_empty(split: str, empty: int, images: int, lost: Lost = NOTHING_LOST) -> list[Finding]:
     """Return a finding if many of the `images` in a split have no boxes."""
-    if not images or empty <= MANY_EMPTY * images:
+    if not images or empty - lost.images - lost.entries <= MANY_EMPTY * images:
         return []
     title = f"{empty} of {images} images in {split} have no box"
     severity = Severity.SERIOUS if empty == images else Severity.COSTLY
-    return [Finding(severity, title, "annotate them; if they are empty, fewer of them save time")]
+    fix = "annotate them; if they are empty, fewer of them save time"
+    return [Finding(severity, "images_without_boxes", title, fix, split, empty)]
 
 
 def of_duplicates(pairs: Sequence[str], val_images: int) -> list[Finding]:
@@ -165,9 +257,12 @@ def of_duplicates(pairs: Sequence[str], val_images: int) -> list[Finding]:
     return [
         Finding(
             Severity.SERIOUS if many else Severity.COSTLY,
+            "images_in_both_splits",
             f"{len(pairs)} of {val_images} validation images are also training images: AP is "
             "too high",
             "remove them from one of the splits",
+            "val",
+            len(pairs),
             tuple(pairs),
         )
     ]
@@ -182,7 +277,8 @@ def of_sizes(names: Sequence[str], objects: Objects, config: Config) -> list[Fin
     tiny = float(np.mean(objects.shorter < stride))
     if tiny > MANY_TINY:
         title = f"{tiny:.0%} of the training boxes are narrower than the finest stride, {stride} px"
-        found.append(Finding(Severity.COSTLY, title, _larger_input(config, 2.0)))
+        fix, count = _larger_input(config, 2.0), int(np.sum(objects.shorter < stride))
+        found.append(Finding(Severity.COSTLY, "narrow_boxes", title, fix, "train", count))
     small = []
     for label, name in enumerate(names):
         sizes = objects.size[objects.labels == label]
@@ -195,36 +291,46 @@ def of_sizes(names: Sequence[str], objects: Objects, config: Config) -> list[Fin
         found.append(
             Finding(
                 Severity.COSTLY,
+                "small_classes",
                 f"class {name!r} is small at the input of {height} x {width}: half of its {count} "
                 f"boxes are under {median:.0f} px, {median / stride:.1f} times the finest stride; "
                 f"a box of this size that is one pixel off in x and y has an iou of "
                 f"{shifted_iou(median):.2f}"
                 + (f"; also small: {join_first(others)}" if others else ""),
                 _larger_input(config, SMALL / median),
+                "train",
+                len(small),
+                tuple(f"{other} ({size:.0f} px)" for size, _, other in sorted(small)),
             )
         )
     return found
 
 
-def of_priors(names: Sequence[str], labels: np.ndarray, counts: np.ndarray) -> list[Finding]:
+def of_priors(
+    names: Sequence[str], labels: np.ndarray, counts: np.ndarray, repeated: int = 0
+) -> list[Finding]:
     """Return a finding if many boxes are assigned to no prior.
 
     Args:
       names: class names.
       labels: class of each box [n].
       counts: number of priors of each box [n].
+      repeated: number of duplicate boxes, which no prior can learn.
     """
     unassigned = counts == 0
-    if not len(counts) or unassigned.mean() <= MANY_UNASSIGNED:
+    if not len(counts) or unassigned.sum() - repeated <= MANY_UNASSIGNED * len(counts):
         return []
     by_class = np.bincount(labels[unassigned], minlength=len(names))
     most = f"{by_class.max()} of them {names[int(by_class.argmax())]!r}"
     return [
         Finding(
             Severity.SERIOUS if unassigned.mean() > TOO_MANY_UNASSIGNED else Severity.COSTLY,
+            "unlearned_boxes",
             f"{unassigned.mean():.1%} of {len(counts)} training boxes are learned by no prior, "
             f"{most}: they are too small, too large or crowded",
             "a larger --config.input_size",
+            "train",
+            int(unassigned.sum()),
         )
     ]
 

@@ -1,33 +1,62 @@
 """Report of `nanodet-jax doctor`, and the warnings that are printed before training."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import asdict
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from nanodet_jax.config import Config
 from nanodet_jax.data.class_map import match_classes
 from nanodet_jax.data.duplicates import find_duplicates
+from nanodet_jax.data.faults import FaultKind
 from nanodet_jax.data.records import Record, Source
 from nanodet_jax.data.run_length import run_length
 from nanodet_jax.data.sources.in_memory import InMemorySource
 from nanodet_jax.doctor import findings
 from nanodet_jax.doctor.findings import Finding, Severity
 from nanodet_jax.doctor.geometry import Objects, objects_at_input, priors_per_object, sample
+from nanodet_jax.doctor.memory import (
+    Memory,
+    describe_memory,
+    estimate_memory,
+    findings_of_memory,
+)
 from nanodet_jax.doctor.scan import Scan, scan
-from nanodet_jax.terminal import join_first
+from nanodet_jax.errors import UserError
 
-MAX_EXAMPLES = 5  # per finding
+JSON_VERSION = 1  # of the form of `report_to_dict`
 BRIEF_SAMPLE = 2000  # images whose boxes are measured before training
 BRIEF_FORMATS = {"coco", "voc"}  # formats whose annotations are in memory
 BRIEF_YOLO = 10_000  # images whose headers are read in two seconds
 
 
-class Report(NamedTuple):
-    """Findings, the most severe first, and a summary of the data with a table of classes."""
+class SplitSize(NamedTuple):
+    """Size of a split."""
 
+    images: int
+    unreadable: int  # of these images
+    without_boxes: int  # of these images
+    boxes: int  # without ignore regions
+
+
+class ClassSize(NamedTuple):
+    """Number of boxes of a class."""
+
+    name: str
+    train: int
+    val: int
+
+
+class Report(NamedTuple):
+    """Findings, the most severe first, and a summary of the data."""
+
+    name: str  # of the config
     findings: list[Finding]
-    summary: str
+    splits: dict[str, SplitSize]
+    classes: list[ClassSize]  # in label order; empty if the training data cannot be opened
+    memory: Memory | None  # None if the training data cannot be opened
+    summary: str  # as text, with a table of the classes
 
     @property
     def serious(self) -> bool:
@@ -36,9 +65,12 @@ class Report(NamedTuple):
 
 
 def examine(config: Config, *, progress: bool = True) -> Report:
-    """Read all data of a config and report problems. Nothing is written."""
+    """Read all data of a config and report problems. Nothing is written.
+
+    A finding that only follows from a fault of the annotations is left out.
+    """
     train = scan(config, "train", progress=progress)
-    val = Scan((), [], 0, [])
+    val = Scan((), [], 0, [], [])
     if config.data.val != "none":
         val = scan(config, "val", progress=progress)
     # VOC reads the training split for the class names of both splits, and reports its faults twice.
@@ -47,35 +79,60 @@ def examine(config: Config, *, progress: bool = True) -> Report:
     found = [
         *findings.of_faults(train.faults, "train", train.images, config),
         *findings.of_faults(val_faults, "val", val.images, config),
-        *findings.of_schedule(config, train.images),
     ]
-    for split, one in (("train", train), ("val", val)):
-        found += findings.of_empty(split, _without_boxes(one.records), len(one.records))
+    lost = (
+        findings.lost_entries(train.faults, train.unreadable),
+        findings.lost_entries(val_faults, val.unreadable),
+    )
+    found += findings.of_schedule(config, train.images, lost[0])
+    for split, one, hidden in (("train", train, lost[0]), ("val", val, lost[1])):
+        empty = _without_boxes(one.annotated)
+        found += findings.of_empty(split, empty, len(one.annotated), hidden)
     duplicates = find_duplicates(train.records, val.records)
     pairs = [f"{one.name} in train is {other.name} in val" for one, other in duplicates]
     found += findings.of_duplicates(pairs, val.images)
+    if train.categories and val.categories:
+        try:
+            train, val = _with_same_classes(train, val, config.data.exclude_empty_classes)
+        except UserError as error:
+            found.append(findings.of_no_common_class(error))
     names = [category.name for category in train.categories]
-    if names and val.categories:
-        train, val = _with_same_classes(train, val, config.data.exclude_empty_classes)
-        names = [category.name for category in train.categories]
-    if names:
-        counts_val = _per_class(val.records, names) if val.categories else None
-        found += findings.of_classes(names, _per_class(train.records, names), counts_val)
+    in_train, in_val = _per_class(train.annotated, names), None
+    if names and {category.name for category in val.categories} == set(names):
+        in_val = _per_class(val.annotated, names)
+    found += findings.of_classes(names, in_train, in_val, lost)
     sampled = sample(train.records)
     measured = objects_at_input(sampled, config)
     counts = priors_per_object(sampled, config, len(names))
     found += findings.of_sizes(names, measured, config)
-    found += findings.of_priors(names, measured.labels, counts)
+    repeated = sum(fault.kind is FaultKind.DUPLICATES for fault in train.faults)
+    found += findings.of_priors(names, measured.labels, counts, repeated)
+    memory = None
+    if names:
+        memory = estimate_memory(config, train.records, len(names))
+        found += findings_of_memory(memory, config)
     lines = [
         _headline(config, train, val),
+        *([] if memory is None else [describe_memory(memory, config)]),
         "",
         *_class_table(names, train, val, config, measured, counts),
     ]
-    return Report(findings.by_severity(found), "\n".join(lines))
+    val_counts = [0] * len(names) if in_val is None else in_val.tolist()
+    return Report(
+        config.name,
+        findings.by_severity(found),
+        {"train": _size_of(train), "val": _size_of(val)},
+        [ClassSize(*row) for row in zip(names, in_train.tolist(), val_counts)],
+        memory,
+        "\n".join(lines),
+    )
 
 
-def format_report(report: Report) -> str:
-    """Return the report as text: findings by severity with a suggested fix, then the summary."""
+def format_report(report: Report, *, all_examples: bool = False) -> str:
+    """Return the report as text: findings by severity with a suggested fix, then the summary.
+
+    Each finding has one example, or all of them with `all_examples`.
+    """
     headings = {
         Severity.SERIOUS: "SERIOUS: training stops, or learns the wrong thing",
         Severity.COSTLY: "COSTLY: lowers AP, or wastes a part of the data",
@@ -87,13 +144,38 @@ def format_report(report: Report) -> str:
         if found:
             lines += [heading, ""]
         for finding in found:
-            examples = join_first(list(map(_printable, finding.examples)), MAX_EXAMPLES, "\n")
+            shown = finding.examples[: None if all_examples else 1]
+            more = len(finding.examples) - len(shown)
             lines.append(f"  * {finding.title}")
-            lines += [f"      {example}" for example in examples.splitlines()]
+            lines += [f"      {_printable(example)}" for example in shown]
+            lines += [f"      and {more} more (--all lists them)"] if more else []
             lines += [f"    -> {finding.fix}", ""]
     if not report.findings:
         lines += ["no problems found", ""]
+    if any(finding.kind in findings.FIXABLE for finding in report.findings):
+        lines += ["--fix OUT writes corrected copies of the annotations to a new folder OUT", ""]
     return "\n".join([*lines, report.summary])
+
+
+def report_to_dict(report: Report) -> dict[str, Any]:
+    """Return the report as objects of json, in the form that docs/training.md describes."""
+    return {
+        "version": JSON_VERSION,
+        "config": report.name,
+        "serious": report.serious,
+        "findings": [
+            asdict(finding)
+            | {
+                "severity": finding.severity.name.lower(),
+                "split": finding.split or None,
+                "examples": list(finding.examples),
+            }
+            for finding in report.findings
+        ],
+        "splits": {split: size._asdict() for split, size in report.splits.items()},
+        "classes": [size._asdict() for size in report.classes],
+        "memory": None if report.memory is None else report.memory._asdict(),
+    }
 
 
 def brief(config: Config, train: Source, val: Source | None) -> list[str]:
@@ -124,17 +206,34 @@ def brief(config: Config, train: Source, val: Source | None) -> list[str]:
 
 
 def _with_same_classes(train: Scan, val: Scan, exclude_empty: bool) -> tuple[Scan, Scan]:
-    """Give both splits the classes that training would give them."""
+    """Give both splits the classes that training would give them.
+
+    Raises:
+      UserError: if they have no class in common.
+    """
     matched = match_classes(
-        InMemorySource(train.categories, train.records),
-        InMemorySource(val.categories, val.records),
+        InMemorySource(train.categories, train.annotated),
+        InMemorySource(val.categories, val.annotated),
         exclude_empty=exclude_empty,
     )
-    train, val = (
-        one._replace(categories=source.categories, records=[source[i] for i in range(len(source))])
-        for one, source in zip((train, val), matched)
-    )
+    relabeled = []
+    for one, source in zip((train, val), matched):
+        records, readable = [source[i] for i in range(len(source))], len(one.records)
+        relabeled.append(
+            one._replace(
+                categories=source.categories,
+                records=records[:readable],
+                unreadable=records[readable:],
+            )
+        )
+    train, val = relabeled
     return train, val
+
+
+def _size_of(split: Scan) -> SplitSize:
+    records = split.annotated
+    boxes = sum(int((~record.ignore).sum()) for record in records)
+    return SplitSize(split.images, len(split.unreadable), _without_boxes(records), boxes)
 
 
 def _without_boxes(records: Sequence[Record]) -> int:
@@ -147,6 +246,8 @@ def _per_class(records: Sequence[Record], names: Sequence[str]) -> np.ndarray:
 
 
 def _headline(config: Config, train: Scan, val: Scan) -> str:
+    if not train.categories:
+        return f"{config.name}: the training data cannot be opened; {val.images} validation images"
     steps_each = steps = 0
     if train.images >= config.data.batch_size:
         length = run_length(config, train.images)

@@ -23,6 +23,12 @@ class Scan(NamedTuple):
     records: list[Record]  # of the readable images, with the decoded size and at most their path
     images: int  # number of images with usable annotations, readable or not
     faults: list[Fault]
+    unreadable: list[Record]  # of the other images
+
+    @property
+    def annotated(self) -> list[Record]:
+        """Records of all images, readable or not."""
+        return [*self.records, *self.unreadable]
 
 
 def scan(config: Config, split: str, *, progress: bool = True) -> Scan:
@@ -39,36 +45,42 @@ def scan(config: Config, split: str, *, progress: bool = True) -> Scan:
     try:
         source = open_source(config, split, add)
     except UserError as error:
-        add(Fault(FaultKind.FILE, str(error)))
-        return Scan((), [], 0, [*faults.values()])
-    records = []
+        of_config = str(error).startswith("config.")
+        add(Fault(FaultKind.CONFIG if of_config else FaultKind.FILE, str(error)))
+        return Scan((), [], 0, [*faults.values()], [])
+    records: list[Record] = []
+    unreadable: list[Record] = []
 
-    def examine(index: int) -> tuple[Record | None, list[Fault]]:
+    def examine(index: int) -> _Examined:
         return _examine(source, index, config.data.max_megapixels)
 
     with ThreadPoolExecutor(config.data.workers) as pool:
-        examined = pool.map(examine, range(len(source)))
-        for record, found in track(examined, len(source), f"reading {split}", "images", progress):
-            for fault in found:
+        scanned = pool.map(examine, range(len(source)))
+        for examined in track(scanned, len(source), f"reading {split}", "images", progress):
+            for fault in examined.faults:
                 add(fault)
-            if record is not None:
-                records.append(record)
-    return Scan(source.categories, records, len(source), [*faults.values()])
+            if examined.record is not None:
+                (records if examined.decoded else unreadable).append(examined.record)
+    return Scan(source.categories, records, len(source), [*faults.values()], unreadable)
 
 
-def _examine(
-    source: Source, index: int, max_megapixels: float
-) -> tuple[Record | None, list[Fault]]:
+class _Examined(NamedTuple):
+    record: Record | None  # with at most its path; None if its annotation cannot be read
+    decoded: bool
+    faults: list[Fault]
+
+
+def _examine(source: Source, index: int, max_megapixels: float) -> _Examined:
+    record = None
     try:
         record = source[index]
+        image = record.image if isinstance(record.image, Path) else b""
         height, width = decode(record, max_megapixels).shape[:2]
-    except Fault as fault:
-        return None, [fault]
     except UserError as error:
-        return None, [Fault(FaultKind.UNREADABLE, str(error))]
-    image = record.image if isinstance(record.image, Path) else b""
+        fault = error if isinstance(error, Fault) else Fault(FaultKind.UNREADABLE, str(error))
+        return _Examined(record and replace(record, image=image), False, [fault])
     record = replace(record, image=image, height=height, width=width)
-    return record, [*boxes_outside(record), *_duplicates(record)]
+    return _Examined(record, True, [*boxes_outside(record), *_duplicates(record)])
 
 
 def _duplicates(record: Record) -> Iterator[Fault]:

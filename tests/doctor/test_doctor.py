@@ -11,6 +11,7 @@ from nanodet_jax.config import Config, Data
 from nanodet_jax.data.faults import FaultKind
 from nanodet_jax.data.open_source import open_source
 from nanodet_jax.data.sources.shapes import ShapesSource
+from nanodet_jax.doctor.memory import Memory
 from nanodet_jax.doctor.report import brief
 from tests.builders import voc_xml, write_image, write_voc_split, write_yolo_image
 
@@ -150,7 +151,7 @@ def test_doctor_reports_images_of_both_splits(doctor, drawn):
     for index in (0, 5):
         name = f"shapes-val-{index:06d}.png"
         (drawn.folder / "val" / name).write_bytes(drawn.image(index).read_bytes())
-    code, output = doctor()
+    code, output = doctor("--all")
     assert code == 1
     assert (
         "  * 2 of 8 validation images are also training images: AP is too high\n"
@@ -158,6 +159,12 @@ def test_doctor_reports_images_of_both_splits(doctor, drawn):
         "      shapes-train-000005.png in train is shapes-val-000005.png in val\n"
         "    -> remove them from one of the splits"
     ) in output
+    _, brief_output = doctor()
+    assert (
+        "in train is shapes-val-000000.png in val\n"
+        "      and 1 more (--all lists them)\n"
+        "    -> remove them from one of the splits"
+    ) in brief_output
 
 
 def test_doctor_names_a_class_of_one_split_alone(doctor, drawn):
@@ -208,15 +215,60 @@ def test_doctor_finds_each_fault_and_nothing_else(fault, drawn, doctor):
     change(drawn)
     code, output = doctor()
     found = [line for line in output.splitlines() if any(f"* {k} in " in line for k in FaultKind)]
-    if fault == "one id for two":  # the annotations of one then have no image
-        assert len(found) == 1
-    else:
-        assert found == [f"  * {kind} in train: 1"]
-    assert f"* {kind} in train: " in output
+    # If two images have one id, the annotations of the other id have no image.
+    count = 3 if fault == "one id for two" else 1
+    assert found == [f"  * {kind} in train: {count}"]
     assert named in output
     tolerated = kind in (FaultKind.OUTSIDE, FaultKind.EMPTY, FaultKind.DUPLICATES)
     assert code == (0 if tolerated else 1)
     assert ("SERIOUS" in output) != tolerated
+    unfixable = (FaultKind.UNREADABLE, FaultKind.NUMBERS, FaultKind.CLASSES)
+    assert ("--fix OUT writes corrected copies" in output) == (kind not in unfixable)
+
+
+def test_doctor_json_is_the_report(drawn, doctor):
+    for index in (0, 1):
+        set_box(index, lambda box: [150, 150, 40, 40])(drawn)
+        drawn.annotation(index)["image_id"] = 5 + index
+    truncate(drawn)
+    code, output = doctor("--json")
+    report = json.loads(output)
+    assert code == 1
+    assert list(report) == [
+        "version", "config", "serious", "findings", "splits", "classes", "memory",
+    ]  # fmt: skip
+    assert (report["version"], report["config"], report["serious"]) == (1, "drawn", True)
+    found = {finding["kind"]: finding for finding in report["findings"]}
+    assert report["findings"][0] == found["unreadable"]
+    assert (found["unreadable"]["severity"], found["unreadable"]["count"]) == ("serious", 1)
+    assert (found["few_boxes"]["severity"], found["few_boxes"]["split"]) == ("costly", "train")
+    outside = found["outside"]
+    examples = outside.pop("examples")
+    assert outside == {
+        "severity": "costly",
+        "kind": "outside",
+        "title": "boxes outside their image in train: 2",
+        "fix": "clip the boxes to their image; often they belong to another resolution",
+        "split": "train",
+        "count": 2,
+    }
+    assert len(examples) == 2 and all("leaves the image of 160x160" in text for text in examples)
+    boxes = len(drawn.content["train"]["annotations"])
+    assert report["splits"]["train"] == {
+        "images": 24, "unreadable": 1, "without_boxes": 1, "boxes": boxes,
+    }  # fmt: skip
+    assert [size["name"] for size in report["classes"]] == [
+        item["name"] for item in drawn.content["train"]["categories"]
+    ]
+    assert sum(size["train"] for size in report["classes"]) == boxes
+    assert set(report["memory"]) == set(Memory._fields)
+    assert report["memory"]["cache"] == 23 * 160 * 160 * 3
+
+
+def test_doctor_json_of_a_config_with_an_error_is_empty(drawn, capsys):
+    assert main(["doctor", str(drawn.config), "--json", "--config.data.batch_size=0"]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == "" and "config.data.batch_size=0: must be positive" in captured.err
 
 
 def test_doctor_sorts_by_severity_and_suggests_fixes(faulty, doctor):
@@ -328,7 +380,7 @@ def test_doctor_finds_each_kind_of_fault_of_voc(tmp_path, capsys):
     (folder / "annotations" / "2.xml").write_text("<annotation>")
     config = tmp_path / "config.py"
     config.write_text(CONFIG.format(format="voc", paths=f"root={str(tmp_path / 'data')!r}"))
-    assert main(["doctor", str(config)]) == 1
+    assert main(["doctor", str(config), "--all"]) == 1
     output = capsys.readouterr().out
     for kind, named in (
         (FaultKind.INVERTED, "0.xml: object 2 (cat) has an inverted box"),
@@ -366,7 +418,7 @@ def test_doctor_finds_each_kind_of_fault_of_yolo(tmp_path, capsys):
     )
     config = tmp_path / "config.py"
     config.write_text(CONFIG.format(format="yolo", paths=f"root={str(tmp_path / 'data')!r}"))
-    assert main(["doctor", str(config)]) == 1
+    assert main(["doctor", str(config), "--all"]) == 1
     output = capsys.readouterr().out
     for kind, count, named in (
         (FaultKind.INVERTED, 1, "0.txt: line 2: '0 .4 .5 -.01 .5' has a negative width"),

@@ -6,7 +6,15 @@ import pytest
 from nanodet_jax import config as configs
 from nanodet_jax.config import Config
 from nanodet_jax.data.records import make_record
-from nanodet_jax.doctor.findings import of_classes, of_schedule, of_sizes, shifted_iou
+from nanodet_jax.doctor.findings import (
+    Lost,
+    of_classes,
+    of_empty,
+    of_priors,
+    of_schedule,
+    of_sizes,
+    shifted_iou,
+)
 from nanodet_jax.doctor.geometry import Objects, objects_at_input, priors_per_object, sample
 from nanodet_jax.models.nanodet import priors_of
 
@@ -116,3 +124,31 @@ def test_of_schedule_finds_a_warmup_longer_than_a_fifth_of_the_run(warmup, found
     config.data.batch_size, config.training.epochs, config.training.eval_every = 4, 10, 10
     config.training.warmup_steps = warmup
     assert len(of_schedule(config, 43)) == found
+
+
+def test_findings_that_lost_entries_may_explain_are_left_out():
+    names, train, val = ["a", "b"], np.array([0, 48]), np.array([5, 0])
+    box, image = Lost(entries=1), Lost(images=1)
+
+    def kinds(*lost):
+        return [finding.kind for finding in of_classes(names, train, val, lost)]
+
+    absent = "class_without_training_boxes", "class_without_validation_boxes", "few_boxes"
+    assert kinds(Lost(), Lost()) == [*absent]
+    assert kinds(box, Lost()) == [*absent[1:]]
+    assert kinds(box, box) == [absent[2]]
+    assert kinds(Lost(entries=2), image) == []
+    assert len(of_empty("train", 6, 10)) == 1
+    assert of_empty("train", 6, 10, image) == []
+    config = Config()
+    config.data.batch_size, config.training.warmup_steps = 8, 0
+    config.training.eval_every = config.training.epochs
+    assert [finding.kind for finding in of_schedule(config, 7)] == ["batch_size"]
+    assert of_schedule(config, 7, image) == []
+
+
+def test_of_priors_excludes_duplicate_boxes():
+    counts, labels = np.array([1] * 90 + [0] * 10), np.zeros(100, int)
+    [found] = of_priors(["a"], labels, counts, repeated=8)
+    assert (found.kind, found.count) == ("unlearned_boxes", 10)
+    assert of_priors(["a"], labels, counts, repeated=9) == []

@@ -59,16 +59,17 @@ class CocoSource(InMemorySource):
         self._file = annotations
         content = read_coco(annotations)
         categories = read_categories(content, annotations, on_fault)
-        infos = _read_images(content["images"], annotations, on_fault)
+        infos, rejected = _read_images(content["images"], annotations, on_fault)
         if not images.is_dir():
             raise UserError(f"{images}: folder of images is missing (annotations: {annotations})")
         files = _find_files(Folder(images, follow_links), infos, annotations, on_fault)
         labels = {category.id: label for label, category in enumerate(categories)}
         kept: dict[int, list[_Annotation]] = {id: [] for id in files}
         seen: set[int] = set()
+        listed = infos.keys() | rejected
         for position, item in enumerate(content["annotations"]):
             try:
-                annotation = _read_annotation(item, position, infos, labels, annotations)
+                annotation = _read_annotation(item, position, listed, labels, annotations)
                 if annotation.id in seen:
                     found = f"annotation id {annotation.id} occurs twice; make ids unique"
                     raise Fault(FaultKind.IDS, f"{annotations}: {found}")
@@ -195,8 +196,10 @@ def _is_super_category(category: Category, content: dict[str, Any]) -> bool:
 
 def _read_images(
     items: list[dict[str, Any]], path: Path, on_fault: OnFault
-) -> dict[int, dict[str, Any]]:
+) -> tuple[dict[int, dict[str, Any]], set[int]]:
+    """Return the images by id, and the ids of images whose entry is at fault."""
     images: dict[int, dict[str, Any]] = {}
+    rejected: set[int] = set()
     for position, item in enumerate(items):
         try:
             id = _read_image_id(item, position, path)
@@ -206,9 +209,11 @@ def _read_images(
             images[id] = item
         except Fault as fault:
             on_fault(fault)
+            if _is_id(item.get("id")):
+                rejected.add(item["id"])
     if not images:
         raise UserError(f"{path}: lists no images")
-    return images
+    return images, rejected
 
 
 def _read_image_id(item: dict[str, Any], position: int, path: Path) -> int:

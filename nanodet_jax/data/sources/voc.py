@@ -76,6 +76,22 @@ def voc_classes(
       UserError: if the split is missing or has no objects.
       Fault: whatever `on_fault` raises, naming the xml file.
     """
+    names = voc_class_names(root, split, follow_links=follow_links, on_fault=on_fault)
+    if not names:
+        _, annotations, files = find_split(root, split, follow_links, on_fault)
+        raise UserError(f"{annotations.path}: no objects in any of {len(files)} xml files")
+    return names
+
+
+def voc_class_names(
+    root: Path, split: str, *, follow_links: bool = False, on_fault: OnFault = raise_fault
+) -> tuple[str, ...]:
+    """Return the class names of a split, sorted; () if it has no objects.
+
+    Raises:
+      UserError: if the split is missing.
+      Fault: whatever `on_fault` raises, naming the xml file.
+    """
     _, annotations, files = find_split(root, split, follow_links, on_fault)
     names: set[str] = set()
     for file in files:
@@ -83,8 +99,6 @@ def voc_classes(
             names |= {name for name, _ in _read_xml(file, annotations, on_fault).objects}
         except Fault as fault:
             on_fault(fault)
-    if not names:
-        raise UserError(f"{annotations.path}: no objects in any of {len(files)} xml files")
     return tuple(sorted(names))
 
 
@@ -101,18 +115,30 @@ class _NoDoctype(ElementTree.TreeBuilder):
         raise ValueError("declares a DOCTYPE, which is not allowed; delete that line")
 
 
-def _read_xml(name: str, annotations: Folder, on_fault: OnFault) -> _Xml:
+def parse_xml(name: str, annotations: Folder) -> ElementTree.Element:
+    """Read an xml file of a folder.
+
+    Raises:
+      Fault: naming the file, if a link leads out of the folder, or if it cannot be read or parsed.
+    """
     file = annotations.path / name
     annotations.find(name, str(file))  # rejects links out of the folder
     content = read_annotation(file, XML_LIMIT, "the boxes of an image")
     try:
-        root = ElementTree.fromstring(content, ElementTree.XMLParser(target=_NoDoctype()))
-        sides = [_number(root, f"size/{side}", "0") for side in ("height", "width")]
-        if min(sides) < 0 or any(side != int(side) for side in sides):
-            raise ValueError(f"size (height, width) {sides} is not a number of pixels")
+        return ElementTree.fromstring(content, ElementTree.XMLParser(target=_NoDoctype()))
     except ElementTree.ParseError as error:
         raise Fault(FaultKind.FILE, f"{file}: invalid xml: {error}") from error
     except (ValueError, LookupError) as error:  # LookupError: an unknown encoding
+        raise Fault(FaultKind.FILE, f"{file}: {error}") from error
+
+
+def _read_xml(name: str, annotations: Folder, on_fault: OnFault) -> _Xml:
+    root, file = parse_xml(name, annotations), annotations.path / name
+    try:
+        sides = [_number(root, f"size/{side}", "0") for side in ("height", "width")]
+        if min(sides) < 0 or any(side != int(side) for side in sides):
+            raise ValueError(f"size (height, width) {sides} is not a number of pixels")
+    except ValueError as error:
         raise Fault(FaultKind.FILE, f"{file}: {error}") from error
     objects = []
     for number, item in enumerate(root.iterfind("object"), start=1):
@@ -181,14 +207,14 @@ def _make_record(
             continue
         boxes.append((x, y, x + w, y + h))
         box_labels.append(labels[class_name])
-    path = _find_image(file, xml.filename, search, images, annotations, on_fault)
+    path = find_image(file, xml.filename, search, images, annotations, on_fault)
     areas = [(x2 - x1) * (y2 - y1) for x1, y1, x2, y2 in boxes]
     ignore = [False] * len(boxes)
     name = path.relative_to(images.path).as_posix()
     return make_record(image_id, name, path, xml.size, boxes, box_labels, ignore, areas)
 
 
-def _find_image(
+def find_image(
     file: str,
     filename: str,
     search: FileSearch,

@@ -165,6 +165,9 @@ def _read_line(line: bytes, num_classes: int, where: str) -> tuple[int, Box]:
     if not 0 <= label < num_classes or label != int(label):
         known = f"names in data.yaml defines classes 0 to {num_classes - 1}"
         raise fault(FaultKind.CLASSES, f"has unknown class {label:g}; {known}")
+    if not is_polygon and min(numbers[2:]) < 0:
+        found = "has a negative width or height"
+        raise fault(FaultKind.INVERTED, f"{found}; correct or delete it")
     if min(numbers) < -OVERHANG or max(numbers) > 1 + OVERHANG:
         fix = "give fractions of width and height, not pixels"
         raise fault(FaultKind.OUTSIDE, f"is outside 0 to 1; {fix}")
@@ -173,9 +176,6 @@ def _read_line(line: bytes, num_classes: int, where: str) -> tuple[int, Box]:
         box = min(xs), min(ys), max(xs), max(ys)
     else:
         cx, cy, w, h = numbers
-        if w < 0 or h < 0:
-            found = "has a negative width or height"
-            raise fault(FaultKind.INVERTED, f"{found}; correct or delete it")
         box = cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2
     if box[0] == box[2] or box[1] == box[3]:
         raise fault(FaultKind.EMPTY, "has no area, skipped", tolerated=True)

@@ -90,6 +90,12 @@ def test_voc_classes_of_both_splits_are_from_train_or_the_config(tmp_path):
     config.data.format, config.data.root = "voc", str(tmp_path)
     val = open_source(config, "val")
     assert (val.categories, val[0].labels.tolist()) == (((1, "cat"), (2, "dog")), [1])
+    write_voc_split(tmp_path, "val", {"b": voc_xml(("dog", 1, 1, 9, 9), ("ape", 1, 1, 9, 9))})
+    val = open_source(config, "val")  # a class of this split alone comes after the others
+    assert [category.name for category in val.categories] == ["cat", "dog", "ape"]
+    assert val[0].labels.tolist() == [1, 2]
+    assert len(open_source(config, "train").categories) == 2
+    write_voc_split(tmp_path, "val", {"b": voc_xml(("dog", 1, 1, 9, 9))})
     config.data.classes = ("dog", "cat")
     assert open_source(config, "val")[0].labels.tolist() == [0]
     config.data.classes = ("cat",)

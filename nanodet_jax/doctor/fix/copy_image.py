@@ -1,0 +1,41 @@
+"""Files of a corrected copy: images as links where possible, and annotations."""
+
+import os
+import shutil
+from contextlib import suppress
+from pathlib import Path
+
+from nanodet_jax.errors import reporting_write_errors
+from nanodet_jax.files import open_regular
+
+
+def copy_image(source: Path, target: Path) -> None:
+    """Make `target` a hard link to `source`, or a copy where the file system has none.
+
+    A file that cannot be read is left out.
+
+    Raises:
+      UserError: naming the target, if it cannot be written.
+    """
+    with reporting_write_errors(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(OSError):
+            os.link(os.path.realpath(source), target)
+            return
+        try:
+            stream = open_regular(source)
+        except (OSError, ValueError):
+            return
+        with stream, open(target, "xb") as copy:
+            shutil.copyfileobj(stream, copy)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a new file, and the folders that it needs.
+
+    Raises:
+      UserError: naming the file, if it cannot be written.
+    """
+    with reporting_write_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)

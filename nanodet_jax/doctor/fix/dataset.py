@@ -1,0 +1,105 @@
+"""Corrected copies of the annotations of a config: `nanodet-jax doctor --fix OUT`."""
+
+import secrets
+import shutil
+from pathlib import Path
+from typing import NamedTuple
+
+from nanodet_jax.config import Config
+from nanodet_jax.data.sources.coco_layout import find_split
+from nanodet_jax.doctor.fix.boxes import Changes
+from nanodet_jax.doctor.fix.coco import correct_coco
+from nanodet_jax.doctor.fix.voc import correct_voc
+from nanodet_jax.doctor.fix.yolo import correct_yolo
+from nanodet_jax.errors import UserError, reporting_write_errors
+
+
+class Fixed(NamedTuple):
+    """A corrected copy."""
+
+    changes: dict[str, Changes]  # by split
+    flags: list[str]  # that select it
+
+
+def correct_dataset(config: Config, out: Path) -> Fixed:
+    """Write corrected annotations of the splits that a config uses to a new folder `out`.
+
+    The data of the config are not changed. What training would skip is dropped, and what it would
+    clip is clipped. `out` is complete, or is not written at all.
+
+    Raises:
+      UserError: if `out` is not empty, the format has no annotation files, or a file cannot be read
+        or written.
+    """
+    data = config.data
+    if data.sources or data.format not in ("coco", "voc", "yolo"):
+        found = "config.data.sources" if data.sources else f"config.data.format={data.format}"
+        raise UserError(f"--fix: corrects one dataset of format coco, voc or yolo, not {found}")
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise UserError(f"--fix={out}: is not empty; give a new folder")
+    whole = data.val_fraction or data.val == "none"
+    splits = ["train"] if whole else ["train", "val"]
+    if data.root and out.resolve().is_relative_to(Path(data.root).expanduser().resolve()):
+        raise UserError(f"--fix={out}: is inside the dataset; give a folder outside {data.root}")
+    with reporting_write_errors(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = out.with_name(f".{out.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        fixed = _correct(config, splits, temporary, out)
+        with reporting_write_errors(out):
+            if out.exists():
+                out.rmdir()
+            temporary.rename(out)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return fixed
+
+
+def _correct(config: Config, splits: list[str], temporary: Path, out: Path) -> Fixed:
+    """Write to the folder `temporary`, which becomes `out`."""
+    data = config.data
+    links = data.follow_links
+    changes: dict[str, Changes] = {}
+    flags = [f"--config.data.format={data.format}"]
+    root = Path(data.root).expanduser()
+    if data.format != "coco" and not data.root:
+        raise UserError("config.data.root: is empty; set it to the folder of the dataset")
+    match data.format:
+        case "coco":
+            flags.append("--config.data.root=")
+            for split in splits:
+                images = Path(getattr(data, f"{split}_images")).expanduser()
+                annotations = Path(getattr(data, f"{split}_annotations")).expanduser()
+                if data.root:
+                    images, annotations = find_split(root, split)
+                changes[split] = correct_coco(
+                    images, annotations, temporary / f"{split}.json", links
+                )
+                flags += [
+                    f"--config.data.{split}_images={images}",
+                    f"--config.data.{split}_annotations={out / f'{split}.json'}",
+                ]
+        case "voc":
+            for split in splits:
+                changes[split] = correct_voc(root, split, temporary, links)
+            flags.append(f"--config.data.root={out}")
+        case _:
+            changes = correct_yolo(root, splits, temporary, links)
+            flags.append(f"--config.data.root={out}")
+    return Fixed(changes, flags)
+
+
+def format_fixed(fixed: Fixed, out: Path) -> str:
+    """Return what was changed as text, and the flags that use the copy."""
+    lines = [
+        f"{split}: {number} {change}"
+        for split, changes in fixed.changes.items()
+        for change, number in sorted(changes.items())
+    ]
+    return "\n".join(
+        [
+            *(lines or ["nothing to correct"]),
+            f"{out}: corrected copy; the data of the config are unchanged. To use it:",
+            *(f"  {flag}" for flag in fixed.flags),
+        ]
+    )
