@@ -1,4 +1,4 @@
-"""Your own images with COCO json annotations, fine-tuned from published weights.
+"""Fine-tune published weights on your own images with COCO json annotations.
 
     python train.py --config configs/custom.py --workdir runs/mine \\
         --config.data.root=FOLDER --config.training.init_weights=nanodet-m_320.pth

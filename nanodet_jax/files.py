@@ -115,8 +115,8 @@ def make_folder(path: Path) -> Path:
     """Make a folder of a workdir if it is missing.
 
     Raises:
-      UserError: if it cannot be made, or is a symbolic link, through which files elsewhere could be
-        overwritten or deleted.
+      UserError: if the folder cannot be created, or is a symbolic link. Writing through a link
+        could overwrite or delete files elsewhere.
     """
     refuse_link(path)
     with reporting_write_errors(path):

@@ -315,7 +315,7 @@ def _place(
             right, bottom = left + label_width, top + label_height
             baseline = top + ascent + style.padding // 2
             label = _Label(text, color, left, top, right, bottom, baseline)
-            if not any(_touch(label, other) for other in taken):
+            if not any(_overlap(label, other) for other in taken):
                 return [label]
     return []
 
@@ -325,7 +325,7 @@ def _text_size(text: str, style: _Style) -> tuple[int, int, int]:
     return width, ascent, descent
 
 
-def _touch(a: _Label, b: _Label) -> bool:
+def _overlap(a: _Label, b: _Label) -> bool:
     return a.left < b.right and b.left < a.right and a.top < b.bottom and b.top < a.bottom
 
 

@@ -97,7 +97,7 @@ def _with_flag_files(argv: Sequence[str]) -> list[str]:
     except flags.Error as error:
         raise UserError("--flagfile: expects a file, as in --flagfile=FILE") from error
     except ValueError as error:  # not UTF-8
-        raise UserError("--flagfile: the file is not text; give one flag per line") from error
+        raise UserError("--flagfile: the file is not text; use one flag per line") from error
 
 
 def suggest_flag(argument: str) -> str:
@@ -127,7 +127,7 @@ def load_config(name: str, overrides: Sequence[str] = ()) -> configs.Config:
     """
     file, colon, variant = name.partition(":")
     if not file:
-        raise UserError(f"--config={name}: give a file, or one of {', '.join(shipped_names())}")
+        raise UserError(f"--config={name}: use a file, or one of {', '.join(shipped_names())}")
     try:
         config = _get_config(file, *([variant] if colon else []))
         if not isinstance(config, configs.Config):
@@ -152,7 +152,7 @@ def _get_config(file: str, *variant: str) -> Any:
     path = Path(file).expanduser()
     if not path.is_file():
         meant = did_you_mean(file, names)
-        raise UserError(f"no such config;{meant} give a file, or one of {', '.join(names)}")
+        raise UserError(f"no such config;{meant} use a file, or one of {', '.join(names)}")
     with _importable_configs(path):
         get_config = runpy.run_path(str(path)).get("get_config")
         if get_config is None:
@@ -219,9 +219,9 @@ def _negated_value(field: str, value: str | None, hint: Any, example: str) -> st
     """Return "false" for `--noconfig.FIELD`, after checking that it is used correctly."""
     flag = f"--noconfig.{field}"
     if hint is not bool:
-        raise UserError(f"{flag}: is for fields that are true or false; give {example}")
+        raise UserError(f"{flag}: is for fields that are true or false; use {example}")
     if value is not None:
-        raise UserError(f"{flag}: takes no value; give {flag} or --config.{field}=false")
+        raise UserError(f"{flag}: takes no value; use {flag} or --config.{field}=false")
     return "false"
 
 
@@ -237,7 +237,7 @@ def _type_of(field: str) -> Any:
         raise UserError(f"--config.{field}: {text}")
     if dataclasses.is_dataclass(hint):
         names = ", ".join(part.name for part in dataclasses.fields(hint))
-        raise UserError(f"--config.{field}: is a section; give one of its fields: {names}")
+        raise UserError(f"--config.{field}: is a section; use one of its fields: {names}")
     return hint
 
 

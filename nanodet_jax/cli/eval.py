@@ -56,7 +56,7 @@ def run(args: argparse.Namespace, overrides: Sequence[str]) -> int:
         say("note: --judge is now called --evaluator")
     weights = args.weights or args.workdir
     if not weights or (args.weights and args.workdir):
-        raise UserError("give either --workdir of a run or --weights of a file")
+        raise UserError("use either --workdir of a run or --weights of a file")
     config, own = _config(args.config, weights, overrides)
     # A workdir may come from someone else: its eval/ must not be a link to another folder.
     default = args.workdir / "eval" if args.workdir else Path("runs/eval")
@@ -68,7 +68,7 @@ def run(args: argparse.Namespace, overrides: Sequence[str]) -> int:
         if not moved:
             raise
         raise UserError(
-            f"{error}; this path comes from the config of {weights}: give {moved} if the data has "
+            f"{error}; this path comes from the config of {weights}: use {moved} if the data has "
             "moved, or run the command in the folder in which it was trained"
         ) from error
     say_lines(format_table(metrics))
@@ -93,7 +93,7 @@ def _within_limits(own: Config, weights: Path, overrides: Sequence[str]) -> Conf
         height, width = own.input_size
         raise UserError(
             f"{weights}: config.input_size={height},{width}: sides over {MAX_INPUT_SIDE} must be "
-            f"confirmed; if you trust the weights, give --config.input_size={height},{width}"
+            f"confirmed; if you trust the weights, use --config.input_size={height},{width}"
         )
     for name, limit in LIMITS.items():
         setattr(own.data, name, min(getattr(own.data, name), limit))

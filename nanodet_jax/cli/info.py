@@ -33,6 +33,9 @@ def run(args: argparse.Namespace, overrides: Sequence[str]) -> int:
     height, width = config.input_size
     say(f"{config.name}: one image of {height} x {width} pixels, {classes} classes")
     if not (args.classes or config.model.num_classes):
-        say("(The dataset defines the classes; COCO's are assumed. --classes sets another number)")
+        say(
+            "(The dataset defines the number of classes; COCO's is assumed here. "
+            "--classes sets another.)"
+        )
     say_lines(f"\n{format_summary(summarize(model, config.input_size))}")
     return 0

@@ -71,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if overrides and "config" not in args:
             raise UserError(f"{overrides[0]}: nanodet-jax {args.command} takes no config")
         if getattr(args, "config", "") is None:
-            raise UserError("give --config NAME_OR_FILE[:VARIANT]")
+            raise UserError("use --config NAME_OR_FILE[:VARIANT]")
         _set_up_logging(args.verbosity)
         gc.freeze()  # imported objects stay; tracing would scan them in each collection
         with _sigint(terminates=args.terminate_on_sigint):

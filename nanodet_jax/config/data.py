@@ -151,7 +151,7 @@ class Data(Section):
             fields.require(name, not repeated, f"{found}; list it once")
         pairs = [entry.partition(":") for entry in self.merge]
         fields.require(
-            "merge", all(old and new for old, _, new in pairs), "give OLD:NEW, such as rbc:cell"
+            "merge", all(old and new for old, _, new in pairs), "use OLD:NEW, such as rbc:cell"
         )
         olds = [old for old, _, _ in pairs]
         fields.require("merge", len(set(olds)) == len(olds), "list each OLD once")
@@ -162,7 +162,7 @@ class Data(Section):
         fields.require(
             "sources",
             len(formats) == len(self.sources) and all(name in known for name in formats),
-            f"give FORMAT:ROOT, such as voc:cells; formats are {', '.join(known)}",
+            f"use FORMAT:ROOT, such as voc:cells; formats are {', '.join(known)}",
         )
 
 

@@ -41,8 +41,9 @@ def _rename_flag(argument: str) -> str:
 def rename_fields(values: Any, defaults: dict[str, Any]) -> None:
     """Replace the old names in the content of a config file, in place.
 
-    Prints a line for each name that is replaced, unless its value is the default, since files
-    written by this project contain all fields. If a field is present under both names, the old one
+    Print a line for each replaced name whose value is not the default. Files written by this
+    project contain all fields, so a default value does not show that the user has set it. If a
+    field is present under both names, the old one
     stays and is refused later as unknown.
 
     Args:

@@ -61,7 +61,7 @@ class Fields:
         """Require that fields are pairs LOW,HIGH with 0 < LOW <= HIGH."""
         for name in names:
             low, high = getattr(self._section, name)
-            self.require(name, 0 < low <= high, "give LOW,HIGH with 0 < LOW <= HIGH")
+            self.require(name, 0 < low <= high, "use LOW,HIGH with 0 < LOW <= HIGH")
 
 
 def from_dict(cls: type, values: Any, path: str) -> Any:

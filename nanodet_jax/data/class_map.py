@@ -176,7 +176,7 @@ def match_classes(
     if not set(names) & set(others):
         raise UserError(
             f"training and validation data have no class in common: {join_first(names)} and "
-            f"{join_first(others)}; give data of the same classes, or unite names with "
+            f"{join_first(others)}; use data of the same classes, or unite names with "
             "--config.data.merge=OLD:NEW"
         )
     if names != others:

@@ -1,4 +1,4 @@
-"""Images that occur twice, found by the content of their files."""
+"""Find duplicate images by the content of their files."""
 
 import hashlib
 import os

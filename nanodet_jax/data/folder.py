@@ -59,7 +59,7 @@ class Folder:
         pure = PurePath(name)
         if leads_out(name):
             found = f"{name!r} leads out of the folder {self.path}"
-            raise Fault(FaultKind.PATH, f"{where}: {found}; give a path below the folder")
+            raise Fault(FaultKind.PATH, f"{where}: {found}; use a path below the folder")
         parent = PurePath()
         for part in pure.parts:
             listing = self._listing(parent)

@@ -133,7 +133,7 @@ def _path(data: Data, field: str, meaning: str) -> Path:
     if not value:
         fix = f"set it to {meaning}: --config.data.{field}=PATH"
         if field.startswith("train_"):
-            fix += ", or give the folder of the whole dataset: --config.data.root=FOLDER"
+            fix += ", or use the folder of the whole dataset: --config.data.root=FOLDER"
         if field.startswith("val_"):
             fix += f"; or {NO_VALIDATION}"
         raise UserError(f"config.data.{field}: is empty; {fix}")

@@ -80,8 +80,9 @@ def split_source(source: Source, data: Data, kept: set[str] | None) -> tuple[Sou
     if not chosen or not rest:
         raise UserError(
             f"config.data.val_fraction={data.val_fraction:g}: splits {len(source)} images into "
-            f"{len(rest)} for training and {len(chosen)} for validation; add images, or train "
-            "without validation: --config.data.val_fraction=0 --config.data.val=none"
+            f"{len(rest)} for training and {len(chosen)} for validation, but both need at least "
+            "one; add images, or train without validation: --config.data.val_fraction=0 "
+            "--config.data.val=none"
         )
     return SubsetSource(source, rest), SubsetSource(source, sorted(chosen))
 
@@ -179,7 +180,7 @@ def read_split(workdir: Path, data: Data) -> set[str] | None:
         if old != new:
             raise UserError(
                 f"config.data.{field}={new!r}: the images of this run were split with {old!r} "
-                f"({file}); set it to that, or give another --workdir"
+                f"({file}); set it to that, or use another --workdir"
             )
     return set(names)
 

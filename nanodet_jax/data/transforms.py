@@ -183,7 +183,7 @@ def check_pixels(mean: Values, std: Values, augment: Augment | None = None) -> N
     if not reach <= MAX_PIXEL:
         raise UserError(
             f"config.data.mean={tuple(mean)}, config.data.std={tuple(std)}: pixels would reach "
-            f"{reach:.0e}; give both in 0 to 255, with std about 50"
+            f"{reach:.0e}; use both in 0 to 255, with std about 50"
         )
     if augment is None:
         return
@@ -193,7 +193,7 @@ def check_pixels(mean: Values, std: Values, augment: Augment | None = None) -> N
         raise UserError(
             f"config.augment.brightness={augment.brightness:g}, contrast={augment.contrast}, "
             f"saturation={augment.saturation}: pixels would reach {reach:.0e}; they apply to "
-            "pixels in [0, 1], so give factors near 1 and a brightness below 1"
+            "pixels in [0, 1], so use factors near 1 and a brightness below 1"
         )
 
 

@@ -158,7 +158,7 @@ class Detector:
             numbered = ((image, f"images[{i}]") for i, image in enumerate(images))
             found = self._detect_all(numbered, color)
         else:
-            raise UserError(f"images {describe(images)}; give {ACCEPTED}, or a list of these")
+            raise UserError(f"images {describe(images)}; pass {ACCEPTED}, or a list of these")
         found = [
             one.filter(threshold=threshold, classes=classes, max_detections=max_detections)
             for one in found

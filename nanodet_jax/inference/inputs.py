@@ -1,4 +1,4 @@
-"""Images as callers give them, converted to uint8 BGR pixels [height, width, 3]."""
+"""Images as callers pass them, converted to uint8 BGR pixels [height, width, 3]."""
 
 import contextlib
 from pathlib import Path
@@ -61,7 +61,7 @@ def read_image(
     if isinstance(image, PillowImage.Image):
         return _from_pillow(image, name)
     if not isinstance(image, str | Path):
-        raise UserError(f"{name} {describe(image)}; give {ACCEPTED}")
+        raise UserError(f"{name} {describe(image)}; pass {ACCEPTED}")
     path = Path(image)
     with contextlib.suppress(RuntimeError):  # a file named "~name" where no such user exists
         path = path.expanduser()
@@ -93,7 +93,7 @@ def _from_pillow(image: PillowImage.Image, name: str) -> np.ndarray:
     if image.mode in DEEP_MODES:
         raise UserError(
             f"{name} is a Pillow image of mode {image.mode!r}: must have 8 bits per channel; scale "
-            'it to 0 to 255 and convert it to "L", or give its path'
+            'it to 0 to 255 and convert it to "L", or pass its path'
         )
     try:
         pixels = np.asarray(image.convert("RGB"))

@@ -139,7 +139,7 @@ class LabelFiles:
         for path in (self.path, *(self.out / name for name in names)):
             if os.path.lexists(path):
                 raise UserError(
-                    f"{path}: exists, and corrections in it would be lost; give another --out, or "
+                    f"{path}: exists, and corrections in it would be lost; use another --out, or "
                     "move this file"
                 )
 
@@ -149,7 +149,7 @@ def _common_folder(paths: Sequence[Path]) -> Path:
     try:
         return Path(os.path.commonpath(folders))
     except ValueError as error:  # several drives of Windows
-        raise UserError("labels need all images on one drive; give those of one drive") from error
+        raise UserError("labels need all images on one drive; use those of one drive") from error
 
 
 def _text_name(image: str) -> str:

@@ -173,7 +173,7 @@ class ImageDetections:
         """
         path = Path(path)
         original = self.image if image is None else image
-        if isinstance(original, str | Path) and _real(path) == _real(original):
+        if isinstance(original, str | Path) and _resolved(path) == _resolved(original):
             raise UserError(f"{path}: is the original image; save the drawn copy elsewhere")
         drawn = self.draw(image, color=color, draw_all=draw_all)
         visualize.save_image(path, drawn if color == "bgr" else drawn[..., ::-1])
@@ -200,7 +200,7 @@ class ImageDetections:
         if image is None:
             image, color = self.image, "bgr"
         if image is None:
-            raise UserError("the image was not kept; give it, as in draw(image)")
+            raise UserError("the image was not kept; pass it, as in draw(image)")
         # A file that has been replaced by a larger one is not decoded.
         pixels = read_image(image, (height * width + 0.5) / 1e6, color=color)
         if pixels.shape[:2] != self.size:
@@ -244,5 +244,5 @@ def _is_integer(value: Any) -> bool:
     return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
-def _real(path: str | Path) -> str:
+def _resolved(path: str | Path) -> str:
     return os.path.realpath(os.path.expanduser(path))

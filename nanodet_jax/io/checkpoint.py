@@ -94,7 +94,7 @@ class Checkpoints:
         if os.path.lexists(path):
             raise UserError(
                 f"{path}: exists, but was not saved by this run; another run may be writing to "
-                "this workdir: stop one of them, or give another --workdir"
+                "this workdir: stop one of them, or use another --workdir"
             )
         # Copy it, because the next step overwrites the donated buffers.
         parts = _split(jax.tree.map(lambda leaf: np.array(leaf), state))
@@ -153,7 +153,7 @@ class Checkpoints:
                 damaged.append(str(self._set_aside(step)))
         raise UserError(
             f"{self.folder}: all checkpoints are damaged ({', '.join(damaged)}); copy one there "
-            "from a backup, or give another --workdir to start again"
+            "from a backup, or use another --workdir to start again"
         )
 
     def restore_variables(self, step: int, like: Any) -> Any:

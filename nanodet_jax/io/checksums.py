@@ -44,7 +44,7 @@ def find_shape_mismatch(described: Mapping[str, Any], tree: Any) -> str:
       tree: arrays, which may be abstract.
 
     Returns:
-      A text about the first difference, or "" if there is none.
+      A description of the first difference, or "" if there is none.
     """
     expected = {name: _shape_and_dtype(leaf) for name, leaf in flatten(tree).items()}
     for name in sorted(expected.keys() | described.keys()):

@@ -70,7 +70,7 @@ def _existing(path: str | Path) -> Path:
             return path
     except (OSError, RuntimeError) as error:  # the name is too long, or ~user does not exist
         raise UserError(f"{path}: cannot be read: {error}") from error
-    raise UserError(f"{path}: no such weights; give a .pth, .ckpt or .npz file, or a workdir")
+    raise UserError(f"{path}: no such weights; use a .pth, .ckpt or .npz file, or a workdir")
 
 
 def _load(path: Path) -> Weights:

@@ -48,7 +48,7 @@ def join(distributed: Distributed) -> None:
     """
     if not distributed.coordinator or jax.distributed.is_initialized():
         return
-    # JAX's handler for SIGTERM would replace ours, which stops a process before it trains.
+    # JAX's handler for SIGTERM would replace ours, which also stops a process before it trains.
     jax.config.update("jax_enable_preemption_service", False)
     address: dict[str, Any] = {}
     if distributed.coordinator != AUTO:
@@ -71,7 +71,7 @@ def join(distributed: Distributed) -> None:
         reason = first_line(error)
         raise UserError(
             f"config.distributed.coordinator={distributed.coordinator!r}: the processes of this "
-            f"run do not find each other ({reason}); give HOST:PORT of process 0, with "
+            f"run do not find each other ({reason}); use HOST:PORT of process 0, with "
             f"num_processes and process_index, or {AUTO!r} under Slurm, Open MPI, Kubernetes or on "
             "a TPU pod"
         ) from error

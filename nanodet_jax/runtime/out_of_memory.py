@@ -70,7 +70,7 @@ def reporting_image_out_of_memory(count: int, height: int, width: int) -> Iterat
             raise
         asked = f"{count} image(s) of {height} x {width} at once"
         raise UserError(
-            f"{_described(error, where, asked)}; give fewer images at once, or use weights that "
+            f"{_described(error, where, asked)}; pass fewer images at once, or use weights that "
             "were trained with a smaller input"
         ) from error
 

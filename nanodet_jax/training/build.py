@@ -76,12 +76,12 @@ class Run:
       train_step: compiled; (state, batch) to (state, metrics). Donates the state.
       augment: compiled; converts an element of `prefetch` to a `Batch`.
       detect: compiled; see `make_detect`.
-      prefetch: training batches, from the first step of this process on.
+      prefetch: yields training batches, starting at the first step of this process.
       skipped_steps: steps whose update was skipped.
-      checkpoints, logger: write to the workdir.
+      checkpoints, logger: writers of checkpoints and logs in the workdir.
       resumed: whether the state comes from a checkpoint.
-      state: newest state; replicated over the devices.
-      metrics: of the newest evaluation; None before the first.
+      state: newest state, replicated over the devices.
+      metrics: results of the newest evaluation; None before the first.
       resources: closes everything that the run has opened.
     """
 

@@ -169,8 +169,8 @@ def make_optimizer(
 def skip_update(opt_state: Any) -> Any:
     """Return the optimizer's state after a skipped update: only the schedule advances.
 
-    The learning rate follows the number of steps. Adam's own count, which corrects the bias of its
-    moments, follows the number of updates.
+    The learning rate follows the number of steps. Adam's own step count, which it uses for bias
+    correction, is the number of updates.
     """
 
     def skip(part: Any) -> Any:

@@ -33,7 +33,7 @@ class DataNames(NamedTuple):
 
     @property
     def digest(self) -> str:
-        """Digest of the names, which tells whether two legs have the same images."""
+        """Digest of the names, to check whether two legs have the same images."""
         text = json.dumps(self)
         return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
@@ -116,13 +116,13 @@ def check_same_run(
         if old != new:
             raise UserError(
                 f"{workdir} holds a run with {what} {old}, not {new}; "
-                "give another --workdir, or the config of that run to resume it; "
-                f"to start from its weights: --config.training.init_weights={workdir}"
+                "use another --workdir, resume that run with its own config, or start from its "
+                f"weights with --config.training.init_weights={workdir}"
             )
     if config.training.resume == "new_data":
         return
     allow = (
-        "give another --workdir, or the config of that run to resume it, or "
+        "use another --workdir, or the config of that run to resume it, or "
         "--config.training.resume=new_data to resume with the new data"
     )
     if saved.input_size != config.input_size:

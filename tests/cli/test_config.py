@@ -56,7 +56,7 @@ def test_search_finds_names_and_meanings(printed):
                                      "--config.training.learning_rate?"),
         (["--search=xyzzy"], "--search=xyzzy: no field contains it; leave it out to see all "
                              "fields"),
-        (["vok"], "vok: no such config; did you mean voc? give a file, or one of coco, custom, "
+        (["vok"], "vok: no such config; did you mean voc? use a file, or one of coco, custom, "
                   "shapes, voc, yolo"),
     ],
 )  # fmt: skip

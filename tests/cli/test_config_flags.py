@@ -29,10 +29,10 @@ WRONG = {
     "float, such as --config.training.learning_rate=0.01",
     "--config.data.keep_ratio=maybe": "--config.data.keep_ratio='maybe': expected true or false, "
     "such as --config.data.keep_ratio=false",
-    "--noconfig.data.keep_ratio=true": "--noconfig.data.keep_ratio: takes no value; give "
+    "--noconfig.data.keep_ratio=true": "--noconfig.data.keep_ratio: takes no value; use "
     "--noconfig.data.keep_ratio or --config.data.keep_ratio=false",
     "--noconfig.training.epochs": "--noconfig.training.epochs: is for fields that are true or "
-    "false; give --config.training.epochs=1",
+    "false; use --config.training.epochs=1",
     "--config.input_size=64": "--config.input_size='64': expected 2 values, separated by commas, "
     "such as --config.input_size=320,320",
     "--config.input_size=1,2,3": "--config.input_size='1,2,3': expected 2 values, separated by "
@@ -40,7 +40,7 @@ WRONG = {
     "--config.input_size=64.5,64": "--config.input_size='64.5,64': expected int, such as "
     "--config.input_size=320,320",
     "--config.training.milestones=a": "--config.training.milestones='a': expected int",
-    "--config.loss=3": "--config.loss: is a section; give one of its fields: quality_focal, "
+    "--config.loss=3": "--config.loss: is a section; use one of its fields: quality_focal, "
     "distribution_focal, giou",
     "--config.training.stepz=3": "--config.training.stepz: unknown field; did you mean "
     "--config.training.steps?",

@@ -71,7 +71,7 @@ def test_eval_names_the_fields_of_paths_that_no_longer_exist(
     error = capsys.readouterr().err
     assert error.startswith("error: ") and error.count("\n") == 1
     assert error.endswith(
-        f"; this path comes from the config of {workdir}: give {flags} if the data has moved, or "
+        f"; this path comes from the config of {workdir}: use {flags} if the data has moved, or "
         "run the command in the folder in which it was trained\n"
     )
 
@@ -114,7 +114,7 @@ def test_large_input_in_the_config_of_weights_must_be_confirmed(tmp_path, evalua
     assert main(["eval", f"--workdir={tmp_path}"]) == 2
     assert capsys.readouterr().err == (
         f"error: {tmp_path}: config.input_size=4096,64: sides over 2048 must be confirmed; if you "
-        "trust the weights, give --config.input_size=4096,64\n"
+        "trust the weights, use --config.input_size=4096,64\n"
     )
     assert main(["eval", f"--workdir={tmp_path}", "--config.input_size=4096,64"]) == 0
     assert evaluated[0].input_size == (4096, 64)

@@ -148,7 +148,7 @@ def test_splits_without_a_common_class_are_an_error():
         match_classes(source(), source(("elk", "ELK"), labels=(0, 1)))
     assert str(caught.value) == (
         "training and validation data have no class in common: cat, dog, cow, owl and elk, ELK; "
-        "give data of the same classes, or unite names with --config.data.merge=OLD:NEW"
+        "use data of the same classes, or unite names with --config.data.merge=OLD:NEW"
     )
 
 
@@ -182,13 +182,13 @@ def test_classes_of_voc_are_filtered_ordered_and_merged(tmp_path):
     ("fields", "message"),
     [
         ({"classes": ("a", "a")}, "data.classes=('a', 'a'): 'a' is listed twice; list it once"),
-        ({"merge": ("a",)}, "data.merge=('a',): give OLD:NEW, such as rbc:cell"),
+        ({"merge": ("a",)}, "data.merge=('a',): use OLD:NEW, such as rbc:cell"),
         ({"merge": ("a:b", "a:c")}, "data.merge=('a:b', 'a:c'): list each OLD once"),
         (
             {"classes": ("a",), "ignore": ("a",)},
             "data.ignore=('a',): also in data.classes; leave it out of one of them",
         ),
-        ({"sources": ("voc",)}, "data.sources=('voc',): give FORMAT:ROOT, such as voc:cells; "),
+        ({"sources": ("voc",)}, "data.sources=('voc',): use FORMAT:ROOT, such as voc:cells; "),
         ({"val_fraction": 0.9}, "data.val_fraction=0.9: must be between 0 and 0.5"),
         (
             {"val_fraction": 0.1, "val": "none"},

@@ -168,7 +168,7 @@ def test_fix_writes_to_a_new_folder_only(tmp_path):
     WRITERS["coco"](root, dataset())
     out.mkdir()
     (out / "mine.txt").write_text("")
-    with pytest.raises(UserError, match="is not empty; give a new folder"):
+    with pytest.raises(UserError, match="is not empty; use a new folder"):
         correct_dataset(config_of("coco", root), out)
     with pytest.raises(UserError, match="is inside the dataset"):
         correct_dataset(config_of("coco", root), root / "fixed")

@@ -107,11 +107,11 @@ def test_invalid_option_is_reported_before_any_image_is_read(detector):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (None, "images is None, which cv2.imread returns for a file that it cannot read; give a"),
-        (3, "images has type int; give a path, a Pillow image, or an array"),
-        (b"x", "images has type bytes; give a path"),
+        (None, "images is None, which cv2.imread returns for a file that it cannot read; pass a"),
+        (3, "images has type int; pass a path, a Pillow image, or an array"),
+        (b"x", "images has type bytes; pass a path"),
         ([noise(8, 8), None], "images[1] is None, which cv2.imread returns"),
-        ([noise(8, 8), [noise(8, 8)]], "images[1] has type list; give a path"),
+        ([noise(8, 8), [noise(8, 8)]], "images[1] has type list; pass a path"),
         ([noise(8, 8), noise(8, 8) / 255], "images[1] has dtype float64: must be uint8"),
         (np.zeros((2, 8, 8, 3)), "images[0] has dtype float64: must be uint8"),
         (np.zeros(4, np.uint8), "image has shape (4,): must be [height, width]"),

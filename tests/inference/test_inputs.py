@@ -59,10 +59,10 @@ def test_read_image_reads_a_path_given_as_text(tmp_path):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (None, "image is None, which cv2.imread returns for a file that it cannot read; give "),
-        (5, "image has type int; give a path, a Pillow image, or an array uint8"),
-        (b"jpeg", "image has type bytes; give a path"),
-        ([[1, 2]], "image has type list; give a path"),
+        (None, "image is None, which cv2.imread returns for a file that it cannot read; pass "),
+        (5, "image has type int; pass a path, a Pillow image, or an array uint8"),
+        (b"jpeg", "image has type bytes; pass a path"),
+        ([[1, 2]], "image has type list; pass a path"),
         (np.zeros((4, 4, 3), np.float32), "dtype float32: must be uint8, from 0 to 255; multiply"),
         (np.zeros((4, 4, 3), np.uint16), "dtype uint16: must be uint8, from 0 to 255; convert it"),
         (np.zeros((4, 4, 5), np.uint8), r"shape \(4, 4, 5\): must be .* 1, 3 or 4 channels"),

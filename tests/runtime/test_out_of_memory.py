@@ -204,7 +204,7 @@ def test_detection_that_does_not_fit_when_its_result_is_fetched_is_one_error(pla
         list(detect_batch(lambda *_: None, None, batch))
     assert str(caught.value) == (
         "out of memory: 2 image(s) of 32 x 64 at once do not fit (allocating 12.50GiB failed) in "
-        "the memory of the gpu device, 16.0 GB (host, 32.0 GB); give fewer images at once, or use "
+        "the memory of the gpu device, 16.0 GB (host, 32.0 GB); pass fewer images at once, or use "
         "weights that were trained with a smaller input"
     )
 

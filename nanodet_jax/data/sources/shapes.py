@@ -108,7 +108,7 @@ def _draw(
 
 
 def _mask(rng: np.random.Generator, size: int, label: int) -> np.ndarray:
-    """Draw one shape of random size, rotation and place: uint8 [size, size], 255 inside."""
+    """Draw one shape of random size, rotation and position: uint8 [size, size], 255 inside."""
     low, high = np.log(SIZES)
     radius = 0.5 * size * math.exp(rng.uniform(low, high))
     center = rng.uniform(MIN_DISTANCE * radius, size - MIN_DISTANCE * radius, 2)

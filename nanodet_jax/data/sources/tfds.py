@@ -41,7 +41,7 @@ class TfdsSource:
         folder = root / name.replace(":", "/") if name else root
         if not (folder / "features.json").is_file():
             raise UserError(
-                f"{folder}: not a prepared TFDS dataset (features.json is missing); give its name "
+                f"{folder}: not a prepared TFDS dataset (features.json is missing); use its name "
                 "with the version, as coco/2017:1.1.0, or write one with `nanodet-jax prepare`"
             )
         builder = tfds.builder_from_directory(folder)
@@ -143,9 +143,9 @@ def _official_categories(
     official = read_categories(read_coco(path), path)
     if len(official) != len(categories):
         counts = f"{len(official)} categories, but {folder} has {len(categories)}"
-        raise UserError(f"{path}: has {counts}; give the json file of the same dataset")
+        raise UserError(f"{path}: has {counts}; use the json file of the same dataset")
     for own, other in zip(categories, official):
         if own.name.replace("_", " ") != other.name.replace("_", " "):
             names = f"category {other.id} is {other.name!r}, but {own.name!r} in {folder}"
-            raise UserError(f"{path}: {names}; give the json file of the same dataset")
+            raise UserError(f"{path}: {names}; use the json file of the same dataset")
     return official

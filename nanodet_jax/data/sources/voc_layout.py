@@ -100,7 +100,7 @@ def _in_common_folder(
 
 def _checked(images: Folder, annotations: Folder, names: list[str], origin: Path) -> VocSplit:
     if not names:
-        raise UserError(f"{origin}: no xml files; each image needs one, even without objects")
+        raise UserError(f"{origin}: no xml files; each image needs one, even if it has no objects")
     return VocSplit(images, annotations, sorted(set(names)))
 
 

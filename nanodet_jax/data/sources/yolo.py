@@ -126,7 +126,8 @@ def _read_labels(image: LabeledImage, num_classes: int, on_fault: OnFault) -> _A
             x, y, w, h = clip_box((x1, y1, x2 - x1, y2 - y1), 1.0, 1.0)
             box = x, y, x + w, y + h
             if max(x - x1, y - y1, x2 - x1 - w, y2 - y1 - h) > ROUNDING:
-                found = f"box {_text((x1, y1, x2, y2))} leaves the image; moved to {_text(box)}"
+                before, after = _format_box((x1, y1, x2, y2)), _format_box(box)
+                found = f"box {before} leaves the image; moved to {after}"
                 on_fault(Fault(FaultKind.OUTSIDE, f"{where}: {found}", tolerated=True))
         labels.append(label)
         boxes.append(box)
@@ -169,7 +170,7 @@ def _read_line(line: bytes, num_classes: int, where: str) -> tuple[int, Box]:
         found = "has a negative width or height"
         raise fault(FaultKind.INVERTED, f"{found}; correct or delete it")
     if min(numbers) < -OVERHANG or max(numbers) > 1 + OVERHANG:
-        fix = "give fractions of width and height, not pixels"
+        fix = "use fractions of width and height, not pixels"
         raise fault(FaultKind.OUTSIDE, f"is outside 0 to 1; {fix}")
     if is_polygon:
         xs, ys = numbers[::2], numbers[1::2]
@@ -182,5 +183,5 @@ def _read_line(line: bytes, num_classes: int, where: str) -> tuple[int, Box]:
     return int(label), box
 
 
-def _text(box: Box) -> str:
+def _format_box(box: Box) -> str:
     return f"[{', '.join(f'{value:.4g}' for value in box)}]"

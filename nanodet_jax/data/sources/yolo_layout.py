@@ -163,7 +163,7 @@ def _read_entries(content: dict[Any, Any], split: str, file: Path) -> list[str]:
         entries = [entries]
     if not isinstance(entries, list) or not entries or not all(map(is_name, entries)):
         found = f"{split} is {reprlib.repr(entries)}" if split in content else f"has no {split}"
-        fix = f"give a folder of images, such as {split}: images/{split}"
+        fix = f"use a folder of images, such as {split}: images/{split}"
         raise UserError(
             f"{file}: {found}; {fix}" + (f"; or {NO_VALIDATION}" if split == "val" else "")
         )
@@ -189,7 +189,7 @@ def _locate(folder: Folder, bases: Sequence[str], text: str, where: str) -> str 
                     return name
     if not inside:
         found = f"{text!r} leads out of the folder {folder.path}"
-        fix = "move its target there, and give a path below the folder"
+        fix = "move its target there, and use a path below the folder"
         raise Fault(FaultKind.PATH, f"{where}: {found}; {fix}")
     return None
 

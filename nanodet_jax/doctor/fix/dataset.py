@@ -36,11 +36,11 @@ def correct_dataset(config: Config, out: Path) -> Fixed:
         found = "config.data.sources" if data.sources else f"config.data.format={data.format}"
         raise UserError(f"--fix: corrects one dataset of format coco, voc or yolo, not {found}")
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise UserError(f"--fix={out}: is not empty; give a new folder")
+        raise UserError(f"--fix={out}: is not empty; use a new folder")
     whole = data.val_fraction or data.val == "none"
     splits = ["train"] if whole else ["train", "val"]
     if data.root and out.resolve().is_relative_to(Path(data.root).expanduser().resolve()):
-        raise UserError(f"--fix={out}: is inside the dataset; give a folder outside {data.root}")
+        raise UserError(f"--fix={out}: is inside the dataset; use a folder outside {data.root}")
     with reporting_write_errors(out):
         out.parent.mkdir(parents=True, exist_ok=True)
     temporary = out.with_name(f".{out.name}.{secrets.token_hex(4)}.tmp")

@@ -85,7 +85,7 @@ def test_yolo_without_validation_images_says_how_to_get_them(description, tmp_pa
     with pytest.raises(UserError) as caught:
         YoloSource(tmp_path, "val")
     assert str(caught.value) == (
-        f"{tmp_path / description}: has no val; give a folder of images, such as val: images/val; "
+        f"{tmp_path / description}: has no val; use a folder of images, such as val: images/val; "
         f"or {FIX}"
     )
 

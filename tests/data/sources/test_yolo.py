@@ -238,7 +238,7 @@ FAULTS = {
     "pixels": (
         "1 50 40 25 40",
         FaultKind.OUTSIDE,
-        "give fractions of width and height",
+        "use fractions of width and height",
     ),
     "left of the image": ("1 -.02 .5 .25 .5", FaultKind.OUTSIDE, "outside 0 to 1"),
     "polygon in pixels": ("1 5 4 25 40 3 3", FaultKind.OUTSIDE, "outside 0 to 1"),
