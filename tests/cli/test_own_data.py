@@ -10,7 +10,6 @@ from nanodet_jax.data.sources.shapes import ShapesSource
 from tests.formats import write_label_studio_yolo, write_roboflow_coco
 from tests.runs import TINY_DATA
 
-pytestmark = pytest.mark.slow
 RECORDS = list(ShapesSource("train", 64, 20))
 
 
@@ -30,6 +29,7 @@ def command(monkeypatch, capsys, tmp_path):
     return call
 
 
+@pytest.mark.long
 def test_exports_of_two_programs_train_together_on_a_split(command, tmp_path):
     write_roboflow_coco(tmp_path / "roboflow", RECORDS[:10])
     write_label_studio_yolo(tmp_path / "studio", RECORDS[10:])
@@ -60,6 +60,7 @@ def test_exports_of_two_programs_train_together_on_a_split(command, tmp_path):
     assert list(metrics["per_class"]) == ["star", "ring", "square", "triangle"]
 
 
+@pytest.mark.slow
 def test_data_without_validation_trains_to_a_last_checkpoint(command, tmp_path):
     write_label_studio_yolo(tmp_path / "studio", RECORDS[:16])
     flags = ["--config.data.format=yolo", "--config.data.root=studio"]
