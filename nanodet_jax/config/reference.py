@@ -1,4 +1,4 @@
-"""Generate `docs/config.md`, the reference of all config fields, from their source.
+"""Generate `docs/config.md`, the reference for all config fields, from their source.
 
 python -m nanodet_jax.config.reference > docs/config.md
 """

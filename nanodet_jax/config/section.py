@@ -58,7 +58,7 @@ def close_fields(path: str) -> list[str]:
     section, _, name = path.rpartition(".")
     siblings = [other for other in known if other.rpartition(".")[0] == section]
     elsewhere = [other for other in known if _last(other) == name]
-    return elsewhere or _close(name, siblings) or _close(name, known)
+    return elsewhere or _close_matches(name, siblings) or _close_matches(name, known)
 
 
 def fields_of(cls: type, path: str = "config") -> Iterator[tuple[str, Any]]:
@@ -71,7 +71,7 @@ def fields_of(cls: type, path: str = "config") -> Iterator[tuple[str, Any]]:
             yield from fields_of(typing.cast(type, hint), name)
 
 
-def _close(name: str, known: list[str]) -> list[str]:
+def _close_matches(name: str, known: list[str]) -> list[str]:
     """Return the full names whose last part is close to `name`."""
     if len(name) > LONGEST:
         return []

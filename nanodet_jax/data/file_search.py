@@ -34,7 +34,8 @@ class FileSearch:
           on_fault: called if the file has another name.
 
         Raises:
-          Fault: as in `Folder.find`, for a name that leads out and whose last part is not unique.
+          Fault: as in `Folder.find`, unless the name leads out of the folder and exactly one file
+            has its last part.
         """
         plain = name.replace("\\", "/")
         is_foreign = leads_out(plain)

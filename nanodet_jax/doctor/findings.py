@@ -277,7 +277,7 @@ def of_sizes(names: Sequence[str], objects: Objects, config: Config) -> list[Fin
     tiny = float(np.mean(objects.shorter < stride))
     if tiny > MANY_TINY:
         title = f"{tiny:.0%} of the training boxes are narrower than the finest stride, {stride} px"
-        fix, count = _larger_input(config, 2.0), int(np.sum(objects.shorter < stride))
+        fix, count = _suggest_larger_input(config, 2.0), int(np.sum(objects.shorter < stride))
         found.append(Finding(Severity.COSTLY, "narrow_boxes", title, fix, "train", count))
     small = []
     for label, name in enumerate(names):
@@ -297,7 +297,7 @@ def of_sizes(names: Sequence[str], objects: Objects, config: Config) -> list[Fin
                 f"a box of this size that is one pixel off in x and y has an iou of "
                 f"{shifted_iou(median):.2f}"
                 + (f"; also small: {join_first(others)}" if others else ""),
-                _larger_input(config, SMALL / median),
+                _suggest_larger_input(config, SMALL / median),
                 "train",
                 len(small),
                 tuple(f"{other} ({size:.0f} px)" for size, _, other in sorted(small)),
@@ -346,7 +346,7 @@ def by_severity(findings: Iterable[Finding]) -> list[Finding]:
     return sorted(findings, key=lambda finding: -finding.severity)
 
 
-def _larger_input(config: Config, factor: float) -> str:
+def _suggest_larger_input(config: Config, factor: float) -> str:
     height, width = (32 * int(np.ceil(min(factor, 2.0) * side / 32)) for side in config.input_size)
     cost = height * width / (config.input_size[0] * config.input_size[1])
     return f"--config.input_size={height},{width}, for {cost:.1f} times the computation"

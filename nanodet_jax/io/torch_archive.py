@@ -69,7 +69,9 @@ def _read(archive: zipfile.ZipFile) -> dict[str, np.ndarray]:
     members = {info.filename: info for info in archive.infolist()}
     pickles = [name for name in members if re.fullmatch(r"[^/]+/data\.pkl", name)]
     if not pickles:
-        raise UserError("is a zip archive, but not of torch.save: it has no NAME/data.pkl")
+        raise UserError(
+            "is a zip archive, but was not written by torch.save: it has no NAME/data.pkl"
+        )
     if len(pickles) > 1:
         several = f"{quoted(pickles[0])} and {quoted(pickles[1])}"
         raise UserError(f"damaged archive: it has several NAME/data.pkl, such as {several}")

@@ -137,7 +137,7 @@ def load_config_of(path: str | Path) -> Config | None:
     """
     path = _existing(path)
     if path.is_dir():
-        return _describe_workdir(path)[0]
+        return _load_workdir_description(path)[0]
     return _describe_npz(path, read_npz(path))[0] if path.suffix == ".npz" else None
 
 
@@ -249,7 +249,7 @@ def _describe_npz(path: Path, arrays: dict[str, np.ndarray]) -> tuple[Config, tu
     return read_description(about.tobytes().decode(errors="replace"), str(path))
 
 
-def _describe_workdir(path: Path) -> tuple[Config, tuple[str, ...]]:
+def _load_workdir_description(path: Path) -> tuple[Config, tuple[str, ...]]:
     """Return config and class names of a run."""
     about = path / ABOUT
     if not about.exists():
@@ -258,7 +258,7 @@ def _describe_workdir(path: Path) -> tuple[Config, tuple[str, ...]]:
 
 
 def _load_workdir(path: Path) -> Weights:
-    config, names = _describe_workdir(path)
+    config, names = _load_workdir_description(path)
     if not (path / CHECKPOINTS).is_dir():
         raise UserError(f"{path}: has no checkpoint yet")
     with closing(Checkpoints(path, writing=False)) as checkpoints:

@@ -176,7 +176,7 @@ def fail_together(function: Callable[P, T]) -> Callable[P, T]:
     """
 
     @functools.wraps(function)
-    def wrapped(*args: P.args, **kwargs: P.kwargs) -> T:
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> T:
         try:
             return function(*args, **kwargs)
         except Exception as error:
@@ -198,4 +198,4 @@ def fail_together(function: Callable[P, T]) -> Callable[P, T]:
             sys.stdout.flush()
             os._exit(2)
 
-    return wrapped
+    return wrapper

@@ -337,7 +337,7 @@ def test_damaged_archives_are_refused_before_their_tensors_are_read(torch, tmp_p
         refused("not a zip archive of torch.save")
     with zipfile.ZipFile(path, "w") as file:
         file.writestr("readme", "x")
-    refused("not of torch.save: it has no NAME/data.pkl")
+    refused("not written by torch.save: it has no NAME/data.pkl")
     archive(path, b"}.", order="middle")
     refused("byteorder 'middle'")
     monkeypatch.setattr(torch_archive, "PICKLE_LIMIT", 10)

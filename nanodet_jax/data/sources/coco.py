@@ -123,7 +123,7 @@ def read_ground_truth(path: Path) -> dict[str, Any]:
 
 
 def read_coco(path: Path, loads: Callable[[str], Any] = loads_unique) -> dict[str, Any]:
-    """Read a COCO file, and check that its three lists exist and contain objects.
+    """Read a COCO file, and check that its three lists exist and contain only json objects.
 
     Raises:
       UserError: if the file is missing, not a regular file or invalid json (with line and column),

@@ -25,7 +25,7 @@ def find_split(root: Path, split: str) -> tuple[Path, Path]:
         raise UserError(f"{root}: folder is missing")
     for file in _candidates(root, split):
         if file.is_file():
-            return _find_images(root, file), file
+            return _find_image_folder(root, file), file
     found = f"{root}: no COCO annotations for {split} in this folder, such as {LAYOUTS}"
     fix = f"set config.data.{split}_images and config.data.{split}_annotations"
     if split == "val":
@@ -49,7 +49,7 @@ def _candidates(root: Path, split: str) -> list[Path]:
     return files
 
 
-def _find_images(root: Path, file: Path) -> Path:
+def _find_image_folder(root: Path, file: Path) -> Path:
     """Return the folder that the names in an annotation file are relative to."""
     if file.name in ("_annotations.coco.json", "result.json"):
         return file.parent  # the names of Label Studio start with images/

@@ -102,8 +102,8 @@ class TfdsSource:
     def num_boxes(self, index: int) -> int:
         """Return the number of boxes of image `index`, crowds and boxes below one pixel included.
 
-        TFDS has no index of boxes, so that the record is read. For COCO's train2017 this takes half
-        a minute and reads all bytes; setting config.data.max_boxes avoids it.
+        TFDS has no index of boxes, so the whole record is read. For COCO's train2017 this takes
+        half a minute and reads all bytes; setting config.data.max_boxes avoids it.
         """
         return len(self._data[index]["objects"]["label"])
 
