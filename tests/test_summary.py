@@ -131,7 +131,7 @@ def test_info_prints_costs_for_the_classes_of_coco(info):
     code, said, error = info("configs/coco.py:nanodet-plus-m_320")
     assert (code, error) == (0, "")
     assert said.startswith("nanodet-plus-m_320: one image of 320 x 320 pixels, 80 classes\n")
-    assert "COCO's are assumed" in said
+    assert "COCO's is assumed here" in said
     rows = [line.split() for line in said.splitlines()]
     assert ["deployed", "1,197,924", "0.451"] in rows
     assert ["in", "training", "4,330,904", "6.635"] in rows

@@ -7,10 +7,13 @@ import functools
 import os
 import pickle
 import re
+import signal
 import sys
+import threading
 import traceback
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, ParamSpec, TypeVar
 
 import jax
@@ -48,8 +51,6 @@ def join(distributed: Distributed) -> None:
     """
     if not distributed.coordinator or jax.distributed.is_initialized():
         return
-    # JAX's handler for SIGTERM would replace ours, which also stops a process before it trains.
-    jax.config.update("jax_enable_preemption_service", False)
     address: dict[str, Any] = {}
     if distributed.coordinator != AUTO:
         address = {
@@ -61,12 +62,13 @@ def join(distributed: Distributed) -> None:
     # Print this first: JAX ends the process with its own message if others do not start.
     terminal.say(f"waiting for the other processes of this run, at most {START_TIMEOUT_S} s")
     try:
-        jax.distributed.initialize(
-            **address,
-            initialization_timeout=START_TIMEOUT_S,
-            heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT_S,
-            shutdown_timeout_seconds=HEARTBEAT_TIMEOUT_S,
-        )
+        with _keeping_sigterm_handler():
+            jax.distributed.initialize(
+                **address,
+                initialization_timeout=START_TIMEOUT_S,
+                heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT_S,
+                shutdown_timeout_seconds=HEARTBEAT_TIMEOUT_S,
+            )
     except (ValueError, RuntimeError) as error:
         reason = first_line(error)
         raise UserError(
@@ -75,6 +77,21 @@ def join(distributed: Distributed) -> None:
             f"num_processes and process_index, or {AUTO!r} under Slurm, Open MPI, Kubernetes or on "
             "a TPU pod"
         ) from error
+
+
+@contextmanager
+def _keeping_sigterm_handler() -> Iterator[None]:
+    """Keep our handler of SIGTERM, which also stops a process before it trains.
+
+    JAX would install one for its preemption service. Newer versions have an option against it. With
+    older ones, the handler is installed again.
+    """
+    if hasattr(jax.config, "jax_enable_preemption_service"):
+        jax.config.update("jax_enable_preemption_service", False)
+    handler = signal.getsignal(signal.SIGTERM)
+    yield
+    if handler is not None and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler)
 
 
 def is_writer() -> bool:

@@ -75,7 +75,8 @@ def on_one():
     ],
 )
 def test_step_on_many_devices_equals_that_on_one(variant, count, on_one, plainly_compiled):
-    with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):  # priors are float32
+    enable_x64 = getattr(jax, "enable_x64", None) or jax.experimental.enable_x64  # jax 0.7
+    with enable_x64(True), jax.numpy_dtype_promotion("standard"):  # priors are float32
         task, one = on_one(variant)
         found = after_a_step(task, count)
     assert {leaf.dtype for leaf in jax.tree.leaves(one["gradients"])} == {np.dtype(np.float64)}

@@ -158,6 +158,7 @@ def step_of_the_document(parts, state, batch):
     return jax.device_get((names["state"], names["metrics"]))
 
 
+@pytest.mark.filterwarnings("ignore:The function jit.*includes a pmap:UserWarning")  # of jax 0.7
 def test_step_under_pmap_as_documented_is_equal_to_the_last_bit():
     """The step runs under a named axis, whatever names it."""
     count = jax.local_device_count()
