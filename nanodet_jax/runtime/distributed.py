@@ -4,6 +4,7 @@ A run has one process per machine or per device. With a single process, most of 
 """
 
 import functools
+import inspect
 import os
 import pickle
 import re
@@ -51,23 +52,25 @@ def join(distributed: Distributed) -> None:
     """
     if not distributed.coordinator or jax.distributed.is_initialized():
         return
-    address: dict[str, Any] = {}
+    options: dict[str, Any] = {}
     if distributed.coordinator != AUTO:
-        address = {
+        options = {
             "coordinator_address": distributed.coordinator,
             "num_processes": distributed.num_processes,
             "process_id": distributed.process_index,
             "cluster_detection_method": "deactivate",
         }
+    # Older versions wait as long as they wait for a heartbeat.
+    if "shutdown_timeout_seconds" in inspect.signature(jax.distributed.initialize).parameters:
+        options["shutdown_timeout_seconds"] = HEARTBEAT_TIMEOUT_S
     # Print this first: JAX ends the process with its own message if others do not start.
     terminal.say(f"waiting for the other processes of this run, at most {START_TIMEOUT_S} s")
     try:
         with _keeping_sigterm_handler():
             jax.distributed.initialize(
-                **address,
+                **options,
                 initialization_timeout=START_TIMEOUT_S,
                 heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT_S,
-                shutdown_timeout_seconds=HEARTBEAT_TIMEOUT_S,
             )
     except (ValueError, RuntimeError) as error:
         reason = first_line(error)

@@ -114,8 +114,8 @@ def test_split_without_images_for_one_part_is_an_error():
         split_source(source([[0]]), DATA, None)
     assert str(caught.value) == (
         "config.data.val_fraction=0.2: splits 1 images into 1 for training and 0 for validation, "
-        "but both need at least one; add images, or train without validation: --config.data.val_fraction=0 "
-        "--config.data.val=none"
+        "but both need at least one; add images, or train without validation: "
+        "--config.data.val_fraction=0 --config.data.val=none"
     )
 
 
