@@ -12,6 +12,7 @@ import pytest
 from nanodet_jax.config import Distributed
 from nanodet_jax.errors import UserError
 from nanodet_jax.runtime import distributed
+from tests.runs import REPO
 
 SCRIPT = Path(__file__).with_name("two_processes.py")
 COUNT = 2
@@ -21,11 +22,11 @@ def start(arguments):
     """Start a Python process with a single device."""
     environment = os.environ | {
         "XLA_FLAGS": "",
-        "JAX_COMPILATION_CACHE_DIR": str(Path(__file__).parents[2] / ".jax_cache"),
+        "JAX_COMPILATION_CACHE_DIR": str(REPO / ".jax_cache"),
     }
     return subprocess.Popen(
         [sys.executable, *map(str, arguments)],
-        cwd=SCRIPT.parents[1],
+        cwd=REPO,
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
