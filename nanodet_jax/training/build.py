@@ -206,6 +206,7 @@ def build(config: Config, workdir: Path) -> Run:
 
         # Compiled step.
         hyperparameters = hyperparameters_of(config, training, length)
+        placed = replicate(hyperparameters, num_devices)
         train_step = make_adjustable_step(
             model=model,
             criterion=build_criterion(config),
@@ -239,7 +240,7 @@ def build(config: Config, workdir: Path) -> Run:
             length=length,
             leg=leg,
             num_devices=num_devices,
-            train_step=partial(train_step, hyperparameters=replicate(hyperparameters, num_devices)),
+            train_step=lambda state, batch: train_step(state, batch, placed),
             augment=make_augment(config, num_devices, stored),
             detect=make_detect(model, split_detection(num_devices)),
             prefetch=prefetch,

@@ -171,7 +171,7 @@ def test_real_error_of_jax_is_recognized():
 def test_training_step_that_does_not_fit_is_one_error(tmp_path, monkeypatch):
     monkeypatch.setattr(jax, "local_device_count", lambda: 1)
     monkeypatch.setattr(
-        build, "make_adjustable_step", lambda **_: lambda *_, **__: jnp.zeros(ALL_OF_IT, jnp.uint8)
+        build, "make_adjustable_step", lambda **_: lambda *_: jnp.zeros(ALL_OF_IT, jnp.uint8)
     )
     with pytest.raises(
         UserError, match=r"^out of memory: batches of 4 images of 64 x 64 in float32"

@@ -1,9 +1,11 @@
 """`build`: what it opens is closed again where a later part fails."""
 
+import jax
 import pytest
 
 from nanodet_jax.errors import UserError
 from nanodet_jax.io.checkpoint import Checkpoints
+from nanodet_jax.runtime import backend
 from nanodet_jax.training import build
 from nanodet_jax.training.lock import lock_workdir
 from nanodet_jax.training.metric_logger import MetricLogger
@@ -60,3 +62,17 @@ def test_run_closes_what_build_opened(closed, tmp_path):
             lock_workdir(tmp_path)
     assert closed == ["Prefetch", "MetricLogger", "Checkpoints"]
     lock_workdir(tmp_path).release()
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_step_of_a_run_can_be_traced_on_its_devices(devices, tmp_path, monkeypatch):
+    if jax.local_device_count() < devices:
+        pytest.skip(f"needs {devices} devices, and XLA_FLAGS was set otherwise")
+    monkeypatch.setattr(backend, "compiler_options", lambda: None)  # not for a nested program
+    config = tiny_config()
+    config.training.devices = devices
+    with build.build(config, tmp_path) as run:
+        batch = run.augment(run.prefetch.next(None))
+        state, metrics = jax.eval_shape(run.train_step, run.state, batch)
+        assert jax.tree.structure(state) == jax.tree.structure(run.state)
+        assert metrics["loss"].shape == ()

@@ -174,7 +174,7 @@ def test_device_cache_and_augmentation_train_like_the_host(unbroken, tmp_path, m
 def fake_step(loss):
     """Return a stand-in for `make_adjustable_step` whose step only counts."""
 
-    def step(state, batch, hyperparameters):
+    def step(state, batch, _):
         names = ("loss", "loss_qfl", "loss_bbox", "loss_dfl", "learning_rate", "gradient_norm")
         metrics = dict.fromkeys(names, np.float32(loss))
         metrics["skipped"] = np.float32(not np.isfinite(loss))
