@@ -38,7 +38,7 @@ PARTS = {
     "unfold": ["MetricLogger", "Checkpoints"],
     "check_agreement": ["MetricLogger", "Checkpoints"],
     "make_augment": ["Prefetch", "MetricLogger", "Checkpoints"],
-    "replicate": ["Prefetch", "MetricLogger", "Checkpoints"],
+    "replicate": ["MetricLogger", "Checkpoints"],
 }
 
 
