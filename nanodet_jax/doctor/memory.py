@@ -5,10 +5,8 @@ to the plans of XLA for a CPU, for all networks of `configs.coco`, inputs of 320
 batches of 1 to 32 images. It is within 20 % of them. Plans for a GPU have not been compared.
 """
 
-import os
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -17,6 +15,7 @@ from nanodet_jax.config import Config
 from nanodet_jax.data.cache import GB, MB, canvas_size, reduced_size
 from nanodet_jax.data.records import Record
 from nanodet_jax.doctor.findings import Finding, Severity
+from nanodet_jax.runtime.memory import free_device_memory, free_host_memory
 from nanodet_jax.summary import summarize
 
 # Bytes that a training step keeps for each element that a convolution puts out: its value in
@@ -24,8 +23,6 @@ from nanodet_jax.summary import summarize
 BYTES_PER_OUTPUT = 9.6
 BF16 = {"cpu": 1.25}  # factor on them with precision=bf16; 0.5 on other platforms
 FRACTION = 0.8  # of the free memory that an estimate may fill
-MEMINFO = Path("/proc/meminfo")
-CONTAINER = Path("/sys/fs/cgroup")  # memory limit of a container
 
 
 class Memory(NamedTuple):
@@ -91,34 +88,6 @@ def cache_bytes(config: Config, records: Sequence[Record]) -> int:
             return 3 * len(sizes) * canvas[0] * canvas[1]
         sizes = [reduced_size(size, largest) for size in sizes]
     return sum(3 * height * width for height, width in sizes)
-
-
-def free_device_memory(host_free: int | None) -> int | None:
-    """Return the free bytes of the first device, or None if they are unknown."""
-    device = jax.local_devices()[0]
-    if device.platform == "cpu":
-        return host_free
-    stats = device.memory_stats() or {}
-    if "bytes_limit" not in stats:
-        return None
-    return int(stats["bytes_limit"] - stats.get("bytes_in_use", 0))
-
-
-def free_host_memory() -> int | None:
-    """Return the free bytes of the host, or of its container; None if they are unknown."""
-    free = []
-    try:
-        fields = dict(line.partition(":")[::2] for line in MEMINFO.read_text().splitlines())
-        free.append(1024 * int(fields["MemAvailable"].split()[0]))
-    except (OSError, KeyError, ValueError):  # not Linux
-        if hasattr(os, "sysconf") and "SC_AVPHYS_PAGES" in os.sysconf_names:
-            free.append(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    try:
-        limit = int((CONTAINER / "memory.max").read_text())
-        free.append(limit - int((CONTAINER / "memory.current").read_text()))
-    except (OSError, ValueError):  # no container, or no limit
-        pass
-    return max(min(free), 0) if free else None
 
 
 def findings_of_memory(memory: Memory, config: Config) -> list[Finding]:

@@ -3,11 +3,9 @@
 A computation is dispatched before it runs, so its error may be raised where a result is used.
 """
 
-import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Literal
 
 import cv2
@@ -15,6 +13,7 @@ import jax
 
 from nanodet_jax.config import Config
 from nanodet_jax.errors import UserError
+from nanodet_jax.runtime.memory import host_memory
 
 Place = Literal["device", "host"]
 
@@ -22,7 +21,6 @@ GB = 1e9
 # Texts of XLA, its allocators and CUDA, at compile time and at run time.
 DEVICE_TEXTS = re.compile("RESOURCE_EXHAUSTED|out of memory|OUT_OF_MEMORY", re.IGNORECASE)
 ALLOCATION = re.compile(r"allocat\w+ (?:(\d+) bytes|([\d.]+ ?[KMGT]i?B))", re.IGNORECASE)
-CONTAINER_LIMIT = Path("/sys/fs/cgroup/memory.max")  # of a Linux container; "max" without a limit
 SMALLER = 0.8  # factor on the sides of the input that is suggested
 STRIDE = 32  # sides of the input are multiples of it
 
@@ -35,22 +33,20 @@ def reporting_out_of_memory(config: Config, training: bool) -> Iterator[None]:
       config: of the run or evaluation.
       training: whether the batch is trained on.
     """
-    try:
-        yield
-    except Exception as error:
-        where = exhausted(error)
-        if where is None:
-            raise
-        data, (height, width) = config.data, config.input_size
-        asked = f"batches of {data.batch_size} images of {height} x {width} in {config.precision}"
-        if training:
-            asked += (
-                f" with training.accumulate={config.training.accumulate}, data.cache={data.cache} "
-                f"and data.workers={data.workers}"
-            )
+    data, (height, width) = config.data, config.input_size
+    asked = f"batches of {data.batch_size} images of {height} x {width} in {config.precision}"
+    if training:
+        asked += (
+            f" with training.accumulate={config.training.accumulate}, data.cache={data.cache} "
+            f"and data.workers={data.workers}"
+        )
+
+    def advice(where: Place) -> str:
         fixes = _fixes(config, where, training)
-        advice = f"set {' or '.join(fixes)}" if fixes else "use a device with more memory"
-        raise UserError(f"{_described(error, where, asked)}; {advice}") from error
+        return f"set {' or '.join(fixes)}" if fixes else "use a device with more memory"
+
+    with _reporting(asked, advice):
+        yield
 
 
 @contextmanager
@@ -62,17 +58,21 @@ def reporting_image_out_of_memory(count: int, height: int, width: int) -> Iterat
       height: of the network's input.
       width: of the network's input.
     """
+    advice = "pass fewer images at once, or use weights that were trained with a smaller input"
+    with _reporting(f"{count} image(s) of {height} x {width} at once", lambda where: advice):
+        yield
+
+
+@contextmanager
+def _reporting(asked: str, advice: Callable[[Place], str]) -> Iterator[None]:
+    """Turn errors about memory into a UserError of what was asked, with advice by place."""
     try:
         yield
     except Exception as error:
         where = exhausted(error)
         if where is None:
             raise
-        asked = f"{count} image(s) of {height} x {width} at once"
-        raise UserError(
-            f"{_described(error, where, asked)}; pass fewer images at once, or use weights that "
-            "were trained with a smaller input"
-        ) from error
+        raise UserError(f"{_described(error, where, asked)}; {advice(where)}") from error
 
 
 def exhausted(error: BaseException) -> Place | None:
@@ -112,18 +112,6 @@ def _memory(where: Place) -> str:
     if "bytes_in_use" in stats:
         text += f" with {stats['bytes_in_use'] / GB:.1f} GB in use"
     return f"{text} ({host})"
-
-
-def host_memory() -> int | None:
-    """Return the bytes of memory that this machine or container has; None if unknown."""
-    try:
-        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):  # not on Windows
-        return None
-    try:
-        return min(total, int(CONTAINER_LIMIT.read_text()))
-    except (OSError, ValueError):
-        return total
 
 
 def _fixes(config: Config, where: Place, training: bool) -> list[str]:

@@ -16,8 +16,9 @@ from nanodet_jax.doctor.memory import (
     describe_memory,
     estimate_memory,
     findings_of_memory,
-    free_host_memory,
 )
+from nanodet_jax.runtime import memory as runtime_memory
+from nanodet_jax.runtime.memory import free_host_memory
 
 MB = 1e6
 ENOUGH = Memory(
@@ -129,8 +130,8 @@ def test_description_has_the_step_the_batch_and_the_cache():
 
 
 def test_free_host_memory_is_that_of_the_container_if_it_is_less(tmp_path, monkeypatch):
-    monkeypatch.setattr(memory, "MEMINFO", tmp_path / "meminfo")
-    monkeypatch.setattr(memory, "CONTAINER", tmp_path)
+    monkeypatch.setattr(runtime_memory, "MEMINFO", tmp_path / "meminfo")
+    monkeypatch.setattr(runtime_memory, "CONTAINER", tmp_path)
     (tmp_path / "meminfo").write_text("MemTotal: 9000 kB\nMemAvailable: 4000 kB\n")
     assert free_host_memory() == 4000 * 1024
     (tmp_path / "memory.max").write_text("max\n")

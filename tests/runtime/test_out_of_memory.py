@@ -14,10 +14,10 @@ from nanodet_jax.data.cache import TrainingImages
 from nanodet_jax.data.image_files import imdecode
 from nanodet_jax.errors import UserError
 from nanodet_jax.inference.predict import detect_batch
-from nanodet_jax.runtime import out_of_memory
+from nanodet_jax.runtime import memory, out_of_memory
+from nanodet_jax.runtime.memory import host_memory
 from nanodet_jax.runtime.out_of_memory import (
     exhausted,
-    host_memory,
     reporting_image_out_of_memory,
     reporting_out_of_memory,
 )
@@ -219,7 +219,7 @@ def test_image_that_opencv_has_no_memory_for_is_not_unreadable(monkeypatch):
 
 
 def test_host_memory_is_at_most_the_limit_of_the_container(tmp_path, monkeypatch):
-    monkeypatch.setattr(out_of_memory, "CONTAINER_LIMIT", tmp_path / "memory.max")
+    monkeypatch.setattr(memory, "CONTAINER", tmp_path)
     total = host_memory()
     assert total > 1e8
     for text, expected in (("max\n", total), ("1000000\n", 1_000_000), (f"{total * 2}\n", total)):

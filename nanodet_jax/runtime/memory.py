@@ -1,0 +1,49 @@
+"""Memory of the host, or of its container, and of the device."""
+
+import os
+from pathlib import Path
+
+import jax
+
+MEMINFO = Path("/proc/meminfo")
+CONTAINER = Path("/sys/fs/cgroup")  # of a Linux container; memory.max is "max" without a limit
+
+
+def host_memory() -> int | None:
+    """Return the bytes of memory that this machine or container has; None if unknown."""
+    try:
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # not on Windows
+        return None
+    try:
+        return min(total, int((CONTAINER / "memory.max").read_text()))
+    except (OSError, ValueError):
+        return total
+
+
+def free_device_memory(host_free: int | None) -> int | None:
+    """Return the free bytes of the first device, or None if they are unknown."""
+    device = jax.local_devices()[0]
+    if device.platform == "cpu":
+        return host_free
+    stats = device.memory_stats() or {}
+    if "bytes_limit" not in stats:
+        return None
+    return int(stats["bytes_limit"] - stats.get("bytes_in_use", 0))
+
+
+def free_host_memory() -> int | None:
+    """Return the free bytes of the host, or of its container; None if they are unknown."""
+    free = []
+    try:
+        fields = dict(line.partition(":")[::2] for line in MEMINFO.read_text().splitlines())
+        free.append(1024 * int(fields["MemAvailable"].split()[0]))
+    except (OSError, KeyError, ValueError):  # not Linux
+        if hasattr(os, "sysconf") and "SC_AVPHYS_PAGES" in os.sysconf_names:
+            free.append(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    try:
+        limit = int((CONTAINER / "memory.max").read_text())
+        free.append(limit - int((CONTAINER / "memory.current").read_text()))
+    except (OSError, ValueError):  # no container, or no limit
+        pass
+    return max(min(free), 0) if free else None
