@@ -5,6 +5,7 @@ endless device or a blocking pipe, and a symbolic link may point to any file of 
 """
 
 import contextlib
+import io
 import json
 import os
 import secrets
@@ -24,7 +25,7 @@ NO_WAIT = getattr(os, "O_NONBLOCK", 0)
 BINARY = getattr(os, "O_BINARY", 0)
 
 
-def open_regular(path: Path) -> BinaryIO:
+def open_regular(path: Path) -> io.BufferedReader:
     """Open a file for reading; symbolic links to it are followed.
 
     Raises:

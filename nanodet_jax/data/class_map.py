@@ -162,7 +162,7 @@ def rename_classes(
 def match_classes(
     train: Source, val: Source, *, exclude_empty: bool = False
 ) -> tuple[Source, Source]:
-    """Give both splits the same classes: those of training, then those of validation alone.
+    """Give both splits the classes of training, followed by those that only validation has.
 
     Args:
       train: the training data.

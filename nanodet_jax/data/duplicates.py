@@ -10,8 +10,6 @@ import numpy as np
 from nanodet_jax.data.records import Record
 from nanodet_jax.files import open_regular
 
-CHUNK = 1 << 20  # bytes
-
 
 def find_duplicates(train: Iterable[Record], val: Iterable[Record]) -> list[tuple[Record, Record]]:
     """Return (training record, validation record) for each validation image that also trains.
@@ -72,9 +70,6 @@ def _digest(record: Record) -> bytes | None:
         return hashlib.sha256(data).digest()
     try:
         with open_regular(image) as file:
-            digest = hashlib.sha256()
-            while chunk := file.read(CHUNK):
-                digest.update(chunk)
-            return digest.digest()
+            return hashlib.file_digest(file, "sha256").digest()
     except (OSError, ValueError):
         return None

@@ -61,6 +61,10 @@ def raise_fault(fault: Fault) -> None:
         raise fault
 
 
+def ignore_fault(fault: Fault) -> None:
+    """Skip the fault."""
+
+
 class FaultCounter:
     """Counts tolerated faults, each once, and raises the others. An `OnFault`."""
 

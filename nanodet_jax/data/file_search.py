@@ -3,7 +3,7 @@
 from collections import defaultdict
 from pathlib import Path, PurePosixPath
 
-from nanodet_jax.data.faults import Fault, FaultKind, OnFault
+from nanodet_jax.data.faults import Fault, FaultKind, OnFault, ignore_fault
 from nanodet_jax.data.folder import Folder, leads_out
 
 
@@ -75,7 +75,7 @@ class FileSearch:
 
     def _build_index(self) -> dict[str, list[str]]:
         by_path, by_name = defaultdict(list), defaultdict(list)
-        for name in self._folder.names_below("", str(self._folder.path), lambda fault: None):
+        for name in self._folder.names_below("", str(self._folder.path), ignore_fault):
             by_path[name.lower()].append(name)
             by_name[name.rpartition("/")[2].lower()].append(name)
         self._by_name = dict(by_name)

@@ -9,7 +9,7 @@ from typing import cast, get_args
 from nanodet_jax.config import Config, Data, Format
 from nanodet_jax.data.class_map import class_names, select_classes
 from nanodet_jax.data.combine import CombinedSource
-from nanodet_jax.data.faults import NO_VALIDATION, Fault, OnFault, raise_fault
+from nanodet_jax.data.faults import NO_VALIDATION, OnFault, ignore_fault, raise_fault
 from nanodet_jax.data.records import Source
 from nanodet_jax.data.sources.coco import CocoSource
 from nanodet_jax.data.sources.coco_layout import find_split
@@ -56,8 +56,10 @@ def open_source(
         """Return the classes of the other split, if it can be read."""
         if data.val_fraction or data.val == "none":
             return ()
-        try:
-            return class_names(_open_all(config, "val" if split == "train" else "train", _ignore))
+        try:  # its faults are reported when it is read itself
+            return class_names(
+                _open_all(config, "val" if split == "train" else "train", ignore_fault)
+            )
         except UserError:
             return ()
 
@@ -68,10 +70,6 @@ def open_source(
         train, val = split_source(source, data, validation)
         return train if split == "train" else val
     return source
-
-
-def _ignore(fault: Fault) -> None:
-    """Skip a fault; reading the other split reports it."""
 
 
 def _open_all(config: Config, split: str, on_fault: OnFault) -> Source:

@@ -108,6 +108,11 @@ def make_record(
     )
 
 
+def where_of(record: Record) -> str:
+    """Return the name and number of an image for messages."""
+    return f"{record.name} (image {record.image_id})"
+
+
 def decode(record: Record, max_megapixels: float = MAX_MEGAPIXELS) -> np.ndarray:
     """Return the pixels of a record, uint8 BGR [height, width, 3], in EXIF orientation.
 
@@ -180,7 +185,7 @@ def coco_ground_truth(
 def _read(record: Record, max_pixels: float) -> tuple[str, bytes]:
     """Return the image's description for messages, and its encoded bytes."""
     if isinstance(record.image, bytes):
-        return f"{record.name} (image {record.image_id})", record.image
+        return where_of(record), record.image
     assert isinstance(record.image, Path)
     where = f"{record.image} (image {record.image_id})"
     try:

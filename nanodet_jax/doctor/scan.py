@@ -1,7 +1,7 @@
 """Reading all annotations and images of a split to collect its faults."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -10,8 +10,8 @@ from typing import NamedTuple
 from nanodet_jax.config import Config
 from nanodet_jax.data.faults import Fault, FaultKind
 from nanodet_jax.data.open_source import open_source
-from nanodet_jax.data.records import Category, Record, Source, decode
-from nanodet_jax.data.sources.clip import boxes_outside
+from nanodet_jax.data.records import Category, Record, Source, decode, where_of
+from nanodet_jax.data.sources.clip import boxes_outside, format_box
 from nanodet_jax.errors import UserError
 from nanodet_jax.progress import track
 
@@ -87,13 +87,5 @@ def _duplicates(record: Record) -> Iterator[Fault]:
     labelled = zip(map(tuple, record.boxes.tolist()), record.labels.tolist())
     for (box, _), count in Counter(labelled).items():
         if count > 1:
-            found = f"box {_text(box)} occurs {count} times with the same class"
-            yield Fault(FaultKind.DUPLICATES, f"{_where(record)}: {found}", tolerated=True)
-
-
-def _where(record: Record) -> str:
-    return f"{record.name} (image {record.image_id})"
-
-
-def _text(box: Iterable[float]) -> str:
-    return f"[{', '.join(f'{float(x):g}' for x in box)}]"
+            found = f"box {format_box(box)} occurs {count} times with the same class"
+            yield Fault(FaultKind.DUPLICATES, f"{where_of(record)}: {found}", tolerated=True)

@@ -1,11 +1,11 @@
 """Boxes that reach beyond their image: clipping as the original does it, and reports."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
 from nanodet_jax.data.faults import Fault, FaultKind
-from nanodet_jax.data.records import Record
+from nanodet_jax.data.records import Record, where_of
 
 OVERHANG = 1.0  # pixels outside the image, tolerated for rounding and 1-based indices
 
@@ -30,7 +30,10 @@ def boxes_outside(record: Record) -> Iterator[Fault]:
     low, high = -OVERHANG, np.array([record.width, record.height]) + OVERHANG
     out = np.any((record.boxes[:, :2] < low) | (record.boxes[:, 2:] > high), axis=1)
     for box in record.boxes[out]:
-        text = ", ".join(f"{float(value):g}" for value in box)
-        found = f"box [{text}] leaves the image of {record.width}x{record.height}"
-        where = f"{record.name} (image {record.image_id})"
-        yield Fault(FaultKind.OUTSIDE, f"{where}: {found}", tolerated=True)
+        found = f"box {format_box(box)} leaves the image of {record.width}x{record.height}"
+        yield Fault(FaultKind.OUTSIDE, f"{where_of(record)}: {found}", tolerated=True)
+
+
+def format_box(box: Iterable[float]) -> str:
+    """Return a box as text for messages."""
+    return f"[{', '.join(f'{float(value):g}' for value in box)}]"

@@ -6,9 +6,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
-from nanodet_jax.data.faults import Fault
+from nanodet_jax.data.faults import Fault, ignore_fault
 from nanodet_jax.data.file_search import FileSearch
 from nanodet_jax.data.folder import Folder
 from nanodet_jax.data.image_files import shown_size
@@ -26,6 +24,7 @@ from nanodet_jax.doctor.fix.boxes import (
     correct_box,
 )
 from nanodet_jax.doctor.fix.copy_image import write_bytes
+from nanodet_jax.progress import track
 
 Item = dict[str, Any]  # of one of the lists of a COCO file
 Sizes = dict[Any, tuple[int, int]]  # (height, width) by image id; 0 if unknown
@@ -55,10 +54,10 @@ def _correct_images(
     """Return the images that exist, with unique ids and true sizes."""
     kept, sizes = [], Sizes()
     unused = _unused_ids(items)
-    for item in tqdm(items, desc="correcting", unit="img", disable=None):
+    for item in track(items, len(items), "correcting", "images"):
         id, name = item.get("id"), item.get("file_name")
         try:
-            file = search.find(name, "", _ignore) if is_name(name) else None
+            file = search.find(name, "", ignore_fault) if is_name(name) else None
         except Fault:  # leads out of the folder
             file = None
         if file is None:
@@ -149,7 +148,3 @@ def _is_finite(value: Any) -> bool:
 
 def _unused_ids(items: list[Item]) -> "count[int]":
     return count(max([0, *(i["id"] for i in items if type(i.get("id")) is int)]) + 1)
-
-
-def _ignore(fault: Fault) -> None:
-    """Skip a fault that training tolerates."""

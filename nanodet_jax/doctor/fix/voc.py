@@ -4,9 +4,7 @@ import math
 from pathlib import Path
 from xml.etree import ElementTree
 
-from tqdm import tqdm
-
-from nanodet_jax.data.faults import Fault, FaultKind
+from nanodet_jax.data.faults import Fault, FaultKind, ignore_fault
 from nanodet_jax.data.file_search import FileSearch
 from nanodet_jax.data.image_files import shown_size
 from nanodet_jax.data.sources.clip import Box
@@ -14,6 +12,7 @@ from nanodet_jax.data.sources.voc import find_image, parse_xml
 from nanodet_jax.data.sources.voc_layout import find_split
 from nanodet_jax.doctor.fix.boxes import MISSING, REPEATED, RESIZED, UNUSABLE, Changes, correct_box
 from nanodet_jax.doctor.fix.copy_image import copy_image, write_bytes
+from nanodet_jax.progress import track
 
 SIDES = ("xmin", "ymin", "xmax", "ymax")
 
@@ -27,13 +26,13 @@ def correct_voc(root: Path, split: str, out: Path, follow_links: bool) -> Change
     Raises:
       UserError: if the split is missing, or a file cannot be written.
     """
-    images, annotations, names = find_split(root, split, follow_links, _ignore)
+    images, annotations, names = find_split(root, split, follow_links, ignore_fault)
     search, changes, listed = FileSearch(images), Changes(), []
-    for name in tqdm(names, desc=f"correcting {split}", unit="img", disable=None):
+    for name in track(names, len(names), f"correcting {split}", "images"):
         try:
             xml = parse_xml(name, annotations)
             given = (xml.findtext("filename") or "").strip()
-            image = find_image(name, given, search, images, annotations, _ignore)
+            image = find_image(name, given, search, images, annotations, ignore_fault)
         except Fault as fault:
             changes[MISSING if fault.kind is FaultKind.MISSING else UNUSABLE] += 1
             continue
@@ -91,7 +90,3 @@ def _number(text: str) -> float:
         return float(text)
     except ValueError:
         return math.nan
-
-
-def _ignore(fault: Fault) -> None:
-    """Skip a fault that is not about the file that is read."""

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from pathlib import Path, PurePath
 
 import yaml
-from tqdm import tqdm
 
 from nanodet_jax.data.faults import Fault, FaultKind
 from nanodet_jax.data.folder import read_annotation
@@ -15,6 +14,7 @@ from nanodet_jax.data.sources.yolo import LABELS_LIMIT, PIXEL_ROUNDING, ROUNDING
 from nanodet_jax.data.sources.yolo_layout import read_split
 from nanodet_jax.doctor.fix.boxes import MISSING, REPEATED, UNUSABLE, Changes, correct_box
 from nanodet_jax.doctor.fix.copy_image import copy_image, write_bytes
+from nanodet_jax.progress import track
 
 PIXELS = 2.0  # a larger number is not a fraction of the image, and is not corrected
 
@@ -39,7 +39,7 @@ def correct_yolo(
             changes[MISSING if fault.kind is FaultKind.MISSING else UNUSABLE] += 1
 
         names, images = read_split(root, split, follow_links, on_fault)
-        for image in tqdm(images, desc=f"correcting {split}", unit="img", disable=None):
+        for image in track(images, len(images), f"correcting {split}", "images"):
             copy_image(image.file, out / image.name)
             if image.labels is not None:
                 top = image.file.parents[len(PurePath(image.name).parts) - 1]
