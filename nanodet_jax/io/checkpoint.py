@@ -46,22 +46,19 @@ class Checkpoints:
 
     Args:
       workdir: of the run.
-      keep: whether a checkpoint of this step is never deleted.
       writing: False to read a run that may be in progress, without changing the folder.
 
     Attributes:
-      keep: as above; may be set until the first save.
+      keep: whether a checkpoint of a step is never deleted; may be set until the first save.
 
     Raises:
       UserError: if the folder cannot be made or read, or contains a symbolic link.
     """
 
-    def __init__(
-        self, workdir: Path, keep: Callable[[int], bool] = lambda step: False, writing: bool = True
-    ):
+    def __init__(self, workdir: Path, writing: bool = True):
         self.folder = workdir.absolute() / CHECKPOINTS
         self._metrics = CheckpointMetrics(self.folder)
-        self.keep = keep
+        self.keep: Callable[[int], bool] = lambda step: False
         self._known_steps: set[int] = set()  # saved or restored by this object
         self._manager: ocp.CheckpointManager | None = None  # opened by the first save
         if writing:

@@ -48,7 +48,8 @@ def test_state_with_an_average_is_restored_and_its_average_is_used_for_inference
 
 def save_all(folder, scores, keep=lambda step: False):
     """Save steps 1, 2, ... with these APs (None: no metrics), and wait."""
-    checkpoints = Checkpoints(folder, keep)
+    checkpoints = Checkpoints(folder)
+    checkpoints.keep = keep
     for step, score in enumerate(scores, start=1):
         checkpoints.save(make_state(step))
         if score is not None:
@@ -217,7 +218,8 @@ def test_folder_that_cannot_be_made_is_an_error_with_its_path(tmp_path):
 
 def test_save_copies_the_state(tmp_path):
     """Donated buffers, and arrays that change later, must not reach the background writer."""
-    checkpoints = Checkpoints(tmp_path, keep=lambda step: True)
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.keep = lambda step: True
     advance = jax.jit(lambda state: jax.tree.map(lambda x: x + 1, state), donate_argnums=0)
     state, expected = make_state(1), []
     for _ in range(3):
