@@ -68,8 +68,7 @@ class Leg:
         """
         if not self._writing:
             return
-        _record_missing_lines(self._workdir, self._start_step)
-        self._number = len(read_history(self._workdir)) + 1
+        self._number = _complete_history(self._workdir, self._start_step) + 1
         leg = {
             "leg": self._number,
             "started": _now(),
@@ -101,7 +100,7 @@ class Leg:
         elif error is not None:
             reason = f"failed: {first_line(error)}"
         try:
-            _append(self._workdir, _end(self._number, self.step, reason))
+            _append(self._workdir, _end(self._number, self.step, reason, _now()))
         except UserError:
             if error is None:  # else the first error is the one to report
                 raise
@@ -150,17 +149,22 @@ def git_revision() -> str | None:
     return done.stdout.strip()
 
 
-def _record_missing_lines(workdir: Path, start_step: int) -> None:
-    """Record what killed processes could not: the start, or the end, of the previous leg."""
+def _complete_history(workdir: Path, start_step: int) -> int:
+    """Record what killed processes could not: start and end of earlier legs.
+
+    Returns:
+      The number of earlier legs.
+    """
     legs = read_history(workdir)
     described = _described_leg(workdir)
-    missing = described is not None and described["leg"] == len(legs) + 1
-    if legs and "end_step" not in legs[-1]:
-        step = described["start_step"] if described and missing else start_step
-        _append(workdir, _end(legs[-1]["leg"], step, "killed", ended=None))
-    if described and missing:
+    if described is not None and described["leg"] == len(legs) + 1:
         _append(workdir, {"event": "start", **described})
-        _append(workdir, _end(described["leg"], start_step, "killed", ended=None))
+        legs.append(described)
+    following = [leg.get("start_step", start_step) for leg in legs[1:]] + [start_step]
+    for leg, step in zip(legs, following):
+        if "end_step" not in leg:
+            _append(workdir, _end(leg["leg"], step, "killed", None))
+    return len(legs)
 
 
 def _described_leg(workdir: Path) -> dict[str, Any] | None:
@@ -173,8 +177,7 @@ def _described_leg(workdir: Path) -> dict[str, Any] | None:
     return leg if numbers and all(type(number) is int for number in numbers) else None
 
 
-def _end(number: int, step: int, reason: str, ended: str | None = "now") -> dict[str, Any]:
-    ended = _now() if ended == "now" else ended
+def _end(number: int, step: int, reason: str, ended: str | None) -> dict[str, Any]:
     return {"event": "end", "leg": number, "end_step": step, "ended": ended, "reason": reason}
 
 
@@ -194,12 +197,11 @@ def _append(workdir: Path, event: dict[str, Any]) -> None:
     with reporting_write_errors(path):
         flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | NO_FOLLOW
         with os.fdopen(os.open(path, flags, 0o666), "r+b", buffering=0) as file:
+            cut_off = False
             if file.seek(0, os.SEEK_END):
                 file.seek(-1, os.SEEK_END)
-                event_start = b"" if file.read(1) == b"\n" else b"\n"
-            else:
-                event_start = b""
-            file.write(event_start + json.dumps(event).encode() + b"\n")
+                cut_off = file.read(1) != b"\n"
+            file.write(b"\n" * cut_off + json.dumps(event).encode() + b"\n")
 
 
 def _now() -> str:

@@ -122,7 +122,7 @@ def check_same_run(
     if config.training.resume == "new_data":
         return
     allow = (
-        "use another --workdir, or the config of that run to resume it, or "
+        "use another --workdir, resume that run with its own config, or set "
         "--config.training.resume=new_data to resume with the new data"
     )
     if saved.input_size != config.input_size:
