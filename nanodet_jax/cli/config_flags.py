@@ -229,7 +229,7 @@ def _type_of(field: str) -> Any:
     """Return the type of a field.
 
     Raises:
-      UserError: if there is no such field, naming close ones, or if it is a section.
+      UserError: if the field does not exist, with the closest names, or if it is a section.
     """
     hint = dict(fields_of(configs.Config)).get(f"config.{field}")
     if hint is None:

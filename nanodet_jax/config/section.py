@@ -48,8 +48,8 @@ def unknown_field(path: str) -> str:
 def close_fields(path: str) -> list[str]:
     """Return the full names of fields close to an unknown one, the closest first.
 
-    These are the fields of this name in other sections, else those of its section with a similar
-    name, else those of any section with a similar name.
+    Fields of other sections with exactly this name come first. If there are none, fields of the
+    same section with a similar name are returned, and otherwise those of any section.
 
     Args:
       path: full name, such as "config.batch_size".

@@ -102,8 +102,8 @@ def test_yolo_description_outside_its_folder_is_not_read(tmp_path):
 @pytest.mark.parametrize(
     ("path", "train"),
     [
-        ("D:\\work\\data", "images\\train"),
-        ("D:/work/data", "images/train"),
+        ("D:\\photos", "images\\train"),
+        ("D:/photos", "images/train"),
         ("''", "C:\\Users\\me\\data\\images\\train"),
         ("''", "..\\images\\train"),
     ],
