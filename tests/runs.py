@@ -101,7 +101,9 @@ def assert_same_end(workdir: Path, expected: Path, step: int) -> None:
     """Check that two runs have the same log, and the same state at `step`, bit for bit."""
     assert journal(workdir) == journal(expected)
     pairs = zip(
-        jax.tree.leaves(final_state(workdir, step)), jax.tree.leaves(final_state(expected, step))
+        jax.tree.leaves(final_state(workdir, step)),
+        jax.tree.leaves(final_state(expected, step)),
+        strict=True,
     )
     for actual, reference in pairs:
         np.testing.assert_array_equal(actual, reference)

@@ -1,13 +1,13 @@
 """Kill training runs at random moments, resume them, and compare their final state.
 
-    python tests/kill.py [--runs 50] [--signal KILL|TERM|HUP ...] [--overlap] [--seed 0]
+    python tests/kill.py [--runs 50] [--kills 2] [--signal KILL|TERM|HUP ...] [--overlap]
 
-Each run is `train.py` on drawn shapes. It is killed a few times and restarted until it is complete,
-each time with one to three loader threads. Its final state and its log must equal those of an
-uninterrupted run, bit for bit. One row per run shows when it was killed: seconds after the start,
-after a line of the log, or while a checkpoint was written. For TERM and HUP the row also shows how
-long the process took to exit. With `--overlap` the next process starts before the previous one is
-killed. The exit status is 1 if any run ended differently.
+Each run is `train.py` on drawn shapes. It is killed up to `--kills` times and restarted until it is
+complete, each time with one to three loader threads. Its final state and its log must equal those
+of an uninterrupted run, bit for bit. One row per run shows when it was killed: seconds after the
+start, after a line of the log, or while a checkpoint was written. For TERM and HUP the row also
+shows how long the process took to exit. With `--overlap` the next process starts before the
+previous one is killed. The exit status is 1 if any run ended differently.
 """
 
 import argparse
@@ -36,7 +36,6 @@ FLAGS = (
     f"--config.training.steps={STEPS}",
     "--config.training.eval_every=3",
 )
-MAX_KILLS = 2  # per run
 MOMENTS = ("start", "step", "step", "save", "save")  # kinds of moments, by frequency
 
 
@@ -124,9 +123,17 @@ def difference(workdir: Path, expected: Path) -> str:
     return "" if journal(workdir) == journal(expected) else "different log"
 
 
-def run(folder: Path, name: str, expected: Path, draw: random.Random, seconds: float,
-        number: signal.Signals, overlap: bool) -> tuple[str, list[str]]:  # fmt: skip
-    """Kill a new run up to MAX_KILLS times, then let it end.
+def run(
+    folder: Path,
+    name: str,
+    expected: Path,
+    draw: random.Random,
+    seconds: float,
+    number: signal.Signals,
+    max_kills: int,
+    overlap: bool,
+) -> tuple[str, list[str]]:
+    """Kill a new run up to `max_kills` times, then let it end.
 
     Returns:
       The difference from the expected run, and a description of each kill.
@@ -137,7 +144,7 @@ def run(folder: Path, name: str, expected: Path, draw: random.Random, seconds: f
         return Launch(workdir, [*FLAGS, f"--config.data.workers={draw.randint(1, 3)}"])
 
     current = launch()
-    for _ in range(MAX_KILLS):
+    for _ in range(max_kills):
         when = await_moment(current, draw, seconds)
         if not when:
             break
@@ -158,6 +165,7 @@ def run(folder: Path, name: str, expected: Path, draw: random.Random, seconds: f
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--runs", type=int, default=50)
+    parser.add_argument("--kills", type=int, default=2, help="of each run, at most")
     parser.add_argument(
         "--signal", choices=("KILL", "TERM", "HUP"), nargs="+", default=["KILL"],
         help="several alternate, run by run",
@@ -181,7 +189,9 @@ def main(argv: list[str] | None = None) -> int:
         print(f"uninterrupted: {STEPS} steps in {seconds:.1f} s", flush=True)
         for index in range(args.runs):
             number = numbers[index % len(numbers)]
-            reason, when = run(folder, f"run{index}", expected, draw, seconds, number, args.overlap)
+            reason, when = run(
+                folder, f"run{index}", expected, draw, seconds, number, args.kills, args.overlap
+            )
             failed, kills = failed + bool(reason), kills + len(when)
             verdict = f"FAILED: {reason}" if reason else "same"
             moments = "; ".join(when) or "ended before a kill"

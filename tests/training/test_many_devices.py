@@ -75,7 +75,7 @@ def on_one():
     ],
 )
 def test_step_on_many_devices_equals_that_on_one(variant, count, on_one, plainly_compiled):
-    enable_x64 = getattr(jax, "enable_x64", None) or jax.experimental.enable_x64  # jax 0.7
+    enable_x64 = jax.enable_x64 if hasattr(jax, "enable_x64") else jax.experimental.enable_x64
     with enable_x64(True), jax.numpy_dtype_promotion("standard"):  # priors are float32
         task, one = on_one(variant)
         found = after_a_step(task, count)
