@@ -13,7 +13,8 @@ from nanodet_jax.config.data import Augment, Cache, Data, Format, PixelStage, Va
 from nanodet_jax.config.losses import Assigner, AssignerName, Compat, Loss
 from nanodet_jax.config.model import (
     BACKBONE_STRIDES,
-    GUIDANCE_GROUPS,
+    BACKBONES,
+    NORM_GROUPS,
     MODEL_LIMITS,
     Model,
     Neck,
@@ -32,8 +33,9 @@ from nanodet_jax.config.schema import (
 from nanodet_jax.config.training import Distributed, LrMultipliers, Optimizer, Schedule, Training
 
 __all__ = [
+    "BACKBONES",
     "BACKBONE_STRIDES",
-    "GUIDANCE_GROUPS",
+    "NORM_GROUPS",
     "MAX_SIDE",
     "MODEL_LIMITS",
     "Assigner",

@@ -6,13 +6,31 @@ from typing import Literal
 from nanodet_jax.config.section import Section
 from nanodet_jax.config.values import Fields, one_of
 
-Neck = Literal["pan", "ghost_pan"]
+Neck = Literal["pan", "ghost_pan", "tan", "nanodet_fpn", "fpn"]
+Head = Literal["nanodet", "simple_conv"]
+Activation = Literal["leaky_relu", "relu", "relu6", "hard_swish", "silu", "gelu", "elu", "selu"]
 
+# Backbones, and the file of `nanodet_jax/models/backbones` that defines each.
+BACKBONES = {
+    "shufflenet_v2": "shufflenet_v2",
+    **{f"efficientnet_lite{size}": "efficientnet_lite" for size in range(5)},
+    **{
+        f"repvgg_{size}": "repvgg"
+        for size in ("a0", "a1", "a2", "b0", "b1", "b1g2", "b1g4", "b2", "b2g2", "b2g4", "b3",
+                     "b3g2", "b3g4")
+    },
+    "custom_csp": "custom_csp",
+    "mobilenet_v2": "mobilenet_v2",
+    "ghostnet": "ghostnet",
+    **{f"resnet{depth}": "resnet" for depth in (18, 34, 50, 101, 152)},
+}  # fmt: skip
 BACKBONE_STRIDES = (8, 16, 32)
 # Upper bounds for untrusted weight files. A network at a bound is still built within 10 seconds.
 MODEL_LIMITS = {
     "num_classes": 100_000,
     "channels": 4096,
+    "backbone_last_channels": 8192,
+    "fpn_levels": 4,
     "kernel_size": 31,
     "stacked_convs": 16,
     "neck_blocks": 16,
@@ -21,7 +39,7 @@ MODEL_LIMITS = {
     "guidance_convs": 16,
 }
 MAX_TAPS = 600  # kernel_size**2 * (stacked_convs + neck_blocks): each tap is traced separately
-GUIDANCE_GROUPS = 32  # of the group norms in the guidance head
+NORM_GROUPS = 32  # of the group norms of SimpleConvHead
 
 
 @dataclass(slots=True)
@@ -31,11 +49,32 @@ class Model(Section):
     num_classes: int = 0
     """Number of classes; 0 = as many as the dataset has."""
 
+    backbone: str = field(default="shufflenet_v2", metadata=one_of(*BACKBONES))
+    """Network that computes the features."""
+
     width: float = field(default=1.0, metadata=one_of(0.5, 1.0, 1.5, 2.0))
-    """Width multiplier of ShuffleNetV2."""
+    """Width multiplier of shufflenet_v2, mobilenet_v2 and ghostnet."""
+
+    backbone_strides: tuple[int, ...] = BACKBONE_STRIDES
+    """Strides of the backbone's features that the neck takes, finest first."""
+
+    backbone_last_channels: int = 0
+    """Channels of the last features of repvgg and mobilenet_v2; 0 = as in the paper."""
+
+    backbone_activation: Literal["", Activation] = ""
+    """Activation of the backbone; empty = that of the original."""
+
+    frozen_stride: int = 0
+    """Freeze the backbone up to and including this stride: its weights and statistics keep their
+    values. 4 freezes the stem and the first stage of a ResNet. 0 = train everything."""
+
+    norm_eval: bool = False
+    """Normalize in the backbone by the stored statistics, in training too. Scale and bias are still
+    trained."""
 
     neck: Neck = "pan"
-    """PAN of NanoDet, or Ghost-PAN of NanoDet-Plus."""
+    """PAN of NanoDet, Ghost-PAN of NanoDet-Plus, the transformer TAN of NanoDet-t, the original's
+    FPN without 3 x 3 convolutions, or the FPN of GFL."""
 
     neck_blocks: int = 1
     """ghost_pan: ghost bottlenecks at each merge of two levels."""
@@ -43,8 +82,25 @@ class Model(Section):
     extra_level: bool = False
     """ghost_pan: add a level of stride 64, coarser than those of the backbone."""
 
+    position_grid: tuple[int, int] = (20, 20)
+    """tan: rows and columns of the learned positions, one for each pixel of stride 16. At another
+    input size they are interpolated."""
+
+    fpn_levels: int = 2
+    """fpn: levels coarser than those of the backbone, each half the size of the one before."""
+
     channels: int = 96
     """Channels of neck and head."""
+
+    activation: Activation = "leaky_relu"
+    """Activation of neck and head."""
+
+    head: Head = "nanodet"
+    """NanoDetHead with separate towers for each level, or SimpleConvHead with group norm and towers
+    shared by all levels, which is the head of GFL."""
+
+    depthwise_head: bool = True
+    """head=nanodet: depthwise separable convolutions; False uses dense ones."""
 
     kernel_size: int = 3
     """Kernel size of the depthwise convolutions in ghost_pan and head; odd."""
@@ -76,8 +132,9 @@ class Model(Section):
     @property
     def strides(self) -> tuple[int, ...]:
         """Pixels between neighboring priors, by level, finest first."""
-        coarser = (2 * BACKBONE_STRIDES[-1],) if self.extra_level else ()
-        return BACKBONE_STRIDES + coarser
+        extra = self.fpn_levels if self.neck == "fpn" else int(self.extra_level)
+        coarsest = self.backbone_strides[-1]
+        return self.backbone_strides + tuple(coarsest << level for level in range(1, extra + 1))
 
     def check(self) -> None:
         """Raise a UserError for the first invalid value."""
@@ -86,12 +143,26 @@ class Model(Section):
             "num_classes", self.num_classes >= 0, "must be positive, or 0 to follow the dataset"
         )
         fields.positive("channels", "stacked_convs", "reg_max", "neck_blocks", "guidance_convs")
+        fields.not_negative("backbone_last_channels", "frozen_stride", "fpn_levels")
         fields.at_most(MODEL_LIMITS)
+        self._check_strides(fields)
         if self.neck == "ghost_pan":
             fields.require("channels", self.channels % 2 == 0, "must be even for ghost_pan")
         else:
             fields.require("extra_level", not self.extra_level, "needs model.neck=ghost_pan")
             fields.require("neck_blocks", self.neck_blocks == 1, "needs model.neck=ghost_pan")
+        if self.neck == "tan":
+            fields.require("channels", self.channels % 8 == 0, "must be a multiple of 8 for tan")
+            rows, columns = self.position_grid
+            fields.require(
+                "position_grid", 0 < rows <= 256 and 0 < columns <= 256, "use two sizes of 1 to 256"
+            )
+        if self.head == "simple_conv":
+            fields.require(
+                "channels",
+                self.channels % NORM_GROUPS == 0,
+                f"must be a multiple of {NORM_GROUPS}, the normalization groups of simple_conv",
+            )
         odd = self.kernel_size > 0 and self.kernel_size % 2 == 1
         fields.require("kernel_size", odd, "must be odd")
         taps = self.kernel_size**2 * (self.stacked_convs + self.neck_blocks)
@@ -105,6 +176,20 @@ class Model(Section):
         )
         fields.require(
             "guidance_channels",
-            self.guidance_channels >= 0 and self.guidance_channels % GUIDANCE_GROUPS == 0,
-            f"must be a multiple of {GUIDANCE_GROUPS}, the normalization groups, or 0 for none",
+            self.guidance_channels >= 0 and self.guidance_channels % NORM_GROUPS == 0,
+            f"must be a multiple of {NORM_GROUPS}, the normalization groups, or 0 for none",
         )
+
+    def _check_strides(self, fields: Fields) -> None:
+        """Require strides that each double the one before, and that the neck can take."""
+        finest, *_ = strides = self.backbone_strides or (0,)
+        doubling = tuple(finest << level for level in range(len(strides)))
+        fields.require(
+            "backbone_strides",
+            finest in (4, 8, 16, 32) and strides == doubling and strides[-1] <= 32,
+            "use consecutive ones of 4,8,16,32",
+        )
+        if self.neck == "tan":
+            fields.require(
+                "backbone_strides", strides == BACKBONE_STRIDES, "must be 8,16,32 for tan"
+            )

@@ -5,7 +5,7 @@ of names. Kernels change from OIHW to HWIO. Nothing is matched by position.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import flax.traverse_util
@@ -13,33 +13,26 @@ import numpy as np
 
 from nanodet_jax import config
 from nanodet_jax.errors import UserError
+from nanodet_jax.models.backbones.backbone import torch_names_of_backbones
 from nanodet_jax.models.backbones.shufflenet_v2 import STAGE_CHANNELS
 from nanodet_jax.terminal import join_first, printable
 
 Entries = Mapping[str, np.ndarray]
 
+Rule = tuple[str, str, Mapping[str, str]]
+
+
+def backbone_rules() -> Iterator[Rule]:
+    """Yield the rules of all backbones."""
+    for pattern, replacement, positions in torch_names_of_backbones():
+        yield f"backbone/{pattern}", f"backbone.{replacement}", positions
+
+
 # Our module paths -> the original's module names. {} is the position in an nn.Sequential.
-RULES: tuple[tuple[str, str, dict[str, str]], ...] = (
-    (r"backbone/stem", r"backbone.conv1.0", {}),
-    (r"backbone/stem_norm", r"backbone.conv1.1", {}),
-    (
-        r"backbone/stage(\d)_(\d+)/shortcut/(\w+)",
-        r"backbone.stage\1.\2.branch1.{}",
-        {"depthwise": "0", "dwnorm": "1", "pointwise": "2", "pwnorm": "3"},
-    ),
-    (
-        r"backbone/stage(\d)_(\d+)/main/(\w+)",
-        r"backbone.stage\1.\2.branch2.{}",
-        {
-            "pointwise_in": "0",
-            "innorm": "1",
-            "depthwise": "3",
-            "dwnorm": "4",
-            "pointwise_out": "5",
-            "outnorm": "6",
-        },
-    ),
+RULES: tuple[Rule, ...] = (
+    *backbone_rules(),
     (r"neck/lateral_(\d)", r"fpn.lateral_convs.\1.conv", {}),
+    (r"neck/output_(\d)", r"fpn.fpn_convs.\1.conv", {}),
     (r"neck/lateral_(\d)/(\w+)", r"fpn.reduce_layers.\1.{}", {"conv": "conv", "norm": "bn"}),
     (
         r"neck/(top_down|bottom_up)_(\d)_(\d)/(ghost\d)/(\w+)",
@@ -59,7 +52,27 @@ RULES: tuple[tuple[str, str, dict[str, str]], ...] = (
     (r"neck/downsample_(\d)/(\w+)", r"fpn.downsamples.\1.\2", {}),
     (r"neck/extra_entry/(\w+)", r"fpn.extra_lvl_in_conv.0.\1", {}),
     (r"neck/extra_last/(\w+)", r"fpn.extra_lvl_out_conv.0.\1", {}),
-    (r"head/(cls|reg)_tower_(\d)_(\d)/(\w+)", r"head.\1_convs.\2.\3.\4", {}),
+    (r"neck/lateral_conv_(\d)/(\w+)", r"fpn.lateral_convs.\1.{}", {"conv": "conv", "norm": "bn"}),
+    (r"neck/reduce", "fpn.transformer.conv.conv", {}),
+    (r"neck", "fpn", {}),  # of the learned positions
+    (
+        r"neck/encoder/(attention/)?(\w+)",
+        "fpn.transformer.encoders.0.{}",
+        {
+            "norm1": "norm1",
+            "qkv": "attn.in_proj",
+            "out": "attn.out_proj",
+            "norm2": "norm2",
+            "mlp1": "mlp.fc1",
+            "mlp2": "mlp.fc2",
+        },
+    ),
+    (
+        r"head/(cls|reg)_tower_(\d)_(\d)/(\w+)",
+        r"head.\1_convs.\2.\3.{}",
+        {name: name for name in ("depthwise", "dwnorm", "pointwise", "pwnorm", "conv")}
+        | {"norm": "bn"},
+    ),
     (r"head/output_(\d)", r"head.gfl_cls.\1", {}),
     (r"head/(cls|reg)_output_(\d)", r"head.gfl_\1.\2", {}),
     # Head of the guidance module. The original uses the prefix aux_ for everything below guidance/.
@@ -78,9 +91,12 @@ LEAVES = {
     "mean": "running_mean",
     "var": "running_var",
     "factor": "scale",
+    "positions": "pos_embed",
 }
 # Entries of the original that no forward pass uses.
-UNUSED = r".*\.num_batches_tracked|head\.distribution_project\.project"
+UNUSED = (
+    r".*\.num_batches_tracked|head\.distribution_project\.project|fpn\.transformer\.linear\..*"
+)
 UNUSED_IF_SHARED = r"head\.gfl_reg\.\d\.(weight|bias)"
 UNUSED_IF_DEPLOYED = r"aux_(fpn|head)\..*"
 
@@ -114,7 +130,8 @@ def pytorch_name(path: str) -> str:
             name = match.expand(replacement)
             if positions:
                 name = name.format(positions[match.groups()[-1]])
-            return f"{prefix}{name}.{LEAVES[leaf]}"
+            separator = "_" if name.endswith("in_proj") else "."
+            return f"{prefix}{name}{separator}{LEAVES[leaf]}"
     raise KeyError(f"no rule for {path}")
 
 
@@ -129,12 +146,16 @@ def unflatten(leaves: Mapping[str, Any]) -> Any:
 
 
 def from_pytorch(array: np.ndarray) -> np.ndarray:
-    """Transpose a kernel from OIHW to HWIO; return other arrays unchanged."""
+    """Transpose a kernel from OIHW to HWIO, a matrix from OI to IO; return other arrays unchanged."""
+    if array.ndim == 2:
+        return array.T
     return array.transpose(2, 3, 1, 0) if array.ndim == 4 else array
 
 
 def to_pytorch(array: np.ndarray) -> np.ndarray:
-    """Transpose a kernel from HWIO to OIHW; return other arrays unchanged."""
+    """Transpose a kernel from HWIO to OIHW, a matrix from IO to OI; return other arrays unchanged."""
+    if array.ndim == 2:
+        return array.T
     return array.transpose(3, 2, 0, 1) if array.ndim == 4 else array
 
 

@@ -2,23 +2,18 @@
 
 Its predictions decide which priors are assigned to which ground truth, because the predictions of
 the small head are still poor. In the first epochs its loss also trains backbone and neck. Inference
-does not use it. Reproduces nanodet/model/arch/nanodet_plus.py and
-nanodet/model/head/simple_conv_head.py of https://github.com/RangiLyu/nanodet.
+does not use it. Reproduces nanodet/model/arch/nanodet_plus.py of
+https://github.com/RangiLyu/nanodet.
 """
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from flax.typing import Initializer, VariableDict
+from flax.typing import VariableDict
 
-from nanodet_jax.config import GUIDANCE_GROUPS
-from nanodet_jax.models.heads.nanodet_head import PRIOR_BIAS, split_logits
-from nanodet_jax.models.layers import ConvNormAct, normal
-from nanodet_jax.ops.convolution import Conv
 from nanodet_jax.structures import Predictions
 
 GUIDANCE = "guidance"  # name of the module in the variables, beside backbone, neck and head
@@ -26,70 +21,6 @@ GUIDANCE = "guidance"  # name of the module in the variables, beside backbone, n
 # Build a neck or a head, given its `name`: a module class, or a `functools.partial` of one.
 NeckFactory = Callable[..., Callable[[list[jax.Array]], list[jax.Array]]]
 HeadFactory = Callable[..., Callable[[list[jax.Array]], Predictions]]
-
-
-class Scale(nn.Module):
-    """Multiply by a learned scalar, initially 1."""
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        factor = self.param("factor", nn.initializers.ones, (), jnp.float32)
-        return x * factor.astype(x.dtype)
-
-
-class SimpleConvHead(nn.Module):
-    """Head of dense 3 x 3 convolutions with group norm, shared by all levels.
-
-    Only the scale of the box logits differs between levels. Takes levels [B, H, W, channels],
-    finest first. Returns `Predictions` in the order of `NanoDetHead`.
-
-    Attributes:
-      num_classes: C.
-      channels: width of the two towers.
-      stacked_convs: depth of the two towers.
-      reg_max: R - 1.
-    """
-
-    num_classes: int
-    channels: int
-    stacked_convs: int
-    reg_max: int
-
-    @nn.compact
-    def __call__(self, features: list[jax.Array]) -> Predictions:
-        # Without `dtype`, the float32 parameters would promote the output to float32.
-        norm = partial(
-            nn.GroupNorm,
-            GUIDANCE_GROUPS,
-            epsilon=1e-5,
-            use_fast_variance=False,
-            dtype=features[0].dtype,
-        )
-
-        def tower(name: str) -> list[ConvNormAct]:
-            return [
-                ConvNormAct(self.channels, norm, 3, normal(0.01), name=f"{name}_tower_{i}")
-                for i in range(self.stacked_convs)
-            ]
-
-        def output(channels: int, name: str, bias_init: Initializer) -> Conv:
-            return Conv(channels, 3, kernel_init=normal(0.01), bias_init=bias_init, name=name)
-
-        # Build modules once and apply them to every level, so that levels share parameters.
-        cls_layers = [*tower("cls"), output(self.num_classes, "cls_output", PRIOR_BIAS)]
-        reg_layers = [
-            *tower("reg"),
-            output(4 * (self.reg_max + 1), "reg_output", nn.initializers.zeros),
-        ]
-        levels = []
-        for i, x in enumerate(features):
-            cls = reg = x
-            for cls_layer, reg_layer in zip(cls_layers, reg_layers):
-                cls, reg = cls_layer(cls), reg_layer(reg)
-            reg = Scale(name=f"scale_{i}")(reg)
-            fused = jnp.concatenate([cls, reg], axis=-1)
-            levels.append(fused.reshape(fused.shape[0], -1, fused.shape[-1]))
-        return split_logits(jnp.concatenate(levels, axis=1), self.num_classes)
 
 
 class Guidance(nn.Module):

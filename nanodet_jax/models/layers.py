@@ -3,13 +3,14 @@
 Feature maps are [B, H, W, C]. Padding is explicit: k // 2 on each side of a kernel of k x k.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax.typing import Initializer
+from jax.typing import DTypeLike
 
 from nanodet_jax.ops.convolution import Conv
 from nanodet_jax.ops.depthwise import DepthwiseConv
@@ -18,8 +19,20 @@ from nanodet_jax.runtime.precision import at_least_float32
 # Builds a layer, given its `name`: a module class, or a `functools.partial` of one.
 LayerFactory = Callable[..., Callable[[jax.Array], jax.Array]]
 
+Activation = Callable[[jax.Array], jax.Array]
+
 # The original's slope; PyTorch's default is 0.01.
 leaky_relu = partial(nn.leaky_relu, negative_slope=0.1)
+ACTIVATIONS: Mapping[str, Activation] = {
+    "leaky_relu": leaky_relu,
+    "relu": nn.relu,
+    "relu6": nn.relu6,
+    "hard_swish": nn.hard_swish,
+    "silu": nn.silu,
+    "gelu": partial(nn.gelu, approximate=False),
+    "elu": nn.elu,
+    "selu": nn.selu,
+}
 
 # He initialization (https://arxiv.org/abs/1502.01852): the original's default for a convolution
 # with a named activation. Other convolutions use PyTorch's default.
@@ -30,6 +43,22 @@ pytorch_uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 def normal(stddev: float) -> Initializer:
     """Return the initializer N(0, stddev**2)."""
     return nn.initializers.normal(stddev)
+
+
+def inverse_fan_in(
+    key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32
+) -> jax.Array:
+    """Draw from N(0, std**2), where std is 1 / input channels, as in the original."""
+    return jax.random.normal(key, shape, dtype) / shape[-2]
+
+
+def round_to_multiple(channels: float, multiple: int) -> int:
+    """Round channels to a multiple, at least one, and by at most 10 % downwards."""
+    rounded = max(multiple, int(channels + multiple / 2) // multiple * multiple)
+    return rounded if rounded >= 0.9 * channels else rounded + multiple
+
+
+NORM_EPSILON = 1e-5
 
 
 class BatchNorm(nn.Module):
@@ -52,7 +81,7 @@ class BatchNorm(nn.Module):
 
     use_running_average: bool
     momentum: float = 0.9
-    epsilon: float = 1e-5
+    epsilon: float = NORM_EPSILON
     bias_init: Initializer = nn.initializers.zeros
     axis_name: str | None = None
 
@@ -92,11 +121,17 @@ def _channel_mean(values: jax.Array, axis_name: str | None) -> jax.Array:
 
 
 class ConvNormAct(nn.Module):
-    """Convolution, norm, activation: [B, H, W, C] to [B, H, W, features]."""
+    """Convolution, norm, activation.
+
+    [B, H, W, C] to [B, ceil(H / stride), ceil(W / stride), features]. With `activation` None, there
+    is no activation.
+    """
 
     features: int
     norm: LayerFactory
     kernel_size: int = 1
+    stride: int = 1
+    activation: Activation | None = leaky_relu
     kernel_init: Initializer = he_normal
 
     @nn.compact
@@ -104,11 +139,13 @@ class ConvNormAct(nn.Module):
         x = Conv(
             self.features,
             self.kernel_size,
+            self.stride,
             use_bias=False,
             kernel_init=self.kernel_init,
             name="conv",
         )(x)
-        return leaky_relu(self.norm(name="norm")(x))
+        x = self.norm(name="norm")(x)
+        return x if self.activation is None else self.activation(x)
 
 
 class DepthwiseSeparableConv(nn.Module):
@@ -122,6 +159,7 @@ class DepthwiseSeparableConv(nn.Module):
     norm: LayerFactory
     kernel_size: int = 3
     stride: int = 1
+    activation: Activation = leaky_relu
     kernel_init: Initializer = normal(0.01)
 
     @nn.compact
@@ -129,9 +167,30 @@ class DepthwiseSeparableConv(nn.Module):
         x = DepthwiseConv(
             self.kernel_size, self.stride, kernel_init=self.kernel_init, name="depthwise"
         )(x)
-        x = leaky_relu(self.norm(name="dwnorm")(x))
+        x = self.activation(self.norm(name="dwnorm")(x))
         x = Conv(self.features, use_bias=False, kernel_init=self.kernel_init, name="pointwise")(x)
-        return leaky_relu(self.norm(name="pwnorm")(x))
+        return self.activation(self.norm(name="pwnorm")(x))
+
+
+class SqueezeExcite(nn.Module):
+    """Scale each channel by a gate computed from the means of all channels: [B, H, W, C].
+
+    Hu et al., "Squeeze-and-Excitation Networks" (https://arxiv.org/abs/1709.01507), with a hard
+    sigmoid as the gate.
+
+    Attributes:
+      features: number of intermediate features.
+    """
+
+    features: int
+    kernel_init: Initializer = nn.initializers.lecun_normal()
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        mean = jnp.mean(at_least_float32(x), axis=(1, 2), keepdims=True).astype(x.dtype)
+        reduced = nn.relu(Conv(self.features, kernel_init=self.kernel_init, name="reduce")(mean))
+        gate = Conv(x.shape[-1], kernel_init=self.kernel_init, name="expand")(reduced)
+        return x * nn.hard_sigmoid(gate)
 
 
 def upsample_2x(x: jax.Array) -> jax.Array:

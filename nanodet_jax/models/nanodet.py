@@ -11,12 +11,15 @@ import jax
 import jax.numpy as jnp
 
 from nanodet_jax import boxes, config
-from nanodet_jax.models.backbones.shufflenet_v2 import ShuffleNetV2
-from nanodet_jax.models.guidance import GUIDANCE, Guidance, NeckFactory, SimpleConvHead
+from nanodet_jax.models.backbones.backbone import Backbone
+from nanodet_jax.models.guidance import GUIDANCE, Guidance, HeadFactory, NeckFactory
 from nanodet_jax.models.heads.nanodet_head import NanoDetHead
-from nanodet_jax.models.layers import BatchNorm, LayerFactory
+from nanodet_jax.models.heads.simple_conv_head import SimpleConvHead
+from nanodet_jax.models.layers import ACTIVATIONS, BatchNorm, LayerFactory
+from nanodet_jax.models.necks.fpn import FPN, NanoDetFPN
 from nanodet_jax.models.necks.ghost_pan import GhostPAN
 from nanodet_jax.models.necks.pan import PAN
+from nanodet_jax.models.necks.tan import TAN
 from nanodet_jax.runtime.precision import at_least_float32, multiplying
 from nanodet_jax.structures import Predictions
 
@@ -24,16 +27,18 @@ from nanodet_jax.structures import Predictions
 class NanoDet(nn.Module):
     """Backbone, neck and head. Training also uses the guidance, if the config has one.
 
-    The backbone has the strides 8, 16 and 32. The neck has the same strides, and stride 64 with
-    `model.extra_level`. P is the number of priors, one for each pixel of all levels.
+    The neck takes the features of `model.backbone_strides`, and returns levels of `model.strides`.
+    P is the number of priors, one for each pixel of all levels.
 
     Attributes:
       model: `config.model`; `num_classes` must be set.
       precision: `config.precision`. Predictions are float32 in any case.
+      fused: build the deployed form of RepVGG; see `models.fuse`.
     """
 
     model: config.Model
     precision: str = "float32"
+    fused: bool = False
 
     def __call__(self, images: jax.Array, train: bool = False) -> Predictions:
         """Return predictions of the head: class logits [B, P, C], box logits [B, P, 4, R].
@@ -83,21 +88,10 @@ class NanoDet(nn.Module):
             use_running_average=not train,
             axis_name=axis_name if model.sync_batch_norm else None,
         )
-        backbone_norm = partial(norm, bias_init=nn.initializers.constant(1e-4))
-        neck = _neck_factory(model, norm)
-        features = ShuffleNetV2(model.width, backbone_norm, name="backbone")(images)
+        neck = _neck_factory(model, norm, train)
+        features = Backbone(model, norm, train, self.fused, name="backbone")(images)
         levels = neck(name="neck")(features)
-        head = NanoDetHead(
-            num_classes=model.num_classes,
-            channels=model.channels,
-            kernel_size=model.kernel_size,
-            stacked_convs=model.stacked_convs,
-            share_cls_reg=model.share_cls_reg,
-            reg_max=model.reg_max,
-            norm=norm,
-            name="head",
-        )
-        predictions = head(levels)
+        predictions = _head_factory(model, norm)(name="head")(levels)
         if not (guided and model.guidance_channels):
             return (predictions,)
         guidance_head = partial(
@@ -106,12 +100,14 @@ class NanoDet(nn.Module):
             channels=model.guidance_channels,
             stacked_convs=model.guidance_convs,
             reg_max=model.reg_max,
+            activation=ACTIVATIONS["leaky_relu"],
         )
         guidance = Guidance(neck, guidance_head, name=GUIDANCE)
         return predictions, guidance(features, levels, detach)
 
 
-def _neck_factory(model: config.Model, norm: LayerFactory) -> NeckFactory:
+def _neck_factory(model: config.Model, norm: LayerFactory, train: bool) -> NeckFactory:
+    activation = ACTIVATIONS[model.activation]
     match model.neck:
         case "pan":
             return partial(PAN, model.channels)
@@ -123,13 +119,52 @@ def _neck_factory(model: config.Model, norm: LayerFactory) -> NeckFactory:
                 blocks=model.neck_blocks,
                 extra_level=model.extra_level,
                 norm=norm,
+                activation=activation,
             )
+        case "tan":
+            return partial(
+                TAN, model.channels, model.position_grid, norm, activation, dropout=train
+            )
+        case "nanodet_fpn":
+            return partial(NanoDetFPN, model.channels)
+        case "fpn":
+            return partial(FPN, model.channels, model.fpn_levels)
     raise ValueError(f"config.model.neck={model.neck!r}: unknown neck")
 
 
-def build_model(model: config.Model, precision: str = "float32") -> NanoDet:
+def _head_factory(model: config.Model, norm: LayerFactory) -> HeadFactory:
+    activation = ACTIVATIONS[model.activation]
+    match model.head:
+        case "nanodet":
+            return partial(
+                NanoDetHead,
+                num_classes=model.num_classes,
+                channels=model.channels,
+                kernel_size=model.kernel_size,
+                stacked_convs=model.stacked_convs,
+                share_cls_reg=model.share_cls_reg,
+                reg_max=model.reg_max,
+                depthwise=model.depthwise_head,
+                activation=activation,
+                norm=norm,
+            )
+        case "simple_conv":
+            return partial(
+                SimpleConvHead,
+                num_classes=model.num_classes,
+                channels=model.channels,
+                stacked_convs=model.stacked_convs,
+                reg_max=model.reg_max,
+                activation=activation,
+            )
+    raise ValueError(f"config.model.head={model.head!r}: unknown head")
+
+
+def build_model(
+    model: config.Model, precision: str = "float32", fused: bool = False
+) -> NanoDet:
     """Build the network that `config.model` describes, without variables."""
-    return NanoDet(model, precision)
+    return NanoDet(model, precision, fused)
 
 
 def priors_of(model: config.Model, input_size: tuple[int, int]) -> boxes.Priors:

@@ -15,23 +15,24 @@ from nanodet_jax.runtime import backend
 _Residuals = tuple[jax.Array, jax.Array]
 
 
-def conv(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
+def conv(x: jax.Array, kernel: jax.Array, stride: int = 1, groups: int = 1) -> jax.Array:
     """Convolve with zero padding of k // 2 on each side.
 
     Args:
       x: [B, H, W, C].
-      kernel: [k, k, C, D], k odd, of the dtype of `x`.
+      kernel: [k, k, C / groups, D], k odd, of the dtype of `x`.
       stride: in both directions.
+      groups: parts of the channels that are convolved separately.
 
     Returns:
       [B, ceil(H / stride), ceil(W / stride), D], of the dtype of `x`.
     """
-    if kernel.shape[:2] == (1, 1) and stride == 1:
+    if kernel.shape[:2] == (1, 1) and stride == groups == 1:
         return backend.choose(cpu=matmul_conv, default=xla_conv)(x, kernel)
-    return xla_conv(x, kernel, stride)
+    return xla_conv(x, kernel, stride, groups)
 
 
-def xla_conv(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
+def xla_conv(x: jax.Array, kernel: jax.Array, stride: int = 1, groups: int = 1) -> jax.Array:
     """Compute `conv` as XLA's convolution."""
     pad = kernel.shape[0] // 2
     return lax.conv_general_dilated(
@@ -40,6 +41,7 @@ def xla_conv(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
         (stride, stride),
         ((pad, pad), (pad, pad)),
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=groups,
     )
 
 
@@ -66,7 +68,7 @@ matmul_conv.defvjp(_forward, _backward)
 
 
 class Conv(nn.Module):
-    """Layer of `conv`, with the parameters `kernel` [k, k, C, features] and `bias` [features].
+    """Layer of `conv`: parameters `kernel` [k, k, C / groups, features] and `bias` [features].
 
     Parameters are float32. The output has the dtype of the input.
     """
@@ -74,15 +76,17 @@ class Conv(nn.Module):
     features: int
     kernel_size: int = 1
     stride: int = 1
+    groups: int = 1
     use_bias: bool = True
     kernel_init: Initializer = nn.initializers.lecun_normal()
     bias_init: Initializer = nn.initializers.zeros
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
+        inputs = x.shape[-1] // self.groups
+        shape = (self.kernel_size, self.kernel_size, inputs, self.features)
         kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
-        y = conv(x, kernel.astype(x.dtype), self.stride)
+        y = conv(x, kernel.astype(x.dtype), self.stride, self.groups)
         if self.use_bias:
             bias = self.param("bias", self.bias_init, (self.features,), jnp.float32)
             y = y + bias.astype(x.dtype)[None, None, None]

@@ -5,12 +5,15 @@ Ma et al., "ShuffleNet V2: Practical Guidelines for Efficient CNN Architecture D
 https://github.com/RangiLyu/nanodet, with LeakyReLU in place of the paper's ReLU.
 """
 
+from functools import partial
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.typing import DTypeLike
 
-from nanodet_jax.models.layers import LayerFactory, leaky_relu
+from nanodet_jax import config
+from nanodet_jax.models.backbones.backbone import Architecture, Layers, Stage
+from nanodet_jax.models.layers import Activation, LayerFactory, inverse_fan_in
 from nanodet_jax.ops.convolution import Conv
 from nanodet_jax.ops.depthwise import DepthwiseConv
 from nanodet_jax.ops.max_pool import max_pool_3x3
@@ -25,12 +28,27 @@ STAGE_CHANNELS = {
 STAGE_BLOCKS = (4, 8, 4)
 STEM_CHANNELS = 24
 
-
-def inverse_fan_in(
-    key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32
-) -> jax.Array:
-    """Draw from N(0, std**2). As in the original, std (not the variance) is 1 / input channels."""
-    return jax.random.normal(key, shape, dtype) / shape[-2]
+TORCH_NAMES = (
+    ("stem", "conv1.0", {}),
+    ("stem_norm", "conv1.1", {}),
+    (
+        r"stage(\d)_(\d+)/shortcut/(\w+)",
+        r"stage\1.\2.branch1.{}",
+        {"depthwise": "0", "dwnorm": "1", "pointwise": "2", "pwnorm": "3"},
+    ),
+    (
+        r"stage(\d)_(\d+)/main/(\w+)",
+        r"stage\1.\2.branch2.{}",
+        {
+            "pointwise_in": "0",
+            "innorm": "1",
+            "depthwise": "3",
+            "dwnorm": "4",
+            "pointwise_out": "5",
+            "outnorm": "6",
+        },
+    ),
+)
 
 
 def channel_shuffle(x: jax.Array) -> jax.Array:
@@ -47,13 +65,14 @@ class ShortcutBranch(nn.Module):
 
     features: int
     norm: LayerFactory
+    activation: Activation
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         x = DepthwiseConv(stride=2, kernel_init=inverse_fan_in, name="depthwise")(x)
         x = self.norm(name="dwnorm")(x)
         x = Conv(self.features, use_bias=False, kernel_init=inverse_fan_in, name="pointwise")(x)
-        return leaky_relu(self.norm(name="pwnorm")(x))
+        return self.activation(self.norm(name="pwnorm")(x))
 
 
 class MainBranch(nn.Module):
@@ -65,16 +84,17 @@ class MainBranch(nn.Module):
     features: int
     stride: int
     norm: LayerFactory
+    activation: Activation
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         def pointwise(name: str) -> Conv:
             return Conv(self.features, use_bias=False, kernel_init=inverse_fan_in, name=name)
 
-        x = leaky_relu(self.norm(name="innorm")(pointwise("pointwise_in")(x)))
+        x = self.activation(self.norm(name="innorm")(pointwise("pointwise_in")(x)))
         x = DepthwiseConv(stride=self.stride, kernel_init=inverse_fan_in, name="depthwise")(x)
         x = self.norm(name="dwnorm")(x)
-        return leaky_relu(self.norm(name="outnorm")(pointwise("pointwise_out")(x)))
+        return self.activation(self.norm(name="outnorm")(pointwise("pointwise_out")(x)))
 
 
 class ShuffleBlock(nn.Module):
@@ -88,50 +108,58 @@ class ShuffleBlock(nn.Module):
     features: int
     stride: int
     norm: LayerFactory
+    activation: Activation
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        main = MainBranch(self.features // 2, self.stride, self.norm, name="main")
+        half, layers = self.features // 2, (self.norm, self.activation)
+        main = MainBranch(half, self.stride, *layers, name="main")
         if self.stride == 1:
             shortcut, x = jnp.split(x, 2, axis=-1)
         else:
-            shortcut = ShortcutBranch(self.features // 2, self.norm, name="shortcut")(x)
+            shortcut = ShortcutBranch(half, *layers, name="shortcut")(x)
         return channel_shuffle(jnp.concatenate([shortcut, main(x)], axis=-1))
 
 
-class ShuffleNetV2(nn.Module):
-    """ShuffleNetV2 without its last 1 x 1 convolution and classifier.
+def architecture(model: config.Model) -> Architecture:
+    """Return ShuffleNetV2 of `model.width`, without its last 1 x 1 convolution and classifier.
 
-    Takes images [B, H, W, 3], H and W multiples of 32. Returns the features of strides 8, 16 and
-    32, finest first: [B, H / 8, W / 8, C8], [B, H / 16, W / 16, C16], [B, H / 32, W / 32, C32].
-
-    Attributes:
-      width: width multiplier, a key of STAGE_CHANNELS, which defines C8, C16 and C32.
-      norm: builds a batch norm, with its train flag set.
+    It has the strides 4, 8, 16 and 32.
     """
 
-    width: float
-    norm: LayerFactory
+    def norm_of(layers: Layers) -> LayerFactory:
+        return partial(layers.norm, bias_init=nn.initializers.constant(1e-4))
 
-    @nn.compact
-    def __call__(self, images: jax.Array) -> list[jax.Array]:
-        # Stem: a convolution and a max pool, to stride 4.
-        x = Conv(
+    def stem(x: jax.Array, layers: Layers) -> jax.Array:
+        conv = Conv(
             STEM_CHANNELS,
             kernel_size=3,
             stride=2,
             use_bias=False,
             kernel_init=inverse_fan_in,
             name="stem",
-        )(images)
-        x = max_pool_3x3(leaky_relu(self.norm(name="stem_norm")(x)))
-        # Stages 2 to 4: the first block of each halves the resolution.
-        features = []
-        for stage, (channels, blocks) in enumerate(
-            zip(STAGE_CHANNELS[self.width], STAGE_BLOCKS), start=2
-        ):
-            for block in range(blocks):
-                stride = 2 if block == 0 else 1
-                x = ShuffleBlock(channels, stride, self.norm, name=f"stage{stage}_{block}")(x)
-            features.append(x)
-        return features
+        )
+        return max_pool_3x3(layers.activation(norm_of(layers)(name="stem_norm")(conv(x))))
+
+    def stage(number: int, channels: int, blocks: int, x: jax.Array, layers: Layers) -> jax.Array:
+        for block in range(blocks):
+            x = ShuffleBlock(
+                channels,
+                stride=2 if block == 0 else 1,
+                norm=norm_of(layers),
+                activation=layers.activation,
+                name=f"stage{number}_{block}",
+            )(x)
+        return x
+
+    sizes = zip((2, 3, 4), STAGE_CHANNELS[model.width], STAGE_BLOCKS)
+    return Architecture(
+        stages=(
+            Stage(stem, 4, "stem|stem_norm"),
+            *(
+                Stage(partial(stage, number, *size), 2 ** (number + 1), rf"stage{number}_\d+")
+                for number, *size in sizes
+            ),
+        ),
+        activation="leaky_relu",
+    )

@@ -1,4 +1,4 @@
-"""NanoDetHead: towers of depthwise separable convolutions, with separate weights for each level.
+"""NanoDetHead: towers of convolutions, with separate weights for each level.
 
 The outputs follow Generalized Focal Loss (Li et al., https://arxiv.org/abs/2006.04388): class
 logits, and a distribution over distances for each side of the box. Reproduces
@@ -11,7 +11,13 @@ import jax
 import jax.numpy as jnp
 from flax.typing import Initializer
 
-from nanodet_jax.models.layers import DepthwiseSeparableConv, LayerFactory, normal
+from nanodet_jax.models.layers import (
+    Activation,
+    ConvNormAct,
+    DepthwiseSeparableConv,
+    LayerFactory,
+    normal,
+)
 from nanodet_jax.ops.convolution import Conv
 from nanodet_jax.structures import Predictions
 
@@ -33,6 +39,8 @@ class NanoDetHead(nn.Module):
       stacked_convs: depth of the towers.
       share_cls_reg: use one tower with one output layer (classes, then boxes) instead of two.
       reg_max: R - 1, the largest distance in units of the stride.
+      depthwise: build the towers of depthwise separable convolutions, else of dense ones.
+      activation: of the towers.
       norm: builds a batch norm, with its train flag set.
     """
 
@@ -42,14 +50,22 @@ class NanoDetHead(nn.Module):
     stacked_convs: int
     share_cls_reg: bool
     reg_max: int
+    depthwise: bool
+    activation: Activation
     norm: LayerFactory
 
     @nn.compact
     def __call__(self, features: list[jax.Array]) -> Predictions:
         def tower(x: jax.Array, name: str) -> jax.Array:
+            conv = DepthwiseSeparableConv if self.depthwise else ConvNormAct
             for i in range(self.stacked_convs):
-                x = DepthwiseSeparableConv(
-                    self.channels, self.norm, self.kernel_size, name=f"{name}_{i}"
+                x = conv(
+                    self.channels,
+                    self.norm,
+                    self.kernel_size,
+                    activation=self.activation,
+                    kernel_init=normal(0.01),
+                    name=f"{name}_{i}",
                 )(x)
             return x
 

@@ -10,61 +10,16 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from nanodet_jax.models.ghost import GhostModule, GhostShortcut
 from nanodet_jax.models.layers import (
+    Activation,
     ConvNormAct,
     DepthwiseSeparableConv,
     LayerFactory,
     he_normal,
-    leaky_relu,
     pytorch_uniform,
     upsample_2x,
 )
-from nanodet_jax.ops.convolution import Conv
-from nanodet_jax.ops.depthwise import DepthwiseConv
-
-
-class GhostModule(nn.Module):
-    """Compute half of the features by a 1 x 1 convolution, and the rest cheaply from that half.
-
-    The cheap operation is a depthwise 3 x 3 convolution. [B, H, W, C] to [B, H, W, features],
-    `features` even.
-    """
-
-    features: int
-    norm: LayerFactory
-    activate: bool
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        def norm_act(x: jax.Array, name: str) -> jax.Array:
-            x = self.norm(name=name)(x)
-            return leaky_relu(x) if self.activate else x
-
-        primary = Conv(
-            self.features // 2, use_bias=False, kernel_init=pytorch_uniform, name="primary"
-        )(x)
-        primary = norm_act(primary, "primary_norm")
-        cheap = DepthwiseConv(3, kernel_init=pytorch_uniform, name="cheap")(primary)
-        return jnp.concatenate([primary, norm_act(cheap, "cheap_norm")], axis=-1)
-
-
-class GhostShortcut(nn.Module):
-    """Shortcut of a ghost bottleneck that changes the number of channels.
-
-    Depthwise convolution, norm, pointwise convolution, norm, without an activation: [B, H, W, C] to
-    [B, H, W, features].
-    """
-
-    features: int
-    kernel_size: int
-    norm: LayerFactory
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        x = DepthwiseConv(self.kernel_size, kernel_init=pytorch_uniform, name="depthwise")(x)
-        x = self.norm(name="dwnorm")(x)
-        x = Conv(self.features, use_bias=False, kernel_init=pytorch_uniform, name="pointwise")(x)
-        return self.norm(name="pwnorm")(x)
 
 
 class GhostBottleneck(nn.Module):
@@ -76,13 +31,18 @@ class GhostBottleneck(nn.Module):
     features: int
     kernel_size: int
     norm: LayerFactory
+    activation: Activation
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        y = GhostModule(self.features, self.norm, activate=True, name="ghost1")(x)
-        y = GhostModule(self.features, self.norm, activate=False, name="ghost2")(y)
+        y = GhostModule(self.features, self.norm, self.activation, pytorch_uniform, name="ghost1")(
+            x
+        )
+        y = GhostModule(self.features, self.norm, None, pytorch_uniform, name="ghost2")(y)
         if x.shape[-1] != self.features:
-            x = GhostShortcut(self.features, self.kernel_size, self.norm, name="shortcut")(x)
+            x = GhostShortcut(
+                self.features, self.kernel_size, 1, self.norm, pytorch_uniform, name="shortcut"
+            )(x)
         return x + y
 
 
@@ -98,6 +58,7 @@ class GhostPAN(nn.Module):
       blocks: number of ghost bottlenecks for each fusion of two levels.
       extra_level: add a level of half the size of the coarsest one, rounded up.
       norm: builds a batch norm, with its train flag set.
+      activation: of all layers.
     """
 
     channels: int
@@ -105,25 +66,34 @@ class GhostPAN(nn.Module):
     blocks: int
     extra_level: bool
     norm: LayerFactory
+    activation: Activation
 
     @nn.compact
     def __call__(self, features: list[jax.Array]) -> list[jax.Array]:
         def fuse(resized: jax.Array, level: jax.Array, name: str) -> jax.Array:
             x = jnp.concatenate([resized, level], axis=-1)
             for b in range(self.blocks):
-                x = GhostBottleneck(self.channels, self.kernel_size, self.norm, name=f"{name}_{b}")(
-                    x
-                )
+                x = GhostBottleneck(
+                    self.channels, self.kernel_size, self.norm, self.activation, name=f"{name}_{b}"
+                )(x)
             return x
 
         def reduce_2x(x: jax.Array, name: str) -> jax.Array:
             return DepthwiseSeparableConv(
-                self.channels, self.norm, self.kernel_size, 2, he_normal, name=name
+                self.channels,
+                self.norm,
+                self.kernel_size,
+                stride=2,
+                activation=self.activation,
+                kernel_init=he_normal,
+                name=name,
             )(x)
 
         # Lateral: one width for all levels.
         laterals = [
-            ConvNormAct(self.channels, self.norm, name=f"lateral_{i}")(x)
+            ConvNormAct(self.channels, self.norm, activation=self.activation, name=f"lateral_{i}")(
+                x
+            )
             for i, x in enumerate(features)
         ]
         levels = laterals.copy()

@@ -1,0 +1,113 @@
+"""A backbone as a sequence of stages, and the module that runs them.
+
+To add a backbone, write a file like the others of this package: `architecture` describes it, and
+`TORCH_NAMES` has the rules of `io.torch_names` for the names of its layers, below "backbone". Then
+add its name to `config.BACKBONES`.
+"""
+
+import importlib
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple, cast
+
+import flax.linen as nn
+import jax
+
+from nanodet_jax import config
+from nanodet_jax.models.layers import ACTIVATIONS, Activation, LayerFactory
+
+
+class Layers(NamedTuple):
+    """What a stage builds its layers with."""
+
+    norm: LayerFactory  # builds a batch norm, with its train flag set
+    activation: Activation
+    train: bool  # whether random layers are active
+    fused: bool  # build the deployed form of layers that have one
+
+
+class Stage(NamedTuple):
+    """Consecutive layers of a backbone."""
+
+    # Builds the layers in the scope of `Backbone` and applies them: [B, H, W, C] to [B, h, w, D].
+    apply: Callable[[jax.Array, Layers], jax.Array]
+    stride: int  # of the output, in pixels of the image
+    modules: str  # regular expression that matches the names of the layers
+
+
+class Architecture(NamedTuple):
+    """Structure of a backbone.
+
+    Attributes:
+      stages: in the order of computation.
+      activation: the default, a key of `ACTIVATIONS`.
+      fuse_block: (parameters, statistics) of a block to the parameters of its deployed form, if
+        blocks have one; all layers with the parameter "dense" are such blocks.
+    """
+
+    stages: tuple[Stage, ...]
+    activation: str
+    fuse_block: Callable[[Mapping[str, Any], Mapping[str, Any]], dict[str, Any]] | None = None
+
+
+def architecture_of(model: config.Model) -> Architecture:
+    """Return the structure of the backbone that a config names."""
+    file = importlib.import_module(f"{__package__}.{config.BACKBONES[model.backbone]}")
+    return cast(Architecture, file.architecture(model))
+
+
+def torch_names_of_backbones() -> Iterator[tuple[str, str, Mapping[str, str]]]:
+    """Yield the rules for PyTorch names of all backbones, below "backbone"."""
+    for file in dict.fromkeys(config.BACKBONES.values()):
+        yield from importlib.import_module(f"{__package__}.{file}").TORCH_NAMES
+
+
+class Backbone(nn.Module):
+    """Run the stages of a backbone, and return the features of some strides.
+
+    The features of a stride are the output of the last stage that has it.
+
+    Attributes:
+      model: which backbone, its output strides, its activation, and what is frozen.
+      norm: builds a batch norm, with its train flag set.
+      train: whether random layers are active.
+      fused: build the deployed form of layers that have one.
+    """
+
+    model: config.Model
+    norm: LayerFactory
+    train: bool
+    fused: bool = False
+
+    @nn.compact
+    def __call__(self, images: jax.Array) -> list[jax.Array]:
+        """Return features [B, H / stride, W / stride, C] of images [B, H, W, 3], finest first."""
+        model = self.model
+        architecture = architecture_of(model)
+        activation = ACTIVATIONS[model.backbone_activation or architecture.activation]
+        stored = partial(self.norm, use_running_average=True)
+        features, x = {}, images
+        for stage in architecture.stages:
+            frozen = stage.stride <= model.frozen_stride
+            norm = stored if frozen or model.norm_eval else self.norm
+            x = stage.apply(x, Layers(norm, activation, self.train and not frozen, self.fused))
+            if frozen:
+                x = jax.lax.stop_gradient(x)
+            features[stage.stride] = x
+        return [features[stride] for stride in model.backbone_strides]
+
+
+def trained(model: config.Model, params: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a bool per parameter: False in the frozen stages of the backbone."""
+    mask = {part: jax.tree.map(lambda _: True, tree) for part, tree in params.items()}
+    frozen = "|".join(
+        stage.modules
+        for stage in architecture_of(model).stages
+        if stage.stride <= model.frozen_stride
+    )
+    for name, layer in params["backbone"].items():
+        if re.fullmatch(frozen, name):
+            mask["backbone"][name] = jax.tree.map(lambda _: False, layer)
+    return mask

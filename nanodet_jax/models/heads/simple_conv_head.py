@@ -1,0 +1,92 @@
+"""SimpleConvHead: the head of GFL, and of the guidance of NanoDet-Plus.
+
+Li et al., "Generalized Focal Loss" (https://arxiv.org/abs/2006.04388). Reproduces
+nanodet/model/head/simple_conv_head.py of https://github.com/RangiLyu/nanodet and, with ReLU, the
+network of mmdet/models/dense_heads/gfl_head.py of https://github.com/open-mmlab/mmdetection.
+"""
+
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.typing import Initializer
+
+from nanodet_jax.config import NORM_GROUPS
+from nanodet_jax.models.heads.nanodet_head import PRIOR_BIAS, split_logits
+from nanodet_jax.models.layers import Activation, ConvNormAct, normal
+from nanodet_jax.ops.convolution import Conv
+from nanodet_jax.structures import Predictions
+
+
+class Scale(nn.Module):
+    """Multiply by a learned scalar, initially 1."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        factor = self.param("factor", nn.initializers.ones, (), jnp.float32)
+        return x * factor.astype(x.dtype)
+
+
+class SimpleConvHead(nn.Module):
+    """Head of dense 3 x 3 convolutions with group norm, shared by all levels.
+
+    Only the scale of the box logits differs between levels. Takes levels [B, H, W, channels],
+    finest first. Returns `Predictions` in the order of `NanoDetHead`.
+
+    Attributes:
+      num_classes: C.
+      channels: width of the two towers.
+      stacked_convs: depth of the two towers.
+      reg_max: R - 1.
+      activation: of the towers.
+    """
+
+    num_classes: int
+    channels: int
+    stacked_convs: int
+    reg_max: int
+    activation: Activation
+
+    @nn.compact
+    def __call__(self, features: list[jax.Array]) -> Predictions:
+        # Without `dtype`, the float32 parameters would promote the output to float32.
+        norm = partial(
+            nn.GroupNorm,
+            NORM_GROUPS,
+            epsilon=1e-5,
+            use_fast_variance=False,
+            dtype=features[0].dtype,
+        )
+
+        def tower(name: str) -> list[ConvNormAct]:
+            return [
+                ConvNormAct(
+                    self.channels,
+                    norm,
+                    3,
+                    activation=self.activation,
+                    kernel_init=normal(0.01),
+                    name=f"{name}_tower_{i}",
+                )
+                for i in range(self.stacked_convs)
+            ]
+
+        def output(channels: int, name: str, bias_init: Initializer) -> Conv:
+            return Conv(channels, 3, kernel_init=normal(0.01), bias_init=bias_init, name=name)
+
+        # Build modules once and apply them to every level, so that levels share parameters.
+        cls_layers = [*tower("cls"), output(self.num_classes, "cls_output", PRIOR_BIAS)]
+        reg_layers = [
+            *tower("reg"),
+            output(4 * (self.reg_max + 1), "reg_output", nn.initializers.zeros),
+        ]
+        levels = []
+        for i, x in enumerate(features):
+            cls = reg = x
+            for cls_layer, reg_layer in zip(cls_layers, reg_layers):
+                cls, reg = cls_layer(cls), reg_layer(reg)
+            reg = Scale(name=f"scale_{i}")(reg)
+            fused = jnp.concatenate([cls, reg], axis=-1)
+            levels.append(fused.reshape(fused.shape[0], -1, fused.shape[-1]))
+        return split_logits(jnp.concatenate(levels, axis=1), self.num_classes)

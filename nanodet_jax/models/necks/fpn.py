@@ -1,0 +1,77 @@
+"""FPN: a top-down path that adds coarse features to finer ones.
+
+Lin et al., "Feature Pyramid Networks for Object Detection" (https://arxiv.org/abs/1612.03144).
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from nanodet_jax.models.layers import upsample_2x
+from nanodet_jax.ops.convolution import Conv
+
+xavier = nn.initializers.xavier_uniform()
+
+
+class NanoDetFPN(nn.Module):
+    """The original's FPN: interpolated bilinearly, without 3 x 3 convolutions.
+
+    Takes features [B, H, W, C], finest first, each half the size of the one before. Returns levels
+    [B, H, W, channels] of the same strides. Reproduces nanodet/model/fpn/fpn.py of
+    https://github.com/RangiLyu/nanodet.
+    """
+
+    channels: int
+
+    @nn.compact
+    def __call__(self, features: list[jax.Array]) -> list[jax.Array]:
+        levels = _laterals(self.channels, features)
+        for i in range(len(levels) - 1, 0, -1):
+            levels[i - 1] = levels[i - 1] + upsample_2x(levels[i])
+        return levels
+
+
+class FPN(nn.Module):
+    """The FPN of GFL in mmdetection: 3 x 3 convolutions after the sums, and coarser levels.
+
+    Takes features [B, H, W, C], finest first, each half the size of the one before, rounded up.
+    Returns levels [B, H, W, channels] of the same strides, followed by `extra_levels` that each
+    halve the size of the one before, rounded up. There is no norm and no activation. Reproduces
+    mmdet/models/necks/fpn.py of https://github.com/open-mmlab/mmdetection with
+    add_extra_convs="on_output".
+
+    Attributes:
+      channels: of every level.
+      extra_levels: number of coarser levels.
+    """
+
+    channels: int
+    extra_levels: int
+
+    @nn.compact
+    def __call__(self, features: list[jax.Array]) -> list[jax.Array]:
+        levels = _laterals(self.channels, features)
+        for i in range(len(levels) - 1, 0, -1):
+            levels[i - 1] = levels[i - 1] + _nearest(levels[i], levels[i - 1].shape[1:3])
+        outputs = [
+            Conv(self.channels, 3, kernel_init=xavier, name=f"output_{i}")(x)
+            for i, x in enumerate(levels)
+        ]
+        for _ in range(self.extra_levels):
+            name = f"output_{len(outputs)}"
+            conv = Conv(self.channels, 3, stride=2, kernel_init=xavier, name=name)
+            outputs.append(conv(outputs[-1]))
+        return outputs
+
+
+def _laterals(channels: int, features: list[jax.Array]) -> list[jax.Array]:
+    """Return the features, each convolved 1 x 1 to the same number of channels."""
+    return [
+        Conv(channels, kernel_init=xavier, name=f"lateral_{i}")(x) for i, x in enumerate(features)
+    ]
+
+
+def _nearest(x: jax.Array, size: tuple[int, int]) -> jax.Array:
+    """Double height and width by repeating pixels, and cut the result to a size."""
+    doubled = jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
+    return doubled[:, : size[0], : size[1]]
