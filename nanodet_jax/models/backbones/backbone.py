@@ -43,8 +43,8 @@ class Architecture(NamedTuple):
     Attributes:
       stages: in the order of computation.
       activation: the default, a key of `ACTIVATIONS`.
-      fuse_block: (parameters, statistics) of a block to the parameters of its deployed form, if
-        blocks have one; all layers with the parameter "dense" are such blocks.
+      fuse_block: (parameters, statistics) of a layer to the parameters of its deployed form, for
+        all layers of the backbone. None if there is no other form.
     """
 
     stages: tuple[Stage, ...]
