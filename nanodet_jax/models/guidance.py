@@ -1,8 +1,8 @@
 """Assign guidance module of NanoDet-Plus: a larger branch that exists only in training.
 
 Its predictions decide which priors are assigned to which ground truth, because the predictions of
-the small head are still poor. In the first epochs its loss also trains backbone and neck. Inference
-does not use it. Reproduces nanodet/model/arch/nanodet_plus.py and
+the small head are still poor. In the first epochs its loss also trains the backbone and the neck.
+Inference does not use it. Reproduces nanodet/model/arch/nanodet_plus.py and
 nanodet/model/head/simple_conv_head.py of https://github.com/RangiLyu/nanodet.
 """
 
@@ -23,7 +23,7 @@ from nanodet_jax.structures import Predictions
 
 GUIDANCE = "guidance"  # name of the module in the variables, beside backbone, neck and head
 
-# Build a neck or a head, given its `name`: a module class, or a `functools.partial` of one.
+# Builds a neck or a head, given its `name`: a module class, or a `functools.partial` of one.
 NeckFactory = Callable[..., Callable[[list[jax.Array]], list[jax.Array]]]
 HeadFactory = Callable[..., Callable[[list[jax.Array]], Predictions]]
 
@@ -38,7 +38,7 @@ class Scale(nn.Module):
 
 
 class SimpleConvHead(nn.Module):
-    """Head of dense 3 x 3 convolutions with group norm, shared by all levels.
+    """Head of dense 3 x 3 convolutions with group norm. All levels share its weights.
 
     Only the scale of the box logits differs between levels. Takes levels [B, H, W, channels],
     finest first. Returns `Predictions` in the order of `NanoDetHead`.
@@ -47,7 +47,7 @@ class SimpleConvHead(nn.Module):
       num_classes: C.
       channels: width of the two towers.
       stacked_convs: depth of the two towers.
-      reg_max: R - 1.
+      reg_max: R - 1, the largest distance in units of the stride.
     """
 
     num_classes: int
@@ -110,9 +110,9 @@ class Guidance(nn.Module):
         """Return predictions for the same priors as the inference head.
 
         Args:
-          features: of the backbone, [B, H, W, C] each.
-          levels: of the first neck, [B, H, W, channels] each.
-          detach: stop the gradients to backbone and first neck; may be traced.
+          features: features of the backbone, [B, H, W, C] each.
+          levels: levels of the first neck, [B, H, W, channels] each.
+          detach: stop the gradients to the backbone and the first neck; may be traced.
         """
 
         def maybe_detach(x: jax.Array) -> jax.Array:
@@ -128,7 +128,7 @@ class Guidance(nn.Module):
 def copy_neck_to_guidance(variables: VariableDict) -> dict[str, dict[str, Any]]:
     """Return variables with the neck's arrays copied to the guidance, as in the original.
 
-    Variables without a guidance are returned unchanged.
+    Variables without guidance are returned unchanged.
     """
     copied: dict[str, dict[str, Any]] = {}
     for collection, parts in variables.items():

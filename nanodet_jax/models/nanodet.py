@@ -17,19 +17,19 @@ from nanodet_jax.models.heads.nanodet_head import NanoDetHead
 from nanodet_jax.models.layers import BatchNorm, LayerFactory
 from nanodet_jax.models.necks.ghost_pan import GhostPAN
 from nanodet_jax.models.necks.pan import PAN
-from nanodet_jax.runtime.precision import at_least_float32, multiplying
+from nanodet_jax.runtime.precision import at_least_float32, matmul_precision
 from nanodet_jax.structures import Predictions
 
 
 class NanoDet(nn.Module):
     """Backbone, neck and head. Training also uses the guidance, if the config has one.
 
-    The backbone has the strides 8, 16 and 32. The neck has the same strides, and stride 64 with
+    The backbone has strides 8, 16 and 32. The neck has the same strides, and also stride 64 with
     `model.extra_level`. P is the number of priors, one for each pixel of all levels.
 
     Attributes:
       model: `config.model`; `num_classes` must be set.
-      precision: `config.precision`. Predictions are float32 in any case.
+      precision: `config.precision`. Predictions are always float32.
     """
 
     model: config.Model
@@ -58,14 +58,14 @@ class NanoDet(nn.Module):
 
         Args:
           images: as for `__call__`.
-          detach: stop gradients from the guidance to backbone and neck; may be traced.
+          detach: stop gradients from the guidance to the backbone and the neck; may be traced.
           train: as for `__call__`.
           guided: run the guidance, if the config has one.
           axis_name: mapped axis over which a batch is split, for `sync_batch_norm`.
         """
         if self.precision == "bf16":  # every layer computes in the dtype of its input
             images = images.astype(jnp.bfloat16)
-        with multiplying(self.precision):
+        with matmul_precision(self.precision):
             branches = self._branches(images, detach, train, guided, axis_name)
         return jax.tree.map(at_least_float32, branches)
 

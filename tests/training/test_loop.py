@@ -285,8 +285,8 @@ def test_checkpoint_saved_while_the_next_run_starts_is_resumed(
 OTHERS = {
     "config.model": lambda config: setattr(config.model, "channels", 64),
     "config.training.optimizer": lambda config: setattr(config.training, "optimizer", "sgd"),
-    "averaging": lambda config: setattr(config.training, "ema_decay", 0.99),
-    "clipping": lambda config: setattr(config.training, "clip_norm", 0.0),
+    "weight averaging": lambda config: setattr(config.training, "ema_decay", 0.99),
+    "gradient clipping": lambda config: setattr(config.training, "clip_norm", 0.0),
     "config.input_size": lambda config: setattr(config, "input_size", (96, 96)),
 }
 

@@ -29,7 +29,7 @@ STEM_CHANNELS = 24
 def inverse_fan_in(
     key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32
 ) -> jax.Array:
-    """Draw from N(0, std**2). As in the original, std (not the variance) is 1 / input channels."""
+    """Draw from N(0, std**2). As in the original, std, not the variance, is 1 / input channels."""
     return jax.random.normal(key, shape, dtype) / shape[-2]
 
 

@@ -24,7 +24,7 @@ from nanodet_jax.ops.depthwise import DepthwiseConv
 
 
 class GhostModule(nn.Module):
-    """Compute half of the features by a 1 x 1 convolution, and the rest cheaply from that half.
+    """Compute half of the features with a 1 x 1 convolution, and the rest cheaply from that half.
 
     The cheap operation is a depthwise 3 x 3 convolution. [B, H, W, C] to [B, H, W, features],
     `features` even.
@@ -94,7 +94,7 @@ class GhostPAN(nn.Module):
 
     Attributes:
       channels: width of every level, even.
-      kernel_size: of all depthwise convolutions, except the ghost modules' 3 x 3.
+      kernel_size: kernel size of all depthwise convolutions, except the ghost modules' 3 x 3.
       blocks: number of ghost bottlenecks for each fusion of two levels.
       extra_level: add a level of half the size of the coarsest one, rounded up.
       norm: builds a batch norm, with its train flag set.
