@@ -1,7 +1,7 @@
 """Strict settings of all tests.
 
-Warnings are errors (`pyproject.toml`). Ranks and dtypes never promote silently. Shapes in the
-signatures of the modules below are checked at run time. This slows down tracing a little, and does
+Warnings are errors (`pyproject.toml`). Ranks and dtypes are never promoted silently. Shapes in the
+signatures of the modules below are checked at run time. This slows down tracing a little, but does
 not change programs.
 """
 
@@ -28,8 +28,8 @@ jaxtyping.install_import_hook(SHAPES_CHECKED, "beartype.beartype")  # before the
 
 from nanodet_jax.runtime.process import setup_process  # noqa: E402
 
-# Traced programs are millions of objects that live long. With Python's thresholds, a sixth of the
-# suite's time would be spent on looking for garbage among them.
+# Traced programs consist of millions of long-lived objects. With Python's default thresholds, a
+# sixth of the suite's time would be spent on garbage collection among them.
 gc.set_threshold(200_000, 20, 100)
 
 jax.config.update("jax_numpy_rank_promotion", "raise")

@@ -68,7 +68,8 @@ matmul_conv.defvjp(_forward, _backward)
 class Conv(nn.Module):
     """Layer that applies `conv`.
 
-    The parameters are `kernel` [k, k, C, features] and `bias` [features]. They are float32. The output has the dtype of the input.
+    The parameters are `kernel` [k, k, C, features] and `bias` [features], float32. The output has
+    the dtype of the input.
     """
 
     features: int
