@@ -65,7 +65,7 @@ def main() -> int:
     request = json.load(sys.stdin.buffer)
     import tensorstore
 
-    one = {"limit": 1}  # one thread per core would need memory in proportion to the cores
+    one = {"limit": 1}  # otherwise memory grows with the number of cores
     context = tensorstore.Context({"file_io_concurrency": one, "data_copy_concurrency": one})
     bound_memory(request["memory"])
     sys.stdout.buffer.write(READY)

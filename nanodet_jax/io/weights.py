@@ -148,7 +148,7 @@ def class_names_of(weights: Weights) -> tuple[str, ...]:
 
 
 def save_weights(path: str | Path, weights: Weights) -> None:
-    """Write a `.npz` file with one array per variable and `about.json`, or no file on failure.
+    """Atomically write a `.npz` file with one array per variable and `about.json`.
 
     Raises:
       UserError: if the file cannot be written.

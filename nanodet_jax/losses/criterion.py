@@ -33,7 +33,7 @@ class Sums(NamedTuple):
 
 
 class Divisors(NamedTuple):
-    """Divisors of the losses of a batch. Those of its parts add up to them."""
+    """Divisors of the losses of a batch: the sums of the divisors of its parts."""
 
     samples: Float[Array, ""]  # of the quality focal loss
     box_weights: tuple[Float[Array, ""], ...]  # of the box losses of each branch

@@ -21,7 +21,7 @@ def conv(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
     Args:
       x: [B, H, W, C].
       kernel: [k, k, C, D], k odd, of the dtype of `x`.
-      stride: in both directions.
+      stride: stride in both directions.
 
     Returns:
       [B, ceil(H / stride), ceil(W / stride), D], of the dtype of `x`.

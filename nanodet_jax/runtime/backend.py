@@ -46,9 +46,9 @@ def jit_once(function: Callable[..., Any], **options: Any) -> Callable[..., Any]
 def choose(*, cpu: Any, default: Any) -> Any:
     """Return the implementation to trace: `cpu` on a CPU, `default` elsewhere.
 
-    The platform is the one of `jax.default_device` at the time of tracing. `lax.platform_dependent`
-    would leave the choice to the compiler, but would trace, differentiate and lower both
-    implementations. That takes a third of the startup time with cached programs.
+    The platform is taken from `jax.default_device` at the time of tracing.
+    `lax.platform_dependent` would leave the choice to the compiler, but would trace, differentiate
+    and lower both implementations. That takes a third of the startup time with cached programs.
     """
     device = jax.config.jax_default_device  # type: ignore[attr-defined]
     platform = jax.default_backend() if device is None else getattr(device, "platform", device)

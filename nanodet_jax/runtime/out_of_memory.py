@@ -1,6 +1,6 @@
 """Errors for a batch or a cache that does not fit in memory.
 
-They name what was requested, the memory of the machine, and a fix.
+They name what was requested, how much memory there is, and a fix.
 
 A computation is dispatched before it runs, so its error may be raised where a result is used.
 """
@@ -23,7 +23,7 @@ GB = 1e9
 # Messages of XLA, its allocators and CUDA, at compile time and at run time.
 DEVICE_TEXTS = re.compile("RESOURCE_EXHAUSTED|out of memory|OUT_OF_MEMORY", re.IGNORECASE)
 ALLOCATION = re.compile(r"allocat\w+ (?:(\d+) bytes|([\d.]+ ?[KMGT]i?B))", re.IGNORECASE)
-SMALLER = 0.8  # factor for the sides of a smaller input, as a suggestion
+SMALLER = 0.8  # suggested sides of the input, as a fraction of the current ones
 STRIDE = 32  # sides of the input are multiples of it
 
 

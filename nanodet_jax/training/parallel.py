@@ -142,7 +142,7 @@ def _compile(
     num_devices: int,
     in_specs: tuple[PartitionSpec, ...],
 ) -> Callable[..., tuple[TrainState, Metrics]]:
-    """Compile a step for all devices. `in_specs` has one spec per input; input 0 is donated."""
+    """Compile a step for the devices. `in_specs` has one spec per input; input 0 is donated."""
     if _is_parallel(num_devices):
         step = jax.shard_map(
             partial(step, axis_name=AXIS),

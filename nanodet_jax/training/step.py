@@ -160,7 +160,7 @@ def train_step(
       batch: B images of the input size of the criterion's priors.
       model, criterion, accumulate, axis_name: as for `loss_and_gradients`.
       optimizer, schedule: from `training.optimizer`.
-      ema_decay: of the moving average, if the state has one.
+      ema_decay: decay of the moving average, if the state has one.
       detach_step: first step at which the guidance no longer trains the backbone and the neck.
     """
     metrics, gradients, batch_stats = loss_and_gradients(

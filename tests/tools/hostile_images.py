@@ -277,7 +277,7 @@ def load(folder: Path, made: list[Picture]) -> list[str]:
         del batches
         in_training, lines[:] = [*lines], []
         loaded = [i for batch in evaluation_batches(source, config) for i in batch.indices]
-    assert sorted(errors(in_training)) == sorted(errors(lines)), "reports differ from evaluation"
+    assert sorted(errors(in_training)) == sorted(errors(lines)), "training and evaluation differ"
     assert len(loaded) + len(lines) == len(made), "some images are neither loaded nor reported"
     return lines
 

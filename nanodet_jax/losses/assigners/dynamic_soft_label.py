@@ -98,7 +98,7 @@ class DynamicSoftLabel(Assigner):
     def assign(
         self, predictions: Predictions, ground_truth: GroundTruth, priors: boxes.Priors
     ) -> Targets:
-        """Assign the priors of one image; `overlap` is the iou of the predicted and assigned box."""
+        """Assign the priors of one image; `overlap` is the iou of predicted and assigned box."""
         guide = jax.lax.stop_gradient(predictions)
         class_logits = at_least_float32(guide.class_logits)
         predicted_boxes = boxes.decode_boxes(at_least_float32(guide.box_logits), priors)
