@@ -188,7 +188,7 @@ def _locate(folder: Folder, bases: Sequence[str], text: str, where: str) -> str 
                 if folder.find(name, where) is not None:
                     return name
     if not inside:
-        found = f"{text!r} leads out of the folder {folder.path}"
+        found = f"{text!r} points outside the folder {folder.path}"
         fix = "move its target there, and use a path below the folder"
         raise Fault(FaultKind.PATH, f"{where}: {found}; {fix}")
     return None

@@ -58,7 +58,7 @@ def _correct_images(
         id, name = item.get("id"), item.get("file_name")
         try:
             file = search.find(name, "", ignore_fault) if is_name(name) else None
-        except Fault:  # leads out of the folder
+        except Fault:  # points outside the folder
             file = None
         if file is None:
             changes[MISSING] += 1

@@ -50,7 +50,8 @@ def test_layout_that_is_unknown_is_an_error_with_the_fix(tmp_path):
         "train/_annotations.coco.json (Roboflow), annotations/instances_train2017.json (COCO), "
         "annotations/instances_default.json (CVAT), result.json (Label Studio), train.json; "
         "split some off the training images with --config.data.val_fraction=0.1, or train without "
-        "with --config.data.val=none, or set config.data.val_images and config.data.val_annotations"
+        "validation with --config.data.val=none, or set config.data.val_images and "
+        "config.data.val_annotations"
     )
 
 

@@ -104,18 +104,18 @@ def test_yolo_label_path_replaces_the_last_folder_images(tmp_path):
 
 LEAVING = {
     "up": ("train: ../other/images/train", "does not exist below .*data, the only place"),
-    "twice up": ("train: ../../other", "'../../other' leads out of the folder .*data; move"),
-    "absolute": ("train: /etc", "'/etc' leads out of the folder"),
+    "twice up": ("train: ../../other", "'../../other' points outside the folder .*data; move"),
+    "absolute": ("train: /etc", "'/etc' points outside the folder"),
     "with its path": ("{path: ../other, train: ../images/b}", "does not exist below"),
-    "inside and out": ("train: images/../../../other", "leads out of the folder"),
+    "inside and out": ("train: images/../../../other", "points outside the folder"),
     "gone": ("train: images/gone", "'images/gone' does not exist below"),
     "a file": ("train: images/train/a.png", "is neither a folder nor a .txt list"),
-    "a link": ("train: link", "the symbolic link .*data/link leads out of"),
-    "a link on the way": ("train: link/images", "the symbolic link .*data/link leads out of"),
+    "a link": ("train: link", "the symbolic link .*data/link points outside"),
+    "a link on the way": ("train: link/images", "the symbolic link .*data/link points outside"),
     "a circle": ("train: circle", "the symbolic link .*circle is circular"),
-    "a drive": ("train: 'C:\\data'", "leads out of the folder"),
+    "a drive": ("train: 'C:\\data'", "points outside the folder"),
     "no images": ("train: labels", r"train: no images found \(\.jpg, "),
-    "a list": ("train: list.txt", r"list\.txt: line 2: '../../../x.png' leads out of"),
+    "a list": ("train: list.txt", r"list\.txt: line 2: '../../../x.png' points outside"),
 }
 
 
@@ -134,7 +134,7 @@ def test_yolo_path_out_of_the_folder_or_to_nothing_is_an_error(case, root):
 def test_yolo_file_behind_a_link_is_read_only_with_follow_links(root, tmp_path):
     store = tmp_path / "other"
     (root / "images/train/b.png").symlink_to(store / "images/train/b.png")
-    with pytest.raises(Fault, match=r"data\.yaml: train: the symbolic link .*b\.png leads out"):
+    with pytest.raises(Fault, match=r"data\.yaml: train: .*link .*b\.png points outside"):
         YoloSource(root, "train")
     (root / "labels/train/b.txt").symlink_to(store / "labels/train/b.txt")
     assert [fault.kind for fault in yolo_faults(root)] == [FaultKind.PATH]
@@ -145,11 +145,11 @@ def test_yolo_file_behind_a_link_is_read_only_with_follow_links(root, tmp_path):
     shutil.rmtree(root / "images/more")
     (root / "images/train/b.png").unlink()
     write_yolo_image(root, B, None)
-    with pytest.raises(Fault, match=r"image .*b\.png: the symbolic link .*b\.txt leads out"):
+    with pytest.raises(Fault, match=r"image .*b\.png: the symbolic link .*b\.txt points outside"):
         YoloSource(root, "train")
     (root / "data.yaml").rename(store / "data.yaml")
     (root / "data.yaml").symlink_to(store / "data.yaml")
-    with pytest.raises(Fault, match=r"the symbolic link .*data\.yaml leads out"):
+    with pytest.raises(Fault, match=r"the symbolic link .*data\.yaml points outside"):
         YoloSource(root, "train")
 
 
