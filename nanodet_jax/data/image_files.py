@@ -115,7 +115,7 @@ def _open_header(stream: BinaryIO, start: bytes) -> Image.Image:
     """Read the header of an image. Unlike `Image.open`, do not limit the number of pixels."""
     Image.init()
     for name in FORMATS:
-        factory, accept = Image.OPEN.get(name, (None, None))  # AVIF needs Pillow 11.3
+        factory, accept = Image.OPEN.get(name, (None, None))  # AVIF needs Pillow 11.3 or later
         if factory and accept and accept(start) is True:
             return factory(stream, "")
     raise ValueError("not an image of a supported format")

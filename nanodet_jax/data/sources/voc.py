@@ -199,7 +199,7 @@ def _make_record(
         clipped = clip_box(given, width or math.inf, height or math.inf)
         x, y, w, h = clipped
         if clipped != given:
-            moved = f"leaves the image of {width}x{height}; moved to {[x, y, x + w, y + h]}"
+            moved = f"extends beyond the {width}x{height} image; moved to {[x, y, x + w, y + h]}"
             on_fault(Fault(FaultKind.OUTSIDE, f"{box} {moved}", tolerated=True))
         if w < 1 or h < 1:
             message = f"{box}: smaller than one pixel, skipped"

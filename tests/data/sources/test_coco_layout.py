@@ -106,7 +106,7 @@ def test_box_outside_its_image_is_counted_and_kept(tmp_path):
     np.testing.assert_array_equal(source[0].boxes[1], [30, 5, 45, 15])
     assert counter.notes("val")[1:] == [
         "note: boxes outside their image in val: 1; the first: a.png (image 7): box "
-        "[30, 5, 45, 15] leaves the image of 40x30"
+        "[30, 5, 45, 15] extends beyond the 40x30 image"
     ]
 
 

@@ -156,8 +156,8 @@ def test_yolo_file_behind_a_link_is_read_only_with_follow_links(root, tmp_path):
 YAMLS = {
     "no yaml": ("train: [", r"invalid yaml at line 1, column 9"),
     "tabs": ("train:\n\timages", "invalid yaml at line 2"),
-    "list": ("[train]", "not a data.yaml of YOLO; write for example {train: images/train"),
-    "nothing": ("", "not a data.yaml of YOLO"),
+    "list": ("[train]", "not a YOLO data.yaml; write for example {train: images/train"),
+    "nothing": ("", "not a YOLO data.yaml"),
     "code": ("train: !!python/object/apply:os.system [true]", "could not determine a constructor"),
     "bad date": ("train: 2020-99-99", "not yaml: ValueError"),
     "odd conversion": ("train: !!int ''", "not yaml: "),
@@ -194,13 +194,13 @@ def test_yolo_data_yaml_that_is_invalid_is_an_error(case, root):
     assert "\n" not in str(error.value)
 
 
-def test_yolo_yaml_references_are_rejected_before_they_expand(root):
+def test_yolo_yaml_aliases_are_rejected_before_they_expand(root):
     """Nested merges would expand to 10^8 entries."""
     lines = ["a0: &a0 {k: v}"]
     lines += [f"a{i}: &a{i} {{<<: [{', '.join([f'*a{i - 1}'] * 10)}]}}" for i in range(1, 9)]
     (root / "data.yaml").write_text("\n".join([*lines, "train: images", "names: [cat]"]))
     start = time.monotonic()
-    with pytest.raises(UserError, match=r"line 2, column 15: references \(\*\) are not allowed"):
+    with pytest.raises(UserError, match=r"line 2, column 15: aliases \(\*\) are not allowed"):
         YoloSource(root, "train")
     assert time.monotonic() - start < 1
 
