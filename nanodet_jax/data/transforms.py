@@ -27,10 +27,7 @@ class Warp(NamedTuple):
     rotation: float = 0.0  # degrees
     shear: tuple[float, float] = (0.0, 0.0)  # degrees, x and y
     flip: bool = False  # left to right
-    center: tuple[float, float] = (
-        0.5,
-        0.5,
-    )  # target of the center, as fractions of width, height
+    center: tuple[float, float] = (0.5, 0.5)  # new center, as fractions of width and height
 
 
 class Color(NamedTuple):

@@ -75,7 +75,7 @@ FIXES = {
     "correct its name",
     FaultKind.NUMBERS: "correct or delete the annotation",
     FaultKind.INVERTED: "swap the corners, or delete the box",
-    FaultKind.OUTSIDE: "clip the boxes to their image; often they belong to another resolution",
+    FaultKind.OUTSIDE: "clip the boxes to their image; often they were drawn at another resolution",
     FaultKind.EMPTY: "none needed if the boxes were drawn by accident: training skips them",
     FaultKind.DUPLICATES: "delete all but one: no detection can match the second",
     FaultKind.DERIVED: "none needed if the polygons and masks enclose whole objects",

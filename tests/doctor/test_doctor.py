@@ -248,7 +248,7 @@ def test_doctor_json_is_the_report(drawn, doctor):
         "severity": "costly",
         "kind": "outside",
         "title": "boxes outside their image in train: 2",
-        "fix": "clip the boxes to their image; often they belong to another resolution",
+        "fix": "clip the boxes to their image; often they were drawn at another resolution",
         "split": "train",
         "count": 2,
     }

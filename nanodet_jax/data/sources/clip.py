@@ -16,7 +16,7 @@ def clip_box(box: Box, width: float, height: float) -> Box:
     """Clip a box (x, y, width, height) to an image of the given size.
 
     As in the original's converter, a corner left of or above the image is moved to the border
-    without shrinking the box, and its width and height are limited to those of the image.
+    without shrinking the box, and each side of the box is limited to the side of the image.
     """
     x, y, w, h = box
     return max(x, 0.0), max(y, 0.0), min(w, width), min(h, height)

@@ -35,7 +35,7 @@ def box_and_area(segmentation: Any) -> tuple[list[float], float]:
 
 
 def _of_polygons(polygons: list[Any]) -> tuple[list[float], float]:
-    """Count areas where polygons overlap twice."""
+    """Overlaps of polygons count twice in the area."""
     points = []
     for polygon in polygons:
         if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2:

@@ -113,7 +113,7 @@ class TfdsSource:
         return 0, 0
 
     def ground_truth(self) -> dict[str, Any]:
-        """Return the content of `annotations`, or without it, read the split into COCO format."""
+        """Return the content of `annotations`, or if None, read the split into COCO format."""
         if self._annotations is not None:
             return read_ground_truth(self._annotations)
         return coco_ground_truth((self[i] for i in range(len(self))), self.categories)

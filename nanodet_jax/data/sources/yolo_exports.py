@@ -8,7 +8,7 @@ NAMES_LIMIT = 1 << 18  # bytes; as for a data.yaml
 
 
 def describe_export(folder: Folder) -> tuple[str, dict[str, Any]] | None:
-    """Return the name of the file that describes an export, and what a data.yaml would have.
+    """Return the name of the file that describes an export, and its content as in a data.yaml.
 
     The layouts are:
 

@@ -42,7 +42,7 @@ def correct_coco(images: Path, annotations: Path, out: Path, follow_links: bool)
     search = FileSearch(Folder(images, follow_links))
     kept, sizes = _correct_images(content["images"], search, changes)
     known = _correct_annotations(content["annotations"], sizes, changes)
-    # NaN cannot be corrected, and is written: Python's json allows it, strict json does not.
+    # Uncorrected values may include NaN, which Python's json allows and strict json does not.
     text = json.dumps({**content, "images": kept, "annotations": known})
     write_bytes(out, text.encode())
     return changes
@@ -129,7 +129,7 @@ def _box_of(item: Item) -> Box | None:
 
 
 def _with_box(item: Item, box: Box) -> Item:
-    """Return an annotation with another box, whose area it gets unless it has a mask."""
+    """Return an annotation with another box; without a mask, it also gets the area of the box."""
     x1, y1, x2, y2 = box
     item = {**item, "bbox": [x1, y1, x2 - x1, y2 - y1]}
     if not item.get("segmentation") or _has_no_area(item):
