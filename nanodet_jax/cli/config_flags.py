@@ -101,7 +101,7 @@ def _with_flag_files(argv: Sequence[str]) -> list[str]:
 
 
 def suggest_flag(argument: str) -> str:
-    """Return " did you mean --config.FIELD?" for an argument like a field or config, otherwise ""."""
+    """Return " did you mean --config.FIELD?" for an argument like a field or config, else ""."""
     name = re.sub(r"^-*(config\b)?[.-]?", "", argument).partition("=")[0]
     if not argument.startswith("-") and (name in shipped_names() or Path(argument).is_file()):
         return f" did you mean --config {argument}?"

@@ -78,9 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:  # for example a full disk
         return fail(f"{error.filename}: {error.strerror}" if error.filename else error)
     except MemoryError:
-        return fail(
-            "out of memory on this machine; close other programs, or process less data at a time"
-        )
+        return fail("out of memory on this machine; close other programs, or use less data at once")
     except KeyboardInterrupt:
         return 130
 
