@@ -195,9 +195,7 @@ def benchmark(batch: int, size: int, runs: int, only: str = "") -> dict[str, dic
         f"nanodet-plus, batch {batch}, {len(priors.strides)} priors, {CLASSES} classes, "
         f"{jax.devices()[0].device_kind}, jax {jax.__version__}"
     )
-    print(
-        "of ours: min divided by the min of our form, since other work affects the minimum least;"
-    )
+    print("of ours: min divided by the min of our form (other work affects the minimum least);")
     print("growth: min divided by the min with the fewest slots; temp: memory planned for")
     print("temporaries; total: with arguments and results; peak: peak memory of the device so far.")
     rows: dict[str, dict[str, float]] = {}
