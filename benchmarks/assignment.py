@@ -1,6 +1,6 @@
 """Assignment and loss of NanoDet-Plus: this project's class cost and a direct one with [P, G, C].
 
-Letters: B batch, P priors, G ground-truth slots, C classes.
+Dimensions: B batch, P priors, G ground-truth slots, C classes.
 
 Three forms of the same cost run in turn, so that a busy machine slows all of them equally:
 

@@ -226,9 +226,10 @@ class Checkpoints:
             target = self.folder / f"damaged_{step}_{number}"
         self.close()  # Orbax lists the folder when it is opened again
         with self._reporting_errors(f"checkpoint {step} is damaged and cannot be moved aside"):
+            distributed.gather(None)  # wait until every process has read the checkpoint
             if distributed.is_writer():
                 (self.folder / str(step)).rename(target)
-            distributed.gather(None)  # from here on, every process finds it moved
+            distributed.gather(None)  # and until it is moved
         return target
 
     @contextlib.contextmanager

@@ -1,6 +1,6 @@
 """Criterion: assignment and loss of a batch, built once from the config.
 
-Letters: B batch, P priors, G ground-truth slots, C classes, R reg_max + 1; `*n` is any number of
+Dimensions: B batch, P priors, G ground-truth slots, C classes, R reg_max + 1; `*n` is any number of
 leading axes.
 """
 

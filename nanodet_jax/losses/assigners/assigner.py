@@ -3,7 +3,7 @@
 To add an assigner, write a class like `atss.ATSS` in a file of this package, add its name and its
 settings to `config.Assigner`, and build it in `criterion.build_assigner`.
 
-Letters: B batch, P priors, G ground-truth slots, C classes, R reg_max + 1.
+Dimensions: B batch, P priors, G ground-truth slots, C classes, R reg_max + 1.
 """
 
 from abc import ABC, abstractmethod

@@ -3,7 +3,7 @@
 Shifeng Zhang et al., "Bridging the Gap Between Anchor-based and Anchor-free Detection via Adaptive
 Training Sample Selection", https://arxiv.org/abs/1912.02424. Line numbers refer to algorithm 1.
 
-Letters: B batch, P priors, G ground-truth slots, K candidates of a box, on all levels together.
+Dimensions: B batch, P priors, G ground-truth slots, K candidates of a box, on all levels together.
 """
 
 from dataclasses import dataclass

@@ -5,7 +5,7 @@ https://arxiv.org/abs/2107.08430, section 2.1, with a soft class cost, as implem
 original:
 https://github.com/RangiLyu/nanodet/blob/main/nanodet/model/head/assigner/dsl_assigner.py.
 
-Letters: B batch, P priors, G ground-truth slots, C classes.
+Dimensions: B batch, P priors, G ground-truth slots, C classes.
 """
 
 import math
