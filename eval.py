@@ -3,7 +3,7 @@
     python eval.py --config configs/shapes.py --workdir runs/shapes
     python eval.py --config configs/coco.py --weights nanodet-m_320.pth --out runs/published
 
-Prints the COCO metrics and a table by class; writes metrics.json, detections.json and pictures.
+Prints the COCO metrics and a table of classes; writes metrics.json, detections.json and pictures.
 """
 
 import sys

@@ -3,11 +3,11 @@
     python -m benchmarks [--quick] [--only REGEX] [--json FILE] [--reference CHECKOUT]
     python -m benchmarks assignment    # assignment and loss of NanoDet-Plus
     python -m benchmarks evaluation    # COCO's metrics, with each installed evaluator
-    python -m benchmarks engines --reference CHECKOUT    # against PyTorch, ONNX Runtime and ncnn
+    python -m benchmarks engines --reference CHECKOUT    # compared with PyTorch, ONNX Runtime, ncnn
 
 Each row is measured in a new process that loads its programs from the compilation cache, and is
-printed immediately. The first run compiles. Later runs with the same cache take a third of the
-time.
+printed immediately. The first run compiles the programs. Later runs with the same cache take a
+third of the time.
 """
 
 import argparse
@@ -32,7 +32,7 @@ from nanodet_jax.config import Precision
 from nanodet_jax.errors import UserError
 from nanodet_jax.runtime.process import setup_process
 
-# For `evaluation`: images of COCO's validation set, and detections that suppression keeps in each.
+# For `evaluation`: images in COCO's validation set, and detections that suppression keeps in each.
 NUM_IMAGES, NUM_DETECTIONS = 5000, 100
 BENCHMARKS = ("table", "assignment", "evaluation", "engines")
 CONFIGS = ("configs/coco.py:nanodet-m_320", "configs/coco.py:nanodet-plus-m_320")
@@ -48,7 +48,7 @@ def parse() -> argparse.Namespace:
     add = parser.add_argument
     # fmt: off
     add("benchmark", nargs="?", choices=BENCHMARKS, default="table",
-        help="default: table, which is everything except the other three")
+        help="default: table, which measures everything except the other three")
     add("--config", action="append", metavar="FILE[:VARIANT]",
         help=f"may be repeated; default: {' and '.join(CONFIGS)}")
     add("--precision", action="append", choices=get_args(Precision),
@@ -70,7 +70,7 @@ def parse() -> argparse.Namespace:
         help="compiled programs; default: the folder of train.py")
     add("--json", type=Path, metavar="FILE", help="write the results to this file")
     add("--from", type=Path, dest="measured", metavar="FILE",
-        help="measure nothing, and print the rows of a file from --json")
+        help="measure nothing; print the rows of a file written by --json")
     add("--markdown", action="store_true", help="also print a Markdown table")
     add("--size", type=int, default=320, metavar="PIXELS",
         help="side of the input, for assignment; default: 320")
@@ -102,7 +102,7 @@ def measure(args: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Row]]:
     """
     setup_process(args.cache)
     cache = Path(jax.config.jax_compilation_cache_dir).resolve()  # type: ignore[attr-defined]
-    # In another process: a device that this process initializes would have less free memory.
+    # In another process: if this process initialized the device, it would have less free memory.
     machine = run_in_new_process(describe_machine, cache=cache)
     accelerator = machine["platform"] != "cpu"
     scale = ON_ACCELERATOR if accelerator else ON_CPU
@@ -131,7 +131,7 @@ def measure(args: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Row]]:
                 continue
             try:
                 measured = task.rows()
-            except Exception as error:  # such as out of memory: measure the other rows
+            except Exception as error:  # for example, out of memory: still measure the other rows
                 reason = (str(error).strip() or type(error).__name__).splitlines()[0]
                 print(f"{task.name}: failed: {reason}", flush=True)
                 continue

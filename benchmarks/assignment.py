@@ -1,15 +1,15 @@
-"""Assignment and loss of NanoDet-Plus: this project's class cost against a direct one of [P, G, C].
+"""Assignment and loss of NanoDet-Plus: this project's class cost and a direct one with [P, G, C].
 
-Letters: B batch, P priors, G ground-truth slots, C classes.
+Dimensions: B batch, P priors, G ground-truth slots, C classes.
 
 Three forms of the same cost run in turn, so that a busy machine slows all of them equally:
 
 - ours: `dynamic_soft_label.assignment_cost`, without an array of [P, G, C];
 - direct, fused by XLA: with such an array, which XLA need not store;
-- direct, materialised: stores the array, as the original does.
+- direct, materialized: stores the array, as the original does.
 
-The materialised form takes 14 GB with batch 32 and 300 slots and, on two CPU cores, most of the
-benchmark's time.
+The materialized form takes 14 GB with batch 32 and 300 slots. On two CPU cores, it also takes most
+of the benchmark's time.
 """
 
 import math
@@ -52,19 +52,19 @@ def direct_cost(
     overlaps: jax.Array,
     labels: jax.Array,
     iou_factor: float,
-    materialised: bool = False,
+    materialized: bool = False,
 ) -> jax.Array:
-    """Compute `dynamic_soft_label.assignment_cost` as a sum over the classes of every pair.
+    """Compute `dynamic_soft_label.assignment_cost` as a sum over all classes for every pair.
 
     Args:
       class_logits: [P, C].
       overlaps: [G, P].
       labels: [G].
       iou_factor: weight of the iou cost.
-      materialised: repeat the logits for each box first, and store the losses before summing them.
+      materialized: repeat the logits for each box first, and store the losses before summing them.
         XLA for CPUs drops the barrier but stores what it computes from the repeated logits, because
-        it does not compute exponentials twice. That is one or two arrays of [P, G, C]; without a
-        compiler there are up to five at a time.
+        it does not compute exponentials twice. These are one or two arrays of [P, G, C]; without a
+        compiler, there are up to five at a time.
 
     Returns:
       [G, P].
@@ -72,10 +72,10 @@ def direct_cost(
     one_hot = jax.nn.one_hot(labels, class_logits.shape[1])
     soft_labels = one_hot[None] * overlaps.T[:, :, None]  # [P, G, C]
     logits = class_logits[:, None]
-    if materialised:
+    if materialized:
         logits = jnp.broadcast_to(logits, soft_labels.shape)
     of_class = functional.quality_focal(logits, soft_labels)
-    if materialised:
+    if materialized:
         of_class = jax.lax.optimization_barrier(of_class)
     distance = -jnp.log(overlaps + dynamic_soft_label.LOG_FLOOR)
     return jnp.sum(of_class, axis=-1).T + iou_factor * distance
@@ -84,12 +84,12 @@ def direct_cost(
 FORMS: dict[str, Callable] = {
     "ours": dynamic_soft_label.assignment_cost,
     "direct, fused by XLA": direct_cost,
-    "direct, materialised": partial(direct_cost, materialised=True),
+    "direct, materialized": partial(direct_cost, materialized=True),
 }
 
 
 def with_cost(function: Callable, cost: Callable) -> Callable:
-    """Return the function with another cost in the assigner: a new one, so that `jit` retraces."""
+    """Return a new function that uses another cost in the assigner, so that `jit` retraces it."""
 
     def patched(*args):
         with mock.patch.object(dynamic_soft_label, "assignment_cost", cost):
@@ -108,7 +108,7 @@ def functions(priors: boxes.Priors) -> dict[str, Callable]:
 
 
 def random_predictions(batch: int, priors: int, classes: int) -> tuple[Predictions, ...]:
-    """Draw predictions of head and guidance, with class logits about as low as after training."""
+    """Draw predictions of head and guidance; class logits are about as low as after training."""
     random = np.random.default_rng(0)
 
     def branch():
@@ -120,7 +120,7 @@ def random_predictions(batch: int, priors: int, classes: int) -> tuple[Predictio
 
 
 def random_truth(batch: int, slots: int, classes: int, size: int) -> GroundTruth:
-    """Draw ground truth with an object of 3 to 50 percent of the side in every slot."""
+    """Draw ground truth in which every slot has an object of 3 to 50 percent of the side."""
     random = np.random.default_rng(1)
     corner = random.uniform(0, 0.8 * size, (batch, slots, 2))
     extent = random.uniform(0.03 * size, 0.5 * size, (batch, slots, 2))
@@ -155,8 +155,8 @@ def build(function: Callable, *args: Any) -> Program:
     """Compile a function, and run it once if there is enough memory.
 
     `temp_mb` is the memory that the compiler plans for temporaries, `total_mb` includes arguments
-    and results. `peak_mb` is the peak memory of the device so far, if the device reports it;
-    therefore build programs in the order of their memory.
+    and results. `peak_mb` is the peak memory of the device so far, if the device reports it.
+    Therefore, build programs in increasing order of memory.
     """
     jitted: Any = backend.jit(function)
     compiled = jitted.lower(*args).compile()
@@ -178,13 +178,13 @@ def benchmark(batch: int, size: int, runs: int, only: str = "") -> dict[str, dic
       batch: B.
       size: side of the input, pixels.
       runs: number of runs to take the median of.
-      only: regular expression that is searched in the names.
+      only: measure only rows whose names contain a match of this regular expression.
     """
     priors = boxes.make_priors((size, size), STRIDES, OFFSET)
     branches = random_predictions(batch, len(priors.strides), CLASSES)
     truths = {slots: random_truth(batch, slots, CLASSES, size) for slots in SLOTS}
     programs: dict[tuple[int, str], dict[str, Program]] = {}
-    for form, cost in FORMS.items():  # the outermost loop: in the order of memory, see `build`
+    for form, cost in FORMS.items():  # the outermost loop, for the order of memory: see `build`
         for slots, truth in truths.items():
             for part, function in functions(priors).items():
                 if re.search(only, f"{part}, {form}, G {slots}"):
@@ -195,19 +195,19 @@ def benchmark(batch: int, size: int, runs: int, only: str = "") -> dict[str, dic
         f"nanodet-plus, batch {batch}, {len(priors.strides)} priors, {CLASSES} classes, "
         f"{jax.devices()[0].device_kind}, jax {jax.__version__}"
     )
-    print("of ours: min, which other work disturbs least, divided by that of our form; growth:")
-    print("divided by that of the fewest slots; temp: memory planned for temporaries; total: with")
-    print("arguments and results; peak: peak memory of the device so far.")
+    print("of ours: min divided by the min of our form (other work affects the minimum least);")
+    print("growth: min divided by the min with the fewest slots; temp: memory planned for")
+    print("temporaries; total: with arguments and results; peak: peak memory of the device so far.")
     rows: dict[str, dict[str, float]] = {}
     first: dict[tuple[str, str], float] = {}
     for (slots, part), forms in sorted(programs.items(), key=lambda item: item[0]):
         stored = 4e-6 * batch * len(priors.strides) * slots * CLASSES
         print(f"\nG {slots}, {part}; one array of [B, P, G, C] is {stored:.0f} MB")
         print(f"{'':22s}", *(f"{title:>9s}" for title, _ in COLUMNS.values()))
-        able = {form: timed(program.run) for form, program in forms.items() if program.run}
+        runs_by_form = {form: timed(program.run) for form, program in forms.items() if program.run}
         times = {
             form: summarize(each)
-            for form, each in alternate(able, Repeats(min_runs=runs, max_runs=runs)).items()
+            for form, each in alternate(runs_by_form, Repeats(min_runs=runs, max_runs=runs)).items()
         }
         for form, program in forms.items():
             row = rows[f"{part}, {form}, G {slots}"] = times.get(form, {}) | program.memory

@@ -1,4 +1,4 @@
-"""Time to the first training step: compiled into an empty cache, and loaded from it."""
+"""Time to the first training step, with an empty compilation cache and with a filled one."""
 
 import shutil
 import tempfile
@@ -20,14 +20,14 @@ def first_step(workload: Workload, started: float) -> Row:
 
     Returns:
       `start_s`, the seconds from `started` to the end of the first step (imports, initialization,
-      step); `first_s`, those from tracing to the end; and the planned memory of the step.
+      step); `first_s`, the seconds from tracing to the end; and the planned memory of the step.
     """
     program = step.training_step(workload)[""]
     return program.facts | {"start_s": time.time() - started} | peak_memory()
 
 
 def cold_and_warm(workload: Workload, cache: Path) -> dict[str, Row]:
-    """Return a row for each. The compiled programs are added to `cache`, for later rows."""
+    """Return a row for an empty and a filled cache. Add the programs to `cache` for later rows."""
     with tempfile.TemporaryDirectory() as folder:
         empty = Path(folder)
         rows = {

@@ -1,7 +1,7 @@
-"""Inference on one image against other engines, on one core and on all cores.
+"""Inference on one image, compared with other engines, on one core and on all cores.
 
 The engines are PyTorch (eager), ONNX Runtime and ncnn. They run the original's network in float32,
-in turn with this project's, and need a checkout of the original and a Python with
+alternately with this project's network. They need a checkout of the original and a Python with
 `torch onnx onnxruntime ncnn pnnx`.
 """
 
@@ -23,7 +23,7 @@ ENGINES = {"PyTorch, eager": "network", "ONNX Runtime": "onnxruntime", "ncnn": "
 def compare(
     workload: Workload, reference: Reference, cores: list[int], repeats: Repeats
 ) -> list[Row]:
-    """Return times of this project, then of each of ENGINES, on these cores.
+    """Return the times of this project, then of each of ENGINES, on these cores.
 
     Call it in a new process: it restricts the process to `cores`.
     """
@@ -40,7 +40,7 @@ def compare(
 def benchmark(
     configs: tuple[str, ...], reference: Reference, repeats: Repeats, cache: Path
 ) -> dict[str, Row]:
-    """Measure and print milliseconds for an image; return rows by name.
+    """Measure and print milliseconds per image; return rows by name.
 
     Raises:
       UserError: if the system cannot restrict processes to some cores, or an engine does not start.

@@ -1,7 +1,7 @@
 """Time from detections to COCO's twelve metrics: result rows, and each installed evaluator.
 
-By default 5,000 images, with as many objects each as COCO's validation set has on average and as
-many detections as suppression may keep: about 500,000 detections.
+By default, there are 5,000 images. They have as many objects on average as COCO's validation set,
+and as many detections as suppression may keep: about 500,000 detections in total.
 """
 
 import statistics
@@ -29,14 +29,14 @@ _Detections = tuple[np.ndarray, np.ndarray, np.ndarray]  # boxes, scores, labels
 
 
 def random_boxes(random: np.random.Generator, count: int) -> np.ndarray:
-    """Draw boxes [count, 4] xyxy of all of COCO's size ranges."""
+    """Draw boxes [count, 4] xyxy in all of COCO's size ranges."""
     sides = np.exp(random.uniform(np.log(8), np.log(400), (count, 2)))
     corners = random.uniform(0, 0.6 * SIDE, (count, 2))
     return np.concatenate([corners, corners + sides], axis=-1)
 
 
 def random_truth(images: int) -> dict[str, Any]:
-    """Draw the ground truth of so many images, as the content of a COCO file."""
+    """Draw the ground truth of this number of images, as the content of a COCO file."""
     random = np.random.default_rng(0)
     counts = random.multinomial(round(OBJECTS * images), np.full(images, 1 / images))
     records = []
@@ -55,7 +55,7 @@ def random_truth(images: int) -> dict[str, Any]:
 def random_detections(truth: dict[str, Any], count: int) -> dict[int, _Detections]:
     """Draw boxes [count, 4] xyxy, scores [count], some of them tied, and labels [count].
 
-    Returns a dict by image id. Each object has a detection near it, as far as `count` allows.
+    Returns a dict by image id. As far as `count` allows, each object has a detection near it.
     """
     random = np.random.default_rng(1)
     objects: dict[int, list[dict[str, Any]]] = {image["id"]: [] for image in truth["images"]}
@@ -74,7 +74,7 @@ def random_detections(truth: dict[str, Any], count: int) -> dict[int, _Detection
 
 
 def timed(run: Callable[[], Any], runs: int) -> tuple[Any, dict[str, float]]:
-    """Return the result of the last run, and medians and minimum of its time in milliseconds."""
+    """Return the result of the last run, and the median and minimum times in milliseconds."""
     walls, cpus = [], []
     for _ in range(runs):
         wall, cpu = time.perf_counter(), time.process_time()
@@ -96,7 +96,7 @@ def benchmark(images: int, detections: int, runs: int) -> dict[str, dict[str, fl
     Returns:
       Rows by name, with `wall_ms`, `wall_min_ms` and `cpu_ms`: from arrays to result rows, and from
       rows to metrics for each installed evaluator. The row of hotcoco also has `difference`, the
-      largest to pycocotools.
+      largest difference from pycocotools.
     """
     truth = random_truth(images)
     found = random_detections(truth, detections)

@@ -19,9 +19,9 @@ from nanodet_jax.io.weights import Weights
 from nanodet_jax.models.guidance import strip_guidance
 from nanodet_jax.runtime import backend
 
-NUM_FILES = 32  # image files, which are read repeatedly
+NUM_FILES = 32  # image files; they are read repeatedly
 FILE_SIZE = (480, 640)  # height and width of most of COCO's images
-BATCHES_PER_RUN = 4  # if a batch has several images
+BATCHES_PER_RUN = 4  # if a batch has more than one image
 
 
 def network(workload: Workload) -> dict[str, Program]:
@@ -75,9 +75,9 @@ class _Files:
 
 
 def files_to_boxes(workload: Workload, folder: Path) -> dict[str, Program]:
-    """Build the program from image files to boxes in their pixels.
+    """Build the program from image files to boxes in the pixels of these files.
 
-    One image uses `Detector`, more use the pipeline of `eval.py`.
+    A batch of one image uses `Detector`; larger batches use the pipeline of `eval.py`.
 
     Args:
       workload: its batch is the number of images that are detected together.

@@ -20,7 +20,7 @@ NUM_SHAPES = 512  # drawn images, if no photographs are given
 
 
 def data_fields(images: Path | None, annotations: Path | None) -> dict[str, Any]:
-    """Return fields of `config.data` for photographs in COCO format, by default drawn shapes."""
+    """Return fields of `config.data` for photographs in COCO format, or by default drawn shapes."""
     if images is None:
         return {"format": "shapes", "train_size": NUM_SHAPES, "val_size": 8}
     files = {"images": str(images), "annotations": str(annotations)}
@@ -33,7 +33,7 @@ def data_fields(images: Path | None, annotations: Path | None) -> dict[str, Any]
 def load(file: str, data: dict[str, Any], seconds: float) -> dict[str, Row]:
     """Load a config's augmented training batches as fast as possible.
 
-    The measurement starts after an epoch, when the cache is filled.
+    The measurement starts after one epoch, when the cache is filled.
 
     Args:
       file: FILE[:VARIANT] of the config.
@@ -41,7 +41,7 @@ def load(file: str, data: dict[str, Any], seconds: float) -> dict[str, Row]:
       seconds: duration of the measurement.
 
     Returns:
-      One row: times of a batch, and images per second of wall time and of CPU time.
+      One row: times per batch, and images per second of wall time and of CPU time.
     """
     loaded = _with_data(load_config(file), data)
     batch, source = loaded.data.batch_size, open_source(loaded, "train")
@@ -66,8 +66,8 @@ def augment_on_device(workload: Workload, data: dict[str, Any]) -> dict[str, Pro
     """Build the program that augments a batch on the device.
 
     Args:
-      workload: of the batch.
-      data: fields of `config.data` to set, augment=device among them.
+      workload: determines the batch.
+      data: fields of `config.data` to set, including augment=device.
     """
     loaded = _with_data(workload.load(), data)
     source = open_source(loaded, "train")

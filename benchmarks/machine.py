@@ -24,7 +24,7 @@ DEVICE_LIMITS = {
 }
 
 # Bytes that an image of 320 x 320 moves through the device's memory in float32, by config, if
-# element-wise operations are fused with their producers. Half of it in bf16.
+# element-wise operations are fused with their producers. In bf16, it is half as many.
 TRAFFIC = {
     "nanodet-m_320": {"training": 348e6, "inference": 100e6},
     "nanodet-plus-m_320": {"training": 777e6},
@@ -40,9 +40,9 @@ def cpu_count() -> int:
 
 
 def describe_machine() -> dict[str, Any]:
-    """Describe device and software, for the head of the table. Initializes the device.
+    """Describe the device and the software, for the table header. Initializes the device.
 
-    `load` is the load average of the last minute, where the system has one.
+    `load` is the load average over the last minute, if the system provides it.
     """
     load = {"load": os.getloadavg()[0]} if hasattr(os, "getloadavg") else {}
     devices = jax.devices()
@@ -71,15 +71,15 @@ def _cpu_name() -> str:
 def roofline_seconds(
     measured: config.Config, precision: str, mode: str, device: str
 ) -> float | None:
-    """Return the time of an image if only memory or arithmetic bounds it; None if unknown.
+    """Return the time per image if only memory or arithmetic limits it; None if unknown.
 
-    Training counts as the arithmetic of three forward passes: a product has two gradients.
+    Training counts as the arithmetic of three forward passes, since a product has two gradients.
 
     Args:
       measured: the config, with its number of classes.
       precision: a key of `DeviceLimits.flops_per_second`.
       mode: training | inference.
-      device: its name in JAX.
+      device: name of the device in JAX.
     """
     limits = next((DEVICE_LIMITS[name] for name in DEVICE_LIMITS if device.startswith(name)), None)
     moved = TRAFFIC.get(measured.name, {}).get(mode)

@@ -1,4 +1,4 @@
-"""Measure rows of the table: build programs, and time them in turn with the original."""
+"""Measure rows of the table: build programs, and time them alternately with the original."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -30,12 +30,12 @@ class Job(NamedTuple):
     build: Build
     workload: Workload
     repeats: Repeats
-    reference: Reference | None = None  # the original, to run in turn
+    reference: Reference | None = None  # the original, to run alternately
     mode: str = ""  # of `original_worker.py`: step | network; "": no counterpart
 
 
 def measure(job: Job, require_cached: bool) -> dict[str, Row]:
-    """Return rows of the job's programs, by their names; call it in a new process.
+    """Return the rows of the job's programs by name; call it in a new process.
 
     Raises:
       CacheMiss: if `require_cached` and a program was not in the cache.

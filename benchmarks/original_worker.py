@@ -1,11 +1,11 @@
-"""Run the original NanoDet once, and then once for every line of standard input.
+"""Run the original NanoDet once, and then once more for every line of standard input.
 
     python original_worker.py CHECKOUT CONFIG step|network|onnxruntime|ncnn BATCH.npz THREADS
 
-This script imports nothing of nanodet_jax. For onnxruntime and ncnn the network is exported first,
-with PyTorch's ONNX exporter and with pnnx. BATCH.npz has images [B, 3, H, W] and the fields of a
-`GroundTruth`. After each run a line of JSON with its wall and CPU seconds is printed. Modules that
-the original imports but does not need here (Lightning, torchvision, plotting) may be missing.
+This script imports nothing from nanodet_jax. For onnxruntime and ncnn, the network is exported
+first, with PyTorch's ONNX exporter and with pnnx. BATCH.npz has images [B, 3, H, W] and the fields
+of a `GroundTruth`. After each run, a line of JSON with the wall and CPU seconds is printed. Modules
+that the original imports but does not need here (Lightning, torchvision, plotting) may be missing.
 """
 
 import copy
@@ -24,7 +24,7 @@ from unittest import mock
 import numpy as np
 import torch
 
-# Modules that a network and its loss do not need. The last one is part of torch 1 only.
+# Modules that a network and its loss do not need. The last one exists only in torch 1.
 OPTIONAL = ("pytorch_lightning", "lightning_fabric", "torchvision", "matplotlib", "imagesize",
             "pycocotools", "termcolor", "tabulate", "tqdm", "timm", "torch._six")  # fmt: skip
 
@@ -49,7 +49,7 @@ class _MockFinder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 def training_step(
     cfg: Any, model: torch.nn.Module, batch: dict, device: torch.device
 ) -> Callable[[], None]:
-    """Build a step as in the original's `TrainingTask` and Lightning, without logs and warm-up."""
+    """Build a step as in the original's `TrainingTask` and Lightning, without logs or warm-up."""
     from nanodet.model.weight_averager import build_weight_averager
     from nanodet.optim import build_optimizer
 
@@ -107,7 +107,7 @@ def in_onnxruntime(
 
 
 def in_ncnn(model: torch.nn.Module, batch: dict, folder: Path, threads: int) -> Callable[[], None]:
-    """Build the forward pass of one image in ncnn."""
+    """Build the forward pass for one image in ncnn."""
     import ncnn
     import pnnx
 

@@ -1,7 +1,7 @@
-"""Processes to measure in: each has separate memory peaks, and loads its programs from the cache.
+"""Processes to measure in: each has its own memory peak, and loads its programs from the cache.
 
-A process that has compiled a program does not time it: its peak memory includes that of the
-compiler, and a heap fragmented by the compiler can make it slower than one that loads the program.
+A process that has compiled a program does not time it: its peak memory includes the compiler's, and
+a heap fragmented by the compiler can make it slower than a process that loads the program.
 """
 
 import multiprocessing
@@ -17,11 +17,11 @@ CACHE = "JAX_COMPILATION_CACHE_DIR"  # read by `setup_process`, also in grandchi
 
 
 class CacheMiss(Exception):
-    """A process had to compile a program that it should load from the cache."""
+    """A process had to compile a program that it should have loaded from the cache."""
 
 
 def run_in_new_process(function: Callable[..., Any], *args: Any, cache: Path) -> Any:
-    """Return or raise what `function(*args)` does in a new process.
+    """Run `function(*args)` in a new process; return its result or raise its exception.
 
     Args:
       function: pickled by name, as are functions among the arguments.
@@ -47,7 +47,7 @@ def _prepare(cache: str) -> None:
 def run_with_warm_cache(function: Callable[..., Any], *args: Any, cache: Path) -> Any:
     """Run `function(*args, require_cached)` in a new process that finds its programs in the cache.
 
-    With `require_cached` the function raises `CacheMiss` if it had to compile. It is then called
+    With `require_cached`, the function raises `CacheMiss` if it had to compile. It is then called
     again, in another process and without `require_cached`.
     """
     try:
@@ -57,6 +57,6 @@ def run_with_warm_cache(function: Callable[..., Any], *args: Any, cache: Path) -
 
 
 def count_cached_files(cache: str | Path | None = None) -> int:
-    """Count the files in a cache of compiled programs, by default that of this process."""
+    """Count the files in a cache of compiled programs, by default the cache of this process."""
     folder = Path(cache or os.environ[CACHE])
     return sum(1 for _ in folder.iterdir()) if folder.is_dir() else 0

@@ -26,14 +26,14 @@ CONFIGS = {  # file in the original's folder `config`, by the name of our config
     "nanodet-plus-m-1.5x_416": "nanodet-plus-m-1.5x_416.yml",
 }
 SCRIPT = Path(__file__).with_name("original_worker.py")
-# Seconds after a run until its threads stop spinning for work. Disabling that
+# Seconds after a run until its threads stop spinning. Disabling the spinning
 # (OMP_WAIT_POLICY=passive) would slow the original down by a tenth.
 SETTLE_S = 0.02
 REQUIRED_MODULES = ("torch", "yaml", "yacs", "numpy", "cv2")
 
 
 class Reference(NamedTuple):
-    """Checkout of the original, and the Python that runs it."""
+    """A checkout of the original, and the Python that runs it."""
 
     checkout: Path
     python: str
@@ -59,15 +59,15 @@ class Reference(NamedTuple):
 
 
 class Original:
-    """The original's network on the same batch, to run in turn with this project's.
+    """The original's network on the same batch, to run alternately with this project's.
 
     Args:
       reference: the original.
       mode: of `original_worker.py`: step | network | onnxruntime | ncnn.
-      workload: has a counterpart in CONFIGS.
+      workload: must have a counterpart in CONFIGS.
 
     Attributes:
-      memory: peak memory of its process after it has ended, as from `timing.peak_resident_mb`.
+      memory: peak memory of the process, from `timing.peak_resident_mb`; set when it has ended.
 
     Raises:
       UserError: if there is no counterpart, or the process fails.
@@ -98,7 +98,7 @@ class Original:
 
     def __enter__(self) -> "Original":
         try:
-            self._read_times()  # the network is built, and has run once
+            self._read_times()  # after this, the network is built and has run once
         except UserError:
             self.__exit__()
             raise
@@ -106,7 +106,7 @@ class Original:
 
     def __exit__(self, *_: object) -> None:
         self.memory = peak_resident_mb(self._process.pid)
-        self._process.communicate()  # closes its input, which ends it
+        self._process.communicate()  # closes its input, which ends the process
         self._errors.close()
         self._folder.cleanup()
 

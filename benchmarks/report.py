@@ -17,7 +17,7 @@ class Column(NamedTuple):
     number_format: str
 
 
-# By the keys of a row. Other keys of a row are in the JSON only.
+# By the keys of a row. Other keys of a row are only in the JSON.
 COLUMNS = {
     "wall_ms": Column("ms", ".1f"),
     "wall_min_ms": Column("min", ".1f"),
@@ -41,7 +41,7 @@ second of CPU time; waiting: fraction of time spent waiting for data; first s: f
 first result; start s: from the start of the process to the end of its first step (end to end: to
 its first log line); plan MB: memory planned by the compiler; host MB, dev. MB: peak memory of the
 process; of limit: fraction of the images/s that the device's memory and arithmetic allow; orig.:
-the original, run in turn; faster: its ms divided by ours."""
+the original, run alternately; faster: its ms divided by ours."""
 NAME_WIDTH, WIDTH = 72, 9  # characters
 BUSY_LOAD = 0.5  # load average
 # Rows of the Markdown table: a regular expression for the row's name after the colon.
@@ -49,7 +49,7 @@ MARKDOWN_ROWS = "first step|training step, batch [0-9]+$|network|image files|tra
 
 
 def columns(accelerator: bool, reference: bool) -> list[str]:
-    """Return the keys of COLUMNS that have numbers on such a machine."""
+    """Return the keys of COLUMNS that have numbers on this kind of machine."""
     absent = {"device_mb", "of_limit"} if not accelerator else set()
     if not reference:
         absent |= {"original_wall_ms", "original_wall_min_ms", "speedup"}
@@ -80,7 +80,7 @@ def write(path: Path, machine: dict[str, Any], rows: dict[str, Row]) -> None:
 
 
 def read(path: Path) -> tuple[dict[str, Any], dict[str, Row]]:
-    """Read machine and rows from a file of `write`.
+    """Read the machine and the rows from a file that `write` wrote.
 
     Raises:
       UserError: if it is not such a file.
@@ -95,7 +95,7 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Row]]:
 
 
 def describe(machine: dict[str, Any]) -> str:
-    """Describe the machine in one line, with a warning if it is busy."""
+    """Describe the machine in one line, and warn if it is busy."""
     device = "no accelerator"
     if machine["platform"] != "cpu":
         device = f"{machine['devices']} x {machine['device']}"
@@ -112,7 +112,7 @@ def describe(machine: dict[str, Any]) -> str:
 
 
 def markdown(rows: dict[str, Row]) -> str:
-    """Format a Markdown table: a line per measurement, a column per network and precision."""
+    """Format a Markdown table: one line per measurement, one column per network and precision."""
     cells: dict[str, dict[str, str]] = {}
     networks: dict[str, None] = {}
     for name, row in rows.items():

@@ -17,7 +17,7 @@ from nanodet_jax.training.optimizer import make_optimizer
 from nanodet_jax.training.parallel import make_adjustable_step
 from nanodet_jax.training.step import update_ema
 
-# The guidance also trains backbone and neck until the end of the only epoch.
+# The guidance also trains the backbone and the neck until the end of the only epoch.
 ONE_EPOCH = RunLength(steps_per_epoch=2**30, total_steps=2**30)
 
 
@@ -47,7 +47,7 @@ def training_step(workload: Workload) -> dict[str, Program]:
 def parts(workload: Workload) -> dict[str, Program]:
     """Build the parts of the step.
 
-    Their times add up to more than the step's, which need not store intermediate results.
+    Their times add up to more than the time of the step, which need not store intermediate results.
     """
     network = Network(workload)
     batch = on_device(random_batch(workload, network.config.input_size))
@@ -100,14 +100,14 @@ def parts(workload: Workload) -> dict[str, Program]:
 
 
 def with_backward(rows: dict[str, Row]) -> dict[str, Row]:
-    """Add a row for the backward pass to rows of `parts`: what it adds to the forward pass."""
+    """Add a row for the backward pass to rows of `parts`: the time it adds to the forward pass."""
     both, forward = rows["forward + backward"], rows["forward"]
     keys = ("wall_ms", "wall_min_ms", "cpu_ms")
     return rows | {"backward, by difference": {key: both[key] - forward[key] for key in keys}}
 
 
 def assignment_and_loss(workload: Workload) -> dict[str, Program]:
-    """Build assignment, loss and gradient of the predictions; half of the slots have a box."""
+    """Build assignment, loss and gradient of the predictions; half of the slots are filled."""
     network = Network(workload)
     batch = on_device(random_batch(workload, network.config.input_size))
     predict = backend.jit_once(partial(network.model.apply, method="branches", train=False))

@@ -28,9 +28,9 @@ class Scale(NamedTuple):
     batch: int  # of a training step
     batches: tuple[int, ...]  # for inference, and for the growth of a step
     sizes: tuple[int, ...]  # sides of the input, for the growth of a step
-    log_every: int  # steps of a log line, in training end to end
+    log_every: int  # steps per log line, in training end to end
     data_mode: dict[str, str]  # the fastest mode of the data pipeline
-    all_wide: bool  # measure the growth of all networks; else of the first one, to save time
+    growth_of_all: bool  # measure the growth of all networks, or only of the first to save time
 
 
 ON_CPU = Scale(8, (1, 8, 32), (320, 416), 4, DEVICE_AUGMENT, False)
@@ -60,23 +60,23 @@ class Settings:
 
 
 class Task(NamedTuple):
-    """Rows that are measured together; the name of the task is the prefix of their names."""
+    """Rows that are measured together; their names start with the name of the task."""
 
     name: str
     rows: Callable[[], dict[str, Row]]
 
 
 def tasks(settings: Settings) -> Iterator[Task]:
-    """Yield all tasks. Programs that one compiles are in the cache for the next."""
+    """Yield all tasks. Programs that one task compiles are in the cache for the next."""
     for precision in settings.precisions:
         for file in settings.configs:
             first = file == settings.configs[0]
-            wide = (first or settings.scale.all_wide) and not settings.quick
+            detailed = (first or settings.scale.growth_of_all) and not settings.quick
             workload = Workload(file, precision, settings.scale.batch)
             yield from _step(settings, workload)
             yield from _inference(settings, workload)
-            yield from _training(settings, workload, wide)
-            yield from _growth(settings, workload) if wide else ()
+            yield from _training(settings, workload, detailed)
+            yield from _growth(settings, workload) if detailed else ()
     yield from _loader(settings)
     if not settings.quick:
         flags = [f"--config={SHAPES}"]
@@ -112,7 +112,7 @@ def _step(settings: Settings, workload: Workload) -> Iterator[Task]:
 
 
 def _inference(settings: Settings, workload: Workload) -> Iterator[Task]:
-    """Yield inference on images on the device, and from files, by batch."""
+    """Yield inference on images on the device, and on image files, by batch size."""
     files = partial(inference.files_to_boxes, folder=settings.files)
     for batch in settings.scale.batches[: 1 if settings.quick else None]:
         at = replace(workload, batch=batch)
@@ -122,16 +122,16 @@ def _inference(settings: Settings, workload: Workload) -> Iterator[Task]:
         yield timed(f"image files to boxes, batch {batch}", files, at)
 
 
-def _training(settings: Settings, workload: Workload, wide: bool) -> Iterator[Task]:
-    """Yield augmentation on the device, and `train.py` without and with a cache."""
-    if wide:
+def _training(settings: Settings, workload: Workload, detailed: bool) -> Iterator[Task]:
+    """Yield `train.py` with a cache; if `detailed`, also without it, and augmentation alone."""
+    if detailed:
         pixels = partial(
             loader.augment_on_device, data=settings.data(settings.scale.data_mode, settings.cpus)
         )
         name = f"pixels on the device, batch {workload.batch}"
         yield _timed(settings, name, pixels, workload)
     data_mode = settings.scale.data_mode
-    for mode in (UNCACHED, data_mode) if wide else (data_mode,):
+    for mode in (UNCACHED, data_mode) if detailed else (data_mode,):
         fields = settings.data(mode, settings.cpus)
         flags = [
             f"--config={workload.file}",
@@ -146,7 +146,7 @@ def _training(settings: Settings, workload: Workload, wide: bool) -> Iterator[Ta
 
 
 def _growth(settings: Settings, workload: Workload) -> Iterator[Task]:
-    """Yield the step by batch and by size of the input."""
+    """Yield the step by batch size and by input size."""
     timed, batch = partial(_timed, settings), workload.batch
     for count in settings.scale.batches:
         if count != batch:

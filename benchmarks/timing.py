@@ -10,11 +10,11 @@ import jax
 
 from nanodet_jax.runtime import backend
 
-Row = dict[str, float]  # measurements, by the keys of `report.COLUMNS` and further ones
+Row = dict[str, float]  # measurements, by the keys of `report.COLUMNS` and other keys
 
 
 class Repeats(NamedTuple):
-    """How often to run a program: for `seconds`, but within the bounds of runs."""
+    """How often to run a program: for `seconds`, but between `min_runs` and `max_runs` times."""
 
     seconds: float = 5.0
     min_runs: int = 5
@@ -33,13 +33,13 @@ class Program(NamedTuple):
 
     run: Callable[[], Any]  # returns arrays to wait for
     facts: Row  # measurements made while it was built
-    images: int = 0  # images of a run; 0: no images per second
-    batches: int = 1  # batches of a run; times are reported for one batch
+    images: int = 0  # images per run; 0: do not report images per second
+    batches: int = 1  # batches per run; times are reported for one batch
     roofline: str = ""  # the key of `machine.TRAFFIC` for its bound: training | inference | ""
 
 
 def timed(run: Callable[[], Any]) -> Callable[[], Times]:
-    """Return a function that runs, waits for the result and returns the times."""
+    """Return a function that calls `run`, waits for the result and returns the times."""
 
     def run_timed() -> Times:
         wall, cpu = time.perf_counter(), time.process_time()
@@ -50,7 +50,7 @@ def timed(run: Callable[[], Any]) -> Callable[[], Times]:
 
 
 def alternate(runs: Mapping[str, Callable[[], Times]], repeats: Repeats) -> dict[str, list[Times]]:
-    """Time all programs in turn, so that other work on the machine slows all of them equally."""
+    """Time all programs alternately, so that other work on the machine slows all equally."""
     times: dict[str, list[Times]] = {name: [] for name in runs}
     end = time.perf_counter() + repeats.seconds * len(runs)
     for done in range(repeats.max_runs if runs else 0):
@@ -62,7 +62,7 @@ def alternate(runs: Mapping[str, Callable[[], Times]], repeats: Repeats) -> dict
 
 
 def summarize(times: list[Times]) -> Row:
-    """Return milliseconds: medians, and the minimum, which other work disturbs least."""
+    """Return milliseconds: medians, and the minimum, which other work affects least."""
     walls, cpus = zip(*times)
     return {
         "wall_ms": 1e3 * statistics.median(walls),
@@ -112,10 +112,10 @@ def planned_mb(compiled: Any) -> float:
 
 
 def peak_resident_mb(process: int | str = "self") -> Row:
-    """Return the peak resident memory of a process so far, MB; nothing if the system lacks it.
+    """Return the peak resident memory of a process so far, in MB; an empty row if it is unknown.
 
-    Linux counts from the start of the process's program. `getrusage` would include the memory of
-    the parent at the time when it started the process.
+    Linux counts from the start of the process's program. `getrusage` would include the memory that
+    the parent had when it started the process.
     """
     try:
         status = Path(f"/proc/{process}/status").read_text()
@@ -128,7 +128,7 @@ def peak_resident_mb(process: int | str = "self") -> Row:
 
 
 def peak_memory() -> Row:
-    """Return the peak memory of this process so far, MB, on the host and on the device."""
+    """Return the peak memory of this process so far, in MB, on the host and on the device."""
     stats = jax.devices()[0].memory_stats() or {}
     if "peak_bytes_in_use" not in stats:
         return peak_resident_mb()
@@ -136,12 +136,12 @@ def peak_memory() -> Row:
 
 
 def make_row(program: Program, times: list[Times], roofline_seconds: float | None) -> Row:
-    """Return times of a batch, images per second, and the fraction of the roofline.
+    """Return times per batch, images per second, and the fraction of the roofline limit.
 
     Args:
-      program: what was timed.
-      times: of its runs, each of `program.batches` batches.
-      roofline_seconds: shortest possible time of an image on the device, if known.
+      program: the program that was timed.
+      times: the times of its runs, each of `program.batches` batches.
+      roofline_seconds: shortest possible time per image on the device, if known.
     """
     row = {key: value / program.batches for key, value in summarize(times).items()}
     if program.images:

@@ -21,7 +21,7 @@ POLL_S = 0.05  # seconds
 
 
 class LogLine(NamedTuple):
-    """Training line of `metrics.jsonl`, with the time when it appeared."""
+    """A training line of `metrics.jsonl`, with the time when it appeared."""
 
     seconds: float  # since the start of the process
     values: dict[str, Any]
@@ -31,7 +31,7 @@ class LogLine(NamedTuple):
 def follow(flags: list[str], cache: Path) -> Generator[LogLine]:
     """Run `train.py` in a temporary workdir, and yield its training lines until closed.
 
-    The run is then stopped by SIGTERM, on which it saves and does not evaluate.
+    The run is then stopped with SIGTERM: it saves but does not evaluate.
 
     Raises:
       UserError: with the last line of its output, if the run ends by itself.
@@ -87,9 +87,9 @@ def end_to_end(flags: list[str], cache: Path, repeats: Repeats) -> dict[str, Row
     The values are medians over the log lines after the first one, which includes compilation.
 
     Args:
-      flags: of `train.py`; `log_every` sets the number of steps of a line.
-      cache: folder of compiled programs; a missing step is compiled in a separate run first.
-      repeats: only its seconds count, after the first line; at least three lines are measured.
+      flags: of `train.py`; `log_every` sets the number of steps per line.
+      cache: folder of compiled programs; if the step is missing, a separate run compiles it first.
+      repeats: only `seconds` is used, from the first line on; at least three lines are measured.
     """
     for attempt in range(2):
         before = count_cached_files(cache)

@@ -1,6 +1,6 @@
 """Workloads to measure: the network of a config, on noise images and random boxes.
 
-The time does not depend on the content of an image, but on the number of box slots.
+The time depends on the number of box slots, but not on the content of the images.
 """
 
 from dataclasses import dataclass
@@ -23,13 +23,13 @@ LEARNING_RATE = 1e-4  # low enough for a hundred steps on one batch to stay fini
 
 @dataclass(frozen=True)
 class Workload:
-    """Network, precision and shape of a batch."""
+    """Network, precision and batch shape."""
 
     file: str  # config: FILE[:VARIANT]
     precision: str = "float32"
     batch: int = 8
     size: int = 0  # side of the input in pixels; 0: the config's
-    slots: int = 30  # ground-truth slots of an image, half of them filled on average
+    slots: int = 30  # ground-truth slots per image, half of them filled on average
 
     def load(self) -> config.Config:
         """Return the config, with this precision and size and COCO's number of classes.
@@ -55,9 +55,9 @@ class Network:
     """Initialized network of a workload.
 
     Attributes:
-      config: of the workload.
-      model: with the guidance, if the config has one.
-      variables: in training, with the guidance.
+      config: the config of the workload.
+      model: the network, with the guidance if the config has one.
+      variables: all variables for training, including the guidance.
       criterion: assignment and loss.
     """
 
@@ -69,7 +69,7 @@ class Network:
 
 
 def random_batch(workload: Workload, size: tuple[int, int]) -> Batch:
-    """Draw noise images and boxes of 3 to 50 percent of the sides; numpy, with a fixed seed."""
+    """Draw noise images, and boxes of 3 to 50 percent of the sides; numpy, with a fixed seed."""
     random = np.random.default_rng(0)
     shape, sides = (workload.batch, workload.slots), np.array(size[::-1])
     corner = random.uniform(0, 0.8, (*shape, 2)) * sides

@@ -7,8 +7,9 @@
         --config.data.val_annotations=coco/annotations/instances_val2017.json
 
 Cost: an epoch of about 117,266 images has 610 steps of 192 images for nanodet-m, and 1,221 steps of
-96 images for nanodet-plus-m. Expected AP on val2017: the AP that the original reports, below.
-The original starts from ImageNet weights of the backbone (here: `--config.training.init_weights`).
+96 images for nanodet-plus-m. The expected AP on val2017 is the one that the original reports, see
+below. The original starts from a backbone pretrained on ImageNet; here, set
+`--config.training.init_weights`.
 
     variant             input  epochs  AP    GMAC   parameters
     nanodet-m_320       320    280     20.6  0.342  0.95 M
@@ -17,7 +18,8 @@ The original starts from ImageNet weights of the backbone (here: `--config.train
     nanodet-m-1.5x      320    280     23.5  0.696  2.07 M
     nanodet-m-1.5x_416  416    280     26.8  1.177  2.07 M
 
-NanoDet-Plus, with the parameters of the deployed network and of training with the guidance module:
+NanoDet-Plus, with the parameters of the deployed network and of the network that is trained, which
+includes the guidance module:
 
     nanodet-plus-m_320       320  300  27.0  0.451  1.20 M  4.33 M
     nanodet-plus-m_416       416  300  30.4  0.762  1.20 M  4.33 M
@@ -54,7 +56,7 @@ def plus_assigner() -> Assigner:
 
 
 def make_plus(config: Config) -> None:
-    """Change the recipe of nanodet-m_320 into that of nanodet-plus-m_320, in place."""
+    """Change the recipe of nanodet-m_320 into the recipe of nanodet-plus-m_320, in place."""
     config.data.batch_size = 96
     config.data.keep_ratio = False
     config.augment.stretch_x = config.augment.stretch_y = (0.8, 1.2)
@@ -78,7 +80,7 @@ def make_plus(config: Config) -> None:
 
 
 def get_config(variant: str = "nanodet-m_320") -> Config:
-    """Return the config of one of VARIANTS. All others are modifications of the first."""
+    """Return the config of one of VARIANTS. All others are modifications of the first variant."""
     config = Config(
         name="nanodet-m_320",
         input_size=(320, 320),

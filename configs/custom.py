@@ -7,8 +7,8 @@
         --config.data.val_images=DIR --config.data.val_annotations=val.json \\
         --config.training.init_weights=nanodet-m_320.pth
 
-FOLDER is in one of the layouts that `docs/training.md` lists, such as an export of Roboflow. The
-json file defines the classes. `configs/custom.py:nanodet-plus-m` with nanodet-plus-m_320.pth
+FOLDER has one of the layouts that `docs/training.md` lists, such as a Roboflow export. The json
+file defines the classes. `configs/custom.py:nanodet-plus-m` with nanodet-plus-m_320.pth
 trains NanoDet-Plus, which is more accurate and several times slower to train.
 
 Cost: 1,000 images are 62 steps per epoch. With nanodet-m, 40 epochs take about 20 minutes on two

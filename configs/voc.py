@@ -1,4 +1,4 @@
-"""A Pascal VOC folder, fine-tuned from published weights.
+"""Fine-tune published weights on a folder in Pascal VOC format.
 
     python train.py --config configs/voc.py --workdir runs/mine \\
         --config.data.root=FOLDER --config.training.init_weights=nanodet-m_320.pth
@@ -10,9 +10,9 @@ The classes are all names in the annotations, in alphabetical order, unless
 `--config.data.classes=cat,dog` sets them.
 
 Cost: BCCD (292 images, 3 kinds of blood cells) takes 720 steps in 40 epochs, about 6 minutes on two
-CPU cores with nanodet-m. Expected AP on BCCD: 0.571 (seed 0), and with the original's way of
-warping (`--config.compat.pixel_index_warp=True`) 0.573, 0.570 and 0.574. The original reaches 0.569
-with these settings.
+CPU cores with nanodet-m. Expected AP on BCCD: 0.571 (seed 0), and 0.573, 0.570 and 0.574 with the
+original's warping (`--config.compat.pixel_index_warp=True`). The original reaches 0.569 with these
+settings.
 """
 
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Your own images with YOLO label files, fine-tuned from published weights.
+"""Fine-tune published weights on your own images with YOLO label files.
 
     python train.py --config configs/yolo.py --workdir runs/mine \\
         --config.data.root=FOLDER --config.training.init_weights=nanodet-m_320.pth
@@ -7,7 +7,7 @@ FOLDER contains `data.yaml`, which names the classes and the image folders:
 
     {train: images/train, val: images/val, names: [cat, dog]}
 
-The boxes of images/train/a.jpg are in labels/train/a.txt. Exports of Roboflow are read unchanged.
+The boxes of images/train/a.jpg are in labels/train/a.txt. Roboflow exports can be used unchanged.
 
 `configs/yolo.py:nanodet-plus-m` with nanodet-plus-m_320.pth trains NanoDet-Plus. Cost: as in
 `configs/custom.py`. Expected AP: see `configs/voc.py` for an example.

@@ -1,8 +1,8 @@
 """NanoDet and NanoDet-Plus, small one-stage object detectors, in JAX and Flax.
 
 `train_and_evaluate(config, workdir)` trains, `evaluate(config, weights, out)` evaluates, and
-`Detector.load(weights)` finds objects in images. `setup_process()` changes settings of the whole
-process; the first two call it, a `Detector` does not.
+`Detector.load(weights)` finds objects in images. `setup_process()` changes process-wide
+settings. The first two call it; a `Detector` does not.
 """
 
 from nanodet_jax.evaluation.evaluate import evaluate as evaluate

@@ -1,7 +1,7 @@
 """Geometry of boxes, priors and distance distributions.
 
-Boxes are xyxy, float32, with any leading shape. Both boxes passed to a function are in the same
-unit. Letters: P priors, R reg_max + 1 bins of a distance distribution.
+Boxes are float32 xyxy arrays with any leading axes. A function of two boxes expects both in the
+same unit. Dimensions: P priors, R = reg_max + 1 bins of a distance distribution.
 """
 
 from typing import NamedTuple
@@ -11,11 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32
 
-EPSILON = 1e-6  # lower bound of a union or an enclosing area, as in the original
+EPSILON = 1e-6  # lower bound for unions and enclosing areas, as in the original
 
 
 class Priors(NamedTuple):
-    """Points that each predict a box: finest level first, rows of a level top to bottom."""
+    """Points that each predict a box, from the finest level on, row by row within a level."""
 
     centers: Float32[np.ndarray, "P 2"]  # x and y in input pixels
     strides: Float32[np.ndarray, "P"]  # pixels
@@ -23,7 +23,7 @@ class Priors(NamedTuple):
 
 
 def make_priors(input_size: tuple[int, int], strides: tuple[int, ...], offset: float) -> Priors:
-    """Return the priors of an input of (height, width) pixels.
+    """Return the priors for an input of (height, width) pixels.
 
     `offset` is the position of a prior in its grid cell, in strides: 0.5 for NanoDet and 0 for
     NanoDet-Plus, as the published weights of each expect.
@@ -41,7 +41,7 @@ def make_priors(input_size: tuple[int, int], strides: tuple[int, ...], offset: f
 
 
 def anchors(priors: Priors, scale: float) -> Float32[np.ndarray, "P 4"]:
-    """Return the square boxes of `scale` strides around the priors' centers, in input pixels."""
+    """Return squares with sides of `scale` strides, centered on the priors, in input pixels."""
     half = 0.5 * (priors.strides * np.float32(scale))[:, None]
     return np.concatenate([priors.centers - half, priors.centers + half], axis=-1)
 
@@ -90,7 +90,7 @@ def area(boxes: Float[Array, "*n 4"]) -> Float[Array, "*n"]:
 
 
 def intersection(a: Float[Array, "*#n 4"], b: Float[Array, "*#n 4"]) -> Float[Array, "*#n"]:
-    """Return the area that boxes share; `a` and `b` broadcast."""
+    """Return the area that two boxes share; `a` and `b` broadcast."""
     low = jnp.maximum(a[..., :2], b[..., :2])
     high = jnp.minimum(a[..., 2:], b[..., 2:])
     size = jnp.maximum(high - low, 0)
@@ -114,9 +114,9 @@ def iof(a: Float[Array, "*#n 4"], b: Float[Array, "*#n 4"]) -> Float[Array, "*#n
 def giou(a: Float[Array, "*#n 4"], b: Float[Array, "*#n 4"]) -> Float[Array, "*#n"]:
     """Return the generalized iou, in [-1, 1]; `a` and `b` broadcast.
 
-    Iou minus the fraction of the smallest enclosing box that neither box covers. Rezatofighi et
-    al., "Generalized Intersection over Union: A Metric and A Loss for Bounding Box Regression",
-    https://arxiv.org/abs/1902.09630.
+    This is the iou minus the fraction of the smallest enclosing box that neither box covers. See
+    Rezatofighi et al., "Generalized Intersection over Union: A Metric and A Loss for Bounding Box
+    Regression", https://arxiv.org/abs/1902.09630.
     """
     common = intersection(a, b)
     union = jnp.maximum(area(a) + area(b) - common, EPSILON)

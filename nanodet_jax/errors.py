@@ -1,4 +1,4 @@
-"""UserError, an error that the user can fix, and the conversion of other errors to it."""
+"""UserError, for errors that the user can fix, and helpers for error messages."""
 
 import difflib
 from collections.abc import Iterable, Iterator
@@ -10,7 +10,7 @@ class UserError(Exception):
     """Input that cannot be used. The message names the file, field or key, and the fix.
 
     The command line prints the message on one line and exits with code 2. Any other exception is a
-    bug in the program, and shows its traceback.
+    bug in the program, and its traceback is shown.
     """
 
 
@@ -27,7 +27,7 @@ def did_you_mean(given: str, known: Iterable[str]) -> str:
 
 @contextmanager
 def reporting_write_errors(path: Path) -> Iterator[None]:
-    """Turn an OSError, such as that of a full disk, into a UserError that names `path`."""
+    """Turn an OSError, such as a full disk, into a UserError that names `path`."""
     try:
         yield
     except OSError as error:

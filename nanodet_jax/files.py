@@ -1,7 +1,7 @@
 """Read files within limits, and write them completely or not at all.
 
-A dataset, a weight file or a workdir may come from an untrusted source. A path in it may be an
-endless device or a blocking pipe, and a symbolic link may point to any file of the user.
+A dataset, a weight file or a workdir may come from an untrusted source. A path in it may name
+an endless device or a blocking pipe, and a symbolic link may point to any of the user's files.
 """
 
 import contextlib
@@ -16,10 +16,11 @@ from typing import Any, BinaryIO
 
 from nanodet_jax.errors import UserError, reporting_write_errors
 
-# Bytes of a json file in a workdir. Enough for the metrics of 30 thousand classes with names of the
-# maximum length, or of 6 thousand if json escapes every character.
+# Size limit of a json file in a workdir, in bytes. Enough for the metrics of 30 thousand classes
+# whose names have the maximum length, or of 6 thousand if json escapes every character.
 JSON_LIMIT = 8 << 20
-# Missing on Windows, which has no such pipes and, for most users, no symbolic links.
+# Windows lacks the first two: it has no named pipes in folders, and for most users no symbolic
+# links.
 NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)
 NO_WAIT = getattr(os, "O_NONBLOCK", 0)
 BINARY = getattr(os, "O_BINARY", 0)
@@ -30,7 +31,7 @@ def open_regular(path: Path) -> io.BufferedReader:
 
     Raises:
       OSError: if it cannot be opened.
-      ValueError: if it is not a regular file, so that reading might block or never end.
+      ValueError: if it is not a regular file; reading it might block or never end.
     """
     _check_regular(os.stat(path).st_mode)  # do not even open a device
     file = os.fdopen(os.open(path, os.O_RDONLY | NO_WAIT | BINARY), "rb")
@@ -78,9 +79,9 @@ def read_json(path: Path, limit: int = JSON_LIMIT) -> Any:
 def atomic_write(path: Path) -> Iterator[BinaryIO]:
     """Open a file for writing that replaces `path` when the context ends without an error.
 
-    Missing folders are made. The data go to a new file in the same folder, which is then renamed:
-    a reader never sees half a file, an error leaves the old file in place, and if `path` is a
-    symbolic link, the link is replaced and its target does not change.
+    Missing folders are created. The data is written to a new file in the same folder, which is then
+    renamed, so a reader never sees half a file, and an error leaves the old file in place. If
+    `path` is a symbolic link, the link is replaced and its target does not change.
 
     Raises:
       UserError: naming the path, if it cannot be written.
@@ -113,7 +114,7 @@ def write_json(path: Path, value: Any, indent: int | None = None) -> None:
 
 
 def make_folder(path: Path) -> Path:
-    """Make a folder of a workdir if it is missing.
+    """Create a folder of a workdir if it is missing.
 
     Raises:
       UserError: if the folder cannot be created, or is a symbolic link. Writing through a link
@@ -133,6 +134,6 @@ def refuse_link(path: Path) -> None:
     """
     if path.is_symlink():
         raise UserError(
-            f"{path}: is a symbolic link, which a workdir may not contain; move the folder there, "
-            "or link the whole workdir"
+            f"{path}: is a symbolic link, which a workdir may not contain; replace it with the "
+            "folder itself, or link the whole workdir"
         )

@@ -13,11 +13,11 @@ from nanodet_jax.terminal import say
 
 T = TypeVar("T")
 
-LINE_EVERY_S = 10  # seconds between two lines, without bars
+LINE_EVERY_S = 10  # seconds between lines where there is no bar
 
 
 class Progress(Protocol):
-    """Progress of a loop that is running."""
+    """Progress of a running loop."""
 
     n: float
     """Number of finished items."""
@@ -26,7 +26,7 @@ class Progress(Protocol):
         """Count more items as finished."""
 
     def close(self) -> object:
-        """End the display."""
+        """Stop showing the progress."""
 
 
 def output() -> Literal["terminal", "notebook", "lines"]:
@@ -42,13 +42,13 @@ def output() -> Literal["terminal", "notebook", "lines"]:
 def progress(total: int, what: str, unit: str, visible: bool = True) -> Iterator[Progress]:
     """Show the progress of a loop while the context is active.
 
-    In a notebook, a loop inside another one is shown as text after the bar of the outer one.
+    In a notebook, while a `MainBar` is open, the progress is shown as text after that bar.
 
     Args:
       total: number of items.
       what: the work, such as "evaluate".
-      unit: of the items, such as "img".
-      visible: False shows nothing.
+      unit: unit of the items, such as "img".
+      visible: if False, show nothing.
     """
     kind = output()
     shown: Progress
@@ -69,7 +69,7 @@ def progress(total: int, what: str, unit: str, visible: bool = True) -> Iterator
 def track(
     items: Iterable[T], total: int, what: str, unit: str, visible: bool = True
 ) -> Iterator[T]:
-    """Yield items and show the progress of the loop over them; arguments as for `progress`."""
+    """Yield items and show the progress of the loop over them; see `progress` for the arguments."""
     with progress(total, what, unit, visible) as shown:
         for item in items:
             yield item
@@ -77,12 +77,12 @@ def track(
 
 
 class MainBar:
-    """Bar of the main loop of a process, which stays at its end; nothing without bars.
+    """Bar of a process's main loop. It stays visible at the end. Without bars, it shows nothing.
 
     Args:
       total: number of items.
       done: number of items that are finished at the start.
-      unit: of the items.
+      unit: unit of the items.
     """
 
     def __init__(self, total: int, done: int, unit: str) -> None:
@@ -102,14 +102,14 @@ class MainBar:
             self._bar.set_postfix_str(text, refresh=False)
 
     def close(self) -> None:
-        """End the display."""
+        """Stop updating the bar."""
         if self._bar is not None:
             self._bar.close()
             _main_bars.remove(self._bar)
             self._bar = None
 
 
-_main_bars: list[Any] = []  # open ones, the outermost first
+_main_bars: list[Any] = []  # the open bars, outermost first
 
 
 class _Lines:

@@ -1,7 +1,7 @@
-"""Named tuples that pass from one part of the program to another.
+"""Named tuples passed between parts of the program.
 
-Letters: B batch, G ground-truth slots, P priors, C classes, R reg_max + 1, N detections; `*n` is
-any number of leading axes. Boxes are xyxy in pixels of the network input unless a field documents
+Dimensions: B batch, G ground-truth slots, P priors, C classes, R = reg_max + 1, N detections; `*n`
+is any number of leading axes. Boxes are xyxy in pixels of the network input unless a field says
 otherwise.
 """
 
@@ -37,8 +37,8 @@ class RawBatch(NamedTuple):
 
     canvases: UInt8[Array, "B Hc Wc 3"] | Int32[Array, "B"]  # BGR
     sizes: Int32[Array, "B 2"]  # height and width of the image on its canvas
-    shrunk: Int32[Array, "B 2"]  # size to average the image down to first; `sizes` for none
-    inverse_warps: Float32[Array, "B 3 3"]  # pixel indices, input to shrunk image
+    shrunk: Int32[Array, "B 2"]  # size the image is first averaged down to, or `sizes`
+    inverse_warps: Float32[Array, "B 3 3"]  # from input pixel indices to shrunk image indices
     filled: Int32[Array, "B 2"]  # height and width of the input that the image fills
     colors: Float32[Array, "B 3"]  # brightness, contrast, saturation
     ground_truth: GroundTruth  # B images
@@ -52,7 +52,7 @@ class Predictions(NamedTuple):
     box_logits: Float[Array, "*n P 4 R"]
 
 
-BACKGROUND, IGNORED = -1, -2  # of Targets.gt_index
+BACKGROUND, IGNORED = -1, -2  # special values of Targets.gt_index
 
 
 class Targets(NamedTuple):
@@ -71,4 +71,4 @@ class Detections(NamedTuple):
     scores: Float32[Array, "*n N"]  # in [0, 1]
     labels: Int32[Array, "*n N"]
     valid: Bool[Array, "*n N"]
-    truncated: Bool[Array, "*n"]  # whether the limit before suppression may have cost a detection
+    truncated: Bool[Array, "*n"]  # whether the candidate limit may have cost a detection

@@ -1,4 +1,4 @@
-"""Parameters, multiplications and output shapes of a network, derived from shapes alone."""
+"""Parameters, multiply-adds and output shapes of a network, derived from shapes alone."""
 
 import math
 from collections import Counter
@@ -24,8 +24,8 @@ class Cost(NamedTuple):
     """Cost of a part of the network, or of several."""
 
     params: int  # learned parameters, without running statistics
-    macs: int  # multiply-adds of the convolutions, forward, for one image
-    outputs: int  # elements of the outputs of the convolutions, for one image
+    macs: int  # multiply-adds of the convolutions in a forward pass of one image
+    outputs: int  # elements in the outputs of the convolutions, for one image
 
 
 class Level(NamedTuple):
@@ -61,7 +61,7 @@ class Summary(NamedTuple):
 
 
 def summarize(model: config.Model, input_size: tuple[int, int]) -> Summary:
-    """Return costs and shapes of a network, without computing anything.
+    """Return costs and shapes of a network, without running it.
 
     Args:
       model: checked by `config.check`, with `num_classes` set.
@@ -131,7 +131,7 @@ def format_summary(summary: Summary) -> str:
         f"class logits [P, C]     {list(summary.class_logits)}",
         f"box logits   [P, 4, R]  {list(summary.box_logits)}",
         "",
-        "MACs are the multiply-adds of the convolutions, forward, for one image.",
+        "MACs are the multiply-adds of the convolutions in a forward pass of one image.",
     ]
     return "\n".join(lines)
 

@@ -1,4 +1,4 @@
-"""Output on a terminal: escaped, of bounded length, and without effect once it is closed."""
+"""Terminal output: escaped, of limited length, and ignored once the terminal is closed."""
 
 import contextlib
 import io

@@ -24,8 +24,8 @@ GOLDEN_RATIO = (math.sqrt(5) - 1) / 2
 GAP = 4  # pixels between the images of a grid
 THRESHOLD = 0.35  # lowest score that is drawn by default
 # The detector suppresses boxes within each class only, so it may find several classes for one
-# object. Drawn boxes are also suppressed across classes. Two boxes count as the same object above
-# the iou at which VOC and COCO's AP50 match a detection to an object.
+# object. Drawn boxes are also suppressed across classes. Two boxes count as the same object if
+# their iou exceeds the one at which VOC and COCO's AP50 match a detection to an object.
 IOU_THRESHOLD = 0.5
 # OpenCV 4 draws each byte of a non-ASCII letter as a question mark; OpenCV 5 draws the letter.
 DRAWS_UNICODE = int(cv2.__version__.split(".")[0]) >= 5
@@ -65,7 +65,7 @@ def select_detections(
     """Return the indices of the detections to draw: one per object, best first.
 
     Apply greedy non-maximum suppression across classes: drop a box whose iou with a better box
-    exceeds `IOU_THRESHOLD`. Of equal scores, the first ranks higher.
+    exceeds `IOU_THRESHOLD`. Among equal scores, the first ranks higher.
 
     Args:
       boxes: [n, 4] xyxy.
@@ -83,7 +83,7 @@ def select_detections(
         return order
     corners = np.asarray(boxes, float).reshape(-1, 4)[order]
     sides = np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1)  # xywh
-    # NMSBoxes gets ranks in place of scores, to keep the order of equal ones.
+    # NMSBoxes gets ranks instead of scores, to keep the order of equal scores.
     ranks = np.arange(len(order), 0.0, -1.0).tolist()
     kept = cv2.dnn.NMSBoxes(sides.tolist(), ranks, score_threshold=0.0, nms_threshold=IOU_THRESHOLD)
     return order[np.asarray(kept, int)]
@@ -99,12 +99,12 @@ def draw_detections(
     *,
     draw_all: bool = False,
 ) -> np.ndarray:
-    """Return a copy of the image with box, class name and score of each detected object.
+    """Return a copy of the image with the box, class name and score of each detected object.
 
     Draw only the best-scoring class of each object (see `select_detections`), or every detection
     if `draw_all` is set. Skip boxes that lie outside the image. Lines and text scale with the
-    image. A name never covers the name of a better detection; where no free place is left, draw
-    the box without its name.
+    image. A name never covers the name of a better detection; if no free space is left for it, draw
+    the box alone.
 
     Args:
       image: [H, W, 3] uint8 BGR.
@@ -212,7 +212,7 @@ def grid(
 
 
 def save_image(path: Path, image: np.ndarray) -> None:
-    """Write an image [H, W, 3] uint8 BGR in the format of the file's suffix; create its folders.
+    """Write an image [H, W, 3] uint8 BGR in the format of the path's suffix; create its folders.
 
     Raises:
       UserError: naming the path, if OpenCV does not know the suffix or the file cannot be written.
@@ -287,7 +287,7 @@ def _place(
     image: np.ndarray,
     style: _Style,
 ) -> list[_Label]:
-    """Place a text above the box, inside at its top, below, or inside at its bottom.
+    """Place a text above the box, inside at the top, below it, or inside at the bottom.
 
     Try these in order, aligned with the left edge of the box, then with the right. Truncate a text
     that is wider than the image.
@@ -311,7 +311,7 @@ def _place(
         for y in (outside_top, inside_top, outside_bottom, inside_bottom):
             top = max(0, min(y, height - label_height))
             if abs(top - y) > half:
-                continue  # moving it back into the image would change its place at the box
+                continue  # moving it into the image would change its position on the box
             right, bottom = left + label_width, top + label_height
             baseline = top + ascent + style.padding // 2
             label = _Label(text, color, left, top, right, bottom, baseline)

@@ -37,7 +37,7 @@ def tiny_config(steps: int = 8, steps_per_epoch: int = 4, batch_size: int = 4) -
 
 
 def one_class_source(records: Sequence[Record]) -> InMemorySource:
-    """Return a source of records whose labels are all 0."""
+    """Return a source of these records, whose labels must all be 0."""
     return InMemorySource((Category(1, "thing"),), records)
 
 
@@ -66,7 +66,7 @@ def write_image(
 def write_coco(folder: Path, content: Any, images: Mapping[str, np.ndarray]) -> tuple[Path, Path]:
     """Write a dataset in COCO format, and return its folder of images and its annotation file.
 
-    `content` is the content of the file, or its text.
+    `content` is the content of the annotation file: a JSON value, or text.
     """
     (folder / "images").mkdir(parents=True)
     for name, pixels in images.items():
@@ -120,7 +120,7 @@ def write_yolo_image(
 
 
 def write_yolo(folder: Path) -> Path:
-    """Write a dataset of one image to `folder/data`, next to another dataset, and return it."""
+    """Write a dataset of one image to `folder/data`, next to another one, and return its folder."""
     root = folder / "data"
     write_yolo_image(root, "images/train/a.png")
     write_yolo_image(folder / "other", "images/train/b.png")

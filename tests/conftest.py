@@ -1,7 +1,7 @@
 """Strict settings of all tests.
 
-Warnings are errors (`pyproject.toml`). Ranks and dtypes never promote silently. Shapes in the
-signatures of the modules below are checked at run time. This slows down tracing a little, and does
+Warnings are errors (`pyproject.toml`). Ranks and dtypes are never promoted silently. Shapes in the
+signatures of the modules below are checked at run time. This slows down tracing a little, but does
 not change programs.
 """
 
@@ -17,6 +17,11 @@ import flax.linen as nn
 import jax
 import jaxtyping
 import optax
+import pytest
+
+# Files that take longest. They run first, so that no core is idle at the end of `pytest -n`.
+LONGEST = ("test_kill", "test_parity", "test_loop", "test_docs", "test_plus", "test_legacy",
+           "test_precision", "test_full_disks", "test_many_devices", "test_accumulate")  # fmt: skip
 
 SHAPES_CHECKED = (
     "nanodet_jax.boxes",
@@ -28,8 +33,8 @@ jaxtyping.install_import_hook(SHAPES_CHECKED, "beartype.beartype")  # before the
 
 from nanodet_jax.runtime.process import setup_process  # noqa: E402
 
-# Traced programs are millions of objects that live long. With Python's thresholds, a sixth of the
-# suite's time would be spent on looking for garbage among them.
+# Traced programs consist of millions of long-lived objects. With Python's default thresholds, a
+# sixth of the suite's time would be spent on garbage collection among them.
 gc.set_threshold(200_000, 20, 100)
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -40,3 +45,8 @@ nn.GroupNorm.__call__ = jax.numpy_dtype_promotion("standard")(nn.GroupNorm.__cal
 nn.avg_pool = jax.numpy_dtype_promotion("standard")(nn.avg_pool)
 optax.tree.bias_correction = jax.numpy_dtype_promotion("standard")(optax.tree.bias_correction)
 setup_process(cache_dir=Path(__file__).parents[1] / ".jax_cache")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    order = {name: position for position, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(order)))

@@ -42,7 +42,7 @@ TINY = (
     "--config.training.warmup_steps=2",
     "--config.training.log_every=1",
     "--config.training.ema_decay=0.9",
-)  # a tiny network; a step takes some 20 ms
+)  # a tiny network; a step takes about 20 ms
 
 
 class Launch:

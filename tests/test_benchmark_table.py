@@ -229,8 +229,8 @@ def test_memory_grows_by_at_most_six_numbers_per_prior_and_slot(variant):
     assert many[0] - few[0] < limit * (many[1] - few[1])
 
 
-def test_materialised_cost_exceeds_the_memory_bound():
-    cost = assignment.FORMS["direct, materialised"]
+def test_materialized_cost_exceeds_the_memory_bound():
+    cost = assignment.FORMS["direct, materialized"]
     few, many = planned_mb(PLUS, 20, cost), planned_mb(PLUS, 300, cost)
     assert many[0] - few[0] > 60 * (many[1] - few[1])
 

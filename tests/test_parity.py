@@ -21,7 +21,9 @@ def test_parity_of_a_small_fixture_passes(name, capsys):
     assert parity.main([str(HERE), "--only", f"^{name}$"]) == 0, capsys.readouterr().out
 
 
-@pytest.mark.parametrize("weights", ["nanodet-m_320", "nanodet-plus-m_320"])
+@pytest.mark.parametrize(
+    "weights", [pytest.param("nanodet-m_320", marks=pytest.mark.long), "nanodet-plus-m_320"]
+)
 def test_parity_of_detections_of_published_weights_passes(weights, capsys):
     folder = SHARED / "reference"
     if not folder.is_dir():

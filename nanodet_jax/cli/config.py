@@ -18,7 +18,7 @@ from nanodet_jax.errors import UserError
 from nanodet_jax.terminal import say, say_lines
 
 INDENT = " " * 6
-WIDTHS = (60, 90)  # narrowest and widest text, in characters
+WIDTHS = (60, 90)  # minimum and maximum width of the text, in characters
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -54,7 +54,7 @@ def run(args: argparse.Namespace, overrides: Sequence[str]) -> int:
 
 
 def _section(path: str, values: Any, defaults: Any, word: str) -> Iterator[str]:
-    """Yield the lines of one section, then those of the sections in it."""
+    """Yield the lines of one section, then the lines of its nested sections."""
     cls = type(values)
     hints, texts = typing.get_type_hints(cls), descriptions(cls)
     lines: list[str] = []

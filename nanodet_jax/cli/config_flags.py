@@ -23,16 +23,16 @@ from nanodet_jax.cli.flag_values import format_value, parse_value
 from nanodet_jax.config.section import close_fields, fields_of, unknown_field
 from nanodet_jax.errors import UserError, did_you_mean
 
-SHIPPED = "nanodet_jax.configs"  # package of the configs that have a name
+SHIPPED = "nanodet_jax.configs"  # package of the configs that can be used by name
 OVERRIDE = re.compile(r"--?(no)?config\.([^=]*)(=.*)?", re.DOTALL)
 # Fields that are lists of names.
 NAME_LISTS = ("data.classes", "data.merge", "data.ignore", "data.sources")
 HELP = """CONFIG is NAME[:VARIANT] or FILE[:VARIANT]. The names are {names}. A file is Python code
 with a function get_config() that returns a Config; VARIANT is its argument. Override fields with
 --config.FIELD=VALUE, for example --config.training.epochs=20 --config.data.classes=cat,dog
---noconfig.data.keep_ratio; of repeated flags, the last one counts. `nanodet-jax config` describes
-all fields, as does docs/config.md in the repository. --flagfile=FILE reads more flags from a file,
-one per line."""
+--noconfig.data.keep_ratio; if a flag is repeated, the last one counts. `nanodet-jax config`
+describes all fields, as does docs/config.md in the repository. --flagfile=FILE reads more flags
+from a file, one per line."""
 
 
 def add_config(
@@ -101,7 +101,7 @@ def _with_flag_files(argv: Sequence[str]) -> list[str]:
 
 
 def suggest_flag(argument: str) -> str:
-    """Return " did you mean --config.FIELD?" for an argument close to a field or config, or ""."""
+    """Return " did you mean --config.FIELD?" for an argument like a field or config, else ""."""
     name = re.sub(r"^-*(config\b)?[.-]?", "", argument).partition("=")[0]
     if not argument.startswith("-") and (name in shipped_names() or Path(argument).is_file()):
         return f" did you mean --config {argument}?"
@@ -122,7 +122,7 @@ def load_config(name: str, overrides: Sequence[str] = ()) -> configs.Config:
       overrides: `--config.FIELD=VALUE` flags, as `split_overrides` returns them.
 
     Raises:
-      UserError: naming the config, if it does not exist, has no `get_config`, does not know the
+      UserError: naming the config, if it does not exist, has no `get_config`, does not have the
         variant, fails in any other way, or has invalid values.
     """
     file, colon, variant = name.partition(":")
@@ -162,9 +162,9 @@ def _get_config(file: str, *variant: str) -> Any:
 
 @contextmanager
 def _importable_configs(path: Path) -> Iterator[None]:
-    """Let a config file import its neighbors, as `from configs import coco`.
+    """Let a config file import its neighbors, as in `from configs import coco`.
 
-    The folder that holds the config's own folder comes first, the working directory last.
+    The parent of the config's folder comes first, the working directory last.
     """
     before = sys.path.copy()
     sys.path[:] = [str(path.resolve().parent.parent), *before, os.getcwd()]
@@ -178,13 +178,13 @@ def apply_overrides(config: configs.Config, overrides: Sequence[str]) -> configs
     """Return a copy of a config with `--config.FIELD=VALUE` flags applied; the last one counts.
 
     Raises:
-      UserError: naming the flag and a fix, for an unknown field or a value of another type.
+      UserError: naming the flag and a fix, for an unknown field or a value of the wrong type.
     """
     config = copy.deepcopy(config)
     remaining = deque(configs.rename_flags(overrides))
     while remaining:
         match = OVERRIDE.fullmatch(remaining.popleft())
-        assert match is not None  # as `split_overrides` returns them
+        assert match is not None  # guaranteed by `split_overrides`
         negated, field, value = match.groups()
         hint = _type_of(field)
         section, _, name = field.rpartition(".")
@@ -210,7 +210,7 @@ def apply_overrides(config: configs.Config, overrides: Sequence[str]) -> configs
 
 
 def _take_value(remaining: deque[str]) -> str | None:
-    """Remove and return the value of a flag without "="; None if it is missing."""
+    """Remove and return the value that follows a flag without "="; None if it is missing."""
     missing = not remaining or remaining[0].startswith("--")
     return None if missing else remaining.popleft()
 
@@ -219,7 +219,7 @@ def _negated_value(field: str, value: str | None, hint: Any, example: str) -> st
     """Return "false" for `--noconfig.FIELD`, after checking that it is used correctly."""
     flag = f"--noconfig.{field}"
     if hint is not bool:
-        raise UserError(f"{flag}: is for fields that are true or false; use {example}")
+        raise UserError(f"{flag}: works only for fields that are true or false; use {example}")
     if value is not None:
         raise UserError(f"{flag}: takes no value; use {flag} or --config.{field}=false")
     return "false"
@@ -242,5 +242,5 @@ def _type_of(field: str) -> Any:
 
 
 def _section_of(config: configs.Config, name: str) -> Any:
-    """Return a section by its dotted name; the whole config for an empty name."""
+    """Return the section with a dotted name, or the whole config for an empty name."""
     return functools.reduce(getattr, filter(None, name.split(".")), config)

@@ -1,4 +1,4 @@
-"""`nanodet-jax doctor`: find what is wrong with the data of a config."""
+"""`nanodet-jax doctor`: find problems in the data of a config."""
 
 import argparse
 import json
@@ -15,9 +15,9 @@ from nanodet_jax.terminal import say_lines
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `doctor`."""
     parser.description = (
-        "Read all images and annotations of a config, and print what is wrong with them by "
-        "severity, with a suggested fix. The exit code is 0 if no problem is serious, 1 if one is, "
-        "and 2 if the config cannot be read."
+        "Read all images and annotations of a config, and print their problems by severity, each "
+        "with a suggested fix. The exit code is 0 if no problem is serious, 1 if one is, and 2 if "
+        "the config cannot be read."
     )
     add_config(parser)
     parser.add_argument("--all", action="store_true", help="list all examples of each problem")

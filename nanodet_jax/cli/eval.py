@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "of each class; write metrics.json, detections.json and pictures of detections."
     )
     add_config(
-        parser, default="", default_help="that of the run or of the .npz file; shapes for .pth"
+        parser, default="", default_help="the config of the run or .npz file; shapes for .pth"
     )
     parser.add_argument(
         "--workdir",
@@ -56,7 +56,7 @@ def run(args: argparse.Namespace, overrides: Sequence[str]) -> int:
         say("note: --judge is now called --evaluator")
     weights = args.weights or args.workdir
     if not weights or (args.weights and args.workdir):
-        raise UserError("use either --workdir of a run or --weights of a file")
+        raise UserError("use either --workdir RUN or --weights FILE")
     config, own = _config(args.config, weights, overrides)
     # A workdir may come from someone else: its eval/ must not be a link to another folder.
     default = args.workdir / "eval" if args.workdir else Path("runs/eval")
@@ -69,7 +69,7 @@ def run(args: argparse.Namespace, overrides: Sequence[str]) -> int:
             raise
         raise UserError(
             f"{error}; this path comes from the config of {weights}: use {moved} if the data has "
-            "moved, or run the command in the folder in which it was trained"
+            "moved, or run the command in the folder in which training was started"
         ) from error
     say_lines(format_table(metrics))
     say(f"{out} contains metrics.json, detections.json and pictures of detections")
@@ -77,7 +77,7 @@ def run(args: argparse.Namespace, overrides: Sequence[str]) -> int:
 
 
 def _config(name: str, weights: Path, overrides: Sequence[str]) -> tuple[Config, bool]:
-    """Return the config of `--config` or of the weights, and whether it is that of the weights."""
+    """Return the config of `--config` or of the weights, and whether it came from the weights."""
     own = None if name else load_config_of(weights)
     if own is None:
         return load_config(name or "shapes", overrides), False
@@ -88,7 +88,7 @@ def _config(name: str, weights: Path, overrides: Sequence[str]) -> tuple[Config,
 
 
 def _within_limits(own: Config, weights: Path, overrides: Sequence[str]) -> Config:
-    """Limit the resources that a config asks for, since weights may come from someone else."""
+    """Limit the resources that a config requests, since weights may come from someone else."""
     if max(own.input_size) > MAX_INPUT_SIDE and not any("input_size" in flag for flag in overrides):
         height, width = own.input_size
         raise UserError(
@@ -101,7 +101,7 @@ def _within_limits(own: Config, weights: Path, overrides: Sequence[str]) -> Conf
 
 
 def _missing_paths(config: Config) -> str:
-    """Return the flags of those paths of the validation data that do not exist."""
+    """Return the flags for the paths of the validation data that do not exist."""
     return " ".join(
         f"--config.data.{field}=PATH"
         for field in ("root", "val_images", "val_annotations")

@@ -20,17 +20,17 @@ PARSERS: dict[Any, tuple[Callable[[str], Any], str]] = {
 
 
 def parse_value(text: str, hint: Any) -> Any:
-    """Return the value that a text gives for a field; its bounds and choices are not checked.
+    """Parse the value of a field; bounds and choices are not checked.
 
-    Items of a tuple are separated by commas and may be enclosed in brackets. An item that contains
-    a comma is enclosed in double quotes.
+    Items of a tuple are separated by commas, and the list may be enclosed in brackets. An item that
+    contains a comma is enclosed in double quotes.
 
     Args:
       text: what follows `--config.FIELD=`.
       hint: type of the field.
 
     Raises:
-      ValueError: with what was expected.
+      ValueError: stating what was expected.
     """
     if typing.get_origin(hint) is not tuple:
         return _parse_item(text, hint)
@@ -58,7 +58,7 @@ def _format(value: Any) -> str:
 
 def _parse_item(text: str, hint: Any) -> Any:
     if hint not in PARSERS:
-        return text  # of a str or a Literal
+        return text  # the field is a str or a Literal
     parse, expected = PARSERS[hint]
     try:
         return parse(text.strip())
@@ -67,7 +67,7 @@ def _parse_item(text: str, hint: Any) -> Any:
 
 
 def _split(text: str) -> list[str]:
-    """Split the items of a tuple, without quotes around them; empty items are left out."""
+    """Split a tuple into its items, without the quotes around them; empty items are left out."""
     text = text.strip()
     if text[:1] + text[-1:] in ("()", "[]"):
         text = text[1:-1]

@@ -22,7 +22,7 @@ COMMANDS = {
     "train": (train, "train a detector, or resume a run"),
     "eval": (evaluate, "evaluate weights or a run on the validation images of a config"),
     "predict": (predict, "draw and list the objects in images"),
-    "doctor": (doctor, "find what is wrong with the data of a config"),
+    "doctor": (doctor, "find problems in the data of a config"),
     "config": (config, "print the fields of a config with their values and meaning"),
     "info": (info, "print the parameters and multiply-adds of a config's network"),
     "convert": (convert, "convert weights of the original NanoDet, or of a run, to .npz"),
@@ -30,16 +30,12 @@ COMMANDS = {
 }
 
 
-INTERNAL = {
-    "command",
-    "run",
-    "terminate_on_sigint",
-    "old_evaluator",
-}  # of the namespace, but no options
+# Names in the namespace that are not options.
+INTERNAL = {"command", "run", "terminate_on_sigint", "old_evaluator"}
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line."""
+    """A parser that reports each error in one line."""
 
     def __init__(self, **options: Any):
         super().__init__(allow_abbrev=False, **options)
@@ -73,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if getattr(args, "config", "") is None:
             raise UserError("use --config NAME_OR_FILE[:VARIANT]")
         _set_up_logging(args.verbosity)
-        gc.freeze()  # imported objects stay; tracing would scan them in each collection
+        gc.freeze()  # imported objects stay alive, so collections during tracing need not scan them
         with _sigint(terminates=args.terminate_on_sigint):
             code: int = args.run(args, overrides)
             return code
@@ -82,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:  # for example a full disk
         return fail(f"{error.filename}: {error.strerror}" if error.filename else error)
     except MemoryError:
-        return fail("out of memory on this machine; end other programs, or use less data at once")
+        return fail("out of memory on this machine; close other programs, or use less data at once")
     except KeyboardInterrupt:
         return 130
 
@@ -94,7 +90,7 @@ def fail(message: object) -> int:
 
 
 def _check_command(arguments: Sequence[str]) -> None:
-    """Refuse a misspelt command with a suggestion, which argparse does not give."""
+    """Refuse a misspelled command, with a suggestion; argparse makes none."""
     command = next((argument for argument in arguments if not argument.startswith("-")), None)
     if command is not None and command not in COMMANDS:
         meant = did_you_mean(command, COMMANDS)
@@ -142,10 +138,10 @@ def _set_up_logging(verbosity: int) -> None:
 
 
 class _WithoutClosedLoops:
-    """An unraisable hook that ignores the errors of closed event loops.
+    """An unraisable hook that ignores errors about closed event loops.
 
-    When a checkpoint cannot be written, TensorStore's threads raise hundreds of these, because
-    Orbax no longer waits for them. The reason is reported in one line elsewhere.
+    When a checkpoint cannot be written, TensorStore's threads raise hundreds of these errors,
+    because Orbax no longer waits for them. The cause is reported in one line elsewhere.
     """
 
     def __init__(self, previous: Any):
@@ -158,7 +154,7 @@ class _WithoutClosedLoops:
 
 @contextmanager
 def _sigint(terminates: bool) -> Iterator[None]:
-    """Let Ctrl-C terminate the process immediately, if `terminates` is set.
+    """Let Ctrl-C terminate the process immediately if `terminates` is set.
 
     Python's own handler runs only when XLA returns, and a compilation may take a minute. Training
     replaces both handlers with one that saves first.

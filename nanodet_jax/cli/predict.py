@@ -28,18 +28,18 @@ from nanodet_jax.runtime.process import setup_process
 from nanodet_jax.terminal import join_first, say
 
 DETECTIONS = "detections.json"
-SHOWN_SKIPS = 3  # names of skipped files
+SHOWN_SKIPS = 3  # number of skipped files whose names are printed
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `predict`."""
     parser.description = (
         "Find objects in images. Write a copy of each image with the boxes drawn, and "
-        "detections.json with all objects of a score above 0.05."
+        "detections.json with all objects that have a score above 0.05."
     )
     parser.add_argument("images", nargs="+", type=Path, help="image files, or folders of images")
     parser.add_argument(
-        "--recursive", action="store_true", help="also search the folders in the given folders"
+        "--recursive", action="store_true", help="also search subfolders of the given folders"
     )
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--weights", type=Path, help="a .pth, .ckpt or .npz file")
@@ -57,12 +57,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="lowest score of an object that is drawn (default: %(default)s)",
     )
     parser.add_argument(
-        "--draw-all", action="store_true", help="draw every class of an object, not only its best"
+        "--draw-all", action="store_true", help="draw every class of an object, not only the best"
     )
     parser.add_argument(
         "--save-labels",
         choices=get_args(LabelFormat),
-        help="also write the drawn objects as annotations, to correct and train on",
+        help="also write the drawn objects as annotations that you can correct and train on",
     )
     parser.add_argument(
         "--max-megapixels",
@@ -82,7 +82,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, _: Sequence[str]) -> int:
     """Draw and list the objects; return 1 if some of several images cannot be read, otherwise 0.
 
-    If an error or Ctrl-C ends the command, the written files contain the images done by then.
+    If an error or Ctrl-C ends the command, the written files contain all results up to that point.
     """
     check_selection((), args.threshold, None, None)
     listed = list_images(args.images, args.recursive, args.out)
@@ -135,7 +135,7 @@ def _draw(
     picture: Path,
     args: argparse.Namespace,
 ) -> ImageDetections:
-    """Draw and count the objects in one image; return those that are drawn."""
+    """Draw and count the objects in one image; return the drawn ones."""
     found = result.filter(threshold=args.threshold)
     chosen = visualize.select_detections(
         found.boxes, found.scores, args.threshold, draw_all=args.draw_all
@@ -158,11 +158,11 @@ def _write(out: Path, found: dict[str, list[dict[str, Any]]], labels: LabelFiles
 
 
 def _report_skipped(listed: ImageList, unreadable: list[str], recursive: bool) -> None:
-    """Print what was skipped: why, how many, and the first few."""
-    folders = "folders, hidden or links" if recursive else "folders, search with --recursive"
+    """Print what was skipped: how many, why, and the first few names."""
+    folders = "hidden folders or links" if recursive else "folders; search them with --recursive"
     for why, items in (
         ("unreadable", unreadable),
-        ("not images by their suffix", listed.others),
+        ("no image suffix", listed.others),
         (folders, listed.folders),
     ):
         if items:

@@ -10,8 +10,8 @@ from nanodet_jax.terminal import say
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `prepare`."""
     parser.description = (
-        "Write images with COCO annotations as an array_record dataset with the features of "
-        "TFDS's coco/2017."
+        "Write images with COCO annotations as an array_record dataset with the same features as "
+        "coco/2017 in TFDS."
     )
     for split in ("train", "val"):
         parser.add_argument(

@@ -1,6 +1,6 @@
 """The schema of every config: dataclasses, overridden by flags like `--config.data.batch_size=16`.
 
-A file in `configs/` returns a `Config`; `check` refuses invalid values before anything is
+A file in `configs/` returns a `Config`; `check` rejects invalid values before anything is
 compiled. Values that follow from other fields or from the data (channels, steps per epoch, number
 of classes, ground-truth slots) are computed, never configured.
 

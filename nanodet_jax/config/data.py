@@ -33,8 +33,8 @@ class Data(Section):
     evaluated against."""
 
     root: str = ""
-    """Folder of the dataset, in a layout that docs/training.md lists. coco: instead of the four
-    paths above. yolo: may also be the data.yaml itself. tfds: the data_dir, or the dataset's
+    """Folder of the dataset, in one of the layouts listed in docs/training.md. coco: replaces the
+    four paths above. yolo: may also be the data.yaml itself. tfds: the data_dir, or the dataset's
     folder."""
 
     sources: tuple[str, ...] = ()
@@ -45,11 +45,11 @@ class Data(Section):
     """tfds: name of the dataset with its version; "" if root is the dataset's folder."""
 
     classes: tuple[str, ...] = ()
-    """Names of the classes to learn, in label order; boxes of other classes are left out. () takes
-    all classes of the data, in their order (voc: sorted by name)."""
+    """Names of the classes to learn, in label order; boxes of other classes are left out. () = all
+    classes of the data, in their order (voc: sorted by name)."""
 
     merge: tuple[str, ...] = ()
-    """Classes to rename or unite, each as OLD:NEW, such as rbc:cell,wbc:cell. The other fields
+    """Classes to rename or merge, each as OLD:NEW, such as rbc:cell,wbc:cell. The other fields
     refer to the new names."""
 
     ignore: tuple[str, ...] = ()
@@ -59,16 +59,16 @@ class Data(Section):
     """Leave out classes without a training box."""
 
     val: Validation = "given"
-    """given: validate on the validation images of the dataset, or on those of val_fraction. none:
-    train without validation; the last checkpoint is the result."""
+    """given: validate on the validation images of the dataset, or on those that val_fraction splits
+    off. none: train without validation; the last checkpoint is the result."""
 
     val_fraction: float = 0.0
     """Fraction of the training images that become the validation images, 0 to 0.5; the validation
-    images of the dataset are then not used. The choice depends on file names and classes, and is
-    kept in split.json of the workdir. 0 splits nothing."""
+    images of the dataset are then not used. The split depends on file names and classes, and is
+    saved in split.json in the workdir. 0 = no split."""
 
     val_seed: int = 0
-    """val_fraction: selects other validation images."""
+    """Seed of the split by val_fraction. Another seed selects other validation images."""
 
     train_size: int = 4000
     """shapes: number of training images."""
@@ -93,28 +93,29 @@ class Data(Section):
     """Threads that decode and augment images, per process."""
 
     cache: Cache = "ram"
-    """Where decoded training images are kept. device needs augment=device and a single process."""
+    """Where decoded training images are kept. device requires augment=device and a single
+    process."""
 
     cache_gb: float = 4.0
     """Size limit of the cache in GB. With cache=ram, images beyond it are decoded each time; with
     cache=device, all images must fit."""
 
     augment: PixelStage = "host"
-    """Where pixels are warped and colored as config.augment specifies."""
+    """Where pixels are warped and their colors changed, as config.augment specifies."""
 
     canvas: float = 2.0
-    """augment=device: images larger than this multiple of the input are reduced once, on the host,
-    before they are sent."""
+    """augment=device: images larger than this multiple of the input are downscaled once, on the
+    host, before they are sent."""
 
     max_boxes: int = 0
-    """Ground-truth slots per image; 0 takes the largest number of boxes in a training image."""
+    """Ground-truth slots per image; 0 = the largest number of boxes in any training image."""
 
     keep_ratio: bool = False
     """Resize images without distortion and pad them; False stretches them to input_size."""
 
     mean: tuple[float, float, float] = (103.53, 116.28, 123.675)
-    """Mean that is subtracted from the pixels: blue, green, red, the channel order of OpenCV and
-    of the published weights."""
+    """Mean that is subtracted from the pixels: blue, green, red, which is the channel order of
+    OpenCV and of the published weights."""
 
     std: tuple[float, float, float] = (57.375, 57.12, 58.395)
     """Standard deviation that the pixels are divided by: blue, green, red."""
@@ -139,7 +140,9 @@ class Data(Section):
         )
         fields.require("canvas", self.canvas >= 1, "must be at least 1, the size of the input")
         fields.require(
-            "max_boxes", self.max_boxes >= 0, "must be positive, or 0 for the largest in the data"
+            "max_boxes",
+            self.max_boxes >= 0,
+            "must be positive, or 0 for the largest number in the data",
         )
         fields.require("std", all(value > 0 for value in self.std), "must be positive")
 

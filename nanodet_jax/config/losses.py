@@ -14,7 +14,7 @@ class Assigner(Section):
     """Which priors learn which ground-truth box."""
 
     name: AssignerName = "atss"
-    """Method: atss of NanoDet, or dynamic_soft_label of NanoDet-Plus."""
+    """Method: atss as in NanoDet, or dynamic_soft_label as in NanoDet-Plus."""
 
     topk: int = 9
     """atss: candidate priors per box and level. dynamic_soft_label: largest number of priors that a
@@ -40,7 +40,7 @@ class Assigner(Section):
 
 @dataclass(slots=True)
 class Compat(Section):
-    """Bugs of the original: True reproduces, False fixes them (`docs/differences.md`)."""
+    """Bugs of the original: True reproduces them, False fixes them (`docs/differences.md`)."""
 
     priors_of_any_box: bool = True
     """dynamic_soft_label. True: a box may take priors that lie only in other boxes, and gets none
@@ -48,7 +48,7 @@ class Compat(Section):
     contains none."""
 
     keep_lost_boxes: bool = True
-    """True: a box that augmentation moved out of the frame is kept with zero area and learned."""
+    """True: a box that augmentation moved out of the image is kept with zero area and learned."""
 
     pixel_index_warp: bool = True
     """True: images are resampled on pixel indices without antialiasing, half a pixel off from

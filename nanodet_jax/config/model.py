@@ -25,7 +25,7 @@ BACKBONES = {
     **{f"resnet{depth}": "resnet" for depth in (18, 34, 50, 101, 152)},
 }  # fmt: skip
 BACKBONE_STRIDES = (8, 16, 32)
-# Upper bounds for untrusted weight files. A network at a bound is still built within 10 seconds.
+# Upper bounds for untrusted weight files. A network at a bound can still be built in 10 seconds.
 MODEL_LIMITS = {
     "num_classes": 100_000,
     "channels": 4096,
@@ -44,7 +44,7 @@ NORM_GROUPS = 32  # of the group norms of SimpleConvHead
 
 @dataclass(slots=True)
 class Model(Section):
-    """ShuffleNetV2, a neck, a head, and for NanoDet-Plus a branch that guides training."""
+    """ShuffleNetV2, a neck, a head and, for NanoDet-Plus, a branch that guides training."""
 
     num_classes: int = 0
     """Number of classes; 0 = as many as the dataset has."""
@@ -80,7 +80,7 @@ class Model(Section):
     """ghost_pan: ghost bottlenecks at each merge of two levels."""
 
     extra_level: bool = False
-    """ghost_pan: add a level of stride 64, coarser than those of the backbone."""
+    """ghost_pan: add a level of stride 64, coarser than the levels of the backbone."""
 
     position_grid: tuple[int, int] = (20, 20)
     """tan: rows and columns of the learned positions, one for each pixel of stride 16. At another
@@ -90,7 +90,7 @@ class Model(Section):
     """fpn: levels coarser than those of the backbone, each half the size of the one before."""
 
     channels: int = 96
-    """Channels of neck and head."""
+    """Channels of the neck and the head."""
 
     activation: Activation = "leaky_relu"
     """Activation of neck and head."""
@@ -103,17 +103,17 @@ class Model(Section):
     """head=nanodet: depthwise separable convolutions; False uses dense ones."""
 
     kernel_size: int = 3
-    """Kernel size of the depthwise convolutions in ghost_pan and head; odd."""
+    """Kernel size of the depthwise convolutions in ghost_pan and the head; odd."""
 
     stacked_convs: int = 2
-    """Depthwise separable convolutions of the head, per level."""
+    """Depthwise separable convolutions in the head, per level."""
 
     share_cls_reg: bool = True
-    """Use one tower for classes and boxes; False builds one for each."""
+    """Use one tower for both classes and boxes; False = one tower for each."""
 
     reg_max: int = 7
-    """Largest bin of a box side's distribution. A side's distance from its prior is the expectation
-    over 0 to reg_max strides."""
+    """Largest bin of the distribution for a box side. The distance of a side from its prior is the
+    expectation over 0 to reg_max strides."""
 
     prior_offset: float = 0.5
     """Position of a prior in its grid cell, in strides; NanoDet-Plus uses 0."""
@@ -126,8 +126,8 @@ class Model(Section):
 
     sync_batch_norm: bool = False
     """Normalize training batches by the statistics of the whole batch instead of each device's
-    part, at the cost of two small reductions per layer. Does not extend over the micro-batches of
-    training.accumulate."""
+    part, at the cost of two small reductions per layer. The statistics do not extend over the
+    micro-batches of training.accumulate."""
 
     @property
     def strides(self) -> tuple[int, ...]:

@@ -22,8 +22,8 @@ A config is a Python file with a function `get_config`, which returns a `nanodet
 Every field can be set on the command line, as `--config.data.batch_size=16`; booleans also as
 `--config.data.keep_ratio` and `--noconfig.data.keep_ratio`, tuples as
 `--config.augment.scale=0.5,1.5`. `nanodet-jax config NAME` prints the fields with the values of a
-config, and `nanodet-jax config --search WORD` finds fields. The defaults below are those of the
-schema; the files in `configs/` set many of them for their recipe.
+config, and `nanodet-jax config --search WORD` finds fields. The defaults below are defined by the
+schema; the files in `configs/` override many of them.
 """
 
 
@@ -33,7 +33,7 @@ def field_reference() -> str:
 
 
 def _section(path: str, cls: type) -> Iterator[str]:
-    """Yield the lines of one section, then those of the sections in it."""
+    """Yield the lines of one section, then the lines of its nested sections."""
     hints, texts = typing.get_type_hints(cls), descriptions(cls)
     nested = []
     yield f"## `{path}`\n\n{cls.__doc__}\n"

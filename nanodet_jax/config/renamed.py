@@ -1,4 +1,4 @@
-"""Read config fields by the names that they had in earlier versions."""
+"""Read config fields by their names from earlier versions."""
 
 import re
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ FLAG = re.compile(r"(--?config\.)([\w.]+)(.*)", re.DOTALL)
 def rename_flags(arguments: Sequence[str]) -> list[str]:
     """Return command-line arguments with the old names in `--config.FIELD` replaced.
 
-    Prints a line for each name that is replaced.
+    Prints a line for each replaced name.
     """
     return [_rename_flag(argument) for argument in arguments]
 
@@ -41,14 +41,13 @@ def _rename_flag(argument: str) -> str:
 def rename_fields(values: Any, defaults: dict[str, Any]) -> None:
     """Replace the old names in the content of a config file, in place.
 
-    Print a line for each replaced name whose value is not the default. Files written by this
+    Prints a line for each replaced name whose value is not the default. Files written by this
     project contain all fields, so a default value does not show that the user has set it. If a
-    field is present under both names, the old one
-    stays and is refused later as unknown.
+    field is present under both names, the old one stays and is rejected later as unknown.
 
     Args:
       values: any json value; left unchanged unless it is an object with sections.
-      defaults: of all sections and fields, by their new names.
+      defaults: the defaults of all sections and fields, by their new names.
     """
     if not isinstance(values, dict):
         return

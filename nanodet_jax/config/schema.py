@@ -32,8 +32,8 @@ class Config(Section):
 
     precision: Precision = "float32"
     """Precision of the network's computation. Parameters, batch statistics, losses, assignment and
-    optimizer are float32 in any case. float32 lets the device choose how convolutions multiply
-    (TF32 on a GPU), highest makes them exact, bf16 halves the memory of the features."""
+    optimizer are always float32. float32 lets the device choose how convolutions multiply (TF32 on
+    a GPU), highest makes them exact, bf16 halves the memory of the features."""
 
     data: Data = field(default_factory=Data)
     augment: Augment = field(default_factory=Augment)
@@ -50,10 +50,10 @@ def check(config: Config, num_devices: int = 1) -> None:
 
     Args:
       config: not changed.
-      num_devices: number of devices that a batch is split over, in all processes.
+      num_devices: number of devices that a batch is split over, in all processes together.
 
     Raises:
-      UserError: for the first invalid field, with its name on the command line.
+      UserError: for the first invalid field, with its command-line name.
     """
     from_dict(Config, asdict(config), "config")  # checks types and choices
     for section in (
@@ -123,10 +123,10 @@ def to_json(config: Config) -> str:
 
 
 def from_json(text: str) -> Config:
-    """Return the config that `to_json` wrote, of this version or an earlier one.
+    """Return the config that `to_json` of this or an earlier version wrote.
 
     Raises:
-      UserError: for broken json, an unknown field or a value of the wrong type, by its name.
+      UserError: for invalid json, or naming an unknown field or a field of the wrong type.
     """
     try:
         values = json.loads(text)

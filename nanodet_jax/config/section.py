@@ -1,4 +1,4 @@
-"""Base of all sections of a config, and the names of fields that are close to a misspelt one."""
+"""Base class of all sections of a config, and suggestions for misspelled field names."""
 
 import dataclasses
 import difflib
@@ -6,11 +6,12 @@ import typing
 from collections.abc import Iterator
 from typing import Any
 
-LONGEST = 100  # characters of a misspelt name; longer ones, in a hostile file, take long to compare
+# Characters. Longer names, in a hostile file, take too long to compare.
+MAX_COMPARED_LENGTH = 100
 
 
 class Section:
-    """A dataclass with `slots=True`, whose errors for an unknown field name close fields."""
+    """A dataclass with `slots=True`. Its errors for unknown fields suggest similar fields."""
 
     __slots__ = ()
 
@@ -34,7 +35,7 @@ class Section:
 
 
 def unknown_field(path: str) -> str:
-    """Return a text about an unknown field: the close ones, or all fields of its section.
+    """Return an error for an unknown field, with similar fields or all fields of its section.
 
     Args:
       path: full name, such as "config.training.epoch".
@@ -46,10 +47,10 @@ def unknown_field(path: str) -> str:
 
 
 def close_fields(path: str) -> list[str]:
-    """Return the full names of fields close to an unknown one, the closest first.
+    """Return the full names of fields that are similar to an unknown one, the closest first.
 
-    Fields of other sections with exactly this name come first. If there are none, fields of the
-    same section with a similar name are returned, and otherwise those of any section.
+    Fields of other sections with exactly this name take precedence. If there are none, fields of
+    the same section with a similar name are returned, and otherwise similar fields of any section.
 
     Args:
       path: full name, such as "config.batch_size".
@@ -62,7 +63,7 @@ def close_fields(path: str) -> list[str]:
 
 
 def fields_of(cls: type, path: str = "config") -> Iterator[tuple[str, Any]]:
-    """Yield full name and type of each field of a section and of all sections in it."""
+    """Yield the full name and type of each field of a section and of all sections in it."""
     hints = typing.get_type_hints(cls)
     for field in dataclasses.fields(cls):
         name, hint = f"{path}.{field.name}", hints[field.name]
@@ -72,8 +73,8 @@ def fields_of(cls: type, path: str = "config") -> Iterator[tuple[str, Any]]:
 
 
 def _close_matches(name: str, known: list[str]) -> list[str]:
-    """Return the full names whose last part is close to `name`."""
-    if len(name) > LONGEST:
+    """Return the full names whose last part is similar to `name`."""
+    if len(name) > MAX_COMPARED_LENGTH:
         return []
     close = difflib.get_close_matches(name, {_last(other): None for other in known}, n=1)
     return [other for other in known if _last(other) in close]
@@ -84,7 +85,7 @@ def _last(path: str) -> str:
 
 
 def _root() -> type:
-    from nanodet_jax.config.schema import Config  # it consists of sections, so it imports this file
+    from nanodet_jax.config.schema import Config  # here, because that module imports this one
 
     return Config
 
@@ -98,9 +99,9 @@ def _section_at(path: str) -> type:
 
 
 def _unknown_attribute(cls: type, name: str) -> str:
-    """Return the error for an unknown attribute of a section, which does not know its full name."""
+    """Return the error for an unknown attribute of a section, with the full name of the field."""
     sections = {hint: full for full, hint in fields_of(_root())} | {_root(): "config"}
     path = sections.get(cls)
-    if path is None or name.startswith("__"):  # the protocols of copy and pickle ask for these
+    if path is None or name.startswith("__"):  # copy and pickle look up names like these
         return f"{cls.__name__!r} object has no attribute {name!r}"
     return f"{path}.{name}: {unknown_field(f'{path}.{name}')}"

@@ -44,12 +44,12 @@ class Training(Section):
     """Total number of steps, in place of epochs; 0 = use epochs."""
 
     more_epochs: int = 0
-    """Epochs to add after the end of the schedule, at its last learning rate. A finished run that
-    is started again with more of them goes on."""
+    """Epochs to add after the end of the schedule, at its last learning rate. To continue a
+    finished run, start it again with a larger value."""
 
     resume: Resume = "same_data"
-    """Whether a run may be resumed on another dataset with the same classes, or with another
-    input_size."""
+    """new_data allows a run to resume on another dataset with the same classes, or with another
+    input_size; same_data refuses both."""
 
     accumulate: int = 1
     """Micro-batches that each batch is split into to save memory. Their gradients are summed."""
@@ -71,7 +71,7 @@ class Training(Section):
     """Weight decay on every parameter. sgd adds it to the gradient; adamw decouples it."""
 
     no_norm_decay: bool = False
-    """Exempt scale and bias of normalization layers from weight decay."""
+    """Exempt the scale and bias of normalization layers from weight decay."""
 
     lr_multipliers: LrMultipliers = field(default_factory=LrMultipliers)
     """Factors on the learning rate by part of the network."""
@@ -102,8 +102,8 @@ class Training(Section):
     evaluated and exported; 0 = none."""
 
     detach_epoch: int = 0
-    """Epochs in which the guidance loss also trains backbone and neck. Later it trains only the
-    guidance module."""
+    """Number of epochs in which the guidance loss also trains the backbone and the neck. After
+    that, it trains only the guidance module."""
 
     init_weights: str = ""
     """Weights to start from: a .pth, .ckpt or .npz file, or a workdir; "" = random."""
@@ -112,8 +112,8 @@ class Training(Section):
     """Seed of initial weights, data order and augmentation."""
 
     max_skipped: int = 10
-    """Stop the run after this many consecutive steps whose loss or gradient is not finite. Each
-    such step is skipped."""
+    """Stop the run after this many consecutive steps whose loss or gradient is not finite. These
+    steps are skipped."""
 
     eval_every: int = 10
     """Epochs between evaluations. The last step is always evaluated."""

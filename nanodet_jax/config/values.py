@@ -15,23 +15,23 @@ from nanodet_jax.errors import UserError
 
 
 def one_of(*values: float) -> dict[str, Any]:
-    """Return the metadata of a field with these choices, for types that `Literal` cannot have."""
+    """Return the metadata of a field with these choices, for types that `Literal` cannot hold."""
     return {"choices": values}
 
 
 def choices(field: dataclasses.Field[Any], hint: Any) -> tuple[Any, ...]:
-    """Return the values that a field may have, or () if its type has no closed set."""
+    """Return the values that a field may have, or () if they are not a closed set."""
     if typing.get_origin(hint) is Literal:
         return typing.get_args(hint)
     return field.metadata.get("choices", ())
 
 
 class Fields:
-    """The fields of one section, to check their values.
+    """The fields of one section, with checks of their values.
 
     Args:
       section: a dataclass instance.
-      path: its full name, such as "config.data".
+      path: full name of the section, such as "config.data".
     """
 
     def __init__(self, section: Any, path: str) -> None:
@@ -69,7 +69,7 @@ def from_dict(cls: type, values: Any, path: str) -> Any:
 
     Args:
       cls: the dataclass.
-      values: its fields by name, as json or `dataclasses.asdict` has them.
+      values: its fields by name, as parsed from json or returned by `dataclasses.asdict`.
       path: full name for errors, such as "config".
 
     Raises:
@@ -110,7 +110,7 @@ def _from_value(hint: Any, value: Any, path: str) -> Any:
         if len(kinds) != len(value):
             raise UserError(f"{path}={value!r}: expected {len(kinds)} values")
         return tuple(_from_value(kind, item, path) for kind, item in zip(kinds, value))
-    # This also protects float() below, which fails for integers from 2**1024 on.
+    # This also protects float() below, which fails for integers of 2**1024 or more.
     if isinstance(value, int) and not -(2**63) <= value < 2**63:
         raise UserError(f"{path}: expected a number of at most 64 bits")
     if hint is float and isinstance(value, int) and not isinstance(value, bool):

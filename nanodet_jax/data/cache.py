@@ -1,4 +1,4 @@
-"""Cache of decoded training images, in RAM up to a limit or in the device memory."""
+"""Cache of decoded training images, in RAM up to a limit, or in device memory."""
 
 import sys
 import threading
@@ -36,8 +36,8 @@ class TrainingImages:
       canvas: (height, width) that every image fits into; only with augment=device.
 
     Raises:
-      UserError: with cache=device, if the images exceed config.data.cache_gb; on access, if more
-        than config.data.max_unreadable of them are unreadable.
+      UserError: with cache=device, if the images exceed config.data.cache_gb; on access, if the
+        fraction of unreadable images exceeds config.data.max_unreadable.
     """
 
     def __init__(self, source: Source, config: Config) -> None:
@@ -153,10 +153,10 @@ def stack_on_canvases(images: Sequence[np.ndarray], size: tuple[int, int]) -> np
 def canvas_size(sizes: Sequence[tuple[int, int]], largest: tuple[int, int]) -> tuple[int, int]:
     """Return a (height, width) that every image fits into once it is reduced to `largest`.
 
-    The sides are multiples of 32, so that the canvas rarely changes. A size of 0 is unknown.
+    The sides are multiples of 32, so that the canvas rarely changes. A size of 0 means unknown.
     """
     known = np.array(sizes).reshape(-1, 2)
-    if not known.all():  # unknown until the images are read
+    if not known.all():  # sizes are unknown until the images are read
         return padded_size(largest)
     rows, columns = np.minimum(known.max(axis=0), largest).tolist()
     return padded_size((rows, columns))

@@ -1,4 +1,4 @@
-"""Classes of a data source by the user's choice: selected, ordered, merged or ignored by name."""
+"""Select, order, merge or ignore the classes of a data source by name."""
 
 import difflib
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -12,16 +12,16 @@ from nanodet_jax.data.records import Category, Record, Source
 from nanodet_jax.errors import UserError
 from nanodet_jax.terminal import join_first
 
-LEFT_OUT, IGNORED = -1, -2  # instead of a label: no box, or an ignore region
+LEFT_OUT, IGNORED = -1, -2  # instead of a label: drop the box, or make it an ignore region
 
 
 class RelabeledSource:
-    """A source with other classes. Images, their order and their ids do not change.
+    """A source with its classes replaced. Images, their order and their ids do not change.
 
     Args:
-      source: whose boxes are relabeled.
-      names: the classes in label order. A class keeps the id of the first category that becomes
-        it; a class without any gets an unused id.
+      source: the source to relabel.
+      names: the classes in label order. A class gets the id of the first category mapped to it,
+        or an unused id if there is none.
       targets: label, `LEFT_OUT` or `IGNORED` for each category of `source`.
     """
 
@@ -57,7 +57,7 @@ class RelabeledSource:
         """Return the ground truth of the source with these classes.
 
         COCO's metrics apply an ignore region to its own class only. A region of an ignored class
-        is therefore repeated for each class.
+        is therefore repeated for every class.
         """
         content = self._source.ground_truth()
         targets = dict(zip((c.id for c in self._source.categories), self._targets.tolist()))
@@ -101,13 +101,14 @@ def select_classes(
     """Apply `classes`, `merge` and `ignore` of `config.data` to a source.
 
     Args:
-      source: returned as it is if no field is set.
-      data: the fields.
+      source: returned unchanged if no field is set.
+      data: the config section with these fields.
       exclude_empty: also leave out classes without a box.
-      other_split: returns names that occur in another split; called if a name is not in this one.
+      other_split: returns the class names of the other split; called if this one lacks a name.
 
     Raises:
-      UserError: for a name that occurs nowhere, with the most similar name, or if no class is left.
+      UserError: if a name occurs in neither split (the message suggests the most similar one), or
+        no class is left.
     """
     if not (data.classes or data.merge or data.ignore or exclude_empty):
         return source
@@ -128,7 +129,7 @@ def select_classes(
         chosen = [name for name in chosen if name in filled]
     chosen = [name for name in chosen if name not in data.ignore]
     if not chosen:
-        raise UserError(f"config.data: leaves no class of {join_first(names)} to learn")
+        raise UserError(f"config.data: leaves none of the classes {join_first(names)}")
     renamed = {name: merged.get(name, name) for name in names}
     return rename_classes(source, chosen, renamed, data.ignore)
 
@@ -142,10 +143,10 @@ def rename_classes(
     """Return a source with the classes `names`, in this order.
 
     Args:
-      source: returned as it is if it has these classes already.
-      names: of the classes.
+      source: returned unchanged if it already has these classes.
+      names: class names.
       renamed: new names of classes, by name. Other classes keep their names.
-      ignored: new names whose boxes become ignore regions. Boxes of other names that are not in
+      ignored: new names whose boxes become ignore regions. Boxes of any other class that is not in
         `names` are left out.
     """
     renamed = renamed or {}
@@ -162,21 +163,21 @@ def rename_classes(
 def match_classes(
     train: Source, val: Source, *, exclude_empty: bool = False
 ) -> tuple[Source, Source]:
-    """Give both splits the classes of training, followed by those that only validation has.
+    """Give both splits the training classes, followed by the classes that only validation has.
 
     Args:
       train: the training data.
       val: the validation data.
-      exclude_empty: do not add the classes of validation alone.
+      exclude_empty: do not add classes that only validation has.
 
     Raises:
-      UserError: if they have no class in common.
+      UserError: if the splits have no class in common.
     """
     names, others = class_names(train), class_names(val)
     if not set(names) & set(others):
         raise UserError(
             f"training and validation data have no class in common: {join_first(names)} and "
-            f"{join_first(others)}; use data of the same classes, or unite names with "
+            f"{join_first(others)}; use data with the same classes, or merge classes with "
             "--config.data.merge=OLD:NEW"
         )
     if names != others:

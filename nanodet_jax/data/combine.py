@@ -1,4 +1,4 @@
-"""Several data sources as one."""
+"""Combine several data sources into one."""
 
 from bisect import bisect_right
 from collections.abc import Sequence
@@ -13,12 +13,12 @@ from nanodet_jax.data.records import Category, Record, Source
 class CombinedSource:
     """The images of several sources, one source after the other.
 
-    Classes are the union by name, in the order in which they first occur; their ids and the image
-    ids are numbered from 1.
+    The classes are the union of the class names, in order of first occurrence. Class and image ids
+    start at 1.
 
     Args:
       sources: at least one.
-      labels: of each source; its images are named LABEL/NAME.
+      labels: one label for each source, whose images are named LABEL/NAME.
     """
 
     def __init__(self, sources: Sequence[Source], labels: Sequence[str]) -> None:
@@ -52,7 +52,7 @@ class CombinedSource:
         return self._sources[which].image_size(inner)
 
     def ground_truth(self) -> dict[str, Any]:
-        """Return the ground truth of all sources, with the ids of this one."""
+        """Return the ground truth of all sources, with the ids of the combined source."""
         images: list[dict[str, Any]] = []
         annotations: list[dict[str, Any]] = []
         for source, label, start in zip(self._sources, self._labels, self._starts):

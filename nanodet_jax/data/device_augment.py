@@ -14,7 +14,7 @@ from nanodet_jax.runtime import backend
 from nanodet_jax.structures import RawBatch
 
 FLT_EPSILON = 1.1920929e-07  # OpenCV adds it to a divisor
-CHUNK = 32  # images warped together, to limit memory; on a CPU 1, to fit its cache
+CHUNK = 32  # images warped together, to limit memory; 1 on a CPU, to fit in its cache
 
 
 def warp_batch(
@@ -35,7 +35,7 @@ def warp_batch(
     Returns:
       [B, H, W, 3] uint8 BGR.
     """
-    taps = jnp.max(-(-raw.sizes // raw.shrunk)) + 1  # one number for all images, which share a loop
+    taps = jnp.max(-(-raw.sizes // raw.shrunk)) + 1  # one number, because all images share a loop
 
     def warp_one(images: tuple[jax.Array, ...]) -> jax.Array:
         canvas, size, shrunk, inverse = images
@@ -65,7 +65,7 @@ def color_batch(
     Args:
       pixels: [B, H, W, 3] uint8 BGR.
       filled, colors: as in `RawBatch`.
-      mean, std: of blue, green, red, in 0 to 255.
+      mean, std: of blue, green and red, from 0 to 255.
 
     Returns:
       [B, H, W, 3] float32, 0 outside the filled part.
@@ -83,7 +83,7 @@ def color_batch(
 def warp(
     image: jax.Array, size: jax.Array, inverse: jax.Array, output_size: tuple[int, int]
 ) -> jax.Array:
-    """Warp image[:size[0], :size[1]] as `cv2.warpPerspective`: bilinear, black outside.
+    """Warp image[:size[0], :size[1]] like `cv2.warpPerspective`: bilinear, black outside.
 
     Args:
       image: [Hc, Wc, 3] uint8 canvas.
@@ -120,7 +120,7 @@ def warp(
 
 
 def shrink(image: jax.Array, size: jax.Array, shrunk: jax.Array, taps: jax.Array) -> jax.Array:
-    """Average the area of each output pixel, like `cv2.INTER_AREA`.
+    """Shrink an image by averaging the area under each output pixel, like `cv2.INTER_AREA`.
 
     Args:
       image: [Hc, Wc, 3] uint8 canvas.
@@ -144,7 +144,7 @@ def _shrink_rows(
 ) -> jax.Array:
     """Average `size` rows of [n, m] to `shrunk` rows: [n, m] float32.
 
-    A product with the matrix of weights, which is nearly all zeros, would take ten times as long.
+    Multiplying by the weight matrix, which is nearly all zeros, would take ten times as long.
     """
     count = len(image)
     factor = size / shrunk

@@ -12,7 +12,7 @@ from nanodet_jax.files import open_regular
 
 
 def find_duplicates(train: Iterable[Record], val: Iterable[Record]) -> list[tuple[Record, Record]]:
-    """Return (training record, validation record) for each validation image that also trains.
+    """Return a (train, val) record pair for each validation image that is also a training image.
 
     Two images are the same if their files, encoded bytes or pixels are equal byte for byte. Only
     files whose size occurs in both splits are read. Files that cannot be read are left out.
@@ -46,7 +46,7 @@ def copies(records: Iterable[Record]) -> list[list[Record]]:
 
 
 def _by_size(records: Iterable[Record]) -> dict[int, list[Record]]:
-    """Return records by the number of bytes of their images."""
+    """Group records by the size of their images in bytes."""
     found: dict[int, list[Record]] = {}
     for record in records:
         image = record.image

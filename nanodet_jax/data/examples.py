@@ -1,7 +1,7 @@
-"""Training examples: augmented images with their ground truth, from records and random numbers.
+"""Training examples: augmented images and ground truth, made from records and random numbers.
 
 Host and device augmentation draw the same random numbers and give the same ground truth. They
-differ in where the pixels are warped.
+differ only in where the pixels are warped.
 """
 
 from collections.abc import Sequence
@@ -58,7 +58,7 @@ class DeviceExamples:
         self._stored = config.data.cache == "device"
 
     def draw(self, indexed: tuple[int, Record], rng: np.random.Generator) -> RawBatch:
-        """Return a `RawBatch` without batch axis for a decoded record and its index."""
+        """Return a `RawBatch` without a batch axis for a decoded record and its index."""
         config, (index, record) = self._config, indexed
         pixel_indices = config.compat.pixel_index_warp
         warp, color = transforms.sample(rng, config.augment)

@@ -1,7 +1,7 @@
-"""Faults of a dataset, and how a reader reports them.
+"""Faults in a dataset, and how readers report them.
 
 Readers pass each fault to a callback. The default, `raise_fault`, raises the first one that is not
-tolerated, so that training never starts on wrong data. `nanodet-jax doctor` collects them all.
+tolerated, so that training never starts on faulty data. `nanodet-jax doctor` collects them all.
 """
 
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from nanodet_jax.errors import UserError
 class FaultKind(StrEnum):
     """Kind of a fault. The values are headings of the doctor's report."""
 
-    CONFIG = "values of the config that do not fit the data"
+    CONFIG = "config values that do not fit the data"
     FILE = "unusable annotation files"
     PATH = "paths outside the dataset"
     MISSING = "missing images"
@@ -28,11 +28,11 @@ class FaultKind(StrEnum):
     DUPLICATES = "duplicate boxes"
     DERIVED = "boxes derived from polygons or masks, because bbox is missing"
     SUPER_CATEGORY = "super-categories without boxes, left out of the classes"
-    RENAMED = "files found under another name than the annotated one"
+    RENAMED = "files found under a name that differs from the annotated one"
 
 
 class Fault(UserError):
-    """Error in an entry of a dataset. The message names the file and the entry.
+    """Error in a dataset entry. The message names the file and the entry.
 
     A `tolerated` fault does not stop a run: the entry is skipped, or corrected by a fixed rule.
     """
@@ -42,10 +42,10 @@ class Fault(UserError):
         self.kind, self.tolerated = kind, tolerated
 
 
-# How to train on data without validation images; ends the errors about a missing split.
+# Advice on data without validation images, appended to errors about a missing split.
 NO_VALIDATION = (
     "split some off the training images with --config.data.val_fraction=0.1, or train without "
-    "with --config.data.val=none"
+    "validation with --config.data.val=none"
 )
 
 OnFault = Callable[[Fault], None]
@@ -62,14 +62,14 @@ def raise_fault(fault: Fault) -> None:
 
 
 def ignore_fault(fault: Fault) -> None:
-    """Skip the fault."""
+    """Ignore the fault."""
 
 
 class FaultCounter:
     """Counts tolerated faults, each once, and raises the others. An `OnFault`."""
 
     def __init__(self) -> None:
-        self._messages: dict[FaultKind, dict[str, None]] = {}  # in the order of their report
+        self._messages: dict[FaultKind, dict[str, None]] = {}  # in the order reported
 
     def __call__(self, fault: Fault) -> None:
         """Count the fault.
@@ -82,7 +82,7 @@ class FaultCounter:
         self._messages.setdefault(fault.kind, {})[str(fault)] = None
 
     def notes(self, split: str) -> list[str]:
-        """Return a line for each kind of fault, with their number and the first."""
+        """Return a line for each kind of fault, with the number of faults and the first one."""
         return [
             f"note: {kind} in {split}: {len(messages)}; the first: {next(iter(messages))}"
             for kind, messages in self._messages.items()

@@ -1,23 +1,23 @@
-"""Images under names that other programs and systems write into annotations."""
+"""Find images by the names that other programs and operating systems write into annotations."""
 
 from collections import defaultdict
 from pathlib import Path, PurePosixPath
 
 from nanodet_jax.data.faults import Fault, FaultKind, OnFault, ignore_fault
-from nanodet_jax.data.folder import Folder, leads_out
+from nanodet_jax.data.folder import Folder, points_outside
 
 
 class FileSearch:
-    """Files below a folder, also by names that are not exactly theirs.
+    """Finds files below a folder, even if their names do not match exactly.
 
-    A name that a file has is taken as it is. Otherwise these are tried, and each file that is found
-    is reported as a tolerated fault:
+    An exact match is used if there is one. Otherwise these variants are tried, and each file that
+    is found this way is reported as a tolerated fault:
 
-    - `\\` between folders, from Windows;
+    - `\\` as the separator, from Windows;
     - a path that starts with the name of the folder itself;
-    - another case, if only one file differs in case alone;
-    - the last part of a path that leads out of the folder (it is the path on the machine where the
-      annotations were made), and a name without a folder, if only one file in any folder has it.
+    - a different case, if only one file matches;
+    - the last part of a path that points outside the folder (a path on the machine where the
+      annotations were made), or a name without a folder, if only one file in any folder has it.
     """
 
     def __init__(self, folder: Folder) -> None:
@@ -31,14 +31,14 @@ class FileSearch:
         Args:
           name: path relative to the folder.
           where: the annotation that names the file, for error messages.
-          on_fault: called if the file has another name.
+          on_fault: called if the name of the file differs.
 
         Raises:
-          Fault: as in `Folder.find`, unless the name leads out of the folder and exactly one file
-            has its last part.
+          Fault: as in `Folder.find`, unless the name points outside the folder and exactly one
+            file is named like its last part.
         """
         plain = name.replace("\\", "/")
-        is_foreign = leads_out(plain)
+        is_foreign = points_outside(plain)
         try:
             found = self._folder.find(name, where)
             if found is not None:
@@ -56,7 +56,7 @@ class FileSearch:
         return found
 
     def _other_name(self, plain: str, is_foreign: bool) -> str | None:
-        """Return the path of the only file that `plain` can refer to."""
+        """Return the path of the only file that `plain` can refer to, or None."""
         if self._by_path is None:
             self._by_path = self._build_index()
         path = PurePosixPath(plain)

@@ -13,10 +13,10 @@ from nanodet_jax.files import read_regular
 class Folder:
     """Files below the folder `path`, looked up by untrusted names.
 
-    The folder itself may be a symbolic link, since the user chose it. A name must not lead out of
-    it: it may not be absolute or contain `..`, and may not pass through a link to the outside
-    unless `follow_links` is set. Each folder is listed once, instead of one query per file. On a
-    network drive this takes a second instead of minutes.
+    The folder itself may be a symbolic link, since the user chose it. A name must not point
+    outside it: it may not be absolute or contain `..`, and may not pass through a link to the
+    outside unless `follow_links` is set. Each folder is listed once instead of querying every file.
+    On a network drive this takes a second instead of minutes.
 
     Raises:
       UserError: if the folder is missing or cannot be listed.
@@ -42,14 +42,15 @@ class Folder:
         return list(self._listings[PurePath()])
 
     def find(self, name: str, where: str) -> Path | None:
-        """Return the file called `name`, with / between folders, or None if there is none.
+        """Return the file called `name`, with / as the separator, or None if there is none.
 
         Args:
           name: path relative to the folder.
           where: the annotation that names the file, for error messages.
 
         Raises:
-          Fault: if the name leads, or could lead, out of the folder, or a link is circular.
+          Fault: if the name points, or could point, outside the folder, or if a link is circular
+            or has no target.
         """
         start = name[: name.rfind("/") + 1]
         last = name[len(start) :]
@@ -57,8 +58,8 @@ class Folder:
         if entry is not None and not entry.is_symlink():  # the common case
             return self.path / name
         pure = PurePath(name)
-        if leads_out(name):
-            found = f"{name!r} leads out of the folder {self.path}"
+        if points_outside(name):
+            found = f"{name!r} points outside the folder {self.path}"
             raise Fault(FaultKind.PATH, f"{where}: {found}; use a path below the folder")
         parent = PurePath()
         for part in pure.parts:
@@ -73,7 +74,7 @@ class Folder:
         return self.path / pure
 
     def names_below(self, start: str, where: str, on_fault: OnFault) -> Iterator[str]:
-        """Yield the names of all files below the folder `start`, with / between folders.
+        """Yield the names of all files below the folder `start`, with / as the separator.
 
         Links to folders are followed under the same rules as in `find`, each target once. Other
         links to folders are reported to `on_fault`.
@@ -90,7 +91,7 @@ class Folder:
             seen.add(real)
             prefix = "" if folder == PurePath() else f"{folder.as_posix()}/"
             for name, entry in self._listing(folder).items():
-                # Only links query the file system; entry.is_dir() would raise for circular ones.
+                # Only links need a query; for circular links, entry.is_dir() would raise an error.
                 if not (os.path.isdir(entry) if entry.is_symlink() else entry.is_dir()):
                     yield prefix + name
                     continue
@@ -120,13 +121,13 @@ class Folder:
         if not self._follow and not PurePath(target).is_relative_to(self._real):
             raise Fault(
                 FaultKind.PATH,
-                f"{where}: the symbolic link {link} leads out of {self.path} to {target}; copy the "
-                "file there, or allow such links with --config.data.follow_links=True",
+                f"{where}: the symbolic link {link} points outside {self.path}, to {target}; copy "
+                "the file there, or allow such links with --config.data.follow_links=True",
             )
 
 
-def leads_out(name: str) -> bool:
-    """Return whether a path is absolute, also on Windows, or contains `..`."""
+def points_outside(name: str) -> bool:
+    """Return whether a path is absolute, here or on Windows, or contains `..`."""
     pure = PurePath(name)
     return pure.is_absolute() or bool(PureWindowsPath(name).drive) or ".." in pure.parts
 

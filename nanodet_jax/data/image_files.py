@@ -1,4 +1,4 @@
-"""Reading untrusted image files: file size and image size are checked before decoding."""
+"""Read untrusted image files. File size and image size are checked before decoding."""
 
 import io
 from pathlib import Path
@@ -14,12 +14,12 @@ from nanodet_jax.files import open_regular, read_regular
 JPEG_START, JPEG_END, JPEG_SCAN = b"\xff\xd8", b"\xff\xd9", 0xDA
 PNG_START, PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
 GIF_STARTS = (b"GIF87a", b"GIF89a")
-# Formats of OpenCV whose header Pillow reads too. Other formats are rejected, because their size
+# OpenCV formats whose headers Pillow can read too. Other formats are rejected, because their size
 # is unknown before decoding. This module reads the headers of GIF and WebP itself, because Pillow
 # would allocate their pixels first.
 FORMATS = ("AVIF", "BMP", "DIB", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")  # of images in a folder
-# Of all files that `shown_size` and OpenCV can read.
+# Suffixes of all files that `shown_size` and OpenCV can read.
 READABLE_SUFFIXES = (
     ".avif", ".bmp", ".dib", ".gif", ".j2k", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm",
     ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp",
@@ -32,7 +32,7 @@ MAX_HEADER = 1 << 24  # bytes of metadata, color profiles and thumbnails
 
 
 def read_bytes(path: Path, max_pixels: float) -> bytes:
-    """Read an image file, of at most the bytes that `max_pixels` uncompressed pixels need.
+    """Read an image file no larger than `max_pixels` uncompressed pixels and their metadata.
 
     Raises:
       OSError, ValueError: as in `read_regular`.
@@ -43,15 +43,15 @@ def read_bytes(path: Path, max_pixels: float) -> bytes:
 def stored_size(data: bytes) -> tuple[int, int] | None:
     """Return the (height, width) in the header, or None if `data` is not an image.
 
-    No pixel is decoded.
+    No pixels are decoded.
     """
     return _size(io.BytesIO(data), rotated=False)
 
 
 def shown_size(image: bytes | Path) -> tuple[int, int] | None:
-    """Return the (height, width) that OpenCV decodes, in EXIF orientation; None if not an image.
+    """Return the (height, width) after decoding with OpenCV, or None if it is not an image.
 
-    Only the header is read. No pixel is decoded.
+    EXIF orientation is applied, as OpenCV does. Only the header is read; no pixels are decoded.
     """
     if isinstance(image, bytes):
         return _size(io.BytesIO(image), rotated=True)
@@ -66,7 +66,7 @@ def imdecode(data: bytes, flags: int) -> np.ndarray | None:
     """Return OpenCV's pixels, uint8 BGR [height, width, 3], or None if it cannot decode them."""
     try:
         return cv2.imdecode(np.frombuffer(data, np.uint8), flags)
-    except cv2.error as error:  # raised for empty data or too many pixels; else it returns None
+    except cv2.error as error:  # raised for empty data or too many pixels; otherwise None
         if error.code == cv2.Error.StsNoMem:  # not a fault of the image
             raise MemoryError from error
         return None
@@ -112,10 +112,10 @@ def _size(stream: BinaryIO, rotated: bool) -> tuple[int, int] | None:
 
 
 def _open_header(stream: BinaryIO, start: bytes) -> Image.Image:
-    """Read the header of an image. Unlike `Image.open`, do not limit its pixels."""
+    """Read the header of an image. Unlike `Image.open`, do not limit the number of pixels."""
     Image.init()
     for name in FORMATS:
-        factory, accept = Image.OPEN.get(name, (None, None))  # AVIF: from Pillow 11.3 on
+        factory, accept = Image.OPEN.get(name, (None, None))  # AVIF needs Pillow 11.3 or later
         if factory and accept and accept(start) is True:
             return factory(stream, "")
     raise ValueError("not an image of a supported format")

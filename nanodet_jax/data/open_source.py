@@ -29,7 +29,7 @@ def open_source(
 ) -> Source:
     """Open the `train` or `val` split of `config.data`, with the classes that the config selects.
 
-    Faults of the annotations are reported to `on_fault`. If it does not raise, the entries at fault
+    Faults in the annotations are reported to `on_fault`. If it does not raise, the faulty entries
     are skipped.
 
     Args:
@@ -37,18 +37,18 @@ def open_source(
       split: "train" or "val".
       on_fault: called for each fault.
       validation: with `val_fraction`, names of the validation images, as `read_split` returns
-        them; None chooses them.
+        them; if None, they are chosen now.
 
     Raises:
-      UserError: if a path is not set, a class does not occur, the split is empty or not used, or if
-        the source raises one.
+      UserError: if a path is not set, a class does not occur, the split is empty or not used, or as
+        raised by the source.
     """
     data = config.data
     if split == "val" and data.val == "none":
         raise UserError(
-            "config.data.val=none: there are no validation images; to use those of the dataset, "
-            "--config.data.val=given; to split them off the training images, also "
-            "--config.data.val_fraction=0.1"
+            "config.data.val=none: there are no validation images; use those of the dataset with "
+            "--config.data.val=given, or also set --config.data.val_fraction=0.1 to split them off "
+            "the training images"
         )
     read = "train" if data.val_fraction else split
 
@@ -56,7 +56,7 @@ def open_source(
         """Return the classes of the other split, if it can be read."""
         if data.val_fraction or data.val == "none":
             return ()
-        try:  # its faults are reported when it is read itself
+        try:  # its faults are reported when that split is opened
             return class_names(
                 _open_all(config, "val" if split == "train" else "train", ignore_fault)
             )
@@ -105,7 +105,7 @@ def _open(config: Config, data: Data, split: str, on_fault: OnFault) -> Source:
         case "voc":
             root = _path(data, "root", "the folder with train/ and val/, or VOC2007")
             classes = voc_classes(root, follow_links=links, on_fault=on_fault)
-            if split != "train":  # as other formats list classes that only one split has
+            if split != "train":  # other formats also list classes that only one split has
                 found = voc_class_names(root, split, follow_links=links, on_fault=on_fault)
                 classes = tuple(dict.fromkeys([*classes, *found]))
             return VocSource(root, split, classes, follow_links=links, on_fault=on_fault)

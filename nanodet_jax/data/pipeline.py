@@ -21,11 +21,11 @@ PREFETCHED_IMAGES = 16  # in evaluation
 
 
 def count_slots(source: Source, limit: int) -> tuple[int, list[tuple[str, int]]]:
-    """Return the number of ground-truth slots per image, and the images that have more boxes.
+    """Return the number of ground-truth slots per image, and the images with more boxes.
 
     Args:
       source: training images.
-      limit: number of slots; 0 for the largest number of boxes of an image, at least 1.
+      limit: number of slots; 0 means the largest number of boxes in any image, at least 1.
 
     Returns:
       The number of slots, and (image name, number of dropped boxes) for each image over the limit.
@@ -177,7 +177,7 @@ def evaluation_batches(
         try:
             pixels = decode(record, config.data.max_megapixels)
         except UserError as error:
-            return index, error.with_traceback(None)  # a traceback references pixels
+            return index, error.with_traceback(None)  # a traceback keeps pixels in memory
         return index, prepare_for_inference(pixels, config)
 
     images = grain.MapDataset.source(_Indexed(source))[process_index::process_count].map(prepare)

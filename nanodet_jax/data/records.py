@@ -13,7 +13,7 @@ from nanodet_jax.data.faults import Fault, FaultKind
 from nanodet_jax.data.image_files import imdecode, is_truncated, read_bytes, stored_size
 from nanodet_jax.terminal import printable
 
-MAX_MEGAPIXELS = 50.0  # limit without a config.data.max_megapixels
+MAX_MEGAPIXELS = 50.0  # limit where there is no config.data.max_megapixels
 
 
 class Category(NamedTuple):
@@ -29,7 +29,7 @@ class Record:
 
     `image` is a file, encoded bytes, or uint8 BGR pixels [height, width, 3]. `name` is the file
     name as the user knows it. `image_id` identifies the image in the evaluation. `width` and
-    `height` are in pixels, 0 where the annotation has none.
+    `height` are in pixels, or 0 if the annotation has none.
     """
 
     image_id: int
@@ -64,7 +64,7 @@ class Source(Protocol):
         ...
 
     def image_size(self, index: int) -> tuple[int, int]:
-        """Return the (height, width) of image `index`; 0 where it is unknown without reading it."""
+        """Return the (height, width) of image `index`; 0 if unknown until the image is read."""
         ...
 
     def ground_truth(self) -> dict[str, Any]:
@@ -132,7 +132,8 @@ def decode(record: Record, max_megapixels: float = MAX_MEGAPIXELS) -> np.ndarray
         raise _unreadable(
             where,
             f"is {size[1]}x{size[0]}, {size[0] * size[1] / 1e6:.1f} megapixels; resize it, or "
-            f"raise --config.data.max_megapixels={max_megapixels:g} (predict: --max-megapixels)",
+            f"raise the limit of {max_megapixels:g} with --config.data.max_megapixels "
+            "(predict: --max-megapixels)",
         )
     pixels = imdecode(data, cv2.IMREAD_COLOR) if size is not None else None
     if pixels is None:

@@ -19,11 +19,11 @@ class RunLength(NamedTuple):
     steps_per_epoch: int
     total_steps: int
     offset: int = 0
-    more_steps: int = 0  # of the total: steps of `config.training.more_epochs`
+    more_steps: int = 0  # steps of the total that `config.training.more_epochs` adds
 
     @property
     def epochs(self) -> int:
-        """Number of epochs that the run starts."""
+        """Number of epochs in the run; the last one may be incomplete."""
         return self.epoch_of(self.total_steps)
 
     @property
@@ -36,7 +36,7 @@ class RunLength(NamedTuple):
         return -(-(step + self.offset) // self.steps_per_epoch)
 
     def is_due(self, every_epochs: int, step: int) -> bool:
-        """Whether `step` ends the run, or an epoch whose number is divisible by `every_epochs`."""
+        """Return whether `step` ends the run, or an epoch divisible by `every_epochs`."""
         whole_epochs, rest = divmod(step + self.offset, self.steps_per_epoch)
         return step == self.total_steps or (rest == 0 and whole_epochs % every_epochs == 0)
 

@@ -1,4 +1,4 @@
-"""Validation images split off the training images, and the record of them in a workdir."""
+"""Split validation images off the training images, and record them in the workdir."""
 
 import hashlib
 import re
@@ -14,12 +14,12 @@ from nanodet_jax.files import read_json, write_json
 
 SPLIT = "split.json"  # in the workdir
 SPLIT_LIMIT = 1 << 26  # bytes; enough for the names of a million images
-# Roboflow names the augmented copies of a.jpg a_jpg.rf.HASH.jpg. They stay together.
+# Roboflow names the augmented copies of a.jpg a_jpg.rf.HASH.jpg. They stay in one split.
 COPY = re.compile(r"\.rf\.\w+(?=\.\w+$)")
 
 
 class SubsetSource:
-    """Images of a source, in the order of `indices`."""
+    """A part of the images of a source, in the order of `indices`."""
 
     def __init__(self, source: Source, indices: Sequence[int]) -> None:
         self.categories = source.categories
@@ -44,7 +44,7 @@ class SubsetSource:
         return self._source.image_size(self._indices[index])
 
     def ground_truth(self) -> dict[str, Any]:
-        """Return the ground truth of the source, reduced to these images."""
+        """Return the ground truth of the source, limited to these images."""
         content = self._source.ground_truth()
         ids = {self[index].image_id for index in range(len(self))}
         return {
@@ -55,7 +55,7 @@ class SubsetSource:
 
 
 class _Group(NamedTuple):
-    """Copies of one image, which are split together."""
+    """Copies of one image, which stay in one split."""
 
     indices: list[int]
     labels: set[int]  # classes of their objects
@@ -67,7 +67,7 @@ def split_source(source: Source, data: Data, kept: set[str] | None) -> tuple[Sou
     Args:
       source: all images.
       data: `val_fraction` and `val_seed`.
-      kept: names of the validation images, if they were chosen before; None chooses them.
+      kept: names of the validation images chosen before; if None, they are chosen now.
 
     Raises:
       UserError: if one of the parts is empty.
@@ -91,9 +91,9 @@ def choose_validation(source: Source, fraction: float, seed: int) -> list[int]:
     """Return the indices of the images to validate on, in ascending order.
 
     The images are grouped by their rarest class, and each group is split by a hash of the file
-    names. Images that are added later therefore move few others. A class that is the rarest of at
-    least two images occurs in both parts. Copies of a file, and augmented copies of an image by
-    Roboflow, stay together.
+    names. Adding images later therefore moves few others to the other part. A class that is the
+    rarest of at least two images occurs in both parts. Copies of a file stay together, as do
+    Roboflow's augmented copies of an image.
     """
     groups = _group_copies(source)
     counts = [0] * len(source.categories)
@@ -124,7 +124,7 @@ def choose_validation(source: Source, fraction: float, seed: int) -> list[int]:
 
 
 def _group_copies(source: Source) -> dict[str, _Group]:
-    """Return the images of a source, with copies in one group, by the name of the original."""
+    """Group the images of a source, copies together, by the name of the original."""
     originals: dict[str, str] = {}  # by name of the image
     files = []
     for index in range(len(source)):
@@ -132,7 +132,7 @@ def _group_copies(source: Source) -> dict[str, _Group]:
         originals[record.name] = COPY.sub("", record.name)
         if isinstance(record.image, Path):  # other images would stay in memory
             files.append(record)
-    same: dict[str, str] = {}  # originals that are one image: the name of each leads to another
+    same: dict[str, str] = {}  # names of originals that are the same image, each mapped to another
     for group in copies(files):
         names = sorted({_follow(same, originals[record.name]) for record in group})
         same.update(dict.fromkeys(names[1:], names[0]))
@@ -186,9 +186,9 @@ def read_split(workdir: Path, data: Data) -> set[str] | None:
 
 
 def keep_split(workdir: Path, data: Data, train: Source, val: Source) -> list[str]:
-    """Write `split.json`, and return notes about images that came or went since it was written.
+    """Write `split.json`, and return notes about images added or removed since then.
 
-    Nothing is written if the file exists: images that have trained never become validation images.
+    An existing file is kept, so that training images never become validation images.
     """
     names = sorted({val[index].name for index in range(len(val))})
     count = len(train) + len(val)
@@ -202,13 +202,13 @@ def keep_split(workdir: Path, data: Data, train: Source, val: Source) -> list[st
     notes = []
     if gone:
         notes.append(
-            f"note: {len(gone)} validation images of {file} are missing from the data, "
+            f"note: {len(gone)} validation images listed in {file} are missing from the data, "
             f"such as {gone[0]}"
         )
     before = content.get("images", count)
     if before != count:
         notes.append(
-            f"note: {file} was written for {before} images, now there are {count}; the validation "
-            "images stay, and added images train"
+            f"note: {file} was written for {before} images, and now there are {count}; the "
+            "validation images stay the same, and added images are used for training"
         )
     return notes

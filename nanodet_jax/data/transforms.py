@@ -14,7 +14,7 @@ from nanodet_jax.errors import UserError
 from nanodet_jax.structures import GroundTruth
 
 Values = tuple[float, ...]
-MAX_PIXEL = 1e18  # of the input; batch norm squares it in float32
+MAX_PIXEL = 1e18  # largest input pixel; batch norm squares it in float32
 DIVISOR = 32  # padded sides are multiples of the coarsest stride
 
 
@@ -27,7 +27,7 @@ class Warp(NamedTuple):
     rotation: float = 0.0  # degrees
     shear: tuple[float, float] = (0.0, 0.0)  # degrees, x and y
     flip: bool = False  # left to right
-    center: tuple[float, float] = (0.5, 0.5)  # target of the center, in fractions of width, height
+    center: tuple[float, float] = (0.5, 0.5)  # new center, as fractions of width and height
 
 
 class Color(NamedTuple):
@@ -41,7 +41,7 @@ class Color(NamedTuple):
 def sample(rng: np.random.Generator, augment: Augment) -> tuple[Warp, Color]:
     """Draw the transforms of one training image. Apply each color factor with probability 1/2."""
 
-    # One call of the generator for all: a call per parameter would take three times as long.
+    # One call of the generator for all parameters: separate calls would take three times as long.
     draws = iter(rng.random(17).tolist())
 
     def between(low: float, high: float) -> float:
@@ -87,7 +87,7 @@ def warp_matrix(
     """
     (height, width), (out_height, out_width) = image_size, input_size
     matrix = translation(-width / 2, -height / 2)
-    # Factors at their defaults would multiply by the identity.
+    # Skip transforms at their defaults, which would multiply by the identity.
     if warp.perspective != (0, 0):
         projection = np.eye(3)
         projection[2, :2] = warp.perspective
@@ -131,7 +131,7 @@ def warp_image(
 
     With `pixel_indices` the matrix acts on pixel indices, and shrinking does not average. The
     published weights were trained with this behavior of the original. Otherwise pixels are squares
-    with their center half a pixel from the corner, consistent with boxes, and shrinking averages.
+    whose center is half a pixel from the corner, as for boxes, and shrinking averages.
     """
     shrunk, matrix = resampling(matrix, image.shape[:2], pixel_indices)
     if shrunk != image.shape[:2]:
@@ -145,8 +145,9 @@ def resampling(
     """Split a warp into averaging and bilinear interpolation, as `warp_image` does.
 
     Returns:
-      The (height, width) to average the image down to first, its own if it is not shrunk, and the
-      matrix [3, 3] float64 from pixel indices of the averaged image to pixel indices of the input.
+      The (height, width) that the image is first averaged down to (its own size if it is not
+      shrunk), and the matrix [3, 3] float64 from pixel indices of the averaged image to pixel
+      indices of the input.
     """
     if pixel_indices:
         return image_size, matrix
@@ -183,7 +184,7 @@ def check_pixels(mean: Values, std: Values, augment: Augment | None = None) -> N
     if not reach <= MAX_PIXEL:
         raise UserError(
             f"config.data.mean={tuple(mean)}, config.data.std={tuple(std)}: pixels would reach "
-            f"{reach:.0e}; use both in 0 to 255, with std about 50"
+            f"{reach:.0e}; use values from 0 to 255, and a std of about 50"
         )
     if augment is None:
         return
@@ -200,7 +201,7 @@ def check_pixels(mean: Values, std: Values, augment: Augment | None = None) -> N
 def warp_boxes(boxes: np.ndarray, matrix: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Return the bounding boxes [n, 4] float32 xyxy of the warped boxes, clipped to `size`.
 
-    A box outside becomes a box without area on the border, for which `is_visible` is False.
+    A box outside becomes a box on the border without area, for which `is_visible` is False.
     """
     x1, y1, x2, y2 = np.asarray(boxes, np.float64).reshape(-1, 4).T
     corners = np.stack([[x1, x2, x1, x2], [y1, y2, y2, y1], np.ones((4, len(x1)))])
@@ -216,7 +217,7 @@ def is_visible(boxes: np.ndarray) -> np.ndarray:
 
 
 def color_image(image: np.ndarray, color: Color) -> np.ndarray:
-    """Convert uint8 BGR to float32 in about [0, 1], and transform colors without clipping.
+    """Convert uint8 BGR to float32, roughly in [0, 1], and transform colors without clipping.
 
     The original does not clip either.
     """
@@ -242,7 +243,7 @@ def normalize(
     """
     if out is None:
         out = np.empty_like(pixels)
-    # Whole rows: NumPy is seven times slower if it broadcasts only three numbers.
+    # Use whole rows: NumPy is seven times slower if it broadcasts only three numbers.
     flat, rows = (image.reshape(len(image), -1) for image in (pixels, out))  # views
     center, scale = (np.tile(np.asarray(x, np.float32) / 255, pixels.shape[1]) for x in (mean, std))
     np.subtract(flat, center, out=rows)

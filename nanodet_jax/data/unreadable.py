@@ -21,14 +21,15 @@ class UnreadableImages:
 
     def __init__(self, total: int, max_fraction: float) -> None:
         self._total, self._max_fraction = total, max_fraction
-        self._reasons: dict[int, str] = {}  # not the errors: their tracebacks reference pixels
+        self._reasons: dict[int, str] = {}  # not the errors, whose tracebacks keep pixels in memory
         self._lock = threading.Lock()
 
     def add(self, index: int, error: UserError, consequence: str) -> None:
         """Record that image `index` cannot be read; print the error and its consequence once.
 
         Raises:
-          UserError: if more are unreadable than `max_fraction` allows. It lists the first few.
+          UserError: if more images are unreadable than `max_fraction` allows, or all are. The
+            message lists the first few.
         """
         with self._lock:
             known = index in self._reasons

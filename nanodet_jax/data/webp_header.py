@@ -10,7 +10,7 @@ from typing import BinaryIO, NamedTuple
 
 HAS_EXIF = 0x08  # flag in VP8X
 JPEG_PREFIX = b"Exif\0\0"
-MAX_CHUNKS = 1 << 16  # skipped while searching EXIF; an animation has one or two per frame
+MAX_CHUNKS = 1 << 16  # skipped while searching for EXIF; an animation has one or two per frame
 
 
 class Header(NamedTuple):
@@ -22,7 +22,7 @@ class Header(NamedTuple):
 
 
 def is_webp(start: bytes) -> bool:
-    """Return whether a file with these first 16 bytes claims to be a WebP."""
+    """Return whether a file with these first 16 bytes claims to be a WebP file."""
     return start.startswith(b"RIFF") and start[8:12] == b"WEBP"
 
 
@@ -34,7 +34,7 @@ def read_header(stream: BinaryIO, max_exif: int) -> Header:
       max_exif: largest accepted size of the EXIF data, in bytes.
 
     Raises:
-      ValueError: if the file is not a WebP, or has more chunks or EXIF data than allowed.
+      ValueError: if the file is not a WebP file, or has more chunks or EXIF data than allowed.
     """
     if not is_webp(stream.read(12)):
         raise ValueError("not a WebP file")
@@ -65,7 +65,7 @@ def _exif(stream: BinaryIO, limit: int) -> bytes:
             if size > limit:
                 raise ValueError("too much EXIF data")
             data = stream.read(size)
-            # OpenCV ignores EXIF data that start with the prefix used in JPEG files.
+            # OpenCV ignores EXIF data that starts with the prefix used in JPEG files.
             return b"" if data.startswith(JPEG_PREFIX) else data
         stream.seek(size + size % 2, 1)
     raise ValueError("too many chunks")

@@ -1,4 +1,4 @@
-"""Findings of the doctor: problems of data and config by severity, each with a suggested fix."""
+"""Findings of the doctor: problems with data and config by severity, each with a suggested fix."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ SMALL = 32.0  # pixels of the input; COCO's limit for small objects
 FEW_BOXES = 50  # per class
 MANY_EMPTY = 0.5  # fraction of images without boxes
 MANY_TINY = 0.05  # fraction of boxes narrower than the finest stride
-MANY_UNASSIGNED = 0.01  # fraction of boxes without a prior
+MANY_UNASSIGNED = 0.01  # fraction of boxes that no prior learns
 TOO_MANY_UNASSIGNED = 0.2  # the same, for a serious finding
 MANY_DUPLICATES = 0.01  # fraction of validation images that are also training images
 LONG_WARMUP = 0.2  # fraction of a run
@@ -29,16 +29,16 @@ class Severity(IntEnum):
     """How much a finding affects the result."""
 
     NOTE = 0  # for information
-    COSTLY = 1  # lowers AP, or wastes a part of the data
+    COSTLY = 1  # lowers AP, or wastes part of the data
     SERIOUS = 2  # training stops, or learns the wrong thing
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """Problem of the data or the config."""
+    """Problem with the data or the config."""
 
     severity: Severity
-    kind: str  # of the problem, for programs: "missing", "few_boxes", ...
+    kind: str  # name of the problem, for programs: "missing", "few_boxes", ...
     title: str
     fix: str
     split: str = ""  # "train" or "val"; "" if it concerns both, or the config
@@ -49,12 +49,12 @@ class Finding:
 class Lost(NamedTuple):
     """Entries of a split that cannot be read because of a fault.
 
-    A class may be empty, or an image without boxes, only because of them. A finding that they may
-    explain is not reported: the fault is the cause.
+    They may be the only reason why a class is empty or an image has no boxes. A finding that they
+    may explain is not reported, because the fault is the cause.
     """
 
     images: int = 0
-    entries: int = 0  # boxes, or others of which each may concern an image
+    entries: int = 0  # boxes, or other entries that may each affect an image
 
     @property
     def any(self) -> bool:
@@ -71,20 +71,20 @@ FIXES = {
     FaultKind.UNREADABLE: "replace the images, or remove them from the annotations",
     FaultKind.SIZE: "correct width and height, or save the images upright; boxes are misplaced",
     FaultKind.IDS: "give each image and annotation a unique integer id; refer to existing ids",
-    FaultKind.CLASSES: "list the class (categories of COCO, names of YOLO, config.data.classes) or "
+    FaultKind.CLASSES: "list the class (categories in COCO, names in YOLO, config.data.classes) or "
     "correct its name",
     FaultKind.NUMBERS: "correct or delete the annotation",
     FaultKind.INVERTED: "swap the corners, or delete the box",
-    FaultKind.OUTSIDE: "clip the boxes to their image; often they belong to another resolution",
+    FaultKind.OUTSIDE: "clip the boxes to their image; often they were drawn at another resolution",
     FaultKind.EMPTY: "none needed if the boxes were drawn by accident: training skips them",
     FaultKind.DUPLICATES: "delete all but one: no detection can match the second",
     FaultKind.DERIVED: "none needed if the polygons and masks enclose whole objects",
-    FaultKind.SUPER_CATEGORY: "none needed: exports of Roboflow have one",
+    FaultKind.SUPER_CATEGORY: "none needed: Roboflow exports have one",
     FaultKind.RENAMED: "none needed if these are the annotated images",
 }
-# The same in each format, although training tolerates labels of YOLO without an image.
+# The same in every format, although training tolerates YOLO labels without an image.
 SEVERITIES = {FaultKind.MISSING: Severity.SERIOUS}
-TOLERATED_SEVERITY = {  # of tolerated faults of other kinds; otherwise COSTLY
+TOLERATED_SEVERITY = {  # of tolerated faults; COSTLY for kinds that are not listed
     FaultKind.EMPTY: Severity.NOTE,
     FaultKind.DERIVED: Severity.NOTE,
     FaultKind.SUPER_CATEGORY: Severity.NOTE,
@@ -110,7 +110,7 @@ def lost_entries(faults: Sequence[Fault], unreadable: Sequence[Record] = ()) -> 
     """Return how much of a split is hidden by faults, as an upper bound.
 
     Args:
-      faults: of the split.
+      faults: faults of the split.
       unreadable: records of its unreadable images. Those without boxes count as lost, because YOLO
         boxes are unknown without the size of the image.
     """
@@ -187,8 +187,8 @@ def of_classes(
     """Return findings about missing and rare classes.
 
     Args:
-      names: of the C classes.
-      train, val: number of boxes of each class: [C]. `val` is None without validation data.
+      names: names of the C classes.
+      train, val: number of boxes of each class [C]. `val` is None without validation data.
       lost: what faults hide in the training and the validation data.
     """
     found = []
@@ -226,7 +226,7 @@ def of_classes(
     rare = [f"{name} ({t})" for name, t in zip(names, train) if 0 < t < few]
     if rare:
         title = f"classes with under {FEW_BOXES} training boxes: {join_first(rare)}"
-        fix = "add images of them: from so few boxes their AP is a matter of chance"
+        fix = "add images of them: with so few boxes, their AP is largely chance"
         found.append(
             Finding(Severity.COSTLY, "few_boxes", title, fix, "train", len(rare), tuple(rare))
         )
@@ -245,7 +245,7 @@ def of_empty(split: str, empty: int, images: int, lost: Lost = NOTHING_LOST) -> 
         return []
     title = f"{empty} of {images} images in {split} have no box"
     severity = Severity.SERIOUS if empty == images else Severity.COSTLY
-    fix = "annotate them; if they are empty, fewer of them save time"
+    fix = "annotate them; if they contain no objects, fewer of them save time"
     return [Finding(severity, "images_without_boxes", title, fix, split, empty)]
 
 
@@ -342,7 +342,7 @@ def shifted_iou(side: float) -> float:
 
 
 def by_severity(findings: Iterable[Finding]) -> list[Finding]:
-    """Sort findings, the most severe first; the order of equal ones is kept."""
+    """Sort findings, the most severe first; equally severe ones keep their order."""
     return sorted(findings, key=lambda finding: -finding.severity)
 
 

@@ -1,8 +1,8 @@
-"""Estimate of the memory that training takes, on the device and for the cache of images.
+"""Estimate the memory that training takes, on the device and for the image cache.
 
 Compiling the training step would give the exact plan, but takes a minute. The estimate was fitted
-to the plans of XLA for a CPU, for all networks of `configs.coco`, inputs of 320 to 640 pixels and
-batches of 1 to 32 images. It is within 20 % of them. Plans for a GPU have not been compared.
+to XLA's plans for a CPU, for all networks of `configs.coco`, inputs of 320 to 640 pixels and
+batches of 1 to 32 images. It is within 20 % of them. It was not compared with plans for a GPU.
 """
 
 from collections.abc import Sequence
@@ -18,23 +18,23 @@ from nanodet_jax.doctor.findings import Finding, Severity
 from nanodet_jax.runtime.memory import free_device_memory, free_host_memory
 from nanodet_jax.summary import summarize
 
-# Bytes that a training step keeps for each element that a convolution puts out: its value in
+# Bytes that a training step keeps for each element that a convolution outputs: its value in
 # float32, normalized values, and gradients. XLA for a CPU computes bf16 in float32 and keeps both.
 BYTES_PER_OUTPUT = 9.6
-BF16 = {"cpu": 1.25}  # factor on them with precision=bf16; 0.5 on other platforms
-FRACTION = 0.8  # of the free memory that an estimate may fill
+BF16 = {"cpu": 1.25}  # factor with precision=bf16; 0.5 on other platforms
+FRACTION = 0.8  # fraction of the free memory that an estimate may fill
 
 
 class Memory(NamedTuple):
     """Memory in bytes. `None` is unknown."""
 
-    step: int  # of a training step on each device, with the images of the cache
+    step: int  # of a training step on each device, including images cached there
     state: int  # part of it that does not depend on the batch
-    image: int  # part of it for each image on a device, of a micro-batch
+    image: int  # part of it for each image of a device's micro-batch
     device_free: int | None  # free on a device; a CPU shares it with the host
     largest_batch: int | None  # largest config.data.batch_size that fits, 0 if none does
     cache: int  # of the cache with all images, in RAM or on the device; 0 without one
-    cache_limit: int  # of config.data.cache_gb
+    cache_limit: int  # from config.data.cache_gb
     host_free: int | None
 
 
@@ -102,7 +102,7 @@ def findings_of_memory(memory: Memory, config: Config) -> list[Finding]:
                 Severity.COSTLY,
                 "memory",
                 f"a step of {size} images takes about {_gb(memory.step)} of device memory; "
-                f"{_gb(memory.device_free)} are free",
+                f"{_gb(memory.device_free)} is free",
                 (smaller if memory.largest_batch else "")
                 + f"--config.training.accumulate={2 * config.training.accumulate}, or a smaller "
                 "--config.input_size",
@@ -117,7 +117,7 @@ def findings_of_memory(memory: Memory, config: Config) -> list[Finding]:
             Finding(
                 Severity.COSTLY,
                 "cache",
-                f"the cache of images takes {_gb(kept)} of RAM; {_gb(memory.host_free)} are free",
+                f"the image cache takes {_gb(kept)} of RAM; {_gb(memory.host_free)} is free",
                 f"--config.data.cache_gb={fits:.1f}, or --config.data.cache=none",
             )
         )
@@ -127,8 +127,8 @@ def findings_of_memory(memory: Memory, config: Config) -> list[Finding]:
                 Severity.NOTE,
                 "cache",
                 f"the decoded images take {_gb(memory.cache)}; config.data.cache_gb="
-                f"{config.data.cache_gb:g} keeps a part, the others are decoded in each epoch",
-                f"--config.data.cache_gb={memory.cache / GB + 0.05:.1f}, if the RAM is free",
+                f"{config.data.cache_gb:g} holds part of them; the rest is decoded in each epoch",
+                f"--config.data.cache_gb={memory.cache / GB + 0.05:.1f}, if enough RAM is free",
             )
         )
     return found
@@ -142,14 +142,14 @@ def describe_memory(memory: Memory, config: Config) -> str:
     )
     if memory.device_free is not None:
         line += (
-            f"; {_gb(memory.device_free)} are free, enough for batches of about "
+            f"; {_gb(memory.device_free)} is free, enough for batches of about "
             f"{memory.largest_batch}"
         )
     if memory.cache:
         place = "device memory" if config.data.cache == "device" else "RAM"
         kept = min(memory.cache, memory.cache_limit)
-        line += f"; the cache of images takes {_gb(kept)} of {place}"
-        line += f", all images {_gb(memory.cache)}" if kept < memory.cache else ""
+        line += f"; the image cache takes {_gb(kept)} of {place}"
+        line += f" ({_gb(memory.cache)} for all images)" if kept < memory.cache else ""
     return line
 
 

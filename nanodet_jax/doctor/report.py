@@ -25,7 +25,7 @@ from nanodet_jax.doctor.memory import (
 from nanodet_jax.doctor.scan import Scan, scan
 from nanodet_jax.errors import UserError
 
-JSON_VERSION = 1  # of the form of `report_to_dict`
+JSON_VERSION = 1  # version of the format that `report_to_dict` returns
 BRIEF_SAMPLE = 2000  # images whose boxes are measured before training
 BRIEF_FORMATS = {"coco", "voc"}  # formats whose annotations are in memory
 BRIEF_YOLO = 10_000  # images whose headers are read in two seconds
@@ -67,13 +67,13 @@ class Report(NamedTuple):
 def examine(config: Config, *, progress: bool = True) -> Report:
     """Read all data of a config and report problems. Nothing is written.
 
-    A finding that only follows from a fault of the annotations is left out.
+    A finding that merely follows from a fault in the annotations is left out.
     """
     train = scan(config, "train", progress=progress)
     val = Scan((), [], 0, [], [])
     if config.data.val != "none":
         val = scan(config, "val", progress=progress)
-    # VOC reads the training split for the class names of both splits, and reports its faults twice.
+    # VOC reads the training split for the class names of both splits, so its faults occur twice.
     reported = set(map(str, train.faults))
     val_faults = [fault for fault in val.faults if str(fault) not in reported]
     found = [
@@ -131,11 +131,11 @@ def examine(config: Config, *, progress: bool = True) -> Report:
 def format_report(report: Report, *, all_examples: bool = False) -> str:
     """Return the report as text: findings by severity with a suggested fix, then the summary.
 
-    Each finding has one example, or all of them with `all_examples`.
+    Each finding shows one example, or all of them with `all_examples`.
     """
     headings = {
         Severity.SERIOUS: "SERIOUS: training stops, or learns the wrong thing",
-        Severity.COSTLY: "COSTLY: lowers AP, or wastes a part of the data",
+        Severity.COSTLY: "COSTLY: lowers AP, or wastes part of the data",
         Severity.NOTE: "NOTE",
     }
     lines = []
@@ -158,7 +158,7 @@ def format_report(report: Report, *, all_examples: bool = False) -> str:
 
 
 def report_to_dict(report: Report) -> dict[str, Any]:
-    """Return the report as objects of json, in the form that docs/training.md describes."""
+    """Return the report as json objects, in the format that docs/training.md describes."""
     return {
         "version": JSON_VERSION,
         "config": report.name,
@@ -179,10 +179,10 @@ def report_to_dict(report: Report) -> dict[str, Any]:
 
 
 def brief(config: Config, train: Source, val: Source | None) -> list[str]:
-    """Return a line for each costly or serious finding that needs no image.
+    """Return a line for each costly or serious finding that needs no pixels.
 
-    Reads only annotations in memory, which takes about a second for COCO, and the image sizes of
-    a YOLO dataset unless it is large.
+    Only annotations in memory are read, which takes about a second for COCO, and the image sizes
+    of a YOLO dataset unless it is large.
     """
     found = findings.of_schedule(config, len(train))
     formats = {entry.partition(":")[0] for entry in config.data.sources} or {config.data.format}
@@ -209,7 +209,7 @@ def _with_same_classes(train: Scan, val: Scan, exclude_empty: bool) -> tuple[Sca
     """Give both splits the classes that training would give them.
 
     Raises:
-      UserError: if they have no class in common.
+      UserError: if the splits have no class in common.
     """
     matched = match_classes(
         InMemorySource(train.categories, train.annotated),
@@ -268,7 +268,7 @@ def _class_table(
     measured: Objects,
     counts: np.ndarray,
 ) -> list[str]:
-    """Return a table of the boxes by class; sizes and priors are of the objects in `measured`."""
+    """Return a table of the boxes by class; sizes and priors are those of `measured` objects."""
     if not names:
         return []
     stride = config.model.strides[0]

@@ -1,4 +1,4 @@
-"""Reading all annotations and images of a split to collect its faults."""
+"""Read all annotations and images of a split to collect its faults."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ class Scan(NamedTuple):
     """Content of a split, and its faults."""
 
     categories: tuple[Category, ...]  # empty if the split cannot be opened
-    records: list[Record]  # of the readable images, with the decoded size and at most their path
+    records: list[Record]  # of the readable images, with the decoded size, without pixels
     images: int  # number of images with usable annotations, readable or not
     faults: list[Fault]
     unreadable: list[Record]  # of the other images
@@ -39,7 +39,7 @@ def scan(config: Config, split: str, *, progress: bool = True) -> Scan:
     faults: dict[str, Fault] = {}  # by message, to drop repetitions: some files are read twice
 
     def add(fault: Fault) -> None:
-        # Copy it, because the traceback of a raised fault references pixels.
+        # Copy it, because the traceback of a raised fault keeps pixels in memory.
         faults[str(fault)] = Fault(fault.kind, str(fault), tolerated=fault.tolerated)
 
     try:
@@ -65,7 +65,7 @@ def scan(config: Config, split: str, *, progress: bool = True) -> Scan:
 
 
 class _Examined(NamedTuple):
-    record: Record | None  # with at most its path; None if its annotation cannot be read
+    record: Record | None  # without pixels; None if its annotation cannot be read
     decoded: bool
     faults: list[Fault]
 
@@ -84,8 +84,8 @@ def _examine(source: Source, index: int, max_megapixels: float) -> _Examined:
 
 
 def _duplicates(record: Record) -> Iterator[Fault]:
-    labelled = zip(map(tuple, record.boxes.tolist()), record.labels.tolist())
-    for (box, _), count in Counter(labelled).items():
+    labeled = zip(map(tuple, record.boxes.tolist()), record.labels.tolist())
+    for (box, _), count in Counter(labeled).items():
         if count > 1:
             found = f"box {format_box(box)} occurs {count} times with the same class"
             yield Fault(FaultKind.DUPLICATES, f"{where_of(record)}: {found}", tolerated=True)

@@ -1,9 +1,9 @@
 """COCO's average precision and recall, as pycocotools defines them, and AP of every class.
 
 The evaluator is pycocotools (https://github.com/cocodataset/cocoapi) or, where it is installed,
-hotcoco (https://pypi.org/project/hotcoco): the same numbers in a fraction of the time.
+hotcoco (https://pypi.org/project/hotcoco), which gives the same numbers in a fraction of the time.
 
-Letters: n detections of one image, N boxes of all images, K classes.
+Dimensions: n detections of one image, N boxes of all images, K classes.
 """
 
 import contextlib
@@ -44,7 +44,7 @@ HOTCOCO_VERSION = "1.3.0"  # the version that the tests compare with pycocotools
 
 
 def choose_evaluator(requested: Evaluator | None = None) -> Evaluator:
-    """Return the requested evaluator; by default hotcoco if installed, else pycocotools.
+    """Return the requested evaluator, or by default hotcoco if installed, else pycocotools.
 
     Raises:
       UserError: if hotcoco is requested but not installed in version HOTCOCO_VERSION, the only one
@@ -72,7 +72,7 @@ def to_coco_results(
     """Convert detections of one image to rows of a COCO result file.
 
     Args:
-      image_id: of the image in the ground truth.
+      image_id: id of the image in the ground truth.
       boxes: [n, 4] xyxy, pixels of the image.
       scores: [n] in [0, 1].
       labels: [n] integers, 0 .. K-1.
@@ -106,7 +106,7 @@ def coco_metrics(
     Args:
       ground_truth: content of a COCO file; `area` (default: of the box), `iscrowd` (default: 0)
         and annotation ids may be missing. Not changed.
-      results: rows as from `to_coco_results`, of any number of images. Not changed.
+      results: rows as `to_coco_results` returns, for any number of images. Not changed.
       categories: the K classes to evaluate, in label order.
       image_ids: the images to evaluate, by default all; results of other images are ignored.
       evaluator: as for `choose_evaluator`. The numbers do not depend on it.
@@ -119,7 +119,7 @@ def coco_metrics(
 
     Raises:
       UserError: if a result has an unknown image or category; if a box or score is not finite
-        (pycocotools matches a box of nan with any object); and as `choose_evaluator`.
+        (pycocotools matches a nan box with any object); or as raised by `choose_evaluator`.
     """
     known_images = {image["id"] for image in ground_truth["images"]}
     chosen = known_images if image_ids is None else set(image_ids)
@@ -134,7 +134,7 @@ def coco_metrics(
             raise UserError(f"{where}: category {row['category_id']} is not among the classes")
 
     # Replace ids by their ranks. The evaluators sort images and classes by id, so the order of ties
-    # stays, and ids of any size work with both.
+    # is kept, and ids of any size work with both.
     images, classes = _ranks(chosen), _ranks(known_categories)
     objects = _columns(ground_truth["annotations"], images, classes)
     detections = _columns(results, images, classes)
@@ -163,7 +163,7 @@ def coco_metrics(
 
 
 def to_json(metrics: dict[str, Any]) -> dict[str, Any]:
-    """Return metrics as they are written to files: None, which is null in json, instead of -1."""
+    """Return metrics as they are written to files: with None, null in json, instead of -1."""
     return {
         name: to_json(value) if isinstance(value, dict) else None if value == -1 else value
         for name, value in metrics.items()
@@ -173,7 +173,7 @@ def to_json(metrics: dict[str, Any]) -> dict[str, Any]:
 def format_table(metrics: dict[str, Any]) -> str:
     """Format the result of `coco_metrics` as text: the twelve metrics, then all classes.
 
-    Classes are in label order, column by column; "-" marks a metric without any object.
+    Classes are in label order, column by column; "-" marks a metric with no objects.
     """
     lines = ['Average precision (AP), at most 100 detections per image ("-": no such object)']
     for name, description in METRIC_DESCRIPTIONS.items():
@@ -183,7 +183,7 @@ def format_table(metrics: dict[str, Any]) -> str:
     cells = _class_cells(metrics["per_class"])
     if len(cells) > 1:
         width = _width(cells[0])
-        # Add a column of classes for every ten, as far as they fit in TABLE_WIDTH.
+        # Use one column for every ten classes, as long as the columns fit in TABLE_WIDTH.
         columns = min(max(1, TABLE_WIDTH // (width + 4)), math.ceil(len(cells) / 11))
         rows = math.ceil((len(cells) - 1) / columns)
         header, *body = cells
@@ -221,7 +221,7 @@ def _columns(
         where = f"{'detection' if 'score' in row else 'object'} in image {row['image_id']}"
         raise UserError(f"{where}: bbox {row['bbox']}, score {score} must be finite")
     areas = boxes[:, 2] * boxes[:, 3]
-    # A box whose area underflows to 0 has an iou of 0 / 0, which pycocotools takes for a match and
+    # A box whose area underflows to 0 has an iou of 0 / 0, which pycocotools treats as a match and
     # hotcoco does not. Set its sides to 0, so that it matches nothing.
     boxes[areas == 0, 2:] = 0
     return _Columns(
@@ -239,7 +239,7 @@ def _pycocotools(objects: _Columns, detections: _Columns, images: int, classes: 
 
     def index(columns: _Columns) -> COCO:
         coco = COCO()
-        # Annotation ids start at 1: pycocotools takes id 0 for "no match".
+        # Annotation ids start at 1, because id 0 means "no match" to pycocotools.
         coco.dataset["annotations"] = [
             {"id": id, **dict(zip(_Columns._fields, values))}
             for id, values in enumerate(zip(*(column.tolist() for column in columns)), start=1)
@@ -250,7 +250,7 @@ def _pycocotools(objects: _Columns, detections: _Columns, images: int, classes: 
 
     coco_eval = COCOeval(iouType="bbox")
     coco_eval.cocoGt = index(objects)
-    # As in `loadRes`, which fails on an empty list: the area of a detection is that of its box.
+    # As in `loadRes`, which fails on an empty list: a detection has the area of its box.
     areas = detections.bbox[:, 2] * detections.bbox[:, 3]
     coco_eval.cocoDt = index(detections._replace(area=areas))
     coco_eval.params.imgIds = list(range(1, images + 1))

@@ -33,13 +33,13 @@ from nanodet_jax.structures import Detections
 from nanodet_jax.terminal import join_first, say
 
 NUM_EXAMPLES = 12  # images in pictures/detections.jpg
-STOP_CHECK_EVERY = 8  # images between two exchanges of `should_stop` among the processes
+STOP_CHECK_EVERY = 8  # images between exchanges of `should_stop` among processes
 
 
 class Evaluation(NamedTuple):
     """Result of an evaluation."""
 
-    metrics: dict[str, Any]  # as from `coco_metrics.coco_metrics`
+    metrics: dict[str, Any]  # as `coco_metrics.coco_metrics` returns them
     results: list[dict[str, Any]]  # rows of a COCO result file, in the order of the source
     examples: dict[int, Detections]  # of the first images, by index in the source
 
@@ -59,26 +59,26 @@ def run_evaluation(
     """Detect objects in every image of `source`, and compute the metrics.
 
     The results are in the order of the source, whatever the batch size. An image that cannot be
-    read counts as one without detections.
+    read counts as an image without detections.
 
     With several processes, each detects objects in its part of the images. All processes then
     gather all detections and compute the metrics, so that none waits for another. All of them stop
-    as soon as `should_stop` is true in one.
+    as soon as `should_stop` is true in any of them.
 
     Args:
       detect: from `make_detect`.
-      variables: of the model.
+      variables: variables of the model.
       source: images and ground truth.
       config: input size, resizing and batch size.
-      num_examples: images whose detections are returned as `examples`.
-      progress: show the progress.
+      num_examples: number of images whose detections are returned as `examples`.
+      progress: whether to show the progress.
       should_stop: checked between images.
       evaluator: as for `coco_metrics.choose_evaluator`.
       evaluator_context: entered while the metrics are computed. pycocotools may take a minute and
         does not check `should_stop`.
 
     Returns:
-      None if stopped before the metrics were computed.
+      The evaluation, or None if it was stopped before the metrics were computed.
     """
     detections: dict[int, Detections] = {}
     process_index, process_count = jax.process_index(), jax.process_count()
@@ -115,7 +115,7 @@ def run_evaluation(
     truncated = [source[i].name for i, detected in detections.items() if detected.truncated]
     if truncated and distributed.is_writer():
         say(
-            f"note: {len(truncated)} images, first {truncated[0]}, have more candidates than "
+            f"note: {len(truncated)} images, such as {truncated[0]}, have more candidates than "
             "suppression takes; their lowest-scoring detections may be missing"
         )
     with evaluator_context():
@@ -129,7 +129,7 @@ def draw_examples(source: Source, examples: dict[int, Detections], columns: int 
     """Draw detections on their images, and arrange the images in a grid; uint8 BGR [H, W, 3].
 
     Args:
-      source: of the images.
+      source: source of the images.
       examples: detections by index in the source.
       columns: maximum number of images in a row.
     """
@@ -145,11 +145,11 @@ def draw_examples(source: Source, examples: dict[int, Detections], columns: int 
 def with_classes_of(weights: Weights, source: Source, *, exclude_others: bool = False) -> Source:
     """Return a dataset with the classes of the weights, in their order.
 
-    The dataset may lack classes of the weights. Names may have spaces instead of underscores.
+    The dataset may lack classes of the weights. Spaces and underscores in names are equivalent.
 
     Args:
-      weights: whose names are used.
-      source: returned as it is if its classes are the same.
+      weights: weights whose class names are used.
+      source: returned unchanged if its classes are the same.
       exclude_others: leave out the boxes of other classes.
 
     Raises:
@@ -183,7 +183,7 @@ def evaluate(
 ) -> dict[str, Any]:
     """Evaluate weights on the validation split of `config.data`, and write the results.
 
-    The architecture comes with the weights. The dataset, the input size and the resizing come from
+    The architecture comes from the weights. The dataset, the input size and the resizing come from
     `config`.
 
     Args:
@@ -194,7 +194,7 @@ def evaluate(
 
     Returns:
       The content of `metrics.json`: the metrics of `coco_metrics.coco_metrics`, and `evaluator`,
-      the name and version of the evaluator. A metric without any object is -1 here, and null in
+      the name and version of the evaluator. A metric with no objects is -1 here, and null in
       the file.
 
     Raises:
@@ -206,7 +206,7 @@ def evaluate(
     evaluator = coco_metrics.choose_evaluator(evaluator)
     validation = read_split(Path(weights), config.data) if config.data.val_fraction else None
     source = open_source(config, "val", validation=validation)
-    loaded = load_weights(weights, max_input_side=None)  # the input size is that of `config`
+    loaded = load_weights(weights, max_input_side=None)  # the input size comes from `config`
     source = with_classes_of(loaded, source, exclude_others=config.data.exclude_empty_classes)
     for name in ("input_size", "data.keep_ratio", "compat.pixel_index_warp"):
         value, trained = (_field(c, name) for c in (config, loaded.config))

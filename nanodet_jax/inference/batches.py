@@ -7,14 +7,14 @@ from nanodet_jax.data.pipeline import EvaluationBatch, Prepared, stack
 MAX_BATCH = 8  # images
 # Pixels of the input in a batch: one image of 2048 x 2048, or eight of 640 x 640.
 BATCH_PIXELS = 1 << 22
-WAITING_PIXELS = 4 * BATCH_PIXELS  # of images of other shapes, 200 MB
+WAITING_PIXELS = 4 * BATCH_PIXELS  # in images that wait for a full batch, 200 MB
 
 
 def batches_by_shape(images: Iterable[Prepared]) -> Iterator[EvaluationBatch]:
     """Yield every image once, in batches of one shape each; indices count the images from 0.
 
-    A batch has a power of two of images, at most `MAX_BATCH` and `BATCH_PIXELS`. Its last rows may
-    be padding. At most `WAITING_PIXELS` are held back while their batches are not full.
+    The number of images in a batch is a power of two, limited by `MAX_BATCH` and `BATCH_PIXELS`.
+    The last rows may be padding. At most `WAITING_PIXELS` wait for their batches to fill up.
     """
     waiting: dict[tuple[int, ...], list[tuple[int, Prepared]]] = {}
     for index, item in enumerate(images):

@@ -21,13 +21,13 @@ from nanodet_jax.io.weights import MAX_INPUT_SIDE, Weights, class_names_of, load
 from nanodet_jax.models.nanodet import build_model
 from nanodet_jax.structures import Array, Detections
 
-# With keep_ratio, an input of 320 x 320 has 19 shapes, each in up to four batch sizes.
+# With keep_ratio, an input size of 320 x 320 has 19 shapes, each in up to four batch sizes.
 MAX_PROGRAMS = 64
 NOTHING = np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int32)
 
 
 class Options(TypedDict, total=False):
-    """Keyword arguments of a call of `Detector`."""
+    """Keyword arguments of `Detector.__call__`."""
 
     color: Color
     threshold: float | None
@@ -66,7 +66,7 @@ class Detector:
         self._variables = weights.variables
         model = build_model(weights.config.model, weights.config.precision)
 
-        # A program is compiled for one shape of a batch. The least recently used one is dropped.
+        # Each program is compiled for one batch shape. The least recently used one is dropped.
         @lru_cache(MAX_PROGRAMS)
         def program(shape: tuple[int, ...]) -> Detect:
             return make_detect(model)
@@ -84,11 +84,11 @@ class Detector:
 
         Args:
           weights_or_workdir: the file or workdir.
-          max_input_side: refuse weights whose config has a larger input height or width, pixels.
+          max_input_side: refuse weights whose config has a larger input side, in pixels.
           max_megapixels: refuse to read larger image files; see `__init__` for the default.
 
         Raises:
-          UserError: naming the path, if it is missing, damaged or not a file of weights.
+          UserError: naming the path, if it is missing, damaged or not a weight file.
         """
         return cls(load_weights(weights_or_workdir, max_input_side), max_megapixels)
 
@@ -103,7 +103,7 @@ class Detector:
     ) -> ImageDetections: ...
 
     @overload
-    def __call__(  # one image or several, by its number of axes
+    def __call__(  # one image or several, depending on its number of axes
         self, images: np.ndarray, **options: Unpack[Options]
     ) -> Any: ...
 
@@ -123,9 +123,9 @@ class Detector:
     ) -> ImageDetections | list[ImageDetections]:
         """Detect objects in one image or in several.
 
-        One image is a path, a Pillow image, or an array uint8: gray [height, width] or
+        One image is a path, a Pillow image, or a uint8 array: gray [height, width] or
         [height, width, 1], color [height, width, 3], or color and transparency
-        [height, width, 4]. Several images are a list or another iterable of these, or an array
+        [height, width, 4]. Several images are a list or other iterable of these, or an array
         [images, height, width, channels]. Images that have the same shape after resizing are
         detected together, in batches of 1, 2, 4 or 8. Except for rounding, the result of an image
         does not depend on the others.
@@ -172,7 +172,7 @@ class Detector:
     def _detect_all(
         self, images: Iterable[tuple[Image, str]], color: Color
     ) -> list[ImageDetections]:
-        """Detect objects in each image; its name is for error messages."""
+        """Detect objects in each image; the name of each is for error messages."""
         results: list[ImageDetections] = []
 
         def read() -> Iterator[Prepared]:

@@ -1,4 +1,4 @@
-"""Image files that the user names, also by their folders, and the names of their drawn copies."""
+"""List image files that the user names, directly or by folder, and name their drawn copies."""
 
 import os
 from collections.abc import Sequence
@@ -12,20 +12,20 @@ LONGEST_STEM = 240  # bytes; most file systems allow names of 255 bytes with the
 
 
 class ImageList(NamedTuple):
-    """Images to read, and what the folders contain besides."""
+    """Images to read, and what else the folders contain."""
 
     files: list[Path]
-    others: list[Path]  # files without the suffix of an image
-    folders: list[Path]  # that were not searched
+    others: list[Path]  # files without an image suffix
+    folders: list[Path]  # folders that were not searched
 
 
 def list_images(paths: Sequence[Path], recursive: bool, excluded: Path) -> ImageList:
-    """List the given files, and the images in the given folders by their suffix, sorted.
+    """List the given files, and the images in the given folders, sorted and chosen by suffix.
 
     Args:
       paths: files and folders.
-      recursive: search folders in folders too. Hidden ones and links are not searched.
-      excluded: a folder of results, not searched unless it is given itself.
+      recursive: search subfolders too, except hidden ones and links.
+      excluded: a folder of results, not searched unless it is one of `paths`.
 
     Raises:
       UserError: naming the path, if it does not exist, cannot be read or contains no image.
@@ -71,7 +71,7 @@ def _search(folder: Path, recursive: bool, excluded: str, found: ImageList) -> N
 
 
 def name_pictures(files: list[Path]) -> list[str]:
-    """Name one drawn picture per file; add numbers to names that are equal, ignoring case."""
+    """Return a name for each file's drawn picture; numbers keep names distinct, ignoring case."""
     names: list[str] = []
     used: set[str] = set()
     for file in files:
@@ -92,7 +92,7 @@ def refuse_overwriting(files: list[Path], out: Path, names: list[str]) -> None:
     Raises:
       UserError: naming the image.
     """
-    # A link is not followed in the last part of a path: the link itself would be replaced.
+    # Links in the last part of a path are not resolved: the link itself would be replaced.
     originals = {Path(os.path.realpath(file.parent), file.name) for file in files}
     for name in names:
         if Path(os.path.realpath(out), name) in originals:

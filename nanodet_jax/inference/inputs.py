@@ -1,4 +1,4 @@
-"""Images as callers pass them, converted to uint8 BGR pixels [height, width, 3]."""
+"""Convert images that callers pass to uint8 BGR pixels [height, width, 3]."""
 
 import contextlib
 from pathlib import Path
@@ -14,10 +14,10 @@ from nanodet_jax.errors import UserError
 Image = str | Path | np.ndarray | PillowImage.Image
 Color = Literal["bgr", "rgb"]  # order of the channels of an array
 ACCEPTED = (
-    "a path, a Pillow image, or an array uint8 [height, width], [height, width, 1], "
+    "a path, a Pillow image, or a uint8 array [height, width], [height, width, 1], "
     "[height, width, 3] or [height, width, 4]"
 )
-# Pillow's modes of more than 8 bits per channel; it clips their values when it converts them.
+# Pillow modes with more than 8 bits per channel; Pillow clips their values in conversions.
 DEEP_MODES = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
 
 
@@ -67,7 +67,7 @@ def read_image(
         path = path.expanduser()
     try:
         return decode(make_record(0, path.name, path, (0, 0), [], [], [], []), max_megapixels)
-    except UserError as error:  # names the image of a dataset, which has a number
+    except UserError as error:  # its message gives the image's number in a dataset
         raise UserError(str(error).replace(f"{path} (image 0)", str(path), 1)) from error
 
 
@@ -105,7 +105,7 @@ def _from_pillow(image: PillowImage.Image, name: str) -> np.ndarray:
 
 
 def describe(image: Any) -> str:
-    """Return what a value of a wrong type is, as the predicate of a sentence."""
+    """Describe a value of the wrong type, as the predicate of a sentence."""
     if image is None:
         return "is None, which cv2.imread returns for a file that it cannot read"
     name = f"{type(image).__module__}.{type(image).__name__}".removeprefix("builtins.")

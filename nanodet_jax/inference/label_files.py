@@ -14,12 +14,12 @@ from nanodet_jax.files import atomic_write, write_json
 
 LabelFormat = Literal["coco", "yolo"]
 COCO_FILE, YOLO_FOLDER, YOLO_FILES = "labels.json", "labels", ("data.yaml", "classes.txt")
-# YOLO looks for the images of labels/a.txt in this folder.
+# YOLO looks for the image of labels/a.txt in this folder.
 YOLO_IMAGES = "images"
 
 
 class LabelFiles:
-    """Annotations of images in a new file or folder of `out`.
+    """Annotations of images, in a new file or folder in `out`.
 
     Images are named by their path relative to `root`, the folder that contains all given ones. With
     "coco", `close` writes `labels.json`. With "yolo", `add` writes `labels/NAME.txt`, and `close`
@@ -44,8 +44,8 @@ class LabelFiles:
           class_names: names by label.
 
         Raises:
-          UserError: if an annotation exists, which may have been corrected by hand, an image cannot
-            be named, or two images would share a label file.
+          UserError: if an annotation file exists, which may contain manual corrections, the name of
+            an image cannot be used, or two images would share a label file.
         """
         self.kind, self.out = kind, out
         self.root = _common_folder(given)
@@ -96,7 +96,7 @@ class LabelFiles:
         _write_text(self.path / _text_name(name), lines)
 
     def close(self) -> None:
-        """Write what the images have in common.
+        """Write the files that all images share.
 
         Raises:
           UserError: naming the file that cannot be written.
@@ -111,7 +111,7 @@ class LabelFiles:
         _write_text(classes_file, "".join(f"{name}\n" for name in names))
 
     def next_step(self) -> str:
-        """Return how to read the annotations as a dataset, one sentence."""
+        """Return one sentence on how to use the annotations as a dataset."""
         if self.kind == "coco":
             return f"the images are named relative to {self.root}"
         return f"to train on them, copy the images from {self.root} to {self.out / YOLO_IMAGES}"
@@ -148,8 +148,9 @@ def _common_folder(paths: Sequence[Path]) -> Path:
     folders = [os.path.abspath(path if path.is_dir() else path.parent) for path in paths]
     try:
         return Path(os.path.commonpath(folders))
-    except ValueError as error:  # several drives of Windows
-        raise UserError("labels need all images on one drive; use those of one drive") from error
+    except ValueError as error:  # several drives on Windows
+        message = "labels need all images on one drive; pass only images from one drive"
+        raise UserError(message) from error
 
 
 def _text_name(image: str) -> str:

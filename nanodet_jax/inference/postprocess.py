@@ -1,6 +1,6 @@
-"""Predictions to detections: decode, suppress, map to the pixels of the image file.
+"""Turn predictions into detections: decode, suppress, and map to the pixels of the image file.
 
-Letters: P priors, C classes, K candidates, N detections; `*n` is any number of leading axes.
+Dimensions: P priors, C classes, K candidates, N detections; `*n` is any number of leading axes.
 """
 
 import jax
@@ -11,7 +11,7 @@ from nanodet_jax import boxes
 from nanodet_jax.runtime.precision import at_least_float32
 from nanodet_jax.structures import Detections, Predictions
 
-# As in the original, for both of its heads.
+# As in the original, for both heads.
 SCORE_THRESHOLD = 0.05
 IOU_THRESHOLD = 0.6
 MAX_DETECTIONS = 100
@@ -41,14 +41,14 @@ def non_maximum_suppression(
 ) -> Detections:
     """Suppress overlapping boxes within each class, greedily, for one image.
 
-    A prior may yield several classes. Of equal scores, the lower prior ranks first, then the lower
-    class. At most N boxes are kept, so N rounds over the K candidates give exactly the result of
-    the full K x K algorithm, with memory proportional to K.
+    A prior may yield several classes. Among equal scores, the lower prior ranks first, then the
+    lower class. At most N boxes are kept, so N rounds over the K candidates give exactly the result
+    of the full K x K algorithm, with memory proportional to K.
 
     Args:
       decoded_boxes: xyxy in pixels.
       scores: in [0, 1].
-      score_threshold: pairs must score more than this.
+      score_threshold: a pair of prior and class must score more than this.
       iou_threshold: a box is dropped if its iou with a better box of its class exceeds this.
       max_detections: N.
       pre_nms_topk: K, or all pairs if there are fewer.
@@ -64,7 +64,7 @@ def non_maximum_suppression(
     labels = (index % num_classes).astype(jnp.int32)  # [K]
     candidates = decoded_boxes[index // num_classes]  # [K, 4]
 
-    # 2. The original separates the classes by moving the boxes of each by a different offset. In
+    # 2. The original separates the classes by moving the boxes of each class by its own offset. In
     # float32 this rounds boxes by about 1e-3 pixel, which decides overlaps close to the threshold,
     # so it is done here too.
     furthest = jnp.max(jnp.where(best[:, None] > 0, candidates, 0.0))
@@ -83,7 +83,7 @@ def non_maximum_suppression(
 
     _, (chosen, chosen_scores) = jax.lax.scan(pick, best, None, length=max_detections)  # [N]
 
-    # 4. Once nothing is left, rounds pick a score of 0: empty slots.
+    # 4. Once no candidate is left, rounds pick a score of 0, which marks an empty slot.
     valid = chosen_scores > 0
     return Detections(
         boxes=jnp.where(valid[:, None], candidates[chosen], 0.0),

@@ -48,7 +48,7 @@ def detect_batch(
 ) -> Iterator[tuple[int, Detections]]:
     """Yield the index in the source and the detections of each image of a batch.
 
-    Detections are numpy arrays of [n] valid slots, best first.
+    Detections are numpy arrays of the n valid slots, best first.
 
     Raises:
       UserError: if the batch does not fit in memory.
@@ -76,7 +76,7 @@ def detect_batches(
 
 
 def _fetch(batch: EvaluationBatch, detections: Detections) -> Iterator[tuple[int, Detections]]:
-    """Copy the detections of a batch to the host, in one transfer; yield those of each image."""
+    """Copy the detections of a batch to the host in one transfer, and yield them by image."""
     detections = jax.device_get(detections)
     for row, index in enumerate(batch.indices):
         count = int(np.sum(detections.valid[row]))

@@ -1,4 +1,4 @@
-"""Detections of one image: select, draw, save and convert them."""
+"""Select, draw, save and convert the detections of one image."""
 
 import difflib
 import math
@@ -37,9 +37,9 @@ class DetectedObject(NamedTuple):
 class ImageDetections:
     """Detections of one image, best first.
 
-    `len` counts them, iteration yields a `DetectedObject` for each. An index selects one of them, a
-    slice, a mask or an array of indices a part as another `ImageDetections`. Suppression is applied
-    within each class, so one object may be detected as several classes.
+    `len` counts them, and iteration yields a `DetectedObject` for each. An integer index selects
+    one of them; a slice, mask or array of indices selects some, as another `ImageDetections`.
+    Suppression is applied within each class, so one object may be detected as several classes.
     """
 
     boxes: np.ndarray
@@ -53,10 +53,10 @@ class ImageDetections:
     known_classes: tuple[str, ...]
     """`Detector.class_names`: names by label."""
     image: Path | np.ndarray | None = None
-    """The image to draw on: its path, or its pixels uint8 BGR, not copied where that is possible.
+    """The image to draw on: its path, or its uint8 BGR pixels, not copied if possible.
     `dataclasses.replace(found, image=None)` releases the pixels."""
     threshold: float = visualize.THRESHOLD
-    """Lowest score that is drawn: the one that was asked for, otherwise 0.35."""
+    """Lowest score that is drawn: the requested threshold, otherwise 0.35."""
 
     @property
     def names(self) -> list[str]:
@@ -108,7 +108,7 @@ class ImageDetections:
         classes: str | Collection[str] | None = None,
         max_detections: int | None = None,
     ) -> "ImageDetections":
-        """Return the detections that meet all given conditions; None is no condition.
+        """Return the detections that meet all given conditions; None means no condition.
 
         Args:
           threshold: lowest score, in [0, 1]. It is also the lowest score that `draw` shows.
@@ -116,7 +116,7 @@ class ImageDetections:
           max_detections: keep this many of the best remaining detections, at least 1.
 
         Raises:
-          UserError: if a value is invalid, or a name is none of `known_classes`.
+          UserError: if a value is invalid, or a name is not in `known_classes`.
         """
         found = self
         check_selection(self.known_classes, threshold, classes, max_detections)
@@ -131,20 +131,20 @@ class ImageDetections:
     def draw(
         self, image: Image | None = None, *, color: Color = "bgr", draw_all: bool = False
     ) -> np.ndarray:
-        """Return a copy of the image with box, class name and score of each object.
+        """Return a copy of the image with the box, class name and score of each object.
 
         Objects that score less than `threshold` are not drawn.
 
         Args:
-          image: the image, of any kind that `Detector` accepts. None: the one that was detected in.
+          image: the image, of any kind that `Detector` accepts. None: use the stored `image`.
           color: channel order of an array in `image`, and of the result.
-          draw_all: draw every class of an object, not only its best.
+          draw_all: draw every class of an object, not only the best one.
 
         Returns:
           [height, width, 3] uint8.
 
         Raises:
-          UserError: if the image is not available, cannot be read or has another size than `size`.
+          UserError: if the image is not available, cannot be read, or differs from `size`.
         """
         check_color(color)
         drawn = visualize.draw_detections(
@@ -164,7 +164,7 @@ class ImageDetections:
         """Write the picture of `draw` in the format of the path's suffix, such as .jpg or .png.
 
         Args:
-          path: the file to write; missing folders are made.
+          path: the file to write; missing folders are created.
           image, color, draw_all: as in `draw`.
 
         Raises:
@@ -179,7 +179,7 @@ class ImageDetections:
         visualize.save_image(path, drawn if color == "bgr" else drawn[..., ::-1])
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the size of the image, and class, score and box of each object, as json values."""
+        """Return the image size, and the class, score and box of each object, as json values."""
         height, width = self.size
         return {"height": height, "width": width, "objects": [one.to_dict() for one in self]}
 
@@ -205,7 +205,7 @@ class ImageDetections:
         pixels = read_image(image, (height * width + 0.5) / 1e6, color=color)
         if pixels.shape[:2] != self.size:
             found = f"is {pixels.shape[1]}x{pixels.shape[0]}"
-            raise UserError(f"the image {found}, but its boxes are of one of {width}x{height}")
+            raise UserError(f"the image {found}, but the boxes are for one of {width}x{height}")
         return pixels
 
 

@@ -1,4 +1,4 @@
-"""A program that decodes the arrays of a checkpoint; `checkpoint_arrays` runs it in a new process.
+"""Program that decodes the arrays of a checkpoint. `checkpoint_arrays` runs it in a new process.
 
 It reads a request from stdin, as json:
 
@@ -10,8 +10,8 @@ an array cannot be read, it writes the reason to stderr and exits with status DA
 
 Orbax stores an array as one zstd-compressed chunk `NAME/0.0...` in an OCDBT database, with one
 database per part of a checkpoint. All other metadata in the files (`NAME/.zarray`, `_METADATA`) is
-ignored. The request defines shape, dtype, chunk and codec. So no file can declare a larger chunk,
-another codec or another location.
+ignored. The request determines the shape, dtype, chunk and codec. So no file can declare a larger
+chunk, another codec or another location.
 
 This file imports nothing from its package, because the import would take seconds.
 """
@@ -31,7 +31,7 @@ DAMAGED = 3
 def bound_memory(limit: int) -> None:
     """Limit this process to `limit` bytes more than it uses now. Only Linux is supported.
 
-    An allocation over the limit fails. It aborts the process or raises MemoryError.
+    An allocation beyond the limit aborts the process or raises MemoryError.
     """
     if not sys.platform.startswith("linux"):
         return
@@ -65,7 +65,7 @@ def main() -> int:
     request = json.load(sys.stdin.buffer)
     import tensorstore
 
-    one = {"limit": 1}  # one thread per core would need memory in proportion to their number
+    one = {"limit": 1}  # otherwise memory grows with the number of cores
     context = tensorstore.Context({"file_io_concurrency": one, "data_copy_concurrency": one})
     bound_memory(request["memory"])
     sys.stdout.buffer.write(READY)
@@ -102,4 +102,4 @@ def main() -> int:
 if __name__ == "__main__":
     status = main()
     sys.stderr.flush()
-    os._exit(status)  # do not wait for threads that still read
+    os._exit(status)  # do not wait for threads that are still reading

@@ -1,9 +1,8 @@
 """The `checkpoints/` folder of a run: the newest checkpoints, the best, and one every N epochs.
 
 A checkpoint contains checksums of its arrays and metrics. Its content is used only if it equals
-what was saved, bit for bit. Orbax writes and deletes checkpoints
-(`orbax_manager`). This package reads them (`checkpoint_restore`), because they may come from an
-untrusted source.
+what was saved, bit for bit. Orbax writes and deletes checkpoints (`orbax_manager`). This package
+reads them (`checkpoint_restore`), because they may come from an untrusted source.
 """
 
 import contextlib
@@ -45,14 +44,15 @@ class Checkpoints:
     checkpoint gets its name only when it is complete. Metrics are added later, as `metrics.json`.
 
     Args:
-      workdir: of the run.
+      workdir: folder of the run.
       writing: False to read a run that may be in progress, without changing the folder.
 
     Attributes:
-      keep: whether a checkpoint of a step is never deleted; may be set until the first save.
+      keep: returns whether the checkpoint of a step must never be deleted. Set it before the first
+        save.
 
     Raises:
-      UserError: if the folder cannot be made or read, or contains a symbolic link.
+      UserError: if the folder cannot be created or read, or contains a symbolic link.
     """
 
     def __init__(self, workdir: Path, writing: bool = True):
@@ -121,7 +121,7 @@ class Checkpoints:
 
         Raises:
           DamagedCheckpointError: if the content is not what was saved.
-          UserError: if it is the state of another model or optimizer.
+          UserError: if the state belongs to another model or optimizer.
         """
         restored = self._restore(step, _split(like))
         kept, training = restored["variables"], restored["training"]
@@ -136,10 +136,10 @@ class Checkpoints:
     def restore_latest(self, like: TrainState) -> TrainState:
         """Return the newest state that is not damaged; see `restore`.
 
-        Damaged checkpoints that are newer are reported and moved to `checkpoints/damaged_STEP`.
+        Newer checkpoints that are damaged are reported and moved to `checkpoints/damaged_STEP`.
 
         Raises:
-          UserError: if all are damaged, or the newest is of another model or optimizer.
+          UserError: if all are damaged, or the newest one belongs to another model or optimizer.
         """
         damaged = []
         while (step := self.latest_step()) is not None:
@@ -164,14 +164,14 @@ class Checkpoints:
     def restore_best_variables(self, like: Any) -> Any | None:
         """Return the variables for inference of the best checkpoint that is not damaged.
 
-        If no checkpoint was evaluated, the newest one counts as the best. Damaged ones are
+        If no checkpoint was evaluated, the newest one counts as the best. Damaged checkpoints are
         reported.
 
         Returns:
           The variables, or None if there is no checkpoint.
 
         Raises:
-          UserError: if all are damaged, or the best is of another model.
+          UserError: if all are damaged, or the best one belongs to another model.
         """
         steps = set(self._steps())
         if not steps:
@@ -226,9 +226,10 @@ class Checkpoints:
             target = self.folder / f"damaged_{step}_{number}"
         self.close()  # Orbax lists the folder when it is opened again
         with self._reporting_errors(f"checkpoint {step} is damaged and cannot be moved aside"):
+            distributed.gather(None)  # wait until every process has read the checkpoint
             if distributed.is_writer():
                 (self.folder / str(step)).rename(target)
-            distributed.gather(None)  # all have read it before, and find it moved afterwards
+            distributed.gather(None)  # and until it is moved
         return target
 
     @contextlib.contextmanager

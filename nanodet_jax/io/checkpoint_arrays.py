@@ -1,10 +1,10 @@
-"""Reading the arrays of a checkpoint from an untrusted source, within bounds.
+"""Reading the arrays of a checkpoint from an untrusted source, with bounded memory and time.
 
 Native code decodes the format: a tree of nodes (OCDBT) and chunks, both compressed. A node of a few
 kilobytes can decode to gigabytes, because its keys share prefixes of up to 64 KiB and zstd repeats
 a byte 131072 times for 4 bytes. The size of a node is known only after decoding it. So the decoder
-runs in a separate process, `array_reader`. If it needs too much memory, crashes or does not end,
-only that process dies, and this module raises an error. The process takes about 0.3 s, mostly to
+runs in a separate process, `array_reader`. If it needs too much memory, crashes or hangs, only that
+process ends, and this module raises an error. The process takes about 0.3 s, mostly to
 load numpy and tensorstore. It reads only the arrays, not Orbax's own metadata.
 """
 
@@ -27,7 +27,7 @@ from nanodet_jax.io import array_reader
 MEMORY = 256 << 20
 MEMORY_PER_BYTE = 8
 TIMEOUT_S = 600
-# With more threads and arenas, NumPy's linear algebra and malloc use memory in proportion to cores.
+# By default NumPy's linear algebra and malloc use memory in proportion to the number of cores.
 SINGLE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"}
 CRASHES = {-6, -7, -11}  # SIGABRT (for example a failed allocation), SIGBUS and SIGSEGV
 
@@ -36,12 +36,12 @@ def read_arrays(folder: Path, requested: Mapping[str, Any]) -> dict[str, np.ndar
     """Return arrays of a checkpoint, by name.
 
     Args:
-      folder: of the checkpoint.
+      folder: folder of the checkpoint.
       requested: objects with `shape` and `dtype`, by name, such as "PART/KEY/KEY...".
 
     Raises:
       ValueError: if an array cannot be read, or needs more memory than its shape allows.
-      UserError: if the reader fails for a reason that does not lie in the checkpoint.
+      UserError: if the reader fails for a reason other than the content of the checkpoint.
     """
     arrays = []
     for name, like in requested.items():
@@ -90,12 +90,12 @@ def _run(request: dict[str, Any], folder: Path) -> bytes:
     ready = done.stdout.startswith(array_reader.READY)
     if ready and done.returncode in CRASHES:
         limit = f"{request['memory'] / 1e6:.0f} MB"
-        raise ValueError(f"decoding it takes over {limit}, or crashes ({reason})")
+        raise ValueError(f"decoding it needs more than {limit}, or crashes ({reason})")
     if ready and done.returncode == array_reader.DAMAGED:
         raise ValueError(reason)
     if not ready or done.returncode:
         raise UserError(
             f"{folder}: the process that reads it ended with status {done.returncode} "
-            f"({reason}); try again, with more memory free"
+            f"({reason}); try again with more free memory"
         )
     return done.stdout[len(array_reader.READY) :]

@@ -16,9 +16,10 @@ from nanodet_jax.io import checksums
 from nanodet_jax.terminal import printable
 
 STEP = re.compile("0|[1-9][0-9]{0,17}")  # within 64 bits
-RECORD_LIMIT = 8 << 20  # bytes; nanodet-m's record has 0.17 MB
-# A checkpoint of nanodet-m has 909 arrays of 11.5 MB, in 28 files of 8.5 MB. If only the variables
-# are requested, the folder also contains the optimizer state of each variable.
+RECORD_LIMIT = 8 << 20  # bytes; nanodet-m's record takes 0.17 MB
+# A checkpoint of nanodet-m has 909 arrays with a total of 11.5 MB, in 28 files with a total of
+# 8.5 MB. If only the variables are requested, the folder also contains the optimizer state of each
+# variable.
 FILES_PER_ARRAY, EXTRA_FILES = 1, 200
 SIZE_FACTOR, SIZE_PER_ARRAY, EXTRA_SIZE = 16, 8 << 10, 16 << 20
 NAME = re.compile(r"(training|variables)(/[A-Za-z0-9_][A-Za-z0-9_.-]*)+")
@@ -54,7 +55,7 @@ def refuse_links(folder: Path) -> None:
     """Refuse a folder that is, or directly contains, a symbolic link.
 
     Raises:
-      UserError: naming the link. Files elsewhere could be read, moved or deleted through it.
+      UserError: naming the link, through which files elsewhere could be read, moved or deleted.
     """
     refuse_link(folder)
     try:
@@ -75,13 +76,13 @@ def check_folder(folder: Path, arrays: int, size: int) -> None:
     """Check that a checkpoint has only regular files and folders, and is not too large.
 
     Args:
-      folder: of the checkpoint.
+      folder: folder of the checkpoint.
       arrays: number of arrays to read.
       size: total size of these arrays, in bytes.
 
     Raises:
       OSError: if the folder cannot be listed.
-      ValueError: naming the first entry that is neither, or the limit that is exceeded.
+      ValueError: naming the first entry of another kind, or the limit that is exceeded.
     """
     max_files = FILES_PER_ARRAY * arrays + EXTRA_FILES
     max_size = SIZE_FACTOR * size + SIZE_PER_ARRAY * arrays + EXTRA_SIZE
@@ -102,12 +103,12 @@ def check_folder(folder: Path, arrays: int, size: int) -> None:
                     raise ValueError(f"it has more than {max_files} files, too many for this model")
                 if total > max_size:
                     raise ValueError(
-                        f"its files have more than {max_size / 1e6:.0f} MB, too much for this model"
+                        f"its files take more than {max_size / 1e6:.0f} MB, too much for this model"
                     )
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """Return the record of a checkpoint: its `version`, and the keys of that version.
+    """Return the record of a checkpoint: its `version`, and the other keys of that version.
 
     Raises:
       OSError: if it cannot be read.

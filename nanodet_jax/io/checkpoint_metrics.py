@@ -1,4 +1,4 @@
-"""Metrics of the checkpoints of a run, one file in each. They decide which checkpoint is best."""
+"""Metrics of the checkpoints of a run, one file in each. They determine the best checkpoint."""
 
 import sys
 from collections.abc import Iterable
@@ -34,7 +34,7 @@ class CheckpointMetrics:
         return self._loaded[step]
 
     def best_of(self, steps: Iterable[int]) -> int | None:
-        """Return the step with the highest METRIC, the latest if equal; None without metrics."""
+        """Return the step with the highest METRIC, the latest if equal, or None without metrics."""
         values = {step: metrics[METRIC] for step in steps if (metrics := self.get(step))}
         return max(values, key=lambda step: (values[step], step)) if values else None
 

@@ -17,7 +17,7 @@ from nanodet_jax.terminal import printable
 
 RECORD = "record"  # part of a checkpoint: its format version and checksums
 VERSION = 1  # of the checkpoint format
-LIBRARY_LINE_LIMIT = 120  # characters of a library's message in ours
+LIBRARY_LINE_LIMIT = 120  # characters of a library's message that we quote
 OS_ERROR = re.compile(r"os_error_code='(\d{1,9})'")  # in messages of TensorStore
 
 
@@ -29,10 +29,10 @@ def restore(folder: Path, parts: dict[str, Any]) -> Any:
     """Restore parts of a checkpoint.
 
     `parts` alone determines which arrays are read, and their sizes. The array descriptions in the
-    files are only compared with it.
+    files are only compared with `parts`.
 
     Args:
-      folder: of the checkpoint.
+      folder: folder of the checkpoint.
       parts: a tree of arrays, or of their shapes and dtypes, for each part.
 
     Returns:

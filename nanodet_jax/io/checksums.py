@@ -51,7 +51,7 @@ def find_shape_mismatch(described: Mapping[str, Any], tree: Any) -> str:
         if name not in described:
             return f"{printable(name)} is not in it"
         if name not in expected:
-            return f"{printable(name)} is in it, not in the model"
+            return f"{printable(name)} is in it, but not in the model"
         saved = described[name]
         for what, value in expected[name].items():
             if saved[what] != value:
@@ -60,7 +60,7 @@ def find_shape_mismatch(described: Mapping[str, Any], tree: Any) -> str:
 
 
 def find_content_mismatch(described: Mapping[str, Any], tree: Any) -> str:
-    """Return a text about the first array whose bytes differ from the description, or ""."""
+    """Return a message about the first array whose bytes differ from the description, or ""."""
     for name, leaf in flatten(tree).items():
         if described[name][DIGEST] != _digest(leaf):
             return f"{printable(name)} is not what was saved"
@@ -76,7 +76,8 @@ def sign(value: dict[str, Any]) -> dict[str, Any]:
 def verify(document: Any) -> Any:
     """Return the value in a document from `sign`.
 
-    It may be any JSON value. The digest proves that it is unchanged, not that it is trustworthy.
+    The value may be any JSON value. The digest proves that it is unchanged, not that it is
+    trustworthy.
 
     Raises:
       ValueError: if the value has changed, or the document has another form.

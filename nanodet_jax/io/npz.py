@@ -1,4 +1,4 @@
-"""Reading `.npz` files without pickle. The file size bounds the memory."""
+"""Reading `.npz` files without pickle. The file size limits the memory used."""
 
 import math
 import warnings
@@ -45,10 +45,11 @@ def _read(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:
     with archive.open(info) as member:
         shape, fortran, dtype = _read_header(member)
         if dtype.hasobject:
-            raise UserError(f"{info.filename[:100]!a} contains Python objects; nothing was run")
+            name = f"{info.filename[:100]!a}"
+            raise UserError(f"{name} contains Python objects; nothing was executed")
         raw = member.read()
     if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize != len(raw):
-        raise UserError(f"{info.filename[:100]!a} does not have the length of its shape")
+        raise UserError(f"{info.filename[:100]!a} has a length that does not match its shape")
     return np.frombuffer(raw, dtype).reshape(shape, order="F" if fortran else "C")
 
 

@@ -18,12 +18,12 @@ def open_manager(
     best_of: Callable[[Iterable[int]], int | None],
     keep: Callable[[int], bool],
 ) -> ocp.CheckpointManager:
-    """Open a manager that keeps the newest checkpoints, the best one, and those of some steps.
+    """Open a manager that keeps the newest checkpoints, the best one, and selected others.
 
     Args:
-      folder: of the checkpoints; it must exist.
+      folder: folder of the checkpoints; it must exist.
       best_of: returns the best of several steps, or None if none was evaluated.
-      keep: whether a checkpoint of this step is never deleted.
+      keep: returns whether the checkpoint of a step must never be deleted.
     """
     kept: list[Any] = [checkpoint_managers.LatestN(NEWEST), _Best(best_of), _Keep(keep)]
     options = ocp.CheckpointManagerOptions(

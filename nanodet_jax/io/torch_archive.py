@@ -1,4 +1,4 @@
-"""Reading weights from a PyTorch file (.pth, .pt, .ckpt), without PyTorch or executing a pickle.
+"""Reading weights from a PyTorch file (.pth, .pt, .ckpt), without PyTorch or running its pickle.
 
 torch.save writes a zip archive. NAME/data.pkl describes the tensors. Each NAME/data/<key> contains
 the numbers of one storage. NAME/byteorder is their byte order.
@@ -19,12 +19,12 @@ from nanodet_jax.io.torch_pickle import STORAGES, Storage, Tensor, quoted
 from nanodet_jax.io.zip_limits import open_zip
 from nanodet_jax.terminal import printable
 
-PICKLE_LIMIT = 4 << 20  # bytes; for 645 tensors it has 80 thousand
+PICKLE_LIMIT = 4 << 20  # bytes; the pickle of 645 tensors has 80 thousand
 MAX_TENSORS = 20_000  # more than in the deepest network that config.check accepts
-MAX_SHARING = 4  # elements of all tensors per stored element
+MAX_SHARING = 4  # maximum number of tensor elements per stored element
 NOT_ARCHIVE = (
-    "is not a zip archive of torch.save; if PyTorch before 1.6 wrote it, load it there and save it "
-    "with torch>=1.6"
+    "is not a zip archive written by torch.save; if PyTorch before 1.6 wrote it, load it with "
+    "torch>=1.6 and save it again"
 )
 
 
@@ -94,7 +94,7 @@ def _read(archive: zipfile.ZipFile) -> dict[str, np.ndarray]:
             raise UserError(f"damaged archive: it has no member {quoted(name)}")
         if members[name].file_size != storage.length * np.dtype(STORAGES[storage.kind]).itemsize:
             raise UserError(
-                f"damaged archive: {quoted(name)} does not have the length of its storage"
+                f"damaged archive: {quoted(name)} has a length that does not match its storage"
             )
         arrays[key] = _numbers(archive.read(name), storage.kind, order)
     views = {name: _view(name, each, arrays[each.storage.key]) for name, each in tensors.items()}

@@ -102,11 +102,11 @@ UNUSED_IF_DEPLOYED = r"aux_(fpn|head)\..*"
 
 
 class LoadReport(NamedTuple):
-    """PyTorch names of all variables, by how `load_matching` loaded them."""
+    """PyTorch names of all variables, grouped by how `load_matching` loaded them."""
 
     kept: list[str]  # loaded completely
     box_rows: list[str]  # only the box rows are loaded, because the number of classes differs
-    new: list[str]  # not loaded: initial values
+    new: list[str]  # not loaded; they keep their initial values
 
     def __str__(self) -> str:
         def names(group: list[str]) -> str:
@@ -141,7 +141,7 @@ def flatten(variables: Any) -> dict[str, Any]:
 
 
 def unflatten(leaves: Mapping[str, Any]) -> Any:
-    """Return the tree of leaves by path, the inverse of `flatten`."""
+    """Build a tree from leaves by path. This is the inverse of `flatten`."""
     return flax.traverse_util.unflatten_dict(dict(leaves), sep="/")
 
 
@@ -217,8 +217,8 @@ def load_matching(entries: Entries, variables: Any, num_bins: int) -> tuple[Any,
     """Load every entry that fits, for fine-tuning with other classes.
 
     Args:
-      entries: arrays by the original's names, in its layout.
-      variables: initial variables. Those without an entry of the same shape keep their values.
+      entries: arrays with the names and the layout of the original.
+      variables: initial variables. A variable without an entry of the same shape keeps its value.
       num_bins: rows at the end of an output layer that predict boxes: 4 * (reg_max + 1). They are
         loaded if only the number of classes differs.
 
@@ -251,7 +251,7 @@ def _only_classes_differ(path: str, array: np.ndarray, value: np.ndarray, num_bi
 
 
 def to_entries(variables: Any) -> dict[str, np.ndarray]:
-    """Return all variables by the original's names, in its layout."""
+    """Return all variables with the names and the layout of the original."""
     return {
         pytorch_name(path): np.array(to_pytorch(np.asarray(leaf)), order="C")
         for path, leaf in flatten(variables).items()

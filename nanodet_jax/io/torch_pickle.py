@@ -1,9 +1,9 @@
-"""Interpreting the pickle in a file of torch.save, without executing it.
+"""Interpreting the pickle in a file written by torch.save, without executing it.
 
-A pickle is a program that calls functions by name, and a downloaded file may call any. `pickle`
-would execute it, and would allocate as much memory as the file asks for. `interpret` supports only
-the few instructions that such files need. They build plain values and the classes of this module.
-Names of functions are compared with a list, never imported.
+A pickle is a program that calls functions by name, and a downloaded file can call any function.
+`pickle` would execute it, and would allocate as much memory as the file asks for. `interpret`
+supports only the few instructions that such files need. They build plain values and instances of
+the classes in this module. Names of functions are compared with a list, and are never imported.
 """
 
 import pickletools
@@ -14,7 +14,7 @@ from typing import Any
 
 from nanodet_jax.errors import UserError
 
-# Stored dtype. numpy has no bfloat16, so its 16 bits are read.
+# Stored dtypes. NumPy has no bfloat16, so its 16 bits are read as an integer.
 STORAGES = {
     "torch.FloatStorage": "f4",
     "torch.DoubleStorage": "f8",
@@ -35,7 +35,7 @@ LABELS = ("pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",)
 KNOWN = {*STORAGES, *MAPPINGS, *LABELS, REBUILD, PARAMETER, "torch.Size"}
 MAX_DIMENSIONS = 32
 # NanoDet-Plus has 20 thousand; a Lightning checkpoint, with averages and the optimizer's state,
-# about five times as many. Each takes about 3 microseconds and at most 100 bytes of memory.
+# about five times as many. Each one takes about 3 microseconds and at most 100 bytes of memory.
 MAX_INSTRUCTIONS = 400_000
 MAX_KEY_LENGTH = 1000  # characters; comparing keys must stay cheap
 
@@ -192,8 +192,8 @@ def _set_items(target: Any, items: list[Any]) -> None:
     """Set entries of a dict. Skip keys that are numbers, globals or None: weights do not use them.
 
     A file can contain many numbers with the same hash, which makes each insertion compare with all
-    other keys. Hashes of strings have a random seed in each process. Tuples as keys are refused,
-    because hashing a deeply nested one does not end.
+    other keys. Strings are safe, because their hashes have a random seed in each process. Tuples as
+    keys are refused, because hashing a deeply nested one does not end.
     """
     mapping: dict[str, Any] = _expect(target, dict)
     for key, value in zip(items[::2], items[1::2], strict=True):
@@ -208,8 +208,8 @@ def _set_items(target: Any, items: list[Any]) -> None:
 def _global(name: str) -> Global:
     if name not in KNOWN:
         raise UserError(
-            f"{quoted(name)} is foreign pickle code; nothing was executed. If you trust the file, "
-            "load it with PyTorch and save only its state_dict"
+            f"{quoted(name)} is not allowed in a weights file; nothing was executed. If you trust "
+            "the file, load it with PyTorch and save only its state_dict"
         )
     return Global(name)
 
@@ -235,7 +235,7 @@ def _call(name: str, arguments: tuple[Any, ...]) -> Any:
             name == REBUILD and len(shape) == len(strides) <= MAX_DIMENSIONS
         ):
             return Tensor(storage, _counts([offset])[0], _counts(shape), _counts(strides))
-    raise ValueError(f"{name} called in an unknown way")
+    raise ValueError(f"{name} called with unexpected arguments")
 
 
 def _counts(numbers: Iterable[Any]) -> tuple[int, ...]:

@@ -44,15 +44,15 @@ def load_weights(path: str | Path, max_input_side: float | None = MAX_INPUT_SIDE
     """Load weights from a file of the original or of this project, or from a workdir.
 
     The result is the deployed network, without the parts that are used only in training. From a
-    workdir the best checkpoint is loaded, or the newest if none was evaluated. Files of the
-    original contain neither class names nor the input size. 80 classes are assumed to be COCO's.
-    The input is assumed to be 320 x 320. The aspect ratio is kept for NanoDet, but not for
-    NanoDet-Plus.
+    workdir, the best checkpoint is loaded, or the newest if none was evaluated. Files of the
+    original contain neither class names nor the input size. If there are 80 classes, they are
+    assumed to be COCO's. The input is assumed to be 320 x 320. The aspect ratio is kept for
+    NanoDet, but not for NanoDet-Plus.
 
     Args:
       path: `.pth`, `.pt` or `.ckpt` of the original, `.npz` of this project, or a workdir.
       max_input_side: largest input height or width that the weights may define. Its square also
-        limits the memory of the features. None for no limit, if the input size is not used.
+        limits the memory of the features. Pass None (no limit) if the input size is not used.
 
     Raises:
       UserError: if the weights do not exist, are damaged, or exceed a limit.
@@ -102,12 +102,12 @@ def _check_input(config: Config, max_side: float, where: str) -> None:
         raise UserError(f"{where}: {size}: sides must be at most {max_side:g}; {fix}")
     needed = feature_bytes(config)
     if needed > BYTES_PER_PIXEL * max_side**2:
-        what = f"config.model takes about {needed / 1e9:.1f} GB for an image of {width}x{height}"
+        what = f"config.model needs about {needed / 1e9:.1f} GB for an image of {width}x{height}"
         raise UserError(f"{where}: {what}, over the limit for sides of {max_side:g}; {fix}")
 
 
 def feature_bytes(config: Config) -> int:
-    """Estimate the bytes of the float32 features of one image of full size."""
+    """Estimate the size in bytes of the float32 features of one full-size image."""
     model, (height, width) = config.model, config.input_size
     image_and_stem = 18 * height * width  # 24 channels at half the resolution, three times
     per_prior = 3 * (model.num_classes + 4 * (model.reg_max + 1)) + 4 * model.channels
@@ -115,7 +115,7 @@ def feature_bytes(config: Config) -> int:
 
 
 def load_entries(path: str | Path) -> dict[str, np.ndarray]:
-    """Load the entries of a file or workdir, by the original's names and in its layout.
+    """Load the entries of a file or workdir, with the names and the layout of the original.
 
     Unlike `load_weights`, it accepts entries of any model, for fine-tuning.
 
@@ -148,7 +148,7 @@ def class_names_of(weights: Weights) -> tuple[str, ...]:
 
 
 def save_weights(path: str | Path, weights: Weights) -> None:
-    """Write a `.npz` file of one array per variable, and `about.json`. Never write a partial file.
+    """Atomically write a `.npz` file with one array per variable and `about.json`.
 
     Raises:
       UserError: if the file cannot be written.
@@ -234,7 +234,7 @@ def _load_npz(path: Path) -> Weights:
     if wrong:
         name = ascii(wrong[0][:100])
         raise UserError(
-            f"{path}: array {name} is missing, left over, or has another shape or dtype"
+            f"{path}: array {name} is missing, unexpected, or has the wrong shape or dtype"
         )
     return Weights(torch_names.unflatten(arrays), config, names)
 

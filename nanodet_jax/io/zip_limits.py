@@ -1,4 +1,4 @@
-"""Opening zip archives (`.pth` and `.npz` files) from untrusted sources, within bounds."""
+"""Opening zip archives (`.pth` and `.npz` files) from untrusted sources, with bounded memory."""
 
 import contextlib
 import os
@@ -10,24 +10,24 @@ from typing import BinaryIO
 from nanodet_jax.errors import UserError
 from nanodet_jax.files import open_regular
 
-# Bytes of the list of members. A file of 645 tensors needs 60 thousand. The limit allows 90
-# thousand members, which are read in half a second.
+# Bytes of the list of members. A file with 645 tensors needs 60 thousand. The limit allows 90
+# thousand members, which take half a second to read.
 MAX_LISTING = 4 << 20
 START = b"PK\x03\x04"
 
 
 @contextlib.contextmanager
 def open_zip(path: Path, not_zip: str) -> Iterator[zipfile.ZipFile]:
-    """Open an archive whose members are not compressed and together not larger than the file.
+    """Open an archive whose members are uncompressed and, together, not larger than the file.
 
     Args:
-      path: of the archive.
+      path: path of the archive.
       not_zip: error message for a file that does not start like a zip archive.
 
     Raises:
-      UserError: if it is not such an archive. The message does not contain the path.
-      OSError: if it cannot be opened.
-      Exception: of any type that zipfile raises on damaged bytes.
+      UserError: if the file is not such an archive. The message does not contain the path.
+      OSError: if the file cannot be opened.
+      Exception: any type that zipfile raises on damaged bytes.
     """
     try:
         opened = open_regular(path)
@@ -41,7 +41,8 @@ def open_zip(path: Path, not_zip: str) -> Iterator[zipfile.ZipFile]:
         with zipfile.ZipFile(bounded) as archive:
             bounded.limit = size
             members = archive.infolist()
-            # Neither torch.save nor this project compresses or encrypts. Reading expands nothing.
+            # Neither torch.save nor this project compresses or encrypts members. So reading one
+            # never expands it.
             if any(info.compress_type or info.flag_bits & 1 for info in members):
                 raise UserError(
                     "has compressed or encrypted members; save them uncompressed and unencrypted"
@@ -64,5 +65,5 @@ class _BoundedReads:
 
     def read(self, size: int = -1) -> bytes:
         if size > self.limit:
-            raise UserError(f"lists members in {size} bytes; the limit is {self.limit}")
+            raise UserError(f"its list of members has {size} bytes; the limit is {self.limit}")
         return self._file.read(size)

@@ -1,6 +1,6 @@
 """Criterion: assignment and loss of a batch, built once from the config.
 
-Letters: B batch, P priors, G ground-truth slots, C classes, R reg_max + 1; `*n` is any number of
+Dimensions: B batch, P priors, G ground-truth slots, C classes, R reg_max + 1; `*n` is any number of
 leading axes.
 """
 
@@ -19,21 +19,21 @@ from nanodet_jax.losses.assigners.dynamic_soft_label import DynamicSoftLabel
 from nanodet_jax.runtime.precision import at_least_float32
 from nanodet_jax.structures import IGNORED, GroundTruth, Predictions, Targets
 
-PREFIXES = ("", "aux_")  # of the metrics of head and guidance; the names are the original's
+PREFIXES = ("", "aux_")  # of the metrics of the head and the guidance, as in the original
 
 
 class Sums(NamedTuple):
     """Sums of a branch over the priors of an image, or of a whole batch."""
 
     quality_focal: Float[Array, "*n"]
-    giou: Float[Array, "*n"]  # weighted by the confidence of each prior, as distribution_focal
+    giou: Float[Array, "*n"]  # weighted by the confidence of each prior, like distribution_focal
     distribution_focal: Float[Array, "*n"]
     box_weight: Float[Array, "*n"]  # sum of these confidences
     positives: Float[Array, "*n"]  # number of positive priors
 
 
 class Divisors(NamedTuple):
-    """Divisors of the losses of a batch. They are the sums of the divisors of its parts."""
+    """Divisors of the losses of a batch: the sums of the divisors of its parts."""
 
     samples: Float[Array, ""]  # of the quality focal loss
     box_weights: tuple[Float[Array, ""], ...]  # of the box losses of each branch
@@ -46,11 +46,11 @@ class Criterion:
     All branches (the head and, if there is one, the guidance) learn from one assignment, and the
     loss is the sum of their losses. The quality focal loss is divided by the number of positive
     priors, and the box losses are divided by the sum of their weights, both over the whole batch.
-    The assigner defines lower bounds of these divisors. Without any box the loss is the quality
-    focal loss alone. In this case the original's NanoDet returns a constant.
+    The assigner defines lower bounds for these divisors. If there are no boxes, the loss is just
+    the quality focal loss. In this case the original's NanoDet returns a constant.
 
     Attributes:
-      priors: priors for the input size.
+      priors: priors of the input size.
       assigner: assigns boxes to priors, and defines how the losses use the assignment.
       weights: weights of the three losses.
     """
@@ -72,8 +72,8 @@ class Criterion:
         Args:
           branches: class logits [B, P, C] and box logits [B, P, 4, R] of each branch.
           ground_truth: boxes [B, G, 4] in input pixels, labels [B, G], valid [B, G], ignore [B, G].
-          divisors: of the whole batch, if these images are only a part of it. The losses and
-            gradients of the parts then add up to those of the whole batch.
+          divisors: divisors of the whole batch, if these images are only a part of it. The losses
+            and gradients of the parts then add up to those of the whole batch.
           axis_name: mapped axis over which the batch is split, if `divisors` are not given. The
             divisors are then summed over this axis, with the same effect.
 
@@ -100,7 +100,7 @@ class Criterion:
         return loss, {"loss": loss, **parts, "positives": sums[0].positives}
 
     def divisors(self, branches: tuple[Predictions, ...], ground_truth: GroundTruth) -> Divisors:
-        """Compute the divisors of a batch or a part of it. Arguments are those of `__call__`."""
+        """Compute the divisors of a batch or a part of it. The arguments are as for `__call__`."""
         return self._batch_sums(branches, ground_truth)[1]
 
     def assign(self, branches: tuple[Predictions, ...], ground_truth: GroundTruth) -> Targets:

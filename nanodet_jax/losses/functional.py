@@ -18,8 +18,8 @@ def quality_focal(logits: Float[Array, "*#n"], quality: Float[Array, "*#n"]) -> 
     This is the cross entropy against a soft label, times the squared distance to that label.
 
     Args:
-      logits: of a class.
-      quality: the soft label in [0, 1]: iou of the box for the class of its object, 0 for others.
+      logits: logits of one class.
+      quality: soft label in [0, 1]: iou of the box for the class of its object, 0 for others.
     """
     distance = quality - jax.nn.sigmoid(logits)
     return optax.losses.sigmoid_binary_cross_entropy(logits, quality) * jnp.square(distance)
@@ -34,8 +34,8 @@ def distribution_focal(
     interpolation weights.
 
     Args:
-      logits: of a distribution over the distances 0 .. R-1.
-      target: the distance, in [0, R-1].
+      logits: logits of a distribution over the distances 0 .. R-1.
+      target: distance in [0, R-1].
     """
     bins = jax.lax.broadcasted_iota(target.dtype, logits.shape, logits.ndim - 1)
     weights = jnp.maximum(1 - jnp.abs(bins - target[..., None]), 0)  # linear interpolation

@@ -18,7 +18,7 @@ from nanodet_jax.structures import Predictions
 
 GUIDANCE = "guidance"  # name of the module in the variables, beside backbone, neck and head
 
-# Build a neck or a head, given its `name`: a module class, or a `functools.partial` of one.
+# Builds a neck or a head, given its `name`: a module class, or a `functools.partial` of one.
 NeckFactory = Callable[..., Callable[[list[jax.Array]], list[jax.Array]]]
 HeadFactory = Callable[..., Callable[[list[jax.Array]], Predictions]]
 
@@ -41,9 +41,9 @@ class Guidance(nn.Module):
         """Return predictions for the same priors as the inference head.
 
         Args:
-          features: of the backbone, [B, H, W, C] each.
-          levels: of the first neck, [B, H, W, channels] each.
-          detach: stop the gradients to backbone and first neck; may be traced.
+          features: features of the backbone, [B, H, W, C] each.
+          levels: levels of the first neck, [B, H, W, channels] each.
+          detach: stop the gradients to the backbone and the first neck; may be traced.
         """
 
         def maybe_detach(x: jax.Array) -> jax.Array:
@@ -59,7 +59,7 @@ class Guidance(nn.Module):
 def copy_neck_to_guidance(variables: VariableDict) -> dict[str, dict[str, Any]]:
     """Return variables with the neck's arrays copied to the guidance, as in the original.
 
-    Variables without a guidance are returned unchanged.
+    Variables without guidance are returned unchanged.
     """
     copied: dict[str, dict[str, Any]] = {}
     for collection, parts in variables.items():

@@ -1,4 +1,4 @@
-"""Layers shared by backbone, necks and heads.
+"""Layers shared by the backbone, necks and heads.
 
 Feature maps are [B, H, W, C]. Padding is explicit: k // 2 on each side of a kernel of k x k.
 """
@@ -62,7 +62,7 @@ NORM_EPSILON = 1e-5
 
 
 class BatchNorm(nn.Module):
-    """Batch normalization with PyTorch's conventions, statistics in float32.
+    """Batch normalization with PyTorch's conventions and float32 statistics.
 
     `flax.linen.BatchNorm` keeps the biased variance as its running average. PyTorch keeps the
     unbiased one, and the published numbers depend on it.
@@ -70,7 +70,7 @@ class BatchNorm(nn.Module):
     Input and output are [B, H, W, C] of the same dtype.
 
     Attributes:
-      use_running_average: normalize by the running statistics instead of the batch's.
+      use_running_average: normalize by the running statistics instead of those of the batch.
       momentum: fraction of the running value that each step keeps.
       epsilon: added to the variance.
       bias_init: initial bias; the initial scale is 1.

@@ -63,14 +63,14 @@ class NanoDet(nn.Module):
 
         Args:
           images: as for `__call__`.
-          detach: stop gradients from the guidance to backbone and neck; may be traced.
+          detach: stop gradients from the guidance to the backbone and the neck; may be traced.
           train: as for `__call__`.
           guided: run the guidance, if the config has one.
           axis_name: mapped axis over which a batch is split, for `sync_batch_norm`.
         """
         if self.precision == "bf16":  # every layer computes in the dtype of its input
             images = images.astype(jnp.bfloat16)
-        with multiplying(self.precision):
+        with matmul_precision(self.precision):
             branches = self._branches(images, detach, train, guided, axis_name)
         return jax.tree.map(at_least_float32, branches)
 

@@ -1,7 +1,7 @@
-"""Dense convolution, implemented so that each platform differentiates it fast.
+"""Dense convolution, implemented so that its gradient is fast on each platform.
 
 XLA's CPU backend computes the kernel gradient of a 1 x 1 convolution as a convolution over
-transposed images. As a matrix product it takes a third of the time and compiles faster.
+transposed images. A matrix product takes a third of the time and compiles faster.
 """
 
 import flax.linen as nn
@@ -70,7 +70,8 @@ matmul_conv.defvjp(_forward, _backward)
 class Conv(nn.Module):
     """Layer of `conv`: parameters `kernel` [k, k, C / groups, features] and `bias` [features].
 
-    Parameters are float32. The output has the dtype of the input.
+    The parameters are `kernel` [k, k, C, features] and `bias` [features], float32. The output has
+    the dtype of the input.
     """
 
     features: int

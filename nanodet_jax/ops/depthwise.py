@@ -1,4 +1,4 @@
-"""Depthwise convolution, implemented so that each platform runs it fast.
+"""Depthwise convolution, implemented so that it is fast on each platform.
 
 XLA's CPU backend runs a grouped convolution 20 to 50 times slower than a sum of shifted slices, and
 differentiates that sum slowly. On CPUs this module therefore sums shifted slices and defines the

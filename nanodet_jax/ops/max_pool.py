@@ -1,8 +1,8 @@
-"""3 x 3 max pooling with stride 2, implemented so that each platform differentiates it fast.
+"""3 x 3 max pooling with stride 2, implemented so that its gradient is fast on each platform.
 
 XLA's CPU backend scatters the gradient serially, which takes a fifth of a training step. On CPUs
 this module stores the position of each maximum and gathers instead. Of equal values, the first in
-row-major order is the maximum, as in PyTorch and XLA.
+row-major order counts as the maximum, as in PyTorch and XLA.
 """
 
 import flax.linen as nn
@@ -23,7 +23,7 @@ def max_pool_3x3(x: jax.Array) -> jax.Array:
 
 
 def reduce_window_max_pool(x: jax.Array) -> jax.Array:
-    """Compute `max_pool_3x3` by XLA's reduce-window."""
+    """Compute `max_pool_3x3` with XLA's reduce-window."""
     return nn.max_pool(x, (SIZE, SIZE), strides=(STRIDE, STRIDE), padding=((PAD, PAD), (PAD, PAD)))
 
 
@@ -65,7 +65,7 @@ def _backward(residuals: _Residuals, grad: jax.Array) -> tuple[jax.Array]:
     grad = lax.optimization_barrier(jnp.pad(grad, margin))
     argmax = lax.optimization_barrier(jnp.pad(argmax, margin, constant_values=SIZE * SIZE))
     # Row 2r + a of the input is tap 1 of window r if a is 0; if a is 1, it is tap 2 of window r and
-    # tap 0 of window r + 1. Columns are analogous. So compute the gradient of each of the four
+    # tap 0 of window r + 1. The same holds for columns. So compute the gradient of each of the four
     # parities (a, b) at half the resolution, then interleave them.
     windows = {0: ((1, 0),), 1: ((2, 0), (0, 1))}
     phases = []

@@ -31,12 +31,12 @@ def compiler_options() -> dict[str, Any] | None:
 
 
 def jit(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
-    """Call `jax.jit` with `compiler_options()`. Use it for every program whose numbers matter."""
+    """Call `jax.jit` with `compiler_options()`. Use it for every program whose results matter."""
     return jax.jit(function, compiler_options=compiler_options(), **options)
 
 
 def jit_once(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
-    """Compile a program that runs only once: twice as fast to compile as `jit`, but slow to run."""
+    """Wrap a program that runs only once: it compiles twice as fast as with `jit`, but is slow."""
     quickly = compiler_options()
     if quickly is not None:
         quickly = quickly | {"xla_backend_optimization_level": 0}
@@ -46,9 +46,9 @@ def jit_once(function: Callable[..., Any], **options: Any) -> Callable[..., Any]
 def choose(*, cpu: Any, default: Any) -> Any:
     """Return the implementation to trace: `cpu` on a CPU, `default` elsewhere.
 
-    The platform is that of `jax.default_device` at the time of tracing. `lax.platform_dependent`
-    would leave the choice to the compiler, but traces, differentiates and lowers both
-    implementations. This takes a third of the startup time with cached programs.
+    The platform is taken from `jax.default_device` at the time of tracing.
+    `lax.platform_dependent` would leave the choice to the compiler, but would trace, differentiate
+    and lower both implementations. That takes a third of the startup time with cached programs.
     """
     device = jax.config.jax_default_device  # type: ignore[attr-defined]
     platform = jax.default_backend() if device is None else getattr(device, "platform", device)
@@ -61,7 +61,7 @@ def defragment_heap() -> None:
     A compilation leaves tens of thousands of free chunks of different sizes. With one arena, malloc
     searches them for every buffer of a convolution, under one lock: a training step then takes 1.5
     times as long. This function allocates all free chunks of 16 to 256 KB and never frees them.
-    Their pages, 100 to 400 MB, are returned to the system. With a C library other than glibc it
+    Their pages, 100 to 400 MB, are returned to the system. With a C library other than glibc, it
     does nothing.
     """
     try:

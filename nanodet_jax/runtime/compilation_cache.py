@@ -30,7 +30,7 @@ def use_folder(folder: str | Path) -> None:
       UserError: if the folder cannot be created, or other users can write to it.
     """
     folder = str(folder)
-    if "://" not in folder:  # for a bucket, its owner controls write access
+    if "://" not in folder:  # the owner of a bucket controls write access
         check_folder(Path(folder))
     if getattr(jax.config, OPTION) != folder:
         jax.config.update(OPTION, folder)
@@ -96,7 +96,7 @@ def check_folder(folder: Path) -> None:
     if suspect:
         raise UserError(
             f"{folder}: other users can write to this folder of compiled programs, and could "
-            f"run code as you; run `chmod -R go-w {folder}` if its content is yours, else "
+            f"run code as you; run `chmod -R go-w {folder}` if its content is yours, otherwise "
             f"delete it, or set {ENVIRONMENT} to another folder"
         )
 

@@ -48,7 +48,7 @@ def join(distributed: Distributed) -> None:
     Call it before JAX's backend starts. A second call has no effect.
 
     Raises:
-      UserError: if the processes do not find each other.
+      UserError: if the processes cannot connect to each other.
     """
     if not distributed.coordinator or jax.distributed.is_initialized():
         return
@@ -60,7 +60,7 @@ def join(distributed: Distributed) -> None:
             "process_id": distributed.process_index,
             "cluster_detection_method": "deactivate",
         }
-    # Older versions wait as long as they wait for a heartbeat.
+    # Older versions of JAX wait for as long as the heartbeat timeout.
     if "shutdown_timeout_seconds" in inspect.signature(jax.distributed.initialize).parameters:
         options["shutdown_timeout_seconds"] = HEARTBEAT_TIMEOUT_S
     # Print this first: JAX ends the process with its own message if others do not start.
@@ -76,7 +76,7 @@ def join(distributed: Distributed) -> None:
         reason = first_line(error)
         raise UserError(
             f"config.distributed.coordinator={distributed.coordinator!r}: the processes of this "
-            f"run do not find each other ({reason}); use HOST:PORT of process 0, with "
+            f"run cannot connect to each other ({reason}); use HOST:PORT of process 0, with "
             f"num_processes and process_index, or {AUTO!r} under Slurm, Open MPI, Kubernetes or on "
             "a TPU pod"
         ) from error
@@ -84,10 +84,10 @@ def join(distributed: Distributed) -> None:
 
 @contextmanager
 def _keeping_sigterm_handler() -> Iterator[None]:
-    """Keep our handler of SIGTERM, which also stops a process before it trains.
+    """Keep our SIGTERM handler, which also stops a process before it trains.
 
-    JAX would install one for its preemption service. Newer versions have an option against it. With
-    older ones, the handler is installed again.
+    JAX would replace it with a handler for its preemption service. Newer versions of JAX have an
+    option to turn this off. With older versions, our handler is installed again.
     """
     if hasattr(jax.config, "jax_enable_preemption_service"):
         jax.config.update("jax_enable_preemption_service", False)
@@ -98,7 +98,7 @@ def _keeping_sigterm_handler() -> Iterator[None]:
 
 
 def is_writer() -> bool:
-    """Return whether this process writes the files that all processes have computed."""
+    """Return whether this process writes the files on behalf of all processes."""
     return jax.process_index() == 0
 
 
@@ -111,14 +111,14 @@ def say(line: str) -> None:
 def gather(value: T) -> list[T]:
     """Return the values of all processes, by process index.
 
-    Every process must call it. Values are pickled, and may have any size. The devices exchange
-    them as bytes, so neither a shared folder nor equal shapes are needed.
+    Every process must call this function. Values are pickled, and may have any size. The devices
+    exchange them as bytes, so neither a shared folder nor equal shapes are needed.
     """
     if jax.process_count() == 1:
         return [value]
     data = np.frombuffer(pickle.dumps(value), np.uint8)
     sizes = multihost_utils.process_allgather(np.asarray(data.size, np.int32))
-    # Pad sizes to powers of two, so that few programs are compiled.
+    # Pad to a power of two, so that only a few programs are compiled.
     padded = np.zeros(1 << int(sizes.max() - 1).bit_length(), np.uint8)
     padded[: data.size] = data
     rows = multihost_utils.process_allgather(padded)
@@ -126,20 +126,20 @@ def gather(value: T) -> list[T]:
 
 
 def must_agree(facts: dict[str, Any]) -> None:
-    """Check that all processes pass equal values. Every process must call it.
+    """Check that all processes pass equal values. Every process must call this function.
 
     Args:
       facts: values by name. The names appear in the error message.
 
     Raises:
-      UserError: in every process, for the first value that differs from that of process 0.
+      UserError: in every process, for the first value that differs from process 0's.
     """
     everyone = gather(facts)
     for name in facts:
         for process_index, others in enumerate(everyone):
             if others[name] != everyone[0][name]:
                 raise UserError(
-                    f"process {process_index} has another {name} than process 0 "
+                    f"process {process_index} differs from process 0 in {name} "
                     f"({others[name]!r}, not {everyone[0][name]!r}); start all processes with the "
                     "same command except for config.distributed.process_index, on the same files"
                 )
@@ -162,12 +162,12 @@ def _start_vote_count(vote: bool) -> jax.Array:
 
 
 def any_of(vote: bool) -> bool:
-    """Return whether `vote` is True in any process. Every process must call it."""
+    """Return whether `vote` is True in any process. Every process must call this function."""
     return vote if jax.process_count() == 1 else int(_start_vote_count(vote)) > 0
 
 
 class Ballot:
-    """Version of `any_of` that does not wait: it returns the result of VOTE_DELAY calls earlier.
+    """Version of `any_of` that does not wait: it returns the result from VOTE_DELAY calls earlier.
 
     With a single process it returns that process's vote immediately.
     """
@@ -178,7 +178,7 @@ class Ballot:
     def any_of(self, vote: bool) -> bool:
         """Return whether an earlier vote was True in any process.
 
-        Every process must call it the same number of times.
+        Every process must call this method the same number of times.
         """
         if jax.process_count() == 1:
             return vote

@@ -1,4 +1,6 @@
-"""Errors for a batch or a cache that does not fit in memory: what was asked, what there is, a fix.
+"""Errors for a batch or a cache that does not fit in memory.
+
+They name what was requested, how much memory there is, and a fix.
 
 A computation is dispatched before it runs, so its error may be raised where a result is used.
 """
@@ -18,20 +20,20 @@ from nanodet_jax.runtime.memory import host_memory
 Place = Literal["device", "host"]
 
 GB = 1e9
-# Texts of XLA, its allocators and CUDA, at compile time and at run time.
+# Messages of XLA, its allocators and CUDA, at compile time and at run time.
 DEVICE_TEXTS = re.compile("RESOURCE_EXHAUSTED|out of memory|OUT_OF_MEMORY", re.IGNORECASE)
 ALLOCATION = re.compile(r"allocat\w+ (?:(\d+) bytes|([\d.]+ ?[KMGT]i?B))", re.IGNORECASE)
-SMALLER = 0.8  # factor on the sides of the input that is suggested
+SMALLER = 0.8  # suggested sides of the input, as a fraction of the current ones
 STRIDE = 32  # sides of the input are multiples of it
 
 
 @contextmanager
 def reporting_out_of_memory(config: Config, training: bool) -> Iterator[None]:
-    """Turn errors about memory into a UserError that names the flags that help.
+    """Turn out-of-memory errors into a UserError that names the flags that help.
 
     Args:
-      config: of the run or evaluation.
-      training: whether the batch is trained on.
+      config: config of the run or evaluation.
+      training: True for a run, False for an evaluation.
     """
     data, (height, width) = config.data, config.input_size
     asked = f"batches of {data.batch_size} images of {height} x {width} in {config.precision}"
@@ -51,12 +53,11 @@ def reporting_out_of_memory(config: Config, training: bool) -> Iterator[None]:
 
 @contextmanager
 def reporting_image_out_of_memory(count: int, height: int, width: int) -> Iterator[None]:
-    """Turn errors about memory into a UserError, for inference on a batch of images.
+    """Turn out-of-memory errors into a UserError, for inference on a batch of images.
 
     Args:
-      count: images of the batch.
-      height: of the network's input.
-      width: of the network's input.
+      count: number of images in the batch.
+      height, width: size of the network's input.
     """
     advice = "pass fewer images at once, or use weights that were trained with a smaller input"
     with _reporting(f"{count} image(s) of {height} x {width} at once", lambda where: advice):
@@ -65,7 +66,7 @@ def reporting_image_out_of_memory(count: int, height: int, width: int) -> Iterat
 
 @contextmanager
 def _reporting(asked: str, advice: Callable[[Place], str]) -> Iterator[None]:
-    """Turn errors about memory into a UserError of what was asked, with advice by place."""
+    """Turn out-of-memory errors into a UserError that names what was requested and gives advice."""
     try:
         yield
     except Exception as error:
@@ -76,7 +77,7 @@ def _reporting(asked: str, advice: Callable[[Place], str]) -> Iterator[None]:
 
 
 def exhausted(error: BaseException) -> Place | None:
-    """Return whose memory an error says is exhausted, or None if it is another error."""
+    """Return the place whose memory an error reports as exhausted; None for other errors."""
     if isinstance(error, MemoryError):
         return "host"
     if isinstance(error, cv2.error):
@@ -87,7 +88,7 @@ def exhausted(error: BaseException) -> Place | None:
 
 
 def _described(error: BaseException, where: Place, asked: str) -> str:
-    """Return a text of what was asked, the allocation that failed, and the memory that there is."""
+    """Describe what was requested, the allocation that failed, and the total memory."""
     failed = ""
     if match := ALLOCATION.search(str(error)):
         failed = (
@@ -115,7 +116,7 @@ def _memory(where: Place) -> str:
 
 
 def _fixes(config: Config, where: Place, training: bool) -> list[str]:
-    """Return flags that reduce the memory of the place that is full."""
+    """Return flags that reduce the memory needed in the place that is full."""
     batch = _fixes_of_batch(config, training)
     if not training:
         return batch
@@ -136,7 +137,7 @@ def _fixes_of_loader(config: Config) -> list[str]:
 
 
 def _fixes_of_batch(config: Config, training: bool) -> list[str]:
-    """Return flags that reduce a batch, those with the least effect on the result first."""
+    """Return flags that reduce the memory of a batch, starting with the least effect on results."""
     fixes = []
     batch_size, accumulate = config.data.batch_size, config.training.accumulate
     devices = (config.training.devices or jax.local_device_count()) * jax.process_count()

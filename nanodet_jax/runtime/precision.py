@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 
-def multiplying(precision: str) -> AbstractContextManager[None]:
+def matmul_precision(precision: str) -> AbstractContextManager[None]:
     """Set how convolutions traced in this context, and their gradients, multiply float32 numbers.
 
     "highest" keeps all bits. Otherwise the device uses its fastest mode. A GPU since Ampere keeps
@@ -21,7 +21,7 @@ def multiplying(precision: str) -> AbstractContextManager[None]:
 def at_least_float32(x: Float[Array | np.ndarray, "*n"]) -> Float[Array, "*n"]:
     """Convert `x` to float32 if it has fewer bits. Keep float64, which tests use for references.
 
-    Losses, assignment and batch statistics use it for any precision of the network.
+    Losses, assignment and batch statistics use it at any precision of the network.
     """
     x = jnp.asarray(x)
     return x.astype(jnp.float32) if jnp.finfo(x.dtype).bits < 32 else x

@@ -15,7 +15,7 @@ def setup_process(cache_dir: str | Path | None = None) -> None:
     """Set up a process that trains or evaluates. Call it before the first compilation.
 
     `train_and_evaluate`, `evaluate` and the command line call it. Call it in your own notebook or
-    service to get the same speed and as few log messages there. Importing the package or using a
+    service to get the same speed and equally few log messages. Importing the package or using a
     `Detector` changes no setting that other code in the process can see. This function sets:
 
     - malloc: glibc reuses large buffers instead of returning them to the system. Otherwise each
@@ -25,19 +25,19 @@ def setup_process(cache_dir: str | Path | None = None) -> None:
       there is none, in `nanodet_jax` in your cache folder. JAX's thresholds for small programs
       are removed unless you have changed them.
     - absl's log: messages about exceptions in Orbax's threads are dropped, because the same
-      exceptions are raised in the main thread.
+      exceptions are also raised in the main thread.
     - OpenCV: one thread per call, because `config.data.workers` threads already decode images. Its
       messages about damaged images are dropped, because this package reports them by name.
 
     A second call changes nothing, except that a new `cache_dir` replaces the old one.
 
     Args:
-      cache_dir: folder or bucket of compiled programs. A missing folder is made, for this user
+      cache_dir: folder or bucket for compiled programs. A missing folder is created, for this user
         alone.
 
     Raises:
-      UserError: if the folder that you chose cannot be made, or other users can write to it. If the
-        default folder cannot be used, a note is printed, and programs are compiled in each run.
+      UserError: if the folder that you chose cannot be created, or other users can write to it. If
+        the default folder cannot be used, a note is printed, and each run compiles its programs.
     """
     _set_up_libraries()
     if cache_dir is not None:

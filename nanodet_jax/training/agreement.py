@@ -8,7 +8,7 @@ from nanodet_jax.io import checksums
 from nanodet_jax.runtime import distributed
 from nanodet_jax.state import TrainState
 
-# Fields that may differ between processes: the index of the process, and where its files are.
+# Fields that may differ between processes: the process index, and the location of the files.
 OWN_FIELDS = {
     "config.distributed.process_index",
     "config.training.init_weights",
@@ -20,9 +20,7 @@ OWN_FIELDS = {
 
 
 def check_agreement(config: Config, train: Source, val: Source | None, state: TrainState) -> None:
-    """Refuse to train if the processes of this run differ.
-
-    Every process must call it.
+    """Check that the processes of this run agree. Every process must call this function.
 
     Raises:
       UserError: in every process, naming the field, data or state that differs.
@@ -33,7 +31,7 @@ def check_agreement(config: Config, train: Source, val: Source | None, state: Tr
         "number of training images": len(train),
         "number of validation images": 0 if val is None else len(val),
         "list of classes": [category.name for category in train.categories],
-        "step to start from": int(state.step),
-        "set of weights to start from": checksums.digest_of_tree(state),
+        "start step": int(state.step),
+        "initial state": checksums.digest_of_tree(state),
     }
     distributed.must_agree(facts)

@@ -11,12 +11,12 @@ MAX_IMAGES = 16
 
 
 def draw_batch(batch: Batch, config: Config, source: Source) -> np.ndarray:
-    """Draw the first images of a batch, as the network gets them, with their boxes.
+    """Draw the first images of a batch, as the network receives them, with their boxes.
 
     Args:
-      batch: numpy, on the host.
-      config: mean and std of the pixels, to undo the normalization.
-      source: names of the classes.
+      batch: numpy arrays on the host.
+      config: provides the mean and std of the pixels, to undo the normalization.
+      source: provides the class names.
 
     Returns:
       uint8 BGR.

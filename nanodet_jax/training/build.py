@@ -1,4 +1,4 @@
-"""Build a run: everything that the training loop works with."""
+"""Build a run: everything that the training loop uses."""
 
 from collections.abc import Callable
 from contextlib import ExitStack, closing
@@ -64,24 +64,24 @@ UNFOLD_BATCHES = 8
 class Run:
     """Training run. Only `state` and `metrics` change while it trains.
 
-    A context manager: on exit it closes all files and releases the workdir.
+    This is a context manager. On exit it closes all files and releases the workdir.
 
     Attributes:
-      config: resolved, with what the data defines filled in.
-      workdir: of the run.
+      config: resolved config, with the fields that the data defines filled in.
+      workdir: folder of the run.
       train, val: the data; `val` is None with config.data.val=none.
-      length: in steps and epochs.
+      length: length of the run in steps and epochs.
       leg: records the start and the end of this process in the workdir.
       num_devices: number of devices of this process that train.
-      train_step: compiled; (state, batch) to (state, metrics). Donates the state.
-      augment: compiled; converts an element of `prefetch` to a `Batch`.
-      detect: compiled; see `make_detect`.
+      train_step: compiled function from (state, batch) to (state, metrics). Donates the state.
+      augment: compiled function that converts an element of `prefetch` to a `Batch`.
+      detect: compiled function; see `make_detect`.
       prefetch: yields training batches, starting at the first step of this process.
       skipped_steps: steps whose update was skipped.
       checkpoints, logger: writers of checkpoints and logs in the workdir.
       resumed: whether the state comes from a checkpoint.
-      state: newest state, replicated over the devices.
-      metrics: results of the newest evaluation; None before the first.
+      state: latest state, replicated over the devices.
+      metrics: results of the latest evaluation; None before the first.
       resources: closes everything that the run has opened.
     """
 
@@ -112,13 +112,13 @@ class Run:
 
 
 def build(config: Config, workdir: Path) -> Run:
-    """Build a new run, or the one in `workdir` to resume it.
+    """Build a new run, or resume the one in `workdir`.
 
     Errors in the data and in `config.training.init_weights` are raised before anything is written.
-    If a later part fails, everything that has been opened is closed.
+    If anything fails later, everything that has been opened is closed.
 
     Args:
-      config: checked; not changed.
+      config: already checked. It is not changed.
       workdir: created if it does not exist.
 
     Raises:
@@ -133,8 +133,8 @@ def build(config: Config, workdir: Path) -> Run:
         config = data.config
         weights = None if has_checkpoint(workdir) else read_initial_weights(config)
 
-        # Workdir. Whatever depends on its content comes after the lock, since another run may have
-        # saved a checkpoint just before it ended.
+        # Workdir. Everything that depends on its content comes after the lock, because another run
+        # may have saved a checkpoint just before it ended.
         lock = lock_for_all_processes(workdir)
         if lock is not None:
             stack.callback(lock.release)
@@ -151,7 +151,7 @@ def build(config: Config, workdir: Path) -> Run:
         distributed.say(f"{config.name}: building the network")
         model = build_model(config.model, config.precision)
         training = scale_learning_rate(config.training, config.data.batch_size)
-        optimizer = make_optimizer(training, lambda step: jnp.float32(0))  # for its state alone
+        optimizer = make_optimizer(training, lambda step: jnp.float32(0))  # only for its state
         new_state = partial(create_state, optimizer=optimizer, ema=training.ema_decay > 0)
         if not resumed:
             weights = read_initial_weights(config) if weights is None else weights
@@ -273,19 +273,20 @@ def _announce(
     logger.say(
         f"{config.name}: {len(data.train)} training and {val_images} validation images, "
         f"{len(data.train.categories)} classes, {data.slots} box slots; {length.total_steps} steps "
-        f"({length.steps_per_epoch} an epoch) of {batch_size} images, "
+        f"({length.steps_per_epoch} per epoch) of {batch_size} images, "
         f"{batch_size // all_devices} on each of {all_devices} {jax.default_backend()} device(s)"
         + (f" of {processes} processes" if processes > 1 else "")
         + f"; {origin}"
     )
     if config.training.lr_base_batch_size:
         logger.say(
-            f"learning rate {rate:g} for {batch_size} images: config.training.learning_rate="
-            f"{config.training.learning_rate:g} is for {config.training.lr_base_batch_size}"
+            f"learning rate {rate:g} for batches of {batch_size} images: "
+            f"config.training.learning_rate={config.training.learning_rate:g} is for batches of "
+            f"{config.training.lr_base_batch_size}"
         )
     if data.over:
         logger.say(
             f"note: config.data.max_boxes={data.slots} leaves out "
-            f"{sum(count for _, count in data.over)} boxes of {len(data.over)} images, the "
+            f"{sum(count for _, count in data.over)} boxes in {len(data.over)} images, the "
             f"first of which is {data.over[0][0]}; 0 keeps all boxes"
         )

@@ -1,4 +1,4 @@
-"""Table of the evaluations of a run in a notebook, which gains a row with each of them."""
+"""Table in a notebook with one row for each evaluation of a run."""
 
 import html
 from typing import Any
@@ -7,7 +7,7 @@ from nanodet_jax.evaluation.coco_metrics import METRIC_DESCRIPTIONS, format_valu
 
 
 class EvaluationTable:
-    """Output of a notebook cell. It needs IPython, which is present in a notebook."""
+    """Table in the output of a notebook cell. It needs IPython, which every notebook has."""
 
     def __init__(self) -> None:
         self._rows: list[list[str]] = []

@@ -1,7 +1,7 @@
-"""Legs of a run. A leg lasts from the start or resumption of a process to its end.
+"""Legs of a run. A leg is the part of a run from a start or resumption to the next stop.
 
-`about.json` describes the current leg. `history.jsonl` describes all of them: a line when a leg has
-taken its first step, and a line when it ends.
+`about.json` describes the current leg. `history.jsonl` describes all legs. It gets one line when a
+leg has taken its first step, and another when the leg ends.
 """
 
 import datetime
@@ -27,16 +27,16 @@ GIT_TIMEOUT_S = 10
 class Leg:
     """The current leg of a run.
 
-    A context manager that records the end of the leg. A process that is killed records no end; the
-    next leg then records that of the previous one.
+    This is a context manager that records the end of the leg. A process that is killed records no
+    end. The next leg then records it.
 
     Args:
-      workdir: of the run.
+      workdir: folder of the run.
       files: content of the other json files that describe the run, by name.
       about: content of `about.json`, to which the leg adds its own description.
       start_step: steps done at the start.
       facts: further entries of the description.
-      writing: False in all processes except one, which write nothing.
+      writing: whether this process writes the files. Only one process of a run does.
 
     Attributes:
       step: steps done.
@@ -102,7 +102,7 @@ class Leg:
         try:
             _append(self._workdir, _end(self._number, self.step, reason, _now()))
         except UserError:
-            if error is None:  # else the first error is the one to report
+            if error is None:  # otherwise the first error is the one to report
                 raise
 
 
@@ -132,9 +132,9 @@ def read_history(workdir: Path) -> list[dict[str, Any]]:
 
 
 def git_revision() -> str | None:
-    """Return the commit of the checkout that this package runs from, with "+" if it was changed.
+    """Return the commit of the checkout that this package runs from, plus "+" if files changed.
 
-    None if the package is not in a checkout, or git is missing.
+    Return None if the package is not in a checkout, or git is missing.
     """
     package = Path(__file__).parents[1]
     if not (package.parent / ".git").exists():
@@ -150,7 +150,7 @@ def git_revision() -> str | None:
 
 
 def _complete_history(workdir: Path, start_step: int) -> int:
-    """Record what killed processes could not: start and end of earlier legs.
+    """Record what killed processes could not: the start and end of earlier legs.
 
     Returns:
       The number of earlier legs.
@@ -192,7 +192,7 @@ def _event(line: bytes) -> dict[str, Any] | None:
 
 
 def _append(workdir: Path, event: dict[str, Any]) -> None:
-    """Append a line to the history in one write, after the end of a line cut off by a crash."""
+    """Append a line to the history in one write. First terminate a line that a crash cut off."""
     path = workdir / HISTORY
     with reporting_write_errors(path):
         flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | NO_FOLLOW

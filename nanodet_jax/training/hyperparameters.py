@@ -1,8 +1,9 @@
 """Numbers of a run that its compiled step takes as inputs.
 
-A run with another learning rate, schedule, weight decay, moving average, loss weight or length
-therefore reuses the compiled step. What changes the program stays in the config: the network, the
-assigner, the optimizer, micro-batches, and whether gradients are clipped or averages kept.
+A run with a different learning rate, schedule, weight decay, moving average, loss weight or length
+therefore reuses the compiled step. Settings that change the program stay in the config: the
+network, the assigner, the optimizer, micro-batches, and whether gradients are clipped or a moving
+average is kept.
 """
 
 from dataclasses import asdict
@@ -37,9 +38,9 @@ def hyperparameters_of(config: Config, training: Training, length: RunLength) ->
     """Return the hyperparameters of a run.
 
     Args:
-      config: weights of the losses.
-      training: with its learning rate scaled to the batch.
-      length: in steps and epochs.
+      config: provides the loss weights.
+      training: `config.training`, with its learning rate scaled to the batch size.
+      length: length of the run in steps and epochs.
     """
     return Hyperparameters(
         rates=rates_of(training, length.steps_per_epoch, length.schedule_epochs, length.offset),

@@ -14,10 +14,10 @@ from nanodet_jax.state import init_variables
 
 
 def read_initial_weights(config: Config) -> dict[str, np.ndarray] | None:
-    """Read the arrays of `config.training.init_weights`, by the original's names.
+    """Read the arrays of `config.training.init_weights`, by their names in the original.
 
     Returns:
-      None if the field is empty.
+      The arrays, or None if the field is empty.
 
     Raises:
       UserError: if the file cannot be read.
@@ -32,12 +32,12 @@ def initial_variables(
     """Build the variables of a new run.
 
     Args:
-      config: its seed and `config.training.init_weights`.
+      config: provides `training.seed` and `training.init_weights`.
       model: the training network.
-      arrays: from `read_initial_weights`; None draws random weights.
+      arrays: from `read_initial_weights`; None for random weights.
 
     Returns:
-      The variables, numpy arrays, and a phrase for the log that names their origin.
+      The variables as numpy arrays, and a phrase for the log that names their origin.
 
     Raises:
       UserError: if nothing in config.training.init_weights fits the network.

@@ -16,15 +16,15 @@ class Aborted(Exception):
 class Interrupt:
     """Record SIGINT, SIGTERM and SIGHUP in `received`, from `catch` to the end of the context.
 
-    Before `catch`, and from the second signal on, the previous handlers are in force. The handlers
+    Before `catch`, and from the second signal on, the previous handlers are in effect. The handlers
     of `train.py` exit immediately, because Python runs a handler only when XLA returns, and a
-    compilation may take a minute. Two exceptions concern SIGHUP: where it is ignored (`nohup`) it
-    stays ignored, and after the first signal it is ignored, because a closed terminal sends it
-    twice, from the shell and from the kernel. Outside the main thread, where Python receives no
-    signals, this class does nothing.
+    compilation may take a minute. SIGHUP is an exception in two ways. If it is ignored before
+    `catch` (`nohup`), it stays ignored. After the first signal it is ignored too, because closing a
+    terminal sends it twice: from the shell and from the kernel. Outside the main thread, where
+    Python receives no signals, this class does nothing.
 
     Attributes:
-      received: number of the first signal, None before.
+      received: number of the first signal; None until then.
     """
 
     def __init__(self) -> None:
@@ -36,7 +36,7 @@ class Interrupt:
         return self
 
     def catch(self) -> None:
-        """Start to catch signals: from now on there is a state to save."""
+        """Start catching signals: from now on there is a state to save."""
         if threading.current_thread() is not threading.main_thread():
             return
         numbers = [signal.SIGINT, signal.SIGTERM]
@@ -47,7 +47,7 @@ class Interrupt:
 
     @contextmanager
     def abort_on_signal(self) -> Iterator[None]:
-        """Raise `Aborted` when a signal is received, for long work that can be dropped anywhere."""
+        """Raise `Aborted` when a signal is received, for long work that can be aborted anywhere."""
         self._abort = True
         try:
             if self.received is not None:

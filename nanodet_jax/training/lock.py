@@ -1,4 +1,4 @@
-"""Lock of a workdir, which allows one run at a time."""
+"""Lock of a workdir, which allows only one run at a time."""
 
 import time
 from pathlib import Path
@@ -42,13 +42,13 @@ def lock_workdir(workdir: Path, wait_s: float = 0.0) -> FileLock:
 
 
 def lock_for_all_processes(workdir: Path) -> FileLock | None:
-    """Lock a workdir for all processes of this run; all of them have to call it.
+    """Lock a workdir for all processes of this run. Every process must call this function.
 
     The writing process waits up to WAIT_S for another run to end, and holds the lock. The other
     processes get None.
 
     Raises:
-      UserError: as `lock_workdir`, in every process.
+      UserError: as for `lock_workdir`, in every process.
     """
     deadline = time.monotonic() + WAIT_S
     waiting = False

@@ -26,22 +26,22 @@ VAL_PICTURES = 8
 def train_and_evaluate(config: Config, workdir: str | Path) -> dict[str, Any]:
     """Train a detector, evaluate it, and keep the best checkpoint.
 
-    If `workdir` holds a checkpoint, the run resumes from it and ends with the same bits as a run
-    that was never stopped.
+    If `workdir` contains a checkpoint, the run resumes from it. The result is the same, bit for
+    bit, as if the run had never been stopped.
 
     Args:
       config: not changed. The run uses a copy, in which the fields that depend on the data are
         filled in, and saves that copy in the workdir.
       workdir: created if it does not exist. Contains `config.json`, `about.json`, `metrics.jsonl`,
-        `checkpoints/`, `pictures/`, `tensorboard/`. Several processes must all see it.
+        `checkpoints/`, `pictures/`, `tensorboard/`. All processes of a run must have access to it.
 
     Returns:
       Metrics of the last evaluation; see `evaluation.coco_metrics`. Empty with
       config.data.val=none, which evaluates nothing.
 
     Raises:
-      UserError: for data, weights or values that cannot be used, before anything is compiled; for a
-        batch or a cache that does not fit in memory.
+      UserError: for data, weights or values that cannot be used, before anything is compiled. Also
+        for a batch or a cache that does not fit in memory.
       KeyboardInterrupt, SystemExit: after SIGINT or SIGTERM, once the state is saved.
     """
     check(config)
@@ -63,7 +63,7 @@ def train_and_evaluate(config: Config, workdir: str | Path) -> dict[str, Any]:
 
 
 def _train(run: Run, interrupt: Interrupt) -> bool:
-    """Train until the end; return False if the run was asked to stop before it."""
+    """Train until the end; return False if the run was asked to stop before then."""
     config, length = run.config, run.length
     training = config.training
     start_step = int(run.state.step)
@@ -94,7 +94,7 @@ def _train(run: Run, interrupt: Interrupt) -> bool:
         run.state, metrics = run.train_step(run.state, batch)
 
         # After the first step: draw its batch while the devices are busy, release the memory that
-        # its compilation has left, and save on signals from now on.
+        # its compilation left behind, and save on signals from now on.
         if step == 1 and distributed.is_writer():
             shown = jax.device_get(local_part(batch, run.num_devices))
             run.logger.log_image("train", 0, draw_batch(shown, config, run.train))

@@ -17,7 +17,7 @@ from nanodet_jax.progress import MainBar, output
 from nanodet_jax.training.evaluation_table import EvaluationTable
 from nanodet_jax.training.tensorboard import EventWriter
 
-SHOWN = ("AP", "AP50", "AP75")  # of an evaluation, in its line
+SHOWN = ("AP", "AP50", "AP75")  # metrics in the line that reports an evaluation
 LINE_LIMIT = 1 << 24  # bytes; an evaluation of 10,000 classes takes about a million
 APPEND = os.O_WRONLY | os.O_APPEND | os.O_CREAT | NO_FOLLOW
 
@@ -25,14 +25,14 @@ APPEND = os.O_WRONLY | os.O_APPEND | os.O_CREAT | NO_FOLLOW
 class MetricLogger:
     """Log a training run to its workdir and to the terminal or notebook.
 
-    A terminal and a notebook show a bar, a notebook also a table of the evaluations. Other outputs,
-    such as files, get a line for each logged step.
+    A terminal or notebook shows a progress bar. A notebook also shows a table of the evaluations.
+    Other outputs, such as files, get a line for each logged step.
 
     A resumed run first removes the entries of all steps that it will run again, so that no entry is
     written twice.
 
     Args:
-      workdir: of the run.
+      workdir: folder of the run.
       start_step: steps done so far.
       total_steps: steps at the end of the run.
       start_evaluated: whether the evaluation at `start_step`, if one is due, is complete.
@@ -70,7 +70,7 @@ class MetricLogger:
                 while line := log.readline(LINE_LIMIT):
                     entry = _entry(line)
                     if entry is None:
-                        damaged += 1  # as after a crash in the middle of a line
+                        damaged += 1  # for example by a crash in the middle of a line
                         continue
                     repeated = entry["kind"] == "eval" and entry["step"] == step and not evaluated
                     if entry["step"] <= step and not repeated:
@@ -83,7 +83,7 @@ class MetricLogger:
             terminal.say(f"note: {self._path}: removed {damaged} damaged line(s)")
 
     def advance(self) -> None:
-        """Advance the progress bar by a step."""
+        """Advance the progress bar by one step."""
         self._bar.update()
 
     def log_train(self, step: int, epoch: int, metrics: dict[str, float], waiting: float) -> None:
@@ -100,7 +100,7 @@ class MetricLogger:
             self.say(f"step {step} of {self._total_steps} (epoch {epoch}): {text}")
 
     def log_evaluation(self, step: int, epoch: int, metrics: dict[str, Any]) -> None:
-        """Log the metrics of an evaluation, as from `coco_metrics.coco_metrics`."""
+        """Log the metrics of an evaluation, as returned by `coco_metrics.coco_metrics`."""
         numbers = to_json(metrics)
         per_class = numbers.pop("per_class")
         self._write("eval", step, epoch, numbers, per_class=per_class)
@@ -124,7 +124,7 @@ class MetricLogger:
     def _write(
         self, kind: str, step: int, epoch: int, numbers: Mapping[str, float | None], **more: Any
     ) -> None:
-        # JSON has no nan and no infinity.
+        # JSON has neither nan nor infinity.
         finite = {
             name: x if x is not None and math.isfinite(x) else None for name, x in numbers.items()
         }

@@ -1,4 +1,4 @@
-"""Optimizers and learning-rate schedules, equal to PyTorch's, which the original uses."""
+"""Optimizers and learning-rate schedules. They match PyTorch's, which the original uses."""
 
 import math
 from collections.abc import Mapping
@@ -12,14 +12,14 @@ import optax
 
 from nanodet_jax.config import Training
 
-MIN_RATES = 512  # shortest table of the rates of a run
+MIN_RATES = 512  # minimum length of the table of learning rates
 LAST_STEP = 2**31 - 1  # steps are int32
 
 
 def scale_learning_rate(training: Training, batch_size: int) -> Training:
     """Return a copy with the learning rate for this batch size, if `lr_base_batch_size` is set.
 
-    The rate grows in proportion to the batch, whose mean gradient is less noisy.
+    The rate is proportional to the batch size: the mean gradient of a larger batch is less noisy.
     """
     if not training.lr_base_batch_size:
         return training
@@ -52,7 +52,7 @@ def epoch_rates(
 class Rates(NamedTuple):
     """Learning rates of a run, as inputs of a compiled step: float32 arrays, int32 for steps."""
 
-    by_epoch: jax.Array  # [E]; the last rate holds for all epochs after it
+    by_epoch: jax.Array  # [E]; the last rate also applies to all later epochs
     steps_per_epoch: jax.Array
     offset: jax.Array  # position of a batch in the data, minus its step; see `RunLength`
     full: jax.Array  # rate at the end of the warm-up
@@ -73,8 +73,8 @@ class Rates(NamedTuple):
 def rates_of(training: Training, steps_per_epoch: int, epochs: int, offset: int = 0) -> Rates:
     """Return the learning rates of a run.
 
-    The table of epochs is padded to a fixed length, or beyond it to a power of two, so that runs of
-    different lengths share a compiled step.
+    The table is padded to MIN_RATES epochs, or to the next power of two if there are more, so that
+    runs of different lengths share a compiled step.
     """
     rates = epoch_rates(training, steps_per_epoch, epochs, offset)
     length = max(MIN_RATES, 1 << (epochs - 1).bit_length())
@@ -95,7 +95,7 @@ def learning_rate(training: Training, steps_per_epoch: int, epochs: int) -> opta
 
 
 def decay_mask(params: Any) -> Any:
-    """Return a bool per parameter: False for scale and bias of normalization layers."""
+    """Return a bool per parameter: False for the scale and bias of normalization layers."""
     if not isinstance(params, Mapping):
         return True
     if set(params) == {"scale", "bias"}:
@@ -142,12 +142,13 @@ def make_optimizer(
 ) -> optax.GradientTransformation:
     """Return SGD with momentum or AdamW, after clipping by the global norm.
 
-    Weight decay acts on every parameter, as in the original's recipes, unless `no_norm_decay`.
+    Weight decay applies to every parameter, as in the original's recipes. With `no_norm_decay` it
+    does not apply to normalization layers.
 
     Args:
-      training: its optimizer, whether it clips gradients, and `no_norm_decay`.
+      training: provides the optimizer's name, `no_norm_decay`, and whether gradients are clipped.
       schedule: learning rate by the number of steps done.
-      hyperparameters: of the update rule; None takes those of `training`.
+      hyperparameters: numbers of the update rule; None for those of `training`.
     """
     values = update_hyperparameters(training) if hyperparameters is None else hyperparameters
     mask = decay_mask if training.no_norm_decay else None
@@ -169,7 +170,7 @@ def make_optimizer(
 def skip_update(opt_state: Any) -> Any:
     """Return the optimizer's state after a skipped update: only the schedule advances.
 
-    The learning rate follows the number of steps. Adam's own step count, which it uses for bias
+    The learning rate depends on the number of steps. Adam's own step count, which it uses for bias
     correction, is the number of updates.
     """
 

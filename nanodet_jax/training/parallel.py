@@ -75,11 +75,11 @@ def make_train_step(
     accumulate: int = 1,
     num_devices: int = 1,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
-    """Return `train_step`, compiled. It donates the state that is passed in.
+    """Return the compiled `train_step`. It donates the state that is passed in.
 
-    Over several devices the batch is split and the state replicated. The loss and its gradients
-    are those of the whole batch; batch statistics normalize within a device, or over all of them
-    with `config.model.sync_batch_norm`.
+    With several devices, the batch is split and the state is replicated. The loss and its gradients
+    are those of the whole batch. Batch norm normalizes within each device, or over all devices with
+    `config.model.sync_batch_norm`.
 
     Args:
       model, criterion, optimizer, schedule, ema_decay, detach_step, accumulate: as for
@@ -102,15 +102,16 @@ def make_train_step(
 def make_adjustable_step(
     *, model: NanoDet, criterion: Criterion, training: Training, num_devices: int = 1
 ) -> Callable[..., tuple[TrainState, Metrics]]:
-    """Return the step of a run, compiled: (state, batch, hyperparameters) to (state, metrics).
+    """Return the compiled step of a run: (state, batch, hyperparameters) to (state, metrics).
 
-    It is that of `make_train_step`, but takes the hyperparameters of the run as an input. Runs that
-    differ in their hyperparameters alone have the same program, which the persistent cache stores.
+    The step does the same as the step of `make_train_step`, but takes the hyperparameters of the
+    run as an input. Runs that differ only in their hyperparameters therefore share one program,
+    which the persistent cache stores.
 
     Args:
       model, num_devices: as for `make_train_step`.
-      criterion: its weights are replaced by those of the hyperparameters.
-      training: optimizer, accumulation, and whether gradients are clipped.
+      criterion: its weights are replaced by the weights in the hyperparameters.
+      training: provides the optimizer's name, accumulation, and whether gradients are clipped.
     """
 
     def step(
@@ -141,7 +142,7 @@ def _compile(
     num_devices: int,
     in_specs: tuple[PartitionSpec, ...],
 ) -> Callable[..., tuple[TrainState, Metrics]]:
-    """Compile a step over the devices. `in_specs` are those of its inputs; the first is donated."""
+    """Compile a step for the devices. `in_specs` has one spec per input; input 0 is donated."""
     if _is_parallel(num_devices):
         step = jax.shard_map(
             partial(step, axis_name=AXIS),
@@ -154,10 +155,10 @@ def _compile(
 
 
 def make_place_batch(num_devices: int = 1) -> Callable[[Any], Any]:
-    """Return a function that starts to copy a numpy batch to the devices of the step.
+    """Return a function that starts copying a numpy batch to the devices of the step.
 
-    Over several devices it splits the batch. Each of several processes passes its own part, as
-    `training_batches` yields it.
+    With several devices, it splits the batch. With several processes, each process passes its own
+    part, as `training_batches` yields it.
     """
     if not _is_parallel(num_devices):
         return jax.device_put
@@ -168,7 +169,9 @@ def make_place_batch(num_devices: int = 1) -> Callable[[Any], Any]:
 
 
 def replicate(state: Any, num_devices: int = 1) -> Any:
-    """Copy a state that is equal in all processes to every device, sharded like the step's output.
+    """Copy a state to every device, sharded like the step's output.
+
+    All processes must pass the same state.
 
     jit would also copy a state from a single device, but would compile the step a second time.
     """
@@ -186,12 +189,12 @@ def replicate(state: Any, num_devices: int = 1) -> Any:
 
 
 def local_part(batch: Any, num_devices: int = 1) -> Any:
-    """Return the part of a placed batch on the devices of this process, which can read it."""
+    """Return the part of a placed batch on the devices of this process, so that it can be read."""
     return _local(batch, num_devices, SPLIT)
 
 
 def local_copy(state: Any, num_devices: int = 1) -> Any:
-    """Return a replicated state, or a part of it, on the devices of this process alone."""
+    """Return a replicated state, or a part of it, on the devices of this process only."""
     return _local(state, num_devices, REPLICATED)
 
 
@@ -222,12 +225,12 @@ def make_augment(
 ) -> Callable[[Any], Batch]:
     """Return a function that converts an element of `training_batches` to a `Batch`.
 
-    With augment=host it changes nothing. Otherwise each device warps and colors its part of the
-    images, in two programs.
+    With augment=host it changes nothing. Otherwise each device warps its part of the images and
+    changes their colors, in two programs.
 
     Args:
-      config: input size, normalization, and where and how images are warped.
-      num_devices: as for the step.
+      config: provides the input size, the normalization, and where and how images are warped.
+      num_devices: as for `make_train_step`.
       stored: canvases of all images, from `upload_images`; only with cache=device.
     """
     data = config.data

@@ -18,11 +18,11 @@ class Prefetch(Generic[HostBatch, DeviceBatch]):
     """Load batches and move them to the devices in a thread, while the devices run earlier steps.
 
     Args:
-      batches: on the host.
+      batches: yields batches on the host.
       to_device: moves a batch to the devices.
 
     Attributes:
-      wait_seconds: time so far in which the devices were idle because no batch was ready.
+      wait_seconds: total time for which the devices were idle because no batch was ready.
     """
 
     def __init__(

@@ -25,7 +25,7 @@ from nanodet_jax.training.parallel import make_augment
 
 @dataclass(frozen=True)
 class RunData:
-    """Opened data of a run, and what follows from it."""
+    """Opened data of a run, and values that are derived from it."""
 
     config: Config  # resolved
     train: Source
@@ -37,11 +37,11 @@ class RunData:
 
 
 def open_data(config: Config, workdir: Path) -> RunData:
-    """Open the data of a config, and print what is notable about it.
+    """Open the data that a config describes, and print notes about it.
 
     Args:
-      config: checked; not changed.
-      workdir: of the run; it may hold the list of validation images.
+      config: already checked. It is not changed.
+      workdir: folder of the run; it may contain the list of validation images.
 
     Raises:
       UserError: for data that cannot be used.
@@ -68,7 +68,7 @@ def resolve(config: Config, train: Source, val: Source | None) -> Config:
     """Copy a config and fill in what the data defines: the number of classes.
 
     Raises:
-      UserError: if the config or the validation data disagree with the training data.
+      UserError: if the config or the validation data disagrees with the training data.
     """
     names = class_names(train)
     if val is not None and class_names(val) != names:
@@ -87,7 +87,7 @@ def resolve(config: Config, train: Source, val: Source | None) -> Config:
 
 
 def batches_to_measure(data: RunData, count: int) -> Iterator[Array]:
-    """Yield the images of `count` training batches, to measure batch statistics on.
+    """Yield the images of `count` training batches, for measuring batch statistics.
 
     Every process builds the whole batches on the host, so they are the same in every process.
     """

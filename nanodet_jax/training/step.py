@@ -32,20 +32,21 @@ def loss_and_gradients(
     """Compute metrics, gradients of the parameters, and new batch statistics, all float32.
 
     Losses and gradients are summed over micro-batches and devices, with the divisors of the whole
-    batch. Only batch norm depends on the split: it normalizes within a micro-batch on a device, or
-    with `config.model.sync_batch_norm` within a micro-batch over all devices.
+    batch. Only batch norm depends on the split. It normalizes within a micro-batch on one device,
+    or, with `config.model.sync_batch_norm`, within a micro-batch over all devices.
 
     Args:
       variables: `params` and `batch_stats`.
       batch: B images.
-      model: network in training.
+      model: network to train.
       criterion: assignment and loss.
-      detach: whether the guidance's gradients stop before backbone and neck; may be traced.
+      detach: whether the guidance's gradients stop before the backbone and the neck; may be
+        traced.
       accumulate: number of micro-batches that the batch is split into, to save memory; must divide
-        B. Each updates the running statistics. Since some divisors depend on the predictions, a
-        forward pass over all micro-batches comes first and costs time.
-      axis_name: mapped axis, if the batch is a device's part of a larger one. Losses and gradients
-        are summed and running statistics averaged over it.
+        B. Each micro-batch updates the running statistics. Some divisors depend on the predictions,
+        so an extra forward pass over all micro-batches comes first and costs time.
+      axis_name: mapped axis, if the batch is one device's part of a larger batch. Losses and
+        gradients are summed over this axis, and running statistics are averaged over it.
     """
     params, batch_stats = variables["params"], variables["batch_stats"]
 
@@ -150,17 +151,17 @@ def train_step(
 ) -> tuple[TrainState, Metrics]:
     """Compute the next state and the metrics of this step.
 
-    If loss, gradient or batch statistics are not finite, the update is skipped: everything stays
-    unchanged except the step number, and with it the learning rate. The metric `skipped` is then
-    1, and otherwise 0.
+    If the loss, a gradient or a batch statistic is not finite, the update is skipped: everything
+    stays unchanged except the step number, and with it the learning rate. The metric `skipped` is
+    then 1, and otherwise 0.
 
     Args:
       state: donated by the caller.
       batch: B images of the input size of the criterion's priors.
       model, criterion, accumulate, axis_name: as for `loss_and_gradients`.
       optimizer, schedule: from `training.optimizer`.
-      ema_decay: of the moving average, if the state has one.
-      detach_step: first step at which the guidance no longer trains backbone and neck.
+      ema_decay: decay of the moving average, if the state has one.
+      detach_step: first step at which the guidance no longer trains the backbone and the neck.
     """
     metrics, gradients, batch_stats = loss_and_gradients(
         state.variables,
@@ -172,8 +173,8 @@ def train_step(
         axis_name=axis_name,
     )
     gradient_norm = optax.tree.norm(gradients)
-    # A sum is finite only if all of its terms are. The batch statistics are among them, since a
-    # pixel so bright that its square is infinite shows in the running variances alone.
+    # A sum is finite only if all of its terms are. It includes the batch statistics, because a
+    # pixel so bright that its square is infinite affects only the running variances.
     finite = jnp.isfinite(metrics["loss"] + gradient_norm + optax.tree.sum(batch_stats))
     metrics |= {
         "gradient_norm": gradient_norm,
@@ -197,6 +198,6 @@ def train_step(
     def skipped(state: TrainState, *_: Tree) -> TrainState:
         return replace(state, opt_state=skip_update(state.opt_state))
 
-    # A branch, because XLA generates three times the code if each array is selected by itself.
+    # Use a branch: XLA generates three times as much code if each array is selected separately.
     new_state = jax.lax.cond(finite, updated, skipped, state, gradients, batch_stats)
     return replace(new_state, step=state.step + 1), metrics

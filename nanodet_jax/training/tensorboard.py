@@ -18,14 +18,15 @@ FILE_NAME = re.compile(r"events\.out\.tfevents\.(\d{1,12})\.")
 
 
 class EventWriter:
-    """Write a new event file, which hides events from `first_step` on in older files of the folder.
+    """Write a new event file. It hides events from `first_step` on in older files of the folder.
 
-    It writes in the calling thread. tensorboardX's `SummaryWriter` writes in a separate thread,
-    which hides its first error. Ten values later its queue is full, and the run blocks forever.
+    This class writes in the calling thread. tensorboardX's `SummaryWriter` writes in a separate
+    thread, which hides its first error. Ten values later, the queue of that thread is full, and the
+    run blocks forever.
 
     TensorBoard reads the files of a folder in the order of their names, which begin with the time.
-    The name of a new file follows all existing ones, and the times in it never decrease, even if
-    the system clock is set back.
+    The name of a new file sorts after all existing names, and the times in the file never decrease,
+    even if the system clock is set back.
 
     Args:
       folder: created if missing.

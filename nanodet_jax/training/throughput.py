@@ -12,7 +12,7 @@ class Throughput:
     """Images per second, and the fraction of time that the devices wait for data.
 
     Args:
-      batch_size: images of a step, over all devices and processes.
+      batch_size: images per step, over all devices and processes.
       prefetch: measures the waiting time.
     """
 
@@ -36,7 +36,7 @@ class Throughput:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Leave out the time spent in this context."""
+        """Exclude the time spent in this context."""
         start = time.perf_counter()
         yield
         self._start += time.perf_counter() - start

@@ -43,9 +43,9 @@ def unfold(model: NanoDet, variables: VariableDict, batches: Iterable[Array]) ->
     """Set the statistics of all batch norms to those of their inputs, without changing inference.
 
     Args:
-      model: the network of the variables.
+      model: network that the variables belong to.
       variables: params and batch_stats.
-      batches: images [B, H, W, 3] as in training; their moments are averaged.
+      batches: images [B, H, W, 3] as in training. Moments are averaged over the batches.
 
     Returns:
       Variables, float32 numpy, whose batch norms have the mean and variance of their inputs, and

@@ -20,9 +20,9 @@ from nanodet_jax.terminal import join_first
 
 DATA = "data.json"  # names of the images of the current leg
 DATA_LIMIT = 1 << 28  # bytes; enough for the names of a million images
-SAME_DATA = 0.5  # fraction of the previous training images that must remain in the same dataset
-# Fields that say how to resume, and not what is trained.
-HOW = ("config.training.resume", "config.distributed.process_index")
+SAME_DATA = 0.5  # minimum fraction of the previous training images that remain in the same dataset
+# Fields that do not affect what is trained.
+IGNORED_FIELDS = ("config.training.resume", "config.distributed.process_index")
 
 
 class DataNames(NamedTuple):
@@ -64,8 +64,8 @@ def image_names(train: Source, val: Source | None) -> DataNames:
 def previous_leg(workdir: Path) -> Previous | None:
     """Return the leg that `about.json` describes; None if it is missing or damaged.
 
-    A damaged description does not stop a run. Checkpoints are verified by themselves, and their
-    arrays must fit the network.
+    A damaged description does not stop a run. Checkpoints are verified separately, and their arrays
+    must fit the network.
     """
     about = workdir / ABOUT
     if not about.exists():
@@ -77,7 +77,7 @@ def previous_leg(workdir: Path) -> Previous | None:
         if not all(type(number) is int and abs(number) < 2**31 for number in numbers):
             raise UserError(f"{about}: steps_per_epoch and offset must be integers")
     except (UserError, OSError, ValueError, AttributeError) as error:
-        distributed.say(f"note: {error}; the file is written anew")
+        distributed.say(f"note: {error}; the file will be rewritten")
         return None
     return Previous(config, class_names, numbers[0], numbers[1], _read_names(workdir))
 
@@ -103,15 +103,15 @@ def check_same_run(
     """Check that a run can be resumed with this config and data.
 
     Raises:
-      UserError: with the difference, and the flag that allows it if there is one.
+      UserError: naming the difference, and the flag that allows it if there is one.
     """
     saved = previous.config
     for what, old, new in (
         ("classes", previous.class_names, class_names),
         ("config.model", saved.model, config.model),
         ("config.training.optimizer", saved.training.optimizer, config.training.optimizer),
-        ("clipping", saved.training.clip_norm > 0, config.training.clip_norm > 0),
-        ("averaging", saved.training.ema_decay > 0, config.training.ema_decay > 0),
+        ("gradient clipping", saved.training.clip_norm > 0, config.training.clip_norm > 0),
+        ("weight averaging", saved.training.ema_decay > 0, config.training.ema_decay > 0),
     ):
         if old != new:
             raise UserError(
@@ -141,17 +141,17 @@ def check_same_run(
 
 
 def offset_after(previous: Previous, config: Config, step: int, steps_per_epoch: int) -> int:
-    """Return the `RunLength.offset` with which a run goes on at the same image of its epoch.
+    """Return the `RunLength.offset` with which a run continues at the same image of its epoch.
 
     Args:
-      previous: the leg before.
-      config: of the next leg.
+      previous: the previous leg.
+      config: config of the next leg.
       step: steps done.
-      steps_per_epoch: of the next leg.
+      steps_per_epoch: steps per epoch of the next leg.
     """
     before = previous.config.data.batch_size
     batch_size = config.data.batch_size
-    # Earlier versions did not record the steps of an epoch. Compute them from the current number of
+    # Earlier versions did not record the steps per epoch. Compute them from the current number of
     # images.
     per_epoch = previous.steps_per_epoch or max(1, steps_per_epoch * batch_size // before)
     if (batch_size, steps_per_epoch) == (before, per_epoch):
@@ -162,7 +162,7 @@ def offset_after(previous: Previous, config: Config, step: int, steps_per_epoch:
 
 
 def finished_message(workdir: Path, training: Training, step: int, length: RunLength) -> str:
-    """Return the line that says that there is nothing left to train, and how to train longer."""
+    """Return a message that the run is finished, and how to train longer."""
     schedule = {
         "cosine": "the learning rate first rises again, as the cosine becomes longer",
         "multistep": "the learning rate falls at the same milestones",
@@ -181,7 +181,7 @@ def changes(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
     return {
         name: (before[name], value)
         for name, value in configs.values_of(new)
-        if value != before[name] and name not in HOW
+        if value != before[name] and name not in IGNORED_FIELDS
     }
 
 
@@ -219,7 +219,7 @@ def description(config: Config, class_names: tuple[str, ...], workdir: Path) -> 
     """Return the part of `about.json` that describes the weights.
 
     Raises:
-      UserError: if the names of the classes are too long for it.
+      UserError: if the class names are too long for it.
     """
     text = describe(config, class_names)
     if len(text) > ABOUT_LIMIT:

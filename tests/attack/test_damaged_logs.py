@@ -88,7 +88,7 @@ def test_damaged_description_does_not_stop_a_run(prepared, tmp_path, capsys, dam
     about.write_bytes(damage + content[:100] if damage == b"\xff" else damage)
     assert previous_leg(tmp_path) is None
     said = capsys.readouterr().out
-    assert f"note: {about}" in said and "the file is written anew" in said
+    assert f"note: {about}" in said and "the file will be rewritten" in said
     Leg(tmp_path, {}, json.loads(content), 4, {}).begin()
     assert [leg["start_step"] for leg in read_history(tmp_path)] == [0, 4]
     assert load_description(about) == load_description(workdir / ABOUT)

@@ -31,8 +31,8 @@ WRONG = {
     "such as --config.data.keep_ratio=false",
     "--noconfig.data.keep_ratio=true": "--noconfig.data.keep_ratio: takes no value; use "
     "--noconfig.data.keep_ratio or --config.data.keep_ratio=false",
-    "--noconfig.training.epochs": "--noconfig.training.epochs: is for fields that are true or "
-    "false; use --config.training.epochs=1",
+    "--noconfig.training.epochs": "--noconfig.training.epochs: works only for fields that are true "
+    "or false; use --config.training.epochs=1",
     "--config.input_size=64": "--config.input_size='64': expected 2 values, separated by commas, "
     "such as --config.input_size=320,320",
     "--config.input_size=1,2,3": "--config.input_size='1,2,3': expected 2 values, separated by "

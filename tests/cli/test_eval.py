@@ -72,7 +72,7 @@ def test_eval_names_the_fields_of_paths_that_no_longer_exist(
     assert error.startswith("error: ") and error.count("\n") == 1
     assert error.endswith(
         f"; this path comes from the config of {workdir}: use {flags} if the data has moved, or "
-        "run the command in the folder in which it was trained\n"
+        "run the command in the folder in which training was started\n"
     )
 
 

@@ -53,15 +53,15 @@ def test_predict_recurses_on_request_and_summarizes_what_it_skipped(predict, pho
     assert lines[-4:] == [
         "predictions contains 2 pictures and detections.json; 1 of 3 images could not be read",
         f"skipped 1 (unreadable): {broken}replace or remove it",
-        f"skipped 1 (not images by their suffix): {photos / 'notes.txt'}",
-        f"skipped 1 (folders, search with --recursive): {photos / 'in'}",
+        f"skipped 1 (no image suffix): {photos / 'notes.txt'}",
+        f"skipped 1 (folders; search them with --recursive): {photos / 'in'}",
     ]
     (photos / "broken.jpg").unlink()
     code, lines = predict(photos, "--recursive")
     assert code == 0
     expected = [photos / "a.png", photos / "b.ppm", photos / "in" / "c.jpg"]
     assert keys(tmp_path / "predictions") == list(map(str, expected))
-    assert lines[-1] == f"skipped 1 (not images by their suffix): {photos / 'notes.txt'}"
+    assert lines[-1] == f"skipped 1 (no image suffix): {photos / 'notes.txt'}"
 
 
 def test_predict_names_the_first_of_many_skipped_files(predict, photos):
@@ -72,7 +72,7 @@ def test_predict_names_the_first_of_many_skipped_files(predict, photos):
     assert lines[-3].startswith(f"skipped 7 (unreadable): {photos / 'broken.jpg'}: ")
     assert lines[-3].endswith(" and 4 more")
     assert lines[-2] == (
-        "skipped 7 (not images by their suffix): "
+        "skipped 7 (no image suffix): "
         f"{photos / 'notes.txt'}, {photos / 'notes0.txt'}, {photos / 'notes1.txt'} and 4 more"
     )
 

@@ -113,7 +113,7 @@ def test_classes_without_boxes_are_left_out_on_request():
         ),
         (
             Data(ignore=("cat", "dog", "cow", "owl")),
-            "config.data: leaves no class of cat, dog, cow, owl to learn",
+            "config.data: leaves none of the classes cat, dog, cow, owl",
         ),
     ],
 )
@@ -148,7 +148,7 @@ def test_splits_without_a_common_class_are_an_error():
         match_classes(source(), source(("elk", "ELK"), labels=(0, 1)))
     assert str(caught.value) == (
         "training and validation data have no class in common: cat, dog, cow, owl and elk, ELK; "
-        "use data of the same classes, or unite names with --config.data.merge=OLD:NEW"
+        "use data with the same classes, or merge classes with --config.data.merge=OLD:NEW"
     )
 
 

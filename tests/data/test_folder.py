@@ -69,7 +69,7 @@ def test_names_below_lists_files_and_follows_links_inside_only(root):
         + [f"deep/up/{name}" for name in ("a.png", "inner.png", "around.png", "out.png", "one.png",
                                           "two.png", "broken.png")]
     )  # fmt: skip
-    assert sorted(str(fault).split(" leads out")[0] for fault in faults) == [
+    assert sorted(str(fault).split(" points outside")[0] for fault in faults) == [
         f"data.yaml: the symbolic link {root}/deep/up/{name}" for name in ("more", "up")
     ]
     following = Folder(root, follow_links=True)
@@ -81,20 +81,20 @@ def test_names_below_lists_files_and_follows_links_inside_only(root):
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("/etc/passwd", "leads out of the folder"),
-        ("../store/c.png", "leads out of the folder"),
-        ("deep/../../store/c.png", "leads out of the folder"),
-        ("..", "leads out of the folder"),
-        ("C:\\x.png", "leads out of the folder"),
-        ("\\\\host\\share\\x.png", "leads out of the folder"),
-        ("out.png", r"link .*out\.png leads out of .*follow_links=True"),
-        ("more/d.png", r"link .*more leads out of"),
-        ("up/store/c.png", r"link .*up leads out of"),
+        ("/etc/passwd", "points outside the folder"),
+        ("../store/c.png", "points outside the folder"),
+        ("deep/../../store/c.png", "points outside the folder"),
+        ("..", "points outside the folder"),
+        ("C:\\x.png", "points outside the folder"),
+        ("\\\\host\\share\\x.png", "points outside the folder"),
+        ("out.png", r"link .*out\.png points outside .*follow_links=True"),
+        ("more/d.png", r"link .*more points outside"),
+        ("up/store/c.png", r"link .*up points outside"),
         ("one.png", "is circular"),
         ("broken.png", "has no target"),
     ],
 )
-def test_find_of_a_name_that_leads_out_is_a_fault(root, name, reason):
+def test_find_of_a_name_that_points_outside_is_a_fault(root, name, reason):
     with pytest.raises(Fault, match=rf"^labels\.json: image 7: .*{reason}") as caught:
         Folder(root).find(name, "labels.json: image 7")
     assert caught.value.kind is FaultKind.PATH
@@ -114,7 +114,7 @@ def test_find_in_a_folder_that_is_a_link_itself_returns_its_path(root, tmp_path)
     alias = Folder(tmp_path / "alias")
     for name in ("a.png", "inner.png", "around.png"):
         assert alias.find(name, "x") == tmp_path / "alias" / name
-    with pytest.raises(Fault, match="leads out of"):
+    with pytest.raises(Fault, match="points outside"):
         alias.find("out.png", "x")
 
 
@@ -140,7 +140,7 @@ def test_coco_image_behind_a_link_is_read_only_with_follow_links(root, tmp_path,
     if follow:
         assert open_source(config, "train")[0].image == root / "out.png"
         return
-    with pytest.raises(UserError, match=r"labels\.json: image 7: the symbolic link .* leads out"):
+    with pytest.raises(UserError, match=r"labels\.json: image 7: .*link .* points outside"):
         open_source(config, "train")
 
 
@@ -158,7 +158,7 @@ def test_voc_file_behind_a_link_is_read_only_with_follow_links(root, tmp_path, w
             os.link(store / target, split / name)
     config = Config()
     config.data.format, config.data.root = "voc", str(tmp_path / "data")
-    with pytest.raises(UserError, match=rf"a\.xml: the symbolic link .*{what} leads out of"):
+    with pytest.raises(UserError, match=rf"a\.xml: the symbolic link .*{what} points outside"):
         open_source(config, "train")
     config.data.follow_links = True
     assert len(open_source(config, "train")[0].boxes) == 1

@@ -108,7 +108,7 @@ def test_decode_of_too_many_megapixels_is_an_error_before_pixels_are_decoded(suf
     data = encode(suffix)
     assert decode(record(data), max_megapixels=0.0048).shape == (60, 80, 3)
     monkeypatch.setattr(cv2, "imdecode", None)
-    with pytest.raises(UserError, match=r"\(image 7\): is 80x60, 0\.0 megapixels; .*=0\.0047"):
+    with pytest.raises(UserError, match=r"\(image 7\): is 80x60, 0\.0 megapixels; .* of 0\.0047"):
         decode(record(data), max_megapixels=0.0047)
 
 

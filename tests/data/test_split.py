@@ -133,10 +133,10 @@ def test_split_file_keeps_the_validation_images_of_a_run(tmp_path):
     train, val = split_source(changed, DATA, read_split(tmp_path, DATA))
     assert {record.name for record in val} == names - {gone}
     assert keep_split(tmp_path, DATA, train, val) == [
-        f"note: 1 validation images of {tmp_path / SPLIT} are missing from the data, such as "
-        f"{gone}",
-        f"note: {tmp_path / SPLIT} was written for 100 images, now there are 104; the validation "
-        "images stay, and added images train",
+        f"note: 1 validation images listed in {tmp_path / SPLIT} are missing from the data, such "
+        f"as {gone}",
+        f"note: {tmp_path / SPLIT} was written for 100 images, and now there are 104; the "
+        "validation images stay the same, and added images are used for training",
     ]
     assert (tmp_path / SPLIT).read_bytes() == written
 

@@ -123,7 +123,7 @@ CHANGES = {
     "outside": (
         set_box(2, lambda box: [150, 150, 40, 40]),
         FaultKind.OUTSIDE,
-        "box [150, 150, 190, 190] leaves the image of 160x160",
+        "box [150, 150, 190, 190] extends beyond the 160x160 image",
     ),
     "no area": (set_box(3, lambda box: [*box[:2], 0, 9]), FaultKind.EMPTY, "annotation 4 "),
     "twice": (repeat_box, FaultKind.DUPLICATES, "occurs 2 times with the same class"),
@@ -248,11 +248,11 @@ def test_doctor_json_is_the_report(drawn, doctor):
         "severity": "costly",
         "kind": "outside",
         "title": "boxes outside their image in train: 2",
-        "fix": "clip the boxes to their image; often they belong to another resolution",
+        "fix": "clip the boxes to their image; often they were drawn at another resolution",
         "split": "train",
         "count": 2,
     }
-    assert len(examples) == 2 and all("leaves the image of 160x160" in text for text in examples)
+    assert len(examples) == 2 and all("beyond the 160x160 image" in text for text in examples)
     boxes = len(drawn.content["train"]["annotations"])
     assert report["splits"]["train"] == {
         "images": 24, "unreadable": 1, "without_boxes": 1, "boxes": boxes,
@@ -385,7 +385,7 @@ def test_doctor_finds_each_kind_of_fault_of_voc(tmp_path, capsys):
     for kind, named in (
         (FaultKind.INVERTED, "0.xml: object 2 (cat) has an inverted box"),
         (FaultKind.NUMBERS, "0.xml: object 3 (cat): bndbox/xmin is 'nan'"),
-        (FaultKind.OUTSIDE, "0.xml: box [-5.0, 1.0, 40.0, 50.0] (cat) leaves the image of 100x80"),
+        (FaultKind.OUTSIDE, "0.xml: box [-5.0, 1.0, 40.0, 50.0] (cat) extends beyond the 100x80"),
         (FaultKind.EMPTY, "0.xml: box [3.0, 3.0, 3.0, 9.0] (cat): smaller than one pixel"),
         (FaultKind.DUPLICATES, "0.png (image 1): box [70, 30, 99, 70] occurs 2 times with the"),
         (FaultKind.CLASSES, "0.xml: object 8 has no name"),
@@ -424,7 +424,7 @@ def test_doctor_finds_each_kind_of_fault_of_yolo(tmp_path, capsys):
         (FaultKind.INVERTED, 1, "0.txt: line 2: '0 .4 .5 -.01 .5' has a negative width"),
         (FaultKind.NUMBERS, 2, "0.txt: line 3: '0 nan .5 .4 .5' has a number that is not finite"),
         (FaultKind.NUMBERS, 2, "1.txt: line 1: '0 ...' is not a line of numbers"),
-        (FaultKind.OUTSIDE, 1, "0.txt: line 4: box [-0.1, 0.25, 0.3, 0.75] leaves the image"),
+        (FaultKind.OUTSIDE, 1, "0.txt: line 4: box [-0.1, 0.25, 0.3, 0.75] extends beyond"),
         (FaultKind.EMPTY, 1, "0.txt: box [39.75, 20.0, 40.25, 60.0] (cat): smaller than one pixel"),
         (FaultKind.CLASSES, 1, "0.txt: line 6: '1 .4 .5 .4 .5' has unknown class 1"),
         (FaultKind.DUPLICATES, 1, "0.png (image 1): box [70, 20, 90, 60] occurs 2 times with"),

@@ -188,8 +188,8 @@ def test_doctor_fix_prints_the_changes_and_the_flags(tmp_path, capsys):
         "train: 1 boxes smaller than one pixel: dropped",
         "train: 1 duplicate boxes: dropped",
         "train: 1 inverted boxes: corners swapped",
-        "train: 1 wrong width or height: replaced by that of the image",
-        f"{out}: corrected copy; the data of the config are unchanged. To use it:",
+        "train: 1 wrong width or height: replaced by the size of the image",
+        f"{out}: corrected copy; the data of the config is unchanged. To use the copy:",
         "  --config.data.format=voc",
         f"  --config.data.root={out}",
     ]

@@ -99,7 +99,7 @@ def test_findings_name_the_flags_of_a_batch_that_does_not_fit():
     [found] = findings_of_memory(ENOUGH._replace(step=10_010_000_000), config)
     assert (found.kind, found.severity) == ("memory", Severity.COSTLY)
     assert found.title == (
-        "a step of 200 images takes about 10.01 GB of device memory; 8.00 GB are free"
+        "a step of 200 images takes about 10.01 GB of device memory; 8.00 GB is free"
     )
     assert found.fix == (
         "--config.data.batch_size=127, --config.training.accumulate=2, or a smaller "
@@ -112,10 +112,10 @@ def test_findings_name_the_flags_of_a_cache_that_does_not_fit():
     large = ENOUGH._replace(cache=int(9 * GB))
     [found] = findings_of_memory(large, config)
     assert (found.kind, found.severity) == ("cache", Severity.NOTE)
-    assert found.fix == "--config.data.cache_gb=9.1, if the RAM is free"
+    assert found.fix == "--config.data.cache_gb=9.1, if enough RAM is free"
     [found] = findings_of_memory(large._replace(host_free=int(2 * GB)), config)
     assert (found.kind, found.severity) == ("cache", Severity.COSTLY)
-    assert found.title == "the cache of images takes 4.00 GB of RAM; 2.00 GB are free"
+    assert found.title == "the image cache takes 4.00 GB of RAM; 2.00 GB is free"
     assert found.fix == "--config.data.cache_gb=1.6, or --config.data.cache=none"
 
 
@@ -123,9 +123,9 @@ def test_description_has_the_step_the_batch_and_the_cache():
     config = Config()
     config.data.batch_size = 8
     assert describe_memory(ENOUGH._replace(cache=int(5 * GB)), config) == (
-        "memory: a step of 8 images takes about 0.40 GB on each device (an estimate); 8.00 GB are "
-        "free, enough for batches of about 127; the cache of images takes 4.00 GB of RAM, all "
-        "images 5.00 GB"
+        "memory: a step of 8 images takes about 0.40 GB on each device (an estimate); 8.00 GB is "
+        "free, enough for batches of about 127; the image cache takes 4.00 GB of RAM (5.00 GB for "
+        "all images)"
     )
 
 

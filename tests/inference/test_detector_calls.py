@@ -108,7 +108,7 @@ def test_invalid_option_is_reported_before_any_image_is_read(detector):
     ("given", "message"),
     [
         (None, "images is None, which cv2.imread returns for a file that it cannot read; pass a"),
-        (3, "images has type int; pass a path, a Pillow image, or an array"),
+        (3, "images has type int; pass a path, a Pillow image, or a uint8 array"),
         (b"x", "images has type bytes; pass a path"),
         ([noise(8, 8), None], "images[1] is None, which cv2.imread returns"),
         ([noise(8, 8), [noise(8, 8)]], "images[1] has type list; pass a path"),

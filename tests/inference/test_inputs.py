@@ -60,7 +60,7 @@ def test_read_image_reads_a_path_given_as_text(tmp_path):
     ("given", "message"),
     [
         (None, "image is None, which cv2.imread returns for a file that it cannot read; pass "),
-        (5, "image has type int; pass a path, a Pillow image, or an array uint8"),
+        (5, "image has type int; pass a path, a Pillow image, or a uint8 array"),
         (b"jpeg", "image has type bytes; pass a path"),
         ([[1, 2]], "image has type list; pass a path"),
         (np.zeros((4, 4, 3), np.float32), "dtype float32: must be uint8, from 0 to 255; multiply"),

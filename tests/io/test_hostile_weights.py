@@ -152,20 +152,29 @@ def bomb(path, _):
 TENSOR = b"ctorch._utils\n_rebuild_tensor_v2\n"
 MAPPING = b"ccollections\nOrderedDict\n"
 PTH = {
-    "REDUCE of os.system": (lambda p, c: archive(p, call("os", "system", c)), "foreign pickle"),
-    "REDUCE of eval": (lambda p, c: archive(p, call("builtins", "eval", c)), "foreign pickle"),
-    "pickled class": (lambda p, c: archive(p, pickle.dumps(Canary(c))), "foreign pickle code"),
+    "REDUCE of os.system": (
+        lambda p, c: archive(p, call("os", "system", c)),
+        "not allowed in a weights file",
+    ),
+    "REDUCE of eval": (
+        lambda p, c: archive(p, call("builtins", "eval", c)),
+        "not allowed in a weights file",
+    ),
+    "pickled class": (
+        lambda p, c: archive(p, pickle.dumps(Canary(c))),
+        "not allowed in a weights file",
+    ),
     "pickled class, protocol 0": (
         lambda p, c: archive(p, pickle.dumps({"state_dict": Canary(c)}, 0)),
         "instruction DICT, which torch.save does not use",
     ),
     "OBJ": (
         lambda p, c: archive(p, b"(cos\nsystem\n" + text(f"touch {c}") + b"o."),
-        "foreign pickle code",
+        "not allowed in a weights file",
     ),
     "INST": (
         lambda p, c: archive(p, b"(" + text(f"touch {c}") + b"ios\nsystem\n."),
-        "foreign pickle code",
+        "not allowed in a weights file",
     ),
     "INST of a known class": (
         lambda p, c: archive(p, b"(icollections\nOrderedDict\n."),
@@ -174,15 +183,15 @@ PTH = {
     "NEWOBJ": (lambda p, c: archive(p, MAPPING + b")\x81."), "instruction NEWOBJ"),
     "dotted name": (
         lambda p, c: archive(p, call("torch", "_utils.os.system", c)),
-        "foreign pickle code",
+        "not allowed in a weights file",
     ),
     "nested torch.load": (
         lambda p, c: archive(p, call("torch", "load", c)),
-        "'torch.load' is foreign pickle code",
+        "'torch.load' is not allowed in a weights file",
     ),
     "numpy's reconstruction": (
         lambda p, c: archive(p, pickle.dumps({"a": np.zeros(3)})),
-        "foreign pickle code",
+        "not allowed in a weights file",
     ),
     "memo slot overwritten by a command": (
         lambda p, c: archive(p, MAPPING + b"q\x000" + text(f"touch {c}") + b"q\x000h\x00)R."),
@@ -202,7 +211,7 @@ PTH = {
     "a stride to the end of memory": (stored(2, (2,), (2**62,)), "beyond its storage"),
     "a storage of 10**12": (
         stored(2, (2,), (1,), length=10**12),
-        "does not have the length of its storage",
+        "has a length that does not match its storage",
     ),
     "overlapping members": (overlapping, "claim more bytes than the file has"),
     "a member that claims 4 GB": (
@@ -230,17 +239,17 @@ PTH = {
     ),
     "pickle without an archive": (
         lambda p, c: p.write_bytes(pickle.dumps(Canary(c))) and p,
-        "is not a zip archive of torch.save",
+        "is not a zip archive written by torch.save",
     ),
 }
 NPZ = {
     "objects": (
         replace_some(npy(np.array([None]))),
-        "contains Python objects; nothing was run",
+        "contains Python objects; nothing was executed",
     ),
     "objects that execute code": (
         lambda p, c: replace_some(npy(np.array([Canary(c)], object)))(p, c),
-        "contains Python objects; nothing was run",
+        "contains Python objects; nothing was executed",
     ),
     "code in a header": (
         lambda p, c: replace_some(
@@ -258,7 +267,7 @@ NPZ = {
         replace_some(
             npy_header(f"{{'descr':'<f4','fortran_order':False,'shape':({2**40},{2**40})}}")
         ),
-        "not have the length of its shape",
+        "has a length that does not match its shape",
     ),
     "no elements in 2**62 rows": (
         replace_some(npy_header(f"{{'descr':'<f4','fortran_order':False,'shape':(0,{2**62})}}")),
@@ -268,7 +277,7 @@ NPZ = {
         replace_some(
             npy_header("{'descr':'<f4','fortran_order':False,'shape':(-2,-4)}", bytes(32))
         ),
-        "not have the length of its shape",
+        "has a length that does not match its shape",
     ),
     "an element of 2**30 bytes": (
         replace_some(npy_header("{'descr':'|S1073741824','fortran_order':False,'shape':(1,)}")),
@@ -276,7 +285,7 @@ NPZ = {
     ),
     "text for numbers": (
         replace_some(npy(np.full((3, 3, 3, 24), "a", "U1"))),
-        "has another shape or dtype",
+        "has the wrong shape or dtype",
     ),
     "a zip bomb": (
         lambda p, c: weights(

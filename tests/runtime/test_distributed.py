@@ -86,7 +86,7 @@ def test_ballot_returns_results_late_but_in_the_same_call_everywhere(results):
 
 def test_must_agree_names_the_difference_in_every_process(results):
     for one in results:
-        assert one["differs"].startswith("process 1 has another step than process 0 (1, not 0)")
+        assert one["differs"].startswith("process 1 differs from process 0 in step (1, not 0)")
 
 
 def test_failing_process_reports_its_error_and_ends_the_others(ended):

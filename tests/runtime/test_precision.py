@@ -1,5 +1,6 @@
 """Effects of `config.precision` on the network."""
 
+import functools
 import re
 from functools import partial
 
@@ -27,6 +28,7 @@ PLUS = config.Model(
     guidance_channels=32,
     guidance_convs=1,
 )
+SMALL = config.Model(num_classes=1, width=0.5, channels=8)
 SIZE = (64, 64)
 CRITERION = Criterion(
     priors_of(PLUS, SIZE),
@@ -42,9 +44,14 @@ def batch():
     return Batch(images, GroundTruth(boxes, np.array([[1], [2]], np.int32), on, ~on))
 
 
+@functools.cache
+def random_variables():
+    return init_variables(build_model(SMALL), seed=0)
+
+
 def features(precision):
     """Return outputs of the first stages for noise, normalized by the batch's statistics."""
-    model = build_model(config.Model(num_classes=1, width=0.5, channels=8), precision)
+    model = build_model(SMALL, precision)
     images = np.random.default_rng(1).normal(size=(2, 160, 160, 3)).astype(np.float32)
     run = partial(
         model.apply,
@@ -52,7 +59,7 @@ def features(precision):
         mutable=["batch_stats", "intermediates"],
         capture_intermediates=lambda module, _: module.name in ("stage2_3", "stage3_0"),
     )
-    return backend.jit(run)(init_variables(model, seed=0), images)[1]["intermediates"]
+    return backend.jit(run)(random_variables(), images)[1]["intermediates"]
 
 
 def test_bf16_applies_to_features_only():

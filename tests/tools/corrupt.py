@@ -2,10 +2,11 @@
 
     python tests/corrupt.py [--cases 200] [--seed 0]
 
-Each case truncates one file of the newest checkpoint at a random position, or flips random bits of
-it; the files take turns. The restored state must be the newest one bit for bit (the damage had no
-effect), or the previous one together with a line that names the damaged checkpoint. The same holds
-for the best step and its metrics. One row per file; the exit status is 1 after any other result.
+Each case truncates one file of the newest checkpoint at a random position, or flips random bits in
+it. Successive cases damage successive files. The restored state must be the newest one bit for bit
+(the damage had no effect), or the previous one together with a line that names the damaged
+checkpoint. The same holds for the best step and its metrics. The script prints one row per file.
+The exit status is 1 if there is any other result.
 """
 
 import argparse
@@ -37,7 +38,7 @@ SCORES = {BEFORE: 0.25, NEWEST: 0.5}
 
 
 def metrics_of(score: float) -> dict[str, Any]:
-    """Return metrics as of an evaluation, identified by their AP."""
+    """Return metrics like those of an evaluation, identified by their AP."""
     return dict.fromkeys(METRIC_DESCRIPTIONS, 1.0) | {"AP": score, "per_class": {}}
 
 
@@ -79,7 +80,7 @@ def damage(path: Path, draw: random.Random) -> None:
 
 
 def outcome(workdir: Path) -> str:
-    """Return `whole`, `before` or `refused`, or in capitals a wrong result."""
+    """Return `whole`, `before` or `refused`, or a wrong result in capitals."""
     output = io.StringIO()
     with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
         try:
@@ -105,7 +106,7 @@ def outcome(workdir: Path) -> str:
 
 
 def check(cases: int, seed: int) -> dict[str, Counter[str]]:
-    """Count the outcomes of `cases` cases by damaged file."""
+    """Run `cases` cases and count their outcomes by damaged file."""
     draw = random.Random(seed)
     found: dict[str, Counter[str]] = {}
     with tempfile.TemporaryDirectory() as scratch:

@@ -2,9 +2,9 @@
 
     python tests/tools/detector_memory.py [--calls 2000] [--sizes 500] [--side 128]
 
-The network is tiny and random. Every tenth call has a list of up to eight images, the others have
-one. The last line compares the memory after the last call with that after half of the calls.
-Linux only.
+The network is tiny, and its weights are zero. Every tenth call passes a list of up to eight images;
+the others pass one image. The last line compares the memory after the last call with the memory
+after half of the calls. Linux only.
 """
 
 import argparse

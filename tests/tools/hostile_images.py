@@ -1,9 +1,9 @@
-"""Load 300 hostile images and annotations, and check that each is survived and named.
+"""Load 300 hostile images and annotations, and check that each one is handled and reported.
 
     python tests/tools/hostile_images.py [--folder FOLDER]
 
-Makes the files, loads the images as training and evaluation do, runs the doctor on them, and prints
-the result of each kind and the memory used.
+The script writes the files, loads the images as training and evaluation do, runs the doctor on
+them, and prints the result for each kind and the memory used.
 """
 
 import argparse
@@ -37,7 +37,8 @@ from tests.builders import exif, write_image
 from tests.tools import hostile_labels
 
 SIZE = 64, 48  # width, height
-# Bytes in addition to the program: two threads, 50 megapixels, 3 bytes per pixel, twice to decode.
+# Bytes in addition to the program: two threads, 50 megapixels, 3 bytes per pixel, two copies while
+# decoding.
 MEMORY_BOUND = 2 * 50e6 * 6
 READABLE, UNREADABLE = "readable", "unreadable"
 EITHER = "either"  # a flipped bit may have no effect
@@ -55,7 +56,7 @@ class Picture(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """Entry of a COCO file, and the words by which its fault must name it."""
+    """Faulty entry of a COCO file, and the text by which its fault must name it."""
 
     kind: str
     named: str
@@ -115,11 +116,11 @@ def pictures(folder: Path) -> list[Picture]:
         made.append(Picture(name, kind, expected, size))
 
     plain = {suffix: encoded(picture(), format) for suffix, format in FORMATS.items()}
-    # Between sound images, so that it does not replace another one.
-    add("sound", "jpg", plain["jpg"], READABLE, SIZE)
+    # Between valid images, so that it does not replace another one.
+    add("valid", "jpg", plain["jpg"], READABLE, SIZE)
     add("49 megapixels", "png", encoded(Image.new("L", (7000, 7000)), "PNG"), READABLE)
     for suffix, data in plain.items():
-        add("sound", suffix, data, READABLE, SIZE)
+        add("valid", suffix, data, READABLE, SIZE)
         add("no bytes", suffix, b"", UNREADABLE)
         for tenth in range(1, 10):
             cut = data[: len(data) * tenth // 10]
@@ -179,8 +180,8 @@ def pictures(folder: Path) -> list[Picture]:
     return made
 
 
-NO_IDS = [None, True, "7", "", 1.5, NAN, INF, -INF, [], {}, [7], 10**400, "x" * 1000]
-NO_BOXES = [
+INVALID_IDS = [None, True, "7", "", 1.5, NAN, INF, -INF, [], {}, [7], 10**400, "x" * 1000]
+INVALID_BOXES = [
     *(None, True, "1,2,3,4", 7, [], {}, [1, 2, 3], [1, 2, 3, 4, 5], [[1], 2, 3, 4]),
     *([NAN, 2, 3, 4], [1, NAN, 3, 4], [1, 2, NAN, 4], [1, 2, 3, NAN]),
     *([INF, 2, 3, 4], [1, -INF, 3, 4], [1, 2, INF, 4], [1, 2, 3, INF]),
@@ -188,30 +189,35 @@ NO_BOXES = [
     *([1, 2, -3, 4], [1, 2, 3, -4], [True, 2, 3, 4]),
 ]
 ANNOTATION_FIELDS = {
-    "id": NO_IDS,
-    "image_id": [*NO_IDS, 999_999, -1],
-    "category_id": [*NO_IDS, 999, -1],
-    "bbox": NO_BOXES,
+    "id": INVALID_IDS,
+    "image_id": [*INVALID_IDS, 999_999, -1],
+    "category_id": [*INVALID_IDS, 999, -1],
+    "bbox": INVALID_BOXES,
     "area": ["big", NAN, INF, [], {}, True, 10**400, None],
     "iscrowd": ["no", 2, -1, [], {}, NAN],
     "ignore": ["no", 2, -1, [], {}, NAN],
 }
-NO_NAMES = [
+INVALID_NAMES = [
     *(None, True, 7, "", [], {}, "/etc/passwd", "../images.json", "a/../../b.png", "..", "/"),
     *("C:\\x.png", "\\\\host\\x.png", "x\0.png", "x" * 5000, "\ud800.png", "http://x/y.png"),
     *("gone.png", "out.png", "circle.png", "nowhere.png", "up/images.json", "a/" * 5000),
 ]
-NO_SIDES = ["40", NAN, INF, -1, 1.5, [1], {"a": 1}, 10**400]
-IMAGE_FIELDS = {"id": NO_IDS, "file_name": NO_NAMES, "width": NO_SIDES, "height": NO_SIDES}
+INVALID_SIDES = ["40", NAN, INF, -1, 1.5, [1], {"a": 1}, 10**400]
+IMAGE_FIELDS = {
+    "id": INVALID_IDS,
+    "file_name": INVALID_NAMES,
+    "width": INVALID_SIDES,
+    "height": INVALID_SIDES,
+}
 
 
 def entries(folder: Path) -> tuple[dict[str, Any], list[Entry]]:
-    """Return a COCO file with one sound image and many faults, and the name of each fault."""
-    write_image(folder / "sound.png", SIZE)
+    """Return a COCO file with one valid image and many faulty entries, and descriptions of them."""
+    write_image(folder / "valid.png", SIZE)
     for name, target in (("out.png", "/etc/passwd"), ("circle.png", "circle.png"),
                          ("nowhere.png", "gone"), ("up", "..")):  # fmt: skip
         (folder / name).symlink_to(target)
-    images: list[dict[str, Any]] = [{"id": 1, "file_name": "sound.png"}]
+    images: list[dict[str, Any]] = [{"id": 1, "file_name": "valid.png"}]
     annotations: list[dict[str, Any]] = [
         {"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 2, 30, 40]}
     ]
@@ -219,7 +225,7 @@ def entries(folder: Path) -> tuple[dict[str, Any], list[Entry]]:
     for field, values in IMAGE_FIELDS.items():
         for value in values:
             id = 1000 + len(images)
-            images.append({"id": id, "file_name": "sound.png"} | {field: value})
+            images.append({"id": id, "file_name": "valid.png"} | {field: value})
             name = f"image {len(images) - 1} of the list" if field == "id" else f"image {id}"
             named.append(Entry(f"image: {field}", name))
     for field, values in ANNOTATION_FIELDS.items():
@@ -243,7 +249,7 @@ CATEGORIES = [{"id": 1, "name": "thing"}]
 
 
 def load(folder: Path, made: list[Picture]) -> list[str]:
-    """Load an epoch of training and an evaluation; return the lines printed by the evaluation.
+    """Load the images of an epoch and of an evaluation; return the lines that evaluation prints.
 
     Raises:
       AssertionError: if an image is neither loaded nor reported.
@@ -271,13 +277,13 @@ def load(folder: Path, made: list[Picture]) -> list[str]:
         del batches
         in_training, lines[:] = [*lines], []
         loaded = [i for batch in evaluation_batches(source, config) for i in batch.indices]
-    assert sorted(errors(in_training)) == sorted(errors(lines)), "training reports other images"
-    assert len(loaded) + len(lines) == len(made), "images that are neither loaded nor reported"
+    assert sorted(errors(in_training)) == sorted(errors(lines)), "training and evaluation differ"
+    assert len(loaded) + len(lines) == len(made), "some images are neither loaded nor reported"
     return lines
 
 
 def errors(lines: list[str]) -> list[str]:
-    """Return the lines up to the consequence, which differs between training and evaluation."""
+    """Return the lines without the consequence, which differs between training and evaluation."""
     return [line.split(";")[0] for line in lines]
 
 
@@ -298,7 +304,7 @@ def check_entries(folder: Path, content: dict[str, Any], named: list[Entry]) -> 
     config.data.train_images = str(folder / "images")
     config.data.train_annotations = str(folder / "entries.json")
     found = scan(config, "train", progress=False)
-    assert found.images == 1 and len(found.records[0].boxes) == 1, "the sound image is read"
+    assert found.images == 1 and len(found.records[0].boxes) == 1, "the valid image must be read"
     lines = [str(fault) + " " for fault in found.faults]
     wrong = [
         f"not reported: {entry}" for entry in named if not any(has(line, entry) for line in lines)
@@ -339,7 +345,7 @@ def main(folder: Path) -> int:
     for kind, count in rejected.items():
         print(f"{kind:38} {count:4}  rejected by name: {count:4}")
     if used > MEMORY_BOUND:
-        wrong.append(f"{used / 1e6:.0f} MB exceed the limit of {MEMORY_BOUND / 1e6:.0f} MB")
+        wrong.append(f"{used / 1e6:.0f} MB exceeds the limit of {MEMORY_BOUND / 1e6:.0f} MB")
     cases = len(made) + rejected.total()
     print(f"{cases} cases, {used / 1e6:.0f} MB at most; {len(wrong)} wrong")
     print("\n".join(wrong))
@@ -348,7 +354,9 @@ def main(folder: Path) -> int:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--folder", type=Path, help="for the files; default: a temporary folder")
+    parser.add_argument(
+        "--folder", type=Path, help="folder for the files; default: a temporary one"
+    )
     chosen = parser.parse_args().folder
     with tempfile.TemporaryDirectory() as temporary:
         sys.exit(main(chosen or Path(temporary) / "hostile"))

@@ -10,7 +10,7 @@ from nanodet_jax.doctor.scan import scan
 from nanodet_jax.errors import UserError
 from tests.builders import write_image
 
-SOUND = b"0 .5 .5 .5 .5"
+VALID = b"0 .5 .5 .5 .5"
 LINES = {
     "not finite": [b"0 nan .5 .5 .5", b"0 .5 inf .5 .5", b"nan .5 .5 .5 .5", b"0 .5 .5 .5 1e999"],
     "no such class": [b"1 .5 .5 .5 .5", b"-1 .5 .5 .5 .5", b".5 .5 .5 .5 .5", b"1e300 .5 .5 .5 .5"],
@@ -33,15 +33,15 @@ YAMLS = [
 
 
 def check(folder: Path) -> tuple[Counter[str], list[str]]:
-    """Write the files below a new folder and read them.
+    """Write the files to a new folder and read them.
 
     Returns:
-      The number of cases by kind, and descriptions of those that were not reported.
+      The number of cases by kind, and descriptions of the cases that were not reported.
     """
     images, labels = folder / "images", folder / "labels"
     labels.mkdir(parents=True)
     faulty = [(kind, line) for kind, lines in LINES.items() for line in lines]
-    for index, line in enumerate([SOUND, *(line for _, line in faulty)]):
+    for index, line in enumerate([VALID, *(line for _, line in faulty)]):
         write_image(images / f"{index}.png")
         (labels / f"{index}.txt").write_bytes(line)
     (folder / "up").symlink_to("..")
@@ -53,7 +53,7 @@ def check(folder: Path) -> tuple[Counter[str], list[str]]:
     config = Config()
     config.data.format, config.data.root = "yolo", str(folder)
     found = scan(config, "train", progress=False)
-    assert len(found.records[0].boxes) == 1, "the sound image is read"
+    assert len(found.records[0].boxes) == 1, "the valid image must be read"
     reported = "\n".join(map(str, found.faults))
     wrong = [
         f"not reported: {kind}: {line[:40]!r}"

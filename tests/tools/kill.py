@@ -2,12 +2,12 @@
 
     python tests/kill.py [--runs 50] [--kills 2] [--signal KILL|TERM|HUP ...] [--overlap]
 
-Each run is `train.py` on drawn shapes. It is killed up to `--kills` times and restarted until it is
-complete, each time with one to three loader threads. Its final state and its log must equal those
-of an uninterrupted run, bit for bit. One row per run shows when it was killed: seconds after the
-start, after a line of the log, or while a checkpoint was written. For TERM and HUP the row also
-shows how long the process took to exit. With `--overlap` the next process starts before the
-previous one is killed. The exit status is 1 if any run ended differently.
+Each run is `train.py` on synthetic shapes. It is killed up to `--kills` times and restarted until
+it is complete, each time with one to three loader threads. Its final state and its log must equal
+those of an uninterrupted run, bit for bit. One row per run shows when it was killed: some seconds
+after the start, after a line of the log, or while a checkpoint was being written. For TERM and HUP
+the row also shows how long the process took to exit. With `--overlap` the next process starts
+before the previous one is killed. The exit status is 1 if any run ended differently.
 """
 
 import argparse
@@ -52,7 +52,7 @@ def saving(workdir: Path) -> bool:
 
 
 def newest(workdir: Path) -> int:
-    """Return the step of the newest checkpoint, 0 before the first."""
+    """Return the step of the newest checkpoint, or 0 before the first."""
     folder = workdir / CHECKPOINTS
     steps = (
         [int(path.name) for path in folder.iterdir() if path.name.isdigit()]
@@ -151,7 +151,7 @@ def run(
         following = None
         if overlap:
             following = launch()
-            lead = draw.uniform(0, seconds / 3)  # later, the run has usually ended
+            lead = draw.uniform(0, seconds / 3)  # after that, the run has usually ended
             with suppress(subprocess.TimeoutExpired):
                 current.process.wait(lead)
             when += f", next process {lead:.1f} s earlier"
@@ -165,10 +165,10 @@ def run(
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--runs", type=int, default=50)
-    parser.add_argument("--kills", type=int, default=2, help="of each run, at most")
+    parser.add_argument("--kills", type=int, default=2, help="maximum number of kills per run")
     parser.add_argument(
         "--signal", choices=("KILL", "TERM", "HUP"), nargs="+", default=["KILL"],
-        help="several alternate, run by run",
+        help="signals to send; several alternate from run to run",
     )  # fmt: skip
     parser.add_argument(
         "--overlap", action="store_true", help="start the next process before the previous one ends"
@@ -194,7 +194,7 @@ def main(argv: list[str] | None = None) -> int:
             )
             failed, kills = failed + bool(reason), kills + len(when)
             verdict = f"FAILED: {reason}" if reason else "same"
-            moments = "; ".join(when) or "ended before a kill"
+            moments = "; ".join(when) or "ended before it was killed"
             print(f"{index:3d}  {number.name[3:]:4s} {verdict:8s} {moments}", flush=True)
             if reason:
                 print((folder / f"run{index}.log").read_text()[-3000:], file=sys.stderr)

@@ -1,11 +1,12 @@
-"""Kill runs whose legs change batch, learning rate and epochs; check what the workdir says of them.
+"""Kill runs that change settings between legs, and check what their workdirs record.
 
     python tests/tools/kill_legs.py [--runs 10] [--kills 3] [--seed 0]
 
-Each run is `train.py` on drawn shapes. It is killed at random moments. Every restart draws another
-batch size, learning rate and number of epochs. After every kill, `about.json` must describe the
-last process that took a step. At the end, `history.jsonl` must have a leg for each such process, in
-order, each with its command line, its start and its end. The exit status is 1 if anything differs.
+Each run is `train.py` on synthetic shapes. It is killed at random moments. Every restart adds an
+epoch, and draws a batch size and a learning rate at random. After every kill, `about.json` must
+describe the last process that took a step. At the end, `history.jsonl` must have a leg for each of
+these processes, in order, each with its command line, its start and its end. The exit status is 1
+if anything differs.
 """
 
 import argparse
@@ -73,7 +74,7 @@ def await_lines(launch: Launch, log: Path, start: int, wanted: int) -> None:
 
 
 def run(folder: Path, name: str, draw: random.Random, kills: int) -> tuple[str, list[str]]:
-    """Kill a run up to `kills` times, then let it end; return a fault and the moments of kills."""
+    """Kill a run `kills` times, then let it end; return a fault, or "", and the kill times."""
     workdir, log, moments, commands = folder / name, folder / f"{name}.log", [], []
     for number in range(kills + 1):
         flags, written = flags_of(draw, EPOCHS + number), log.stat().st_size if number else 0
@@ -103,7 +104,7 @@ def run(folder: Path, name: str, draw: random.Random, kills: int) -> tuple[str, 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--runs", type=int, default=10)
-    parser.add_argument("--kills", type=int, default=3, help="per run")
+    parser.add_argument("--kills", type=int, default=3, help="number of kills per run")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
     draw, failed = random.Random(args.seed), 0

@@ -1,4 +1,4 @@
-"""Write `tests/reference/legacy/`: a run of an earlier commit, as that commit wrote it.
+"""Write `tests/reference/legacy/`: files of a run, as an earlier commit wrote them.
 
     git worktree add OLD 0d63cb3
     PYTHONPATH=OLD python tests/tools/make_legacy_run.py tests/reference/legacy
@@ -29,15 +29,15 @@ import cv2
 import jax
 import numpy as np
 
-STEPS, MORE = 3, 3  # of the saved run, and after resuming
-SIDE, BATCH = 64, 4  # pixels of the square input, images of a batch
+STEPS, MORE = 3, 3  # steps of the saved run, and steps after resuming
+SIDE, BATCH = 64, 4  # pixels of a side of the square input, images per batch
 IMAGES = {"train": 8, "val": 4}
 CLASSES = ("disc", "box", "ring")
 SHOWN = 8  # number of recorded detections of one image
 
 
 def write_data(folder: Path) -> None:
-    """Write images and COCO json files to `folder`, by a formula that depends on no library."""
+    """Write images and COCO json files to `folder`, using a formula that depends on no library."""
     for split, count in IMAGES.items():
         (folder / split).mkdir(parents=True)
         images, annotations = [], []
@@ -171,7 +171,7 @@ def _config() -> Any:
             ema_decay=0.9,
             init_weights="start.npz",
             log_every=1,
-            checkpoint_every=10,  # none before the last step
+            checkpoint_every=10,  # no checkpoint before the last step
         ),
     )
 

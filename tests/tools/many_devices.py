@@ -3,18 +3,21 @@
     python tests/tools/many_devices.py [--config FILE:VARIANT] [--weights FILE] [--dtype float64]
         [--devices 2 4 8] [--processes 2 4]
 
-The batch has eight images with 0 to 5 boxes each, one per device with eight devices, and batch norm
-uses all of them. For each number of devices, rows show the largest difference from one device (of
-the loss and its parts, the gradients, and the arrays of the new state) relative to the largest
-magnitude of each array. (Some gradients are 0 up to rounding, such as that of a bias before a batch
-norm. An array therefore counts as at least 1e-8 of the largest, and a parameter as at least the
-learning rate, by which AdamW moves every parameter with a gradient.) Another order of summation
-rounds differently, and a deep network amplifies this. With --resolution N the last rows show how
-much the results of one device change if weights change by the last bit of their float32. In float64
-all differences should be far below 1e-6.
+The batch has eight images with 0 to 5 boxes each. With eight devices, each device gets one image.
+Batch norm uses all images. For each number of devices, rows show the largest difference from the
+results on one device, relative to the largest magnitude of each array. They cover the loss and its
+parts, the gradients, and the arrays of the new state.
 
-With --processes the step also runs in that many processes, each with one device and a part of the
-batch, which reduce over loopback.
+Some gradients are 0 up to rounding, such as the gradient of a bias before a batch norm. So the
+magnitude of an array counts as at least 1e-8 of the largest magnitude of all arrays, and that of a
+parameter as at least the learning rate, by which AdamW moves every parameter with a gradient.
+
+Rounding depends on the order of summation, and a deep network amplifies it. With --resolution N,
+the last rows show how much the results on one device change if weights change by the last bit of
+their float32. In float64 all differences should be far below 1e-6.
+
+With --processes the step also runs in that many processes. Each has one device and a part of the
+batch. They communicate over the loopback interface.
 """
 
 import argparse
@@ -49,15 +52,15 @@ from tests.tools.parity_checks.comparison import jitter
 
 COUNTS = (1, 2, 4, 8)
 BATCH, SLOTS = 8, 5
-BOXES = (2, 0, 5, 1, 0, 0, 3, 1)  # of each image
-SMALLEST = 1e-8  # magnitude of an array, as a fraction of the largest of all
+BOXES = (2, 0, 5, 1, 0, 0, 3, 1)  # number of boxes in each image
+SMALLEST = 1e-8  # minimum magnitude of an array, as a fraction of the largest of all arrays
 LEARNING_RATE = 1e-3
 
 
 class Task(NamedTuple):
-    """Training step without the number of devices, its initial state and its batch."""
+    """Training step for any number of devices, with its initial state and its batch."""
 
-    parts: dict[str, Any]  # of `make_train_step`
+    parts: dict[str, Any]  # arguments of `make_train_step`, except the number of devices
     state: TrainState  # its optimizer keeps the gradients of the last step
     batch: Batch
 
@@ -71,7 +74,7 @@ def make_task(settings: config.Config, dtype: str = "float32") -> Task:
     settings.model.sync_batch_norm = True
     model = build_model(settings.model, settings.precision)
     schedule = optax.constant_schedule(LEARNING_RATE)
-    kept = optax.trace(decay=0.0)  # stores the unchanged gradients
+    kept = optax.trace(decay=0.0)  # stores the gradients unchanged
     optimizer = optax.chain(kept, make_optimizer(settings.training, schedule))
     parts = {
         "optimizer": optimizer,
@@ -158,7 +161,8 @@ def differences(
 ) -> dict[str, float]:
     """Return the largest difference of each array, relative to its largest magnitude.
 
-    The magnitude counts as at least `least`, and at least `smallest` times that of all arrays.
+    The magnitude counts as at least `least`, and as at least `smallest` times the largest magnitude
+    of all arrays.
     """
     assert jax.tree.structure(ours) == jax.tree.structure(theirs)
     found = {}

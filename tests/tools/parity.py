@@ -4,8 +4,9 @@
 
 One row per fixture shows the largest error, its tolerance and the result. The exit status is 1 if
 any fixture fails or none matches. Fixtures of parts that this project does not have are listed as
-absent, never as passed. Where float32 does not determine a number to the tolerance, its resolution
-is measured and printed: see `compare_network` in `tests/tools/parity_checks/comparison.py`.
+absent, never as passed. Where float32 cannot determine a number to within the tolerance, its
+resolution is measured and printed. See `compare_network` in
+`tests/tools/parity_checks/comparison.py`.
 """
 
 import argparse
@@ -24,7 +25,9 @@ from tests.tools.parity_checks.comparison import Worst
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--only", default="", help="regular expression searched in fixture names")
+    parser.add_argument(
+        "--only", default="", help="regular expression that fixture names must match"
+    )
     parser.add_argument("--weights-dir", type=Path, help="default: FOLDER/../weights")
     parser.add_argument("--images-dir", type=Path, help="default: FOLDER/../data/coco_mini/val2017")
     args = parser.parse_args(argv)

@@ -1,10 +1,10 @@
-"""Train for a long time, and watch memory, open files and threads of the process.
+"""Train for a long time, and watch the memory, open files and threads of the process.
 
     python tests/tools/soak.py [--steps 2000]
 
-Runs `train.py` on drawn shapes, with an evaluation and a checkpoint every 50 steps, and prints a
-row every 200 steps. The exit status is 1 if, after the first row, memory grows by more than
-MAX_GROWTH or the number of open files grows.
+The script runs `train.py` on synthetic shapes, with an evaluation and a checkpoint every 50 steps,
+and prints a row every 200 steps. The exit status is 1 if, after the first row, memory grows by more
+than MAX_GROWTH or the number of open files grows.
 """
 
 import argparse
@@ -55,7 +55,7 @@ def main(argv: list[str] | None = None) -> int:
         log = workdir / "metrics.jsonl"
         print(f"{'step':>6s}{'MB':>9s}{'files':>7s}{'threads':>9s}")
         for step in range(STEPS_PER_ROW, args.steps, STEPS_PER_ROW):
-            # Measured between evaluations, whose temporary memory is not growth.
+            # Measure between evaluations, because their temporary memory is not growth.
             if not launch.wait_for(
                 partial(logged, log, step + STEPS_PER_EPOCH // 2 // 10 * 10), poll=0.1
             ):

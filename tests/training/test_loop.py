@@ -285,8 +285,8 @@ def test_checkpoint_saved_while_the_next_run_starts_is_resumed(
 OTHERS = {
     "config.model": lambda config: setattr(config.model, "channels", 64),
     "config.training.optimizer": lambda config: setattr(config.training, "optimizer", "sgd"),
-    "averaging": lambda config: setattr(config.training, "ema_decay", 0.99),
-    "clipping": lambda config: setattr(config.training, "clip_norm", 0.0),
+    "weight averaging": lambda config: setattr(config.training, "ema_decay", 0.99),
+    "gradient clipping": lambda config: setattr(config.training, "clip_norm", 0.0),
     "config.input_size": lambda config: setattr(config, "input_size", (96, 96)),
 }
 
@@ -441,7 +441,7 @@ def test_run_with_a_split_resumes_with_the_same_validation_images(tmp_path, caps
     train_and_evaluate(config, tmp_path)
     output = capsys.readouterr().out
     assert "20 training and 6 validation images" in output
-    assert "split.json was written for 22 images, now there are 26; the validation" in output
+    assert "split.json was written for 22 images, and now there are 26; the" in output
     assert json.loads((tmp_path / "split.json").read_text()) == split
     evaluate.evaluate(config, tmp_path, tmp_path / "eval")
     assert evaluated == [split["validation"]] * 3

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 
 from configs import shapes
-from nanodet_jax.models.backbones import shufflenet_v2
 from nanodet_jax.models.nanodet import build_model
 from nanodet_jax.runtime import backend
 from nanodet_jax.state import SMALLEST_INPUT, abstract_variables
@@ -27,14 +26,6 @@ FAST = "nanodet-m-tiny", 8  # compiles in seconds, NanoDet-Plus in many
 def devices():
     if jax.local_device_count() < max(COUNTS):
         pytest.skip(f"needs {max(COUNTS)} devices, and XLA_FLAGS was set otherwise")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def shallow():
-    """Build the backbone with one block per stage, for a third of the compilation time."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shufflenet_v2, "STAGE_BLOCKS", (1, 1, 1))
-        yield
 
 
 def small_task(variant, dtype):

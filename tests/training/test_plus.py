@@ -11,7 +11,6 @@ from nanodet_jax import train_and_evaluate
 from nanodet_jax.io import torch_names
 from nanodet_jax.io.checkpoint import CHECKPOINTS
 from nanodet_jax.io.weights import load_entries, load_weights
-from nanodet_jax.models.backbones import shufflenet_v2
 from nanodet_jax.models.guidance import strip_guidance
 from nanodet_jax.models.nanodet import build_model
 from nanodet_jax.state import abstract_variables
@@ -41,14 +40,6 @@ def tiny_config():
     config.training.eval_every = 2
     config.training.log_every = 1
     return config
-
-
-@pytest.fixture(scope="module", autouse=True)
-def shallow():
-    """Build the backbone with one block per stage, which halves the compilation time."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shufflenet_v2, "STAGE_BLOCKS", (1, 1, 1))
-        yield
 
 
 @pytest.fixture(scope="module")

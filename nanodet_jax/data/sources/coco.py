@@ -25,7 +25,7 @@ from nanodet_jax.data.sources.in_memory import InMemorySource
 from nanodet_jax.errors import UserError
 from nanodet_jax.files import open_regular
 
-MAX_NUMBER = 1e18  # below the limit of int64; comparing with it also excludes inf and nan
+MAX_NUMBER = 1e18  # below the limit of int64; comparisons with it also exclude inf and nan
 
 
 class _Annotation(NamedTuple):
@@ -37,9 +37,9 @@ class _Annotation(NamedTuple):
 
 
 class CocoSource(InMemorySource):
-    """Images of a folder and their annotations in one json file, ordered by image id.
+    """Images in a folder and their annotations in one json file, ordered by image id.
 
-    The rules are those of the original. The label of a category is the rank of its id. Boxes are
+    The rules follow the original. The label of a category is the rank of its id. Boxes are
     skipped if they have no area, or a side of less than one pixel. `iscrowd` and `ignore` mark
     ignore regions. Images without boxes are kept.
 
@@ -88,11 +88,11 @@ class CocoSource(InMemorySource):
         records = [_make_record(infos[id], files[id], kept[id]) for id in ids]
         super().__init__(categories, records)
         for record in records:
-            # Training clips the boxes after the augmentation, as the original does.
+            # Training clips boxes after augmentation, as the original does.
             if record.width and record.height and _may_leave(kept[record.image_id], record):
                 for outside in boxes_outside(record):
                     on_fault(outside)
-        # Arrays, because each int object that is kept would keep a whole block of memory alive.
+        # Use arrays: each int object that is kept would keep a whole block of memory allocated.
         self._annotation_ids = [np.asarray([row.id for row in kept[id]], np.int64) for id in ids]
 
     def annotation_ids(self, index: int) -> np.ndarray:
@@ -161,10 +161,10 @@ def _read_text(path: Path) -> str:
 def read_categories(
     content: dict[str, Any], path: Path, on_fault: OnFault = raise_fault
 ) -> tuple[Category, ...]:
-    """Return the categories of a COCO file by ascending id. The index of each is its label.
+    """Return the categories of a COCO file in ascending id order. Indices are labels.
 
     Category 0 is left out if it has no annotations and is the `supercategory` of another one, as in
-    exports of Roboflow.
+    Roboflow exports.
 
     Raises:
       UserError: if there are no categories, a category lacks an id or a name, or two share an id.
@@ -197,7 +197,7 @@ def _is_super_category(category: Category, content: dict[str, Any]) -> bool:
 def _read_images(
     items: list[dict[str, Any]], path: Path, on_fault: OnFault
 ) -> tuple[dict[int, dict[str, Any]], set[int]]:
-    """Return the images by id, and the ids of images whose entry is at fault."""
+    """Return the images by id, and the ids of images whose entry is faulty."""
     images: dict[int, dict[str, Any]] = {}
     rejected: set[int] = set()
     for position, item in enumerate(items):
@@ -308,7 +308,7 @@ def _check_area(item: dict[str, Any], annotation: _Annotation, path: Path) -> No
 
 
 def _may_leave(rows: list[_Annotation], record: Record) -> bool:
-    """Return whether a box leaves its image. Much faster than with arrays for a few boxes."""
+    """Return whether a box extends beyond its image; for a few boxes, arrays are slower."""
     width, height = record.width, record.height
     return any(
         x < 0 or y < 0 or x + w > width or y + h > height for x, y, w, h in (r.box for r in rows)

@@ -5,7 +5,7 @@ from pathlib import Path
 from nanodet_jax.data.faults import NO_VALIDATION
 from nanodet_jax.errors import UserError
 
-# Names of the splits. A file without validation images is the training data.
+# Names of the splits. The annotations of a dataset without splits are training data.
 SPLITS = {"train": ("train",), "val": ("val", "valid", "validation")}
 UNSPLIT = ("default", "all")
 YEARS = ("2017", "2014", "")
@@ -38,7 +38,7 @@ def _candidates(root: Path, split: str) -> list[Path]:
     files = [root / name / "_annotations.coco.json" for name in names]
     stems = [f"instances_{name}{year}" for name in names for year in YEARS]
     stems += [f"{name}{year}" for name in names for year in YEARS]
-    # CVAT writes the names of subsets as the user did, often with a capital.
+    # CVAT writes subset names as the user typed them, often capitalized.
     stems += [f"instances_{name.capitalize()}" for name in names]
     files += [root / "annotations" / f"{stem}.json" for stem in stems]
     files += [root / f"{stem}.json" for stem in stems]
@@ -52,7 +52,7 @@ def _candidates(root: Path, split: str) -> list[Path]:
 def _find_image_folder(root: Path, file: Path) -> Path:
     """Return the folder that the names in an annotation file are relative to."""
     if file.name in ("_annotations.coco.json", "result.json"):
-        return file.parent  # the names of Label Studio start with images/
+        return file.parent  # file names from Label Studio start with images/
     subset = file.stem.removeprefix("instances_")
     year = subset.rstrip("0123456789")
     for name in (subset, f"images/{subset}", year, f"images/{year}", "images"):

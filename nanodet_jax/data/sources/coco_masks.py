@@ -1,7 +1,7 @@
 """Boxes and areas of COCO segmentations, for annotations without a `bbox`.
 
 Segmentations come from untrusted files. pycocotools reads compressed masks in C without checking
-them, so that they are checked here first.
+them, so they are checked here first.
 """
 
 import math
@@ -35,7 +35,7 @@ def box_and_area(segmentation: Any) -> tuple[list[float], float]:
 
 
 def _of_polygons(polygons: list[Any]) -> tuple[list[float], float]:
-    """The area of overlapping polygons counts twice."""
+    """Overlaps of polygons count twice in the area."""
     points = []
     for polygon in polygons:
         if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2:
@@ -57,14 +57,14 @@ def _of_mask(mask: dict[Any, Any]) -> tuple[list[float], float]:
         raise ValueError("size of the segmentation is not [height, width]")
     if isinstance(counts, list):
         if not all(type(count) is int and 0 <= count <= math.prod(size) for count in counts):
-            raise ValueError("counts of the segmentation has invalid run lengths")
+            raise ValueError("counts of the segmentation contain invalid run lengths")
         if sum(counts) != math.prod(size):
             raise ValueError("counts of the segmentation do not add up to its size")
         encoded = masks.frPyObjects(mask, *size)
     elif isinstance(counts, str) and COMPRESSED.fullmatch(counts):
         encoded = {"size": size, "counts": counts.encode()}
     else:
-        raise ValueError("counts of the segmentation is neither run lengths nor compressed text")
+        raise ValueError("counts of the segmentation are neither run lengths nor compressed text")
     box, area = masks.toBbox(encoded).tolist(), float(masks.area(encoded))
     inside = box[0] + box[2] <= size[1] and box[1] + box[3] <= size[0]
     if not inside or area > math.prod(size):  # run lengths that do not fit the size

@@ -1,4 +1,4 @@
-"""Base of the sources that keep the annotations of all images in memory."""
+"""Base class of sources that keep the annotations of all images in memory."""
 
 from collections.abc import Sequence
 from typing import Any

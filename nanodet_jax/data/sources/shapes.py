@@ -2,7 +2,7 @@
 
 It needs no download, and a laptop trains on it in minutes. Shapes vary in size by a factor of
 three, are rotated, may be partly hidden, and have textured, noisy backgrounds. The color of a
-shape is distinct from its background and from other shapes, so that each shape has a clear outline.
+shape differs from the background and from other shapes, so that each shape has a clear outline.
 """
 
 import math
@@ -20,7 +20,7 @@ MIN_DISTANCE = 0.9  # from a shape's center to the image border, as a fraction o
 MIN_VISIBLE = 0.85  # visible fraction of each object's pixels once all objects are drawn
 MAX_ATTEMPTS = 10  # to place an object
 COLOR_CANDIDATES = 16  # random colors per object; the most distinct one is used
-NOISE = 8  # largest change of a pixel; a power of two divides the range of a byte evenly
+NOISE = 8  # largest change of a pixel; a power of two, to divide the range of a byte evenly
 SUBPIXEL_BITS = 4
 
 
@@ -38,7 +38,7 @@ class ShapesSource:
           split: "train" or "val".
           size: height and width of each image, pixels.
           count: number of images.
-          seed: selects other images of the same distribution.
+          seed: a different seed gives different images from the same distribution.
         """
         self.categories = tuple(Category(i, name) for i, name in enumerate(NAMES, start=1))
         self._split, self._size, self._count = split, size, count
@@ -93,7 +93,7 @@ def _draw(
             if np.all(remains[1:] >= MIN_VISIBLE * np.asarray(areas)):
                 break
         else:
-            continue  # no free place found: draw one object fewer
+            continue  # no free space found: draw one object fewer
         boxes.append((x, y, x + width, y + height))
         labels.append(label)
         areas.append(int(np.count_nonzero(inside)))

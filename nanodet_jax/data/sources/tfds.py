@@ -3,7 +3,7 @@
 Features: https://www.tensorflow.org/datasets/catalog/coco
 
 The dataset must be prepared as `array_record`, by TFDS itself or by `nanodet-jax prepare`. Only the
-prepared files are read, never the code of a TFDS builder, since that of COCO needs TensorFlow.
+prepared files are read, never the code of a TFDS builder, since COCO's builder needs TensorFlow.
 """
 
 import warnings
@@ -24,9 +24,9 @@ ROUNDING = 1e-3  # pixels: boxes are float32 fractions of a side
 
 
 class TfdsSource:
-    """A split ("train", "validation", "train[:10%]") of a prepared dataset, in its own order.
+    """A split ("train", "validation", "train[:10%]") of a prepared dataset, in the stored order.
 
-    `root` is the TFDS data_dir that holds `name` (with the version, as "coco/2017:1.1.0"), or the
+    `root` is the TFDS data_dir of `name` (with the version, such as "coco/2017:1.1.0"), or the
     folder of the dataset itself if `name` is empty. Labels and class names come from TFDS.
     With `annotations`, a COCO json file, category ids and ground truth are read from it, which
     makes the metrics official: TFDS lacks the original category ids, and truncates areas.
@@ -42,7 +42,7 @@ class TfdsSource:
         if not (folder / "features.json").is_file():
             raise UserError(
                 f"{folder}: not a prepared TFDS dataset (features.json is missing); use its name "
-                "with the version, as coco/2017:1.1.0, or write one with `nanodet-jax prepare`"
+                "with the version, such as coco/2017:1.1.0, or write one with `nanodet-jax prepare`"
             )
         builder = tfds.builder_from_directory(folder)
         features, splits = builder.info.features, builder.info.splits
@@ -59,10 +59,11 @@ class TfdsSource:
         except NotImplementedError as error:
             kind = builder.info.file_format.value
             raise UserError(
-                f"{folder}: prepared as {kind!r}; only 'array_record' is read without TensorFlow"
+                f"{folder}: prepared as {kind!r}; only 'array_record' can be read without "
+                "TensorFlow"
             ) from error
         except ValueError as error:
-            raise UserError(f"{folder}: no split {split!r}; a part is train[:10%]") from error
+            raise UserError(f"{folder}: no split {split!r}; write a part as train[:10%]") from error
         names = features["objects"]["label"].names
         self._annotations = annotations
         self.categories = tuple(Category(i, name) for i, name in enumerate(names, start=1))
@@ -82,7 +83,7 @@ class TfdsSource:
         height, width = shown_size(data) or (0, 0)
         fractions = np.asarray(objects["bbox"], np.float32).reshape(-1, 4).astype(np.float64)
         boxes = fractions[:, [1, 0, 3, 2]] * (width, height, width, height)  # from y x y x
-        # As for a COCO file, except for the area, which TFDS truncates to 0 for tiny objects.
+        # As for a COCO file, but ignoring the area, which TFDS truncates to 0 for tiny objects.
         kept = np.all(boxes[:, 2:] - boxes[:, :2] >= 1 - ROUNDING, axis=1)
         return make_record(
             image_id=int(item["image/id"]),
@@ -100,7 +101,7 @@ class TfdsSource:
         return str(index)
 
     def num_boxes(self, index: int) -> int:
-        """Return the number of boxes of image `index`, crowds and boxes below one pixel included.
+        """Return the number of boxes of image `index`, including crowds and boxes below one pixel.
 
         TFDS has no index of boxes, so the whole record is read. For COCO's train2017 this takes
         half a minute and reads all bytes; setting config.data.max_boxes avoids it.
@@ -108,11 +109,11 @@ class TfdsSource:
         return len(self._data[index]["objects"]["label"])
 
     def image_size(self, index: int) -> tuple[int, int]:
-        """Return (0, 0), unknown: TFDS stores the size only in the image itself."""
+        """Return (0, 0) for unknown: TFDS stores the size only in the image itself."""
         return 0, 0
 
     def ground_truth(self) -> dict[str, Any]:
-        """Return the content of `annotations`, or else the split in COCO format, all of it read."""
+        """Return the content of `annotations`, or if None, read the split into COCO format."""
         if self._annotations is not None:
             return read_ground_truth(self._annotations)
         return coco_ground_truth((self[i] for i in range(len(self))), self.categories)
@@ -126,7 +127,7 @@ def import_tfds() -> ModuleType:
     """
     try:
         with warnings.catch_warnings():
-            # Its imports warn about deprecations in its dependencies.
+            # Importing it warns about deprecations in its dependencies.
             warnings.simplefilter("ignore", DeprecationWarning)
             import array_record  # noqa: F401
             import tensorflow_datasets

@@ -1,6 +1,6 @@
 """Convert a COCO dataset to a TFDS dataset with the features of `coco/2017`, without TensorFlow.
 
-JPEG files are stored byte for byte, so the result is larger than the images only by the boxes.
+JPEG files are stored byte for byte, so only the annotations make the result larger than the images.
 """
 
 from collections.abc import Iterator
@@ -27,19 +27,20 @@ def prepare(
     out: Path,
     name: str,
 ) -> Path:
-    """Write splits `train` and `validation` to `out/name/1.0.0`, and return that folder.
+    """Write the splits `train` and `validation` to `out/name/1.0.0`, and return that folder.
 
     `TfdsSource(f"{name}:1.0.0", out, "train", None)` reads them. Boxes are clipped to their
     image, and boxes smaller than one pixel are omitted, as in training. Every image is decoded
     once, so that broken ones are found here.
 
     Raises:
-      UserError: on faults of the COCO files, categories that differ between the splits, an image
+      UserError: for faults in the COCO files, categories that differ between the splits, an image
         that is broken or not a JPEG, a name that TFDS rejects, or a dataset that already exists.
     """
     tfds = import_tfds()
     if not (name.isidentifier() and name.isascii() and name == name.lower()):
-        raise UserError(f"--name={name}: use lower-case letters, digits and _, a letter first")
+        rule = "use lower-case letters, digits and _, starting with a letter"
+        raise UserError(f"--name={name}: {rule}")
     folder = out / name / VERSION
     if folder.exists():
         raise UserError(f"{folder}: already exists; delete it or choose another name")
@@ -61,12 +62,12 @@ def prepare(
 def _builder_class(
     tfds: Any, dataset_name: str, names: list[str], splits: dict[str, CocoSource]
 ) -> type[Any]:
-    """Return a TFDS builder class; defined in a function because its base class is optional."""
+    """Return a TFDS builder class; defined in a function because TFDS is optional."""
 
     class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
         name = dataset_name
         VERSION = tfds.core.Version(VERSION)
-        code_path = None  # otherwise TFDS looks beside it for checksums of downloads
+        code_path = None  # otherwise TFDS looks for download checksums next to it
 
         def _info(self) -> Any:
             objects = {

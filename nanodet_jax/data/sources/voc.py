@@ -13,7 +13,7 @@ from xml.etree import ElementTree
 
 from nanodet_jax.data.faults import Fault, FaultKind, OnFault, raise_fault
 from nanodet_jax.data.file_search import FileSearch
-from nanodet_jax.data.folder import Folder, leads_out, read_annotation
+from nanodet_jax.data.folder import Folder, points_outside, read_annotation
 from nanodet_jax.data.image_files import SUFFIXES
 from nanodet_jax.data.records import Category, Record, make_record
 from nanodet_jax.data.sources.clip import clip_box
@@ -109,7 +109,7 @@ class _Xml(NamedTuple):
 
 
 class _NoDoctype(ElementTree.TreeBuilder):
-    """Tree builder that rejects declared entities, whose expansion could fill the memory."""
+    """Tree builder that rejects declared entities, whose expansion could exhaust the memory."""
 
     def doctype(self, name: str, *_: Any) -> None:
         raise ValueError("declares a DOCTYPE, which is not allowed; delete that line")
@@ -119,10 +119,10 @@ def parse_xml(name: str, annotations: Folder) -> ElementTree.Element:
     """Read an xml file of a folder.
 
     Raises:
-      Fault: naming the file, if a link leads out of the folder, or if it cannot be read or parsed.
+      Fault: naming the file, if a link points outside the folder, or it cannot be read or parsed.
     """
     file = annotations.path / name
-    annotations.find(name, str(file))  # rejects links out of the folder
+    annotations.find(name, str(file))  # rejects links to the outside
     content = read_annotation(file, XML_LIMIT, "the boxes of an image")
     try:
         return ElementTree.fromstring(content, ElementTree.XMLParser(target=_NoDoctype()))
@@ -199,7 +199,7 @@ def _make_record(
         clipped = clip_box(given, width or math.inf, height or math.inf)
         x, y, w, h = clipped
         if clipped != given:
-            moved = f"leaves the image of {width}x{height}; moved to {[x, y, x + w, y + h]}"
+            moved = f"extends beyond the {width}x{height} image; moved to {[x, y, x + w, y + h]}"
             on_fault(Fault(FaultKind.OUTSIDE, f"{box} {moved}", tolerated=True))
         if w < 1 or h < 1:
             message = f"{box}: smaller than one pixel, skipped"
@@ -233,10 +233,10 @@ def find_image(
     suffixes = [variant for suffix in SUFFIXES for variant in (suffix, suffix.upper())]
     named = [f"{folder}{slash}{filename}", filename] if filename else []
     for name in (*named, *(stem + suffix for suffix in suffixes)):
-        path = images.find(name, where) if not leads_out(name) else None
+        path = images.find(name, where) if not points_outside(name) else None
         if path is not None:
             return path
-    last = PureWindowsPath(filename).name  # <filename> may be a whole path, also of Windows
+    last = PureWindowsPath(filename).name  # <filename> may be a full path, even a Windows path
     for name in (last, *(stem + suffix for suffix in SUFFIXES)):
         path = search.find(name, where, on_fault) if name else None
         if path is not None:

@@ -8,7 +8,7 @@ from nanodet_jax.data.folder import Folder
 from nanodet_jax.errors import UserError
 
 SPLITS = {"train": ("train",), "val": ("val", "valid")}  # Roboflow calls it valid
-UNSPLIT = "default"  # list of all images in exports of CVAT
+UNSPLIT = "default"  # list of all images in CVAT exports
 IMAGES = ("JPEGImages", "images")  # Label Studio uses the second
 ANNOTATIONS = ("Annotations", "annotations")
 
@@ -24,10 +24,10 @@ class VocSplit(NamedTuple):
 def find_split(root: Path, split: str, follow_links: bool, on_fault: OnFault) -> VocSplit:
     """Find the files of the split `train` or `val`.
 
-    The layouts are `root/{train,val}/{images,annotations}`, with images and xml files in one folder
-    `root/{train,valid}`, or `root/{JPEGImages,Annotations,ImageSets/Main/{train,val}.txt}`, also
-    inside `root/VOC2007` or `root/VOC2012`. Without lists, or with `default.txt` alone, all images
-    are training images.
+    The layouts are `root/{train,val}/{images,annotations}`, `root/{train,valid}` with images and
+    xml files in one folder, and `root/{JPEGImages,Annotations,ImageSets/Main/{train,val}.txt}`,
+    also inside `root/VOC2007` or `root/VOC2012`. Without lists, or with `default.txt` alone, all
+    images are training images.
 
     Raises:
       UserError: naming the folder or list that is missing or unusable.
@@ -53,7 +53,7 @@ def _in_own_folder(folder: Path, follow_links: bool) -> VocSplit:
 
 
 def _is_mixed(folder: Path) -> bool:
-    """Return whether xml files lie among the images, as in exports of Roboflow."""
+    """Return whether xml files and images share a folder, as in Roboflow exports."""
     if (folder / "images").is_dir() or (folder / "annotations").is_dir():
         return False
     return any(_is_xml(name) for name in Folder(folder).names())
@@ -107,17 +107,17 @@ def _checked(images: Folder, annotations: Folder, names: list[str], origin: Path
 def _exists(annotations: Folder, name: str, where: str) -> bool:
     try:
         return annotations.find(name, where) is not None
-    except Fault:  # leads out of the folder, and is never read
+    except Fault:  # points outside the folder, and is never read
         return name in annotations  # a link: reported when it is read
 
 
 def _first_folder(base: Path, names: tuple[str, ...]) -> Path:
-    """Return the first of the folders that exists, or the first of all."""
+    """Return the first folder that exists, or the first one if none does."""
     existing = [base / name for name in names if (base / name).is_dir()]
     return existing[0] if existing else base / names[0]
 
 
 def _is_xml(name: str) -> bool:
-    """Return whether a file is an annotation; macOS leaves ._a.xml in archives."""
+    """Return whether a file is an annotation; macOS adds ._a.xml to archives."""
     last = name.rpartition("/")[2]
     return last.lower().endswith(".xml") and last[0] != "."

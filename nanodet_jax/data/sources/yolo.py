@@ -20,7 +20,7 @@ from nanodet_jax.data.sources.yolo_layout import LabeledImage, read_split
 LABELS_LIMIT = 1 << 22  # bytes; a thousand polygons of two hundred points take 3.6 million
 OVERHANG = 0.01  # tolerated beyond 0 and 1; Ultralytics interprets larger values as pixels
 ROUNDING = 1e-3  # fraction of the image; a smaller overhang is rounding, and is not reported
-PIXEL_ROUNDING = 1e-2  # pixels; error of fractions of six digits in an image of 10,000 pixels
+PIXEL_ROUNDING = 1e-2  # pixels; error of six-digit fractions of a side of 10,000 pixels
 
 
 class _Annotated(NamedTuple):
@@ -99,7 +99,7 @@ class YoloSource:
         return len(self._images[index].labels)
 
     def image_size(self, index: int) -> tuple[int, int]:
-        """Return the (height, width) after decoding, from the header; 0 if it cannot be read."""
+        """Return the decoded (height, width), read from the header; 0 if it cannot be read."""
         size = self._sizes[index]
         if size is None:
             size = self._sizes[index] = shown_size(self._images[index].image.file) or (0, 0)
@@ -127,7 +127,7 @@ def _read_labels(image: LabeledImage, num_classes: int, on_fault: OnFault) -> _A
             box = x, y, x + w, y + h
             if max(x - x1, y - y1, x2 - x1 - w, y2 - y1 - h) > ROUNDING:
                 before, after = _format_box((x1, y1, x2, y2)), _format_box(box)
-                found = f"box {before} leaves the image; moved to {after}"
+                found = f"box {before} extends beyond the image; moved to {after}"
                 on_fault(Fault(FaultKind.OUTSIDE, f"{where}: {found}", tolerated=True))
         labels.append(label)
         boxes.append(box)

@@ -1,4 +1,4 @@
-"""YOLO datasets without a data.yaml: exports of CVAT and Label Studio."""
+"""YOLO datasets without a data.yaml: exports from CVAT and Label Studio."""
 
 from typing import Any
 
@@ -8,13 +8,13 @@ NAMES_LIMIT = 1 << 18  # bytes; as for a data.yaml
 
 
 def describe_export(folder: Folder) -> tuple[str, dict[str, Any]] | None:
-    """Return the name of the file that describes an export, and the same as a data.yaml has.
+    """Return the name of the file that describes an export, and its content as in a data.yaml.
 
     The layouts are:
 
     - CVAT, YOLO 1.1: `obj.data`, which refers to `obj.names` and the lists `train.txt` and
       `valid.txt`; images and labels in one folder.
-    - Label Studio and labelImg: `classes.txt`, `images/` and `labels/`, perhaps with `train/` and
+    - Label Studio and labelImg: `classes.txt`, `images/` and `labels/`, possibly with `train/` and
       `val/` in each.
 
     Returns None if the folder has none of them.
@@ -30,7 +30,7 @@ def describe_export(folder: Folder) -> tuple[str, dict[str, Any]] | None:
 
 
 def _read_obj_data(folder: Folder) -> dict[str, Any]:
-    """Read `obj.data`, with lines such as `train = data/train.txt`."""
+    """Read `obj.data`, which has lines such as `train = data/train.txt`."""
     fields = {}
     for line in _lines(folder, "obj.data"):
         key, _, value = line.partition("=")
@@ -59,7 +59,7 @@ def _describe_folders(folder: Folder) -> dict[str, Any]:
 
 
 def _lines(folder: Folder, name: str) -> list[str]:
-    """Return the lines of a text file that are not empty."""
+    """Return the non-empty lines of a text file."""
     folder.find(name, str(folder.path / name))  # rejects paths and links out of the folder
     data = read_annotation(folder.path / name, NAMES_LIMIT, "the description of a dataset")
     text = data.decode("utf-8-sig", "replace")

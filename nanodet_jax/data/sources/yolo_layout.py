@@ -2,8 +2,8 @@
 
 Format: https://docs.ultralytics.com/datasets/detect/
 
-A data.yaml is distributed with its images, and its paths refer to the machine where it was
-written. They are therefore looked up below its folder, and nothing outside is ever read.
+A data.yaml is distributed with its images, but its paths refer to the machine where it was
+written. Paths are therefore looked up below its folder, and nothing outside is ever read.
 """
 
 import os
@@ -27,7 +27,7 @@ EXAMPLE = "{train: images/train, val: images/val, names: [cat, dog]}"
 
 
 class LabeledImage(NamedTuple):
-    """Image and its label file; `labels` is None if there is no such file, hence no boxes."""
+    """Image and its label file; `labels` is None without such a file, which means no boxes."""
 
     id: int  # from 1, in the order of names
     name: str  # relative to the folder of data.yaml, with /
@@ -40,10 +40,10 @@ def read_split(
 ) -> tuple[tuple[str, ...], list[LabeledImage]]:
     """Return class names by label, and the images of a split; `root` is data.yaml or its folder.
 
-    Paths are resolved as Ultralytics does: relative to `path`, and if that is missing here or leads
+    Paths are resolved as in Ultralytics: relative to `path`, or if that is missing here or points
     elsewhere, relative to the folder of data.yaml. A leading ../ that leads nowhere is dropped,
     because Roboflow exports contain it by mistake. A split is a folder, a .txt file of image paths,
-    or a list of both. The label file of an image has its path with the last folder `images`
+    or a list of these. The path of a label file is that of its image, with the last folder `images`
     replaced by `labels`, and the suffix .txt.
 
     Raises:
@@ -101,12 +101,12 @@ def _find_description(root: Path, follow_links: bool) -> tuple[Path, Folder, dic
 
 
 class _PlainLoader(yaml.SafeLoader):
-    """Loader that rejects references, with which a few lines can expand to fill the memory."""
+    """Loader that rejects aliases, with which a few lines can expand to fill the memory."""
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
             mark = self.peek_event().start_mark
-            raise yaml.MarkedYAMLError(problem="references (*) are not allowed", problem_mark=mark)
+            raise yaml.MarkedYAMLError(problem="aliases (*) are not allowed", problem_mark=mark)
         return super().compose_node(parent, index)
 
 
@@ -118,11 +118,11 @@ def _read_yaml(file: Path) -> dict[Any, Any]:
         mark = error.problem_mark or error.context_mark
         at = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         raise UserError(f"{file}: invalid yaml{at}: {error.problem}") from error
-    except Exception as error:  # PyYAML lets errors of its conversions escape
+    except Exception as error:  # PyYAML lets errors from its conversions escape
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise UserError(f"{file}: not yaml: {reason}") from error
     if not isinstance(content, dict):
-        raise UserError(f"{file}: not a data.yaml of YOLO; write for example {EXAMPLE}")
+        raise UserError(f"{file}: not a YOLO data.yaml; write for example {EXAMPLE}")
     if "kpt_shape" in content:
         raise UserError(f"{file}: kpt_shape: pose labels are not supported, only boxes, polygons")
     return content
@@ -148,11 +148,11 @@ def _read_names(content: dict[Any, Any], file: Path) -> tuple[str, ...]:
 
 
 def _read_bases(content: dict[Any, Any], file: Path) -> tuple[str, ...]:
-    """Return the folders that paths are relative to, in the order in which they are tried."""
+    """Return the folders that paths are relative to, in the order they are tried."""
     path = content.get("path") or ""
     if not isinstance(path, str):
         raise UserError(f"{file}: path is {reprlib.repr(path)}, not a string; remove it")
-    if not path or PureWindowsPath(path).drive:  # a folder of another machine
+    if not path or PureWindowsPath(path).drive:  # a folder on another machine
         return ("",)
     return (path, "")
 
@@ -174,7 +174,7 @@ def _locate(folder: Folder, bases: Sequence[str], text: str, where: str) -> str 
     """Return the name below `folder` that `text` refers to, or None if nothing exists there.
 
     Raises:
-      Fault: if all interpretations of it are outside, or a link leads there.
+      Fault: if every interpretation of it is outside, or a link points outside.
     """
     top = os.path.abspath(folder.path)
     has_drive = bool(PureWindowsPath(text).drive)
@@ -188,17 +188,17 @@ def _locate(folder: Folder, bases: Sequence[str], text: str, where: str) -> str 
                 if folder.find(name, where) is not None:
                     return name
     if not inside:
-        found = f"{text!r} leads out of the folder {folder.path}"
+        found = f"{text!r} points outside the folder {folder.path}"
         fix = "move its target there, and use a path below the folder"
         raise Fault(FaultKind.PATH, f"{where}: {found}; {fix}")
     return None
 
 
 def _spellings(text: str) -> list[str]:
-    """Return the paths that `text` may stand for, in the order in which they are tried.
+    """Return the paths that `text` may stand for, in the order they are tried.
 
-    Roboflow writes a leading ../ and CVAT a leading data/ that lead nowhere. On Windows, paths have
-    \\ between folders; if they start with a drive, any folder of them may be this one.
+    Roboflow writes a leading ../ and CVAT a leading data/ that lead nowhere. Windows paths use
+    \\ as the separator; if they start with a drive, any of their folders may be this one.
     """
     found = [text, text.removeprefix("../")]
     plain = text.replace("\\", "/")
@@ -212,7 +212,7 @@ def _spellings(text: str) -> list[str]:
 def _read_list(
     folder: Folder, bases: Sequence[str], name: str, on_fault: OnFault
 ) -> Iterator[tuple[str, str]]:
-    """Yield the names of the images of a list, and for messages the line that names each."""
+    """Yield the name of each image in a list, and the line that names it, for messages."""
     file = folder.path / name
     text = read_annotation(file, LIST_LIMIT, "a list of images").decode("utf-8-sig", "replace")
     for number, line in enumerate(text.splitlines(), start=1):
@@ -260,7 +260,7 @@ def _label_name(image: str) -> str:
 
 
 def _is_image(name: str) -> bool:
-    return name.lower().endswith(SUFFIXES) and name[0] != "."  # macOS leaves ._a.jpg in archives
+    return name.lower().endswith(SUFFIXES) and name[0] != "."  # macOS adds ._a.jpg to archives
 
 
 def _report_orphans(folder: Folder, images: str, on_fault: OnFault) -> None:
@@ -270,7 +270,7 @@ def _report_orphans(folder: Folder, images: str, on_fault: OnFault) -> None:
         path = folder.find(labels, images)
     except Fault:  # reported with the images
         return
-    # Text files beside the images need not be labels.
+    # Text files next to images need not be labels.
     if labels == images or path is None or not path.is_dir():
         return
     image_names = filter(_is_image, Folder(folder.path / images).names())

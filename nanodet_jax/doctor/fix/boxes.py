@@ -1,4 +1,4 @@
-"""Correction of a box: corners in order, inside the image, at least a pixel large."""
+"""Correct a box: order its corners, clip it to the image, and drop it if it is too small."""
 
 from collections import Counter
 
@@ -10,10 +10,10 @@ TOO_SMALL = "boxes smaller than one pixel: dropped"
 REPEATED = "duplicate boxes: dropped"
 MISSING = "annotations of missing images: dropped"
 UNUSABLE = "unusable annotation files: left out"
-RESIZED = "wrong width or height: replaced by that of the image"
+RESIZED = "wrong width or height: replaced by the size of the image"
 RENUMBERED = "repeated ids: renumbered"
 
-Changes = Counter[str]  # number of each of these changes
+Changes = Counter[str]  # how often each of these changes was made
 
 
 def correct_box(
@@ -30,11 +30,11 @@ def correct_box(
     Args:
       box: xyxy, in any unit.
       size: (width, height) of the image in this unit; 0 if unknown.
-      changes: counts what is done.
+      changes: counter of the changes, updated in place.
       smallest: (width, height) of the smallest box that is kept.
-      tolerance: a box that leaves the image by less is not changed.
-      move: move a box that leaves the image at the left or top, as `clip_box` does for VOC and
-        YOLO, before it is clipped.
+      tolerance: a box that extends beyond the image by at most this is not clipped.
+      move: before clipping, move a box that extends beyond the image at the left or top, as
+        `clip_box` does for VOC and YOLO.
     """
     x1, y1, x2, y2 = box
     if x2 < x1 or y2 < y1:

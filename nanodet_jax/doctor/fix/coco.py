@@ -1,4 +1,4 @@
-"""Corrected copy of a COCO file."""
+"""Write a corrected copy of a COCO file."""
 
 import json
 import math
@@ -42,7 +42,7 @@ def correct_coco(images: Path, annotations: Path, out: Path, follow_links: bool)
     search = FileSearch(Folder(images, follow_links))
     kept, sizes = _correct_images(content["images"], search, changes)
     known = _correct_annotations(content["annotations"], sizes, changes)
-    # NaN is among what cannot be corrected: json of Python has it, strict json does not.
+    # Uncorrected values may include NaN, which Python's json allows and strict json does not.
     text = json.dumps({**content, "images": kept, "annotations": known})
     write_bytes(out, text.encode())
     return changes
@@ -51,14 +51,14 @@ def correct_coco(images: Path, annotations: Path, out: Path, follow_links: bool)
 def _correct_images(
     items: list[Item], search: FileSearch, changes: Changes
 ) -> tuple[list[Item], Sizes]:
-    """Return the images that exist, with unique ids and true sizes."""
+    """Return the images that exist, with unique ids and correct sizes."""
     kept, sizes = [], Sizes()
     unused = _unused_ids(items)
     for item in track(items, len(items), "correcting", "images"):
         id, name = item.get("id"), item.get("file_name")
         try:
             file = search.find(name, "", ignore_fault) if is_name(name) else None
-        except Fault:  # leads out of the folder
+        except Fault:  # points outside the folder
             file = None
         if file is None:
             changes[MISSING] += 1
@@ -90,7 +90,7 @@ def _correct_annotations(items: list[Item], sizes: Sizes, changes: Changes) -> l
         if box is not None:
             inverted = box[2] < box[0] or box[3] < box[1]
             if not inverted and _has_no_area(item):
-                changes[TOO_SMALL] += 1  # training skips it, whatever its box
+                changes[TOO_SMALL] += 1  # training skips it, whatever its box is
                 continue
             height, width = sizes[image]
             corrected = correct_box(
@@ -129,7 +129,7 @@ def _box_of(item: Item) -> Box | None:
 
 
 def _with_box(item: Item, box: Box) -> Item:
-    """Return an annotation with another box; its area is that of the box unless it has a mask."""
+    """Return an annotation with another box; without a mask, it also gets the area of the box."""
     x1, y1, x2, y2 = box
     item = {**item, "bbox": [x1, y1, x2 - x1, y2 - y1]}
     if not item.get("segmentation") or _has_no_area(item):

@@ -1,4 +1,4 @@
-"""Files of a corrected copy: images as links where possible, and annotations."""
+"""Write the files of a corrected copy: annotations, and images as links where possible."""
 
 import os
 import shutil
@@ -10,7 +10,7 @@ from nanodet_jax.files import open_regular
 
 
 def copy_image(source: Path, target: Path) -> None:
-    """Make `target` a hard link to `source`, or a copy where the file system has none.
+    """Make `target` a hard link to `source`, or a copy where the file system does not support it.
 
     A file that cannot be read is left out.
 
@@ -31,7 +31,7 @@ def copy_image(source: Path, target: Path) -> None:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a new file, and the folders that it needs.
+    """Write a new file, and create missing folders.
 
     Raises:
       UserError: naming the file, if it cannot be written.

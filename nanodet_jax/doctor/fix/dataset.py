@@ -1,4 +1,4 @@
-"""Corrected copies of the annotations of a config: `nanodet-jax doctor --fix OUT`."""
+"""Write corrected copies of the annotations of a config: `nanodet-jax doctor --fix OUT`."""
 
 import secrets
 import shutil
@@ -18,14 +18,14 @@ class Fixed(NamedTuple):
     """A corrected copy."""
 
     changes: dict[str, Changes]  # by split
-    flags: list[str]  # that select it
+    flags: list[str]  # config flags that select it
 
 
 def correct_dataset(config: Config, out: Path) -> Fixed:
     """Write corrected annotations of the splits that a config uses to a new folder `out`.
 
-    The data of the config are not changed. What training would skip is dropped, and what it would
-    clip is clipped. `out` is complete, or is not written at all.
+    The data of the config is not changed. What training would skip is dropped, and what it would
+    clip is clipped. `out` is written completely or not at all.
 
     Raises:
       UserError: if `out` is not empty, the format has no annotation files, or a file cannot be read
@@ -56,7 +56,7 @@ def correct_dataset(config: Config, out: Path) -> Fixed:
 
 
 def _correct(config: Config, splits: list[str], temporary: Path, out: Path) -> Fixed:
-    """Write to the folder `temporary`, which becomes `out`."""
+    """Write the copy to the folder `temporary`, which becomes `out`."""
     data = config.data
     links = data.follow_links
     changes: dict[str, Changes] = {}
@@ -90,7 +90,7 @@ def _correct(config: Config, splits: list[str], temporary: Path, out: Path) -> F
 
 
 def format_fixed(fixed: Fixed, out: Path) -> str:
-    """Return what was changed as text, and the flags that use the copy."""
+    """Return text that lists the changes, and the flags that select the copy."""
     lines = [
         f"{split}: {number} {change}"
         for split, changes in fixed.changes.items()
@@ -99,7 +99,7 @@ def format_fixed(fixed: Fixed, out: Path) -> str:
     return "\n".join(
         [
             *(lines or ["nothing to correct"]),
-            f"{out}: corrected copy; the data of the config are unchanged. To use it:",
+            f"{out}: corrected copy; the data of the config is unchanged. To use the copy:",
             *(f"  {flag}" for flag in fixed.flags),
         ]
     )

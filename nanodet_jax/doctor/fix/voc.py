@@ -1,4 +1,4 @@
-"""Corrected copy of a split in VOC format."""
+"""Write a corrected copy of a split in VOC format."""
 
 import math
 from pathlib import Path
@@ -20,8 +20,8 @@ SIDES = ("xmin", "ymin", "xmax", "ymax")
 def correct_voc(root: Path, split: str, out: Path, follow_links: bool) -> Changes:
     """Write corrected copies of the xml files of a split, and return what was changed.
 
-    `out` gets the layout JPEGImages, Annotations, ImageSets/Main/{split}.txt, because images and
-    xml files of all layouts can be written to it. Files that cannot be parsed are left out.
+    `out` gets the layout JPEGImages, Annotations, ImageSets/Main/{split}.txt, because the files of
+    every other layout can be stored in it. Files that cannot be parsed are left out.
 
     Raises:
       UserError: if the split is missing, or a file cannot be written.
@@ -78,7 +78,7 @@ def _correct(xml: ElementTree.Element, size: tuple[int, int] | None, changes: Ch
 
 
 def _set(element: ElementTree.Element, path: str, text: str) -> None:
-    """Set the text of an element below another one; make those that are missing."""
+    """Set the text of the element at `path` below `element`; create missing elements."""
     for name in path.split("/"):
         found = element.find(name)
         element = ElementTree.SubElement(element, name) if found is None else found

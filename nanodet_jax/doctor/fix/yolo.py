@@ -1,4 +1,4 @@
-"""Corrected copy of splits in YOLO format."""
+"""Write a corrected copy of splits in YOLO format."""
 
 import math
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from nanodet_jax.doctor.fix.boxes import MISSING, REPEATED, UNUSABLE, Changes, c
 from nanodet_jax.doctor.fix.copy_image import copy_image, write_bytes
 from nanodet_jax.progress import track
 
-PIXELS = 2.0  # a larger number is not a fraction of the image, and is not corrected
+MAX_FRACTION = 2.0  # larger numbers are not fractions of the image, and are not corrected
 
 
 def correct_yolo(
@@ -24,8 +24,8 @@ def correct_yolo(
 ) -> dict[str, Changes]:
     """Write a corrected copy of a dataset, and return what was changed in each split.
 
-    Images and label files keep their names. `data.yaml` lists the images of each split in a text
-    file of its own.
+    Images and label files keep their names. `data.yaml` refers to one text file per split, which
+    lists its images.
 
     Raises:
       UserError: if a split is missing, or a file cannot be written.
@@ -54,7 +54,7 @@ def correct_yolo(
 
 
 def _correct(file: Path, size: tuple[int, int] | None, changes: Changes) -> str:
-    """Return the corrected text of a label file, of an image of `size`, (height, width)."""
+    """Return the corrected text of the label file of an image of `size`, (height, width)."""
     content = read_annotation(file, LABELS_LIMIT, "the boxes of an image")
     text = content.decode("utf-8-sig", "replace")
     smallest = (0.0, 0.0)
@@ -85,7 +85,10 @@ def _box_of(line: str) -> Box | None:
         label, *numbers = map(float, line.split())
     except ValueError:
         return None
-    if not all(map(math.isfinite, (label, *numbers))) or max(map(abs, numbers), default=9) > PIXELS:
+    if (
+        not all(map(math.isfinite, (label, *numbers)))
+        or max(map(abs, numbers), default=9) > MAX_FRACTION
+    ):
         return None
     if len(numbers) == 4:
         x, y, w, h = numbers

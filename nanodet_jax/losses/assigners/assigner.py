@@ -1,9 +1,9 @@
-"""Interface of the assigners: which priors learn which box, and what the losses take from that.
+"""Interface of the assigners: which priors learn which box, and how the losses use this.
 
 To add an assigner, write a class like `atss.ATSS` in a file of this package, add its name and its
 settings to `config.Assigner`, and build it in `criterion.build_assigner`.
 
-Letters: B batch, P priors, G ground-truth slots, C classes, R reg_max + 1.
+Dimensions: B batch, P priors, G ground-truth slots, C classes, R reg_max + 1.
 """
 
 from abc import ABC, abstractmethod
@@ -35,9 +35,9 @@ class Assigner(ABC):
 
     @abstractmethod
     def box_unit(self, strides: Float[Array, "P 1"]) -> Float[Array, "P 1"]:
-        """Return the unit of length, in pixels, in which boxes enter ious and the giou loss.
+        """Return the unit of length, in pixels, of the boxes in ious and in the giou loss.
 
-        It makes a difference only where `boxes.EPSILON` takes effect.
+        The unit matters only where `boxes.EPSILON` takes effect.
         """
 
     @abstractmethod
@@ -47,11 +47,12 @@ class Assigner(ABC):
         predicted_boxes: Float[Array, "P 4"],
         target_boxes: Float[Array, "P 4"],
     ) -> Float[Array, "P"]:
-        """Return the quality that a branch learns to predict, without gradient.
+        """Return the quality that a branch learns to predict, without a gradient.
 
         Args:
-          targets: of one image.
-          predicted_boxes, target_boxes: of the branch and of the ground truth, in `box_unit`.
+          targets: targets of one image.
+          predicted_boxes: boxes of the branch, in `box_unit`.
+          target_boxes: boxes of the ground truth, in `box_unit`.
 
         Returns:
           Labels of the quality focal loss in [0, 1]; unused where a prior is not positive.
@@ -59,7 +60,7 @@ class Assigner(ABC):
 
     @abstractmethod
     def count_samples(self, positives: Float[Array, "B"]) -> Float[Array, ""]:
-        """Return the divisor of the quality focal loss from the positive priors of each image.
+        """Return the divisor of the quality focal loss, given the number of positives per image.
 
         The counts of parts of a batch add up to the count of the batch. `Criterion` divides by at
         least 1.
@@ -67,4 +68,4 @@ class Assigner(ABC):
 
     @abstractmethod
     def box_divisor(self, weight: Float[Array, ""]) -> Float[Array, ""]:
-        """Return the divisor of the box losses from the sum of their weights over a batch."""
+        """Return the divisor of the box losses, given the sum of their weights over a batch."""

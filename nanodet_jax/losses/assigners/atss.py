@@ -1,9 +1,9 @@
-"""ATSS, the assigner of NanoDet: the statistics of a box's candidates choose its priors.
+"""ATSS, the assigner of NanoDet: the statistics of a box's candidates determine its priors.
 
 Shifeng Zhang et al., "Bridging the Gap Between Anchor-based and Anchor-free Detection via Adaptive
-Training Sample Selection", https://arxiv.org/abs/1912.02424. Line numbers are of its algorithm 1.
+Training Sample Selection", https://arxiv.org/abs/1912.02424. Line numbers refer to algorithm 1.
 
-Letters: B batch, P priors, G ground-truth slots, K candidates of a box, on all levels together.
+Dimensions: B batch, P priors, G ground-truth slots, K candidates of a box, on all levels together.
 """
 
 from dataclasses import dataclass
@@ -23,9 +23,9 @@ EXCLUDED = 1e8  # distance that keeps a prior in an ignore region out of the can
 def nearest_per_level(
     distances: Float[Array, "G P"], level_sizes: tuple[int, ...], topk: int
 ) -> tuple[Int32[Array, "G K"], Float[Array, "G K"]]:
-    """Return indices and distances of the `topk` nearest priors of each level, or of all it has.
+    """Return indices and distances of the `topk` nearest priors of each level, or all if fewer.
 
-    Equal distances go to the lower index.
+    Of equal distances, the lower index comes first.
     """
     indices, values, start = [], [], 0
     for size in level_sizes:
@@ -39,22 +39,23 @@ def nearest_per_level(
 
 @dataclass(frozen=True)
 class ATSS(Assigner):
-    """Adaptive training sample selection, as the original NanoDet runs it.
+    """Adaptive training sample selection, as in the original NanoDet.
 
-    A box takes, among the `topk` priors of each level whose centers are nearest to its own, those
-    whose anchor overlaps it by at least the mean plus the standard deviation of the candidates'
-    ious, and whose center lies inside it by more than 0.01 pixel. A prior that several boxes take
-    goes to the one with the highest iou. Predictions are not used.
+    The candidates of a box are the `topk` priors of each level whose centers are nearest to the
+    center of the box. The box takes a candidate if the iou of its anchor and the box is at least
+    the mean plus the standard deviation of all candidates' ious, and if its center lies inside the
+    box by more than 0.01 pixel. A prior that several boxes take is assigned to the box with the
+    highest iou. Predictions are not used.
 
-    The losses follow the original's NanoDet: boxes in strides; the quality is the iou of the
-    branch's own box; every image counts at least one sample; the box losses are divided by the sum
+    The losses follow the original's NanoDet. Boxes are in strides. The quality is the iou of the
+    branch's own box. Every image counts at least one sample. The box losses are divided by the sum
     of their weights, however small.
 
     Attributes:
       topk: candidates per box and level.
       anchor_scale: side of a prior's anchor, a square around its center, in strides.
       ignore_threshold: a prior with more than this fraction of its anchor in an ignore region is
-        ignored unless it is positive; 0 switches ignore regions off.
+        ignored unless it is positive; 0 disables ignore regions.
     """
 
     topk: int
@@ -64,7 +65,7 @@ class ATSS(Assigner):
     def assign(
         self, predictions: Predictions, ground_truth: GroundTruth, priors: boxes.Priors
     ) -> Targets:
-        """Assign the priors of one image; `overlap` is the iou of a prior's anchor and its box."""
+        """Assign the priors of one image. `overlap` is the iou of a prior's anchor and its box."""
         anchors = jnp.asarray(boxes.anchors(priors, self.anchor_scale))  # [P, 4]
         centers = jnp.asarray(priors.centers)  # [P, 2]
         gt_boxes = ground_truth.boxes.astype(jnp.float32)  # [G, 4]
@@ -77,8 +78,8 @@ class ATSS(Assigner):
             covered = boxes.iof(anchors[:, None], gt_boxes[None])  # [P, G]
             covered = jnp.where(ground_truth.ignore, covered, 0)
             ignored = jnp.max(covered, axis=1) > self.ignore_threshold
-            # On a level with fewer than topk other priors, ignored ones are still candidates: the
-            # original's behavior.
+            # On a level with fewer than topk other priors, ignored priors are still candidates, as
+            # in the original.
             distances = jnp.where(ignored, EXCLUDED, distances)
 
         # Lines 3 to 6: the candidates are the topk priors of each level nearest to the box.
@@ -91,8 +92,8 @@ class ATSS(Assigner):
         positive = (candidate_ious >= threshold[:, None]) & (jnp.min(sides, axis=-1) > 0.01)
         positive &= ground_truth.valid[:, None]
 
-        # A prior that is positive for several boxes learns the one with the highest iou
-        # (section 4.1); of equal ious, the first.
+        # A prior that is positive for several boxes learns the box with the highest iou
+        # (section 4.1), or the first of equal ones.
         rows = np.arange(gt_boxes.shape[0])[:, None]
         positive_ious = (
             jnp.full(ious.shape, -1.0)

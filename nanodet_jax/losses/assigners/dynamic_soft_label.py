@@ -1,10 +1,11 @@
 """Dynamic soft label assignment of NanoDet-Plus: predictions decide which priors learn a box.
 
-SimOTA of Zheng Ge et al., "YOLOX: Exceeding YOLO Series in 2021", https://arxiv.org/abs/2107.08430,
-section 2.1, with a soft class cost, as implemented in the original:
+SimOTA from Zheng Ge et al., "YOLOX: Exceeding YOLO Series in 2021",
+https://arxiv.org/abs/2107.08430, section 2.1, with a soft class cost, as implemented in the
+original:
 https://github.com/RangiLyu/nanodet/blob/main/nanodet/model/head/assigner/dsl_assigner.py.
 
-Letters: B batch, P priors, G ground-truth slots, C classes.
+Dimensions: B batch, P priors, G ground-truth slots, C classes.
 """
 
 import math
@@ -34,12 +35,12 @@ def assignment_cost(
 
     The cost is the quality focal loss that the class logits of the prior would have with the box as
     target, plus `iou_factor` times the negative logarithm of the iou. The target of a box is
-    nonzero in one class only. So the sum over classes is computed once per prior, for the
-    background, and corrected at that class. No array of [P, G, C] is needed.
+    nonzero for one class only. So the sum over classes is computed once per prior, for the
+    background, and corrected for that class. No array of [P, G, C] is needed.
 
     Args:
-      class_logits: of the branch that determines the assignment.
-      ious: of the predicted boxes of that branch with the ground truth.
+      class_logits: logits of the branch that determines the assignment.
+      ious: ious of that branch's predicted boxes with the ground truth.
       labels: classes of the ground truth.
       iou_factor: weight of the second term.
     """
@@ -58,10 +59,10 @@ def assignment_cost(
 def candidates_of_own_box(
     inside: Bool[Array, "G P"], centers: Float[Array, "P 2"], gt_boxes: Float[Array, "G 4"]
 ) -> Bool[Array, "G P"]:
-    """Return the priors inside each box, or the prior nearest to its center if there are none."""
+    """Return the priors inside each box, or the prior nearest to its center if it contains none."""
     gt_centers = (gt_boxes[:, :2] + gt_boxes[:, 2:]) / 2
     distances = jnp.sum(jnp.square(gt_centers[:, None] - centers[None]), axis=-1)
-    nearest = jnp.argmin(distances, axis=1)  # if equal, in the finest level: it comes first
+    nearest = jnp.argmin(distances, axis=1)  # the first (finest) level if equal
     is_nearest = jnp.arange(inside.shape[1])[None] == nearest[:, None]
     has_none = ~jnp.any(inside, axis=1) & (boxes.area(gt_boxes) > 0)
     return inside | (has_none[:, None] & is_nearest)
@@ -83,7 +84,7 @@ class DynamicSoftLabel(Assigner):
       topk: largest number of priors of a box.
       iou_factor: weight of the iou in the cost.
       ignore_threshold: a prior with more than this fraction of its predicted box in an ignore
-        region is ignored unless it is positive; 0 switches ignore regions off.
+        region is ignored unless it is positive; 0 disables ignore regions.
       priors_of_any_box: if True, the candidates of every box are the priors inside any box, as in
         the original. If False, they are the priors inside the box itself, or the nearest prior if
         there are none.
@@ -97,7 +98,7 @@ class DynamicSoftLabel(Assigner):
     def assign(
         self, predictions: Predictions, ground_truth: GroundTruth, priors: boxes.Priors
     ) -> Targets:
-        """Assign the priors of one image; `overlap` is the iou of a predicted box and its box."""
+        """Assign the priors of one image; `overlap` is the iou of predicted and assigned box."""
         guide = jax.lax.stop_gradient(predictions)
         class_logits = at_least_float32(guide.class_logits)
         predicted_boxes = boxes.decode_boxes(at_least_float32(guide.box_logits), priors)

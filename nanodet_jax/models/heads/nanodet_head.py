@@ -35,7 +35,7 @@ class NanoDetHead(nn.Module):
     Attributes:
       num_classes: C.
       channels: width of the towers.
-      kernel_size: of the towers.
+      kernel_size: kernel size of the towers.
       stacked_convs: depth of the towers.
       share_cls_reg: use one tower with one output layer (classes, then boxes) instead of two.
       reg_max: R - 1, the largest distance in units of the stride.

@@ -54,7 +54,7 @@ class GhostPAN(nn.Module):
 
     Attributes:
       channels: width of every level, even.
-      kernel_size: of all depthwise convolutions, except the ghost modules' 3 x 3.
+      kernel_size: kernel size of all depthwise convolutions, except the ghost modules' 3 x 3.
       blocks: number of ghost bottlenecks for each fusion of two levels.
       extra_level: add a level of half the size of the coarsest one, rounded up.
       norm: builds a batch norm, with its train flag set.

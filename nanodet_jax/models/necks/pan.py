@@ -2,7 +2,7 @@
 
 After Liu et al., "Path Aggregation Network for Instance Segmentation"
 (https://arxiv.org/abs/1803.01534). Reproduces nanodet/model/fpn/pan.py of
-https://github.com/RangiLyu/nanodet, which replaces the convolutions between levels by
+https://github.com/RangiLyu/nanodet, which replaces the convolutions between levels with
 interpolation.
 """
 

@@ -50,7 +50,8 @@ def test_layout_that_is_unknown_is_an_error_with_the_fix(tmp_path):
         "train/_annotations.coco.json (Roboflow), annotations/instances_train2017.json (COCO), "
         "annotations/instances_default.json (CVAT), result.json (Label Studio), train.json; "
         "split some off the training images with --config.data.val_fraction=0.1, or train without "
-        "with --config.data.val=none, or set config.data.val_images and config.data.val_annotations"
+        "validation with --config.data.val=none, or set config.data.val_images and "
+        "config.data.val_annotations"
     )
 
 
@@ -105,7 +106,7 @@ def test_box_outside_its_image_is_counted_and_kept(tmp_path):
     np.testing.assert_array_equal(source[0].boxes[1], [30, 5, 45, 15])
     assert counter.notes("val")[1:] == [
         "note: boxes outside their image in val: 1; the first: a.png (image 7): box "
-        "[30, 5, 45, 15] leaves the image of 40x30"
+        "[30, 5, 45, 15] extends beyond the 40x30 image"
     ]
 
 

@@ -9,7 +9,7 @@ from tests.builders import voc_xml, write_image, write_voc, write_yolo_image
 
 FIX = (
     "split some off the training images with --config.data.val_fraction=0.1, or train without "
-    "with --config.data.val=none"
+    "validation with --config.data.val=none"
 )
 
 
@@ -95,7 +95,7 @@ def test_yolo_description_outside_its_folder_is_not_read(tmp_path):
     write_yolo_image(root, "images/a.png")
     (tmp_path / "secret").write_text("cat\n")
     (root / "obj.data").write_text("train = images\nnames = ../secret\n")
-    with pytest.raises(UserError, match=r"'\.\./secret' leads out of the folder"):
+    with pytest.raises(UserError, match=r"'\.\./secret' points outside the folder"):
         YoloSource(root, "train")
 
 

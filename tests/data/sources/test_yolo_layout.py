@@ -104,18 +104,18 @@ def test_yolo_label_path_replaces_the_last_folder_images(tmp_path):
 
 LEAVING = {
     "up": ("train: ../other/images/train", "does not exist below .*data, the only place"),
-    "twice up": ("train: ../../other", "'../../other' leads out of the folder .*data; move"),
-    "absolute": ("train: /etc", "'/etc' leads out of the folder"),
+    "twice up": ("train: ../../other", "'../../other' points outside the folder .*data; move"),
+    "absolute": ("train: /etc", "'/etc' points outside the folder"),
     "with its path": ("{path: ../other, train: ../images/b}", "does not exist below"),
-    "inside and out": ("train: images/../../../other", "leads out of the folder"),
+    "inside and out": ("train: images/../../../other", "points outside the folder"),
     "gone": ("train: images/gone", "'images/gone' does not exist below"),
     "a file": ("train: images/train/a.png", "is neither a folder nor a .txt list"),
-    "a link": ("train: link", "the symbolic link .*data/link leads out of"),
-    "a link on the way": ("train: link/images", "the symbolic link .*data/link leads out of"),
+    "a link": ("train: link", "the symbolic link .*data/link points outside"),
+    "a link on the way": ("train: link/images", "the symbolic link .*data/link points outside"),
     "a circle": ("train: circle", "the symbolic link .*circle is circular"),
-    "a drive": ("train: 'C:\\data'", "leads out of the folder"),
+    "a drive": ("train: 'C:\\data'", "points outside the folder"),
     "no images": ("train: labels", r"train: no images found \(\.jpg, "),
-    "a list": ("train: list.txt", r"list\.txt: line 2: '../../../x.png' leads out of"),
+    "a list": ("train: list.txt", r"list\.txt: line 2: '../../../x.png' points outside"),
 }
 
 
@@ -134,7 +134,7 @@ def test_yolo_path_out_of_the_folder_or_to_nothing_is_an_error(case, root):
 def test_yolo_file_behind_a_link_is_read_only_with_follow_links(root, tmp_path):
     store = tmp_path / "other"
     (root / "images/train/b.png").symlink_to(store / "images/train/b.png")
-    with pytest.raises(Fault, match=r"data\.yaml: train: the symbolic link .*b\.png leads out"):
+    with pytest.raises(Fault, match=r"data\.yaml: train: .*link .*b\.png points outside"):
         YoloSource(root, "train")
     (root / "labels/train/b.txt").symlink_to(store / "labels/train/b.txt")
     assert [fault.kind for fault in yolo_faults(root)] == [FaultKind.PATH]
@@ -145,19 +145,19 @@ def test_yolo_file_behind_a_link_is_read_only_with_follow_links(root, tmp_path):
     shutil.rmtree(root / "images/more")
     (root / "images/train/b.png").unlink()
     write_yolo_image(root, B, None)
-    with pytest.raises(Fault, match=r"image .*b\.png: the symbolic link .*b\.txt leads out"):
+    with pytest.raises(Fault, match=r"image .*b\.png: the symbolic link .*b\.txt points outside"):
         YoloSource(root, "train")
     (root / "data.yaml").rename(store / "data.yaml")
     (root / "data.yaml").symlink_to(store / "data.yaml")
-    with pytest.raises(Fault, match=r"the symbolic link .*data\.yaml leads out"):
+    with pytest.raises(Fault, match=r"the symbolic link .*data\.yaml points outside"):
         YoloSource(root, "train")
 
 
 YAMLS = {
     "no yaml": ("train: [", r"invalid yaml at line 1, column 9"),
     "tabs": ("train:\n\timages", "invalid yaml at line 2"),
-    "list": ("[train]", "not a data.yaml of YOLO; write for example {train: images/train"),
-    "nothing": ("", "not a data.yaml of YOLO"),
+    "list": ("[train]", "not a YOLO data.yaml; write for example {train: images/train"),
+    "nothing": ("", "not a YOLO data.yaml"),
     "code": ("train: !!python/object/apply:os.system [true]", "could not determine a constructor"),
     "bad date": ("train: 2020-99-99", "not yaml: ValueError"),
     "odd conversion": ("train: !!int ''", "not yaml: "),
@@ -194,13 +194,13 @@ def test_yolo_data_yaml_that_is_invalid_is_an_error(case, root):
     assert "\n" not in str(error.value)
 
 
-def test_yolo_yaml_references_are_rejected_before_they_expand(root):
+def test_yolo_yaml_aliases_are_rejected_before_they_expand(root):
     """Nested merges would expand to 10^8 entries."""
     lines = ["a0: &a0 {k: v}"]
     lines += [f"a{i}: &a{i} {{<<: [{', '.join([f'*a{i - 1}'] * 10)}]}}" for i in range(1, 9)]
     (root / "data.yaml").write_text("\n".join([*lines, "train: images", "names: [cat]"]))
     start = time.monotonic()
-    with pytest.raises(UserError, match=r"line 2, column 15: references \(\*\) are not allowed"):
+    with pytest.raises(UserError, match=r"line 2, column 15: aliases \(\*\) are not allowed"):
         YoloSource(root, "train")
     assert time.monotonic() - start < 1
 
