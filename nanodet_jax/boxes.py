@@ -111,7 +111,9 @@ def iof(a: Float[Array, "*#n 4"], b: Float[Array, "*#n 4"]) -> Float[Array, "*#n
     return intersection(a, b) / jnp.maximum(area(a), EPSILON)
 
 
-def giou(a: Float[Array, "*#n 4"], b: Float[Array, "*#n 4"]) -> Float[Array, "*#n"]:
+def giou(
+    a: Float[Array, "*#n 4"], b: Float[Array, "*#n 4"], epsilon: float = EPSILON
+) -> Float[Array, "*#n"]:
     """Return the generalized iou, in [-1, 1]; `a` and `b` broadcast.
 
     This is the iou minus the fraction of the smallest enclosing box that neither box covers. See
@@ -119,9 +121,9 @@ def giou(a: Float[Array, "*#n 4"], b: Float[Array, "*#n 4"]) -> Float[Array, "*#
     Regression", https://arxiv.org/abs/1902.09630.
     """
     common = intersection(a, b)
-    union = jnp.maximum(area(a) + area(b) - common, EPSILON)
+    union = jnp.maximum(area(a) + area(b) - common, epsilon)
     low = jnp.minimum(a[..., :2], b[..., :2])
     high = jnp.maximum(a[..., 2:], b[..., 2:])
     size = jnp.maximum(high - low, 0)
-    enclosing = jnp.maximum(size[..., 0] * size[..., 1], EPSILON)
+    enclosing = jnp.maximum(size[..., 0] * size[..., 1], epsilon)
     return common / union - (enclosing - union) / enclosing

@@ -19,6 +19,8 @@ class GroundTruth(NamedTuple):
     labels: Int32[Array, "*n G"]  # 0 .. C-1; 0 where not valid
     valid: Bool[Array, "*n G"]  # an object to learn
     ignore: Bool[Array, "*n G"]  # a region that is neither object nor background
+    # Height and width of the image with its own padding, if priors beyond it do not learn (GFL).
+    padded_size: Int32[Array, "*n 2"] | None = None
 
 
 class Batch(NamedTuple):

@@ -14,8 +14,10 @@ from nanodet_jax.config.losses import Assigner, AssignerName, Compat, Loss
 from nanodet_jax.config.model import (
     BACKBONE_STRIDES,
     BACKBONES,
-    NORM_GROUPS,
+    LAST_CHANNEL_BACKBONES,
     MODEL_LIMITS,
+    NORM_GROUPS,
+    SCALABLE_BACKBONES,
     Model,
     Neck,
 )
@@ -35,9 +37,11 @@ from nanodet_jax.config.training import Distributed, LrMultipliers, Optimizer, S
 __all__ = [
     "BACKBONES",
     "BACKBONE_STRIDES",
-    "NORM_GROUPS",
+    "LAST_CHANNEL_BACKBONES",
     "MAX_SIDE",
     "MODEL_LIMITS",
+    "NORM_GROUPS",
+    "SCALABLE_BACKBONES",
     "Assigner",
     "AssignerName",
     "Augment",

@@ -6,7 +6,7 @@ from typing import Literal
 from nanodet_jax.config.section import Section
 from nanodet_jax.config.values import Fields
 
-AssignerName = Literal["atss", "dynamic_soft_label"]
+AssignerName = Literal["atss", "dynamic_soft_label", "gfl"]
 
 
 @dataclass(slots=True)
@@ -14,14 +14,15 @@ class Assigner(Section):
     """Which priors learn which ground-truth box."""
 
     name: AssignerName = "atss"
-    """Method: atss as in NanoDet, or dynamic_soft_label as in NanoDet-Plus."""
+    """Method: atss as in NanoDet, dynamic_soft_label as in NanoDet-Plus, or gfl, which is atss as
+    in mmdetection's GFL."""
 
     topk: int = 9
-    """atss: candidate priors per box and level. dynamic_soft_label: largest number of priors that a
+    """atss, gfl: candidate priors per box and level. dynamic_soft_label: largest number of priors that a
     box takes, 13 in the original."""
 
     anchor_scale: float = 5.0
-    """atss: side of a prior's anchor box, in strides."""
+    """atss, gfl: side of a prior's anchor box, in strides."""
 
     iou_factor: float = 3.0
     """dynamic_soft_label: weight of the iou cost relative to the classification cost."""

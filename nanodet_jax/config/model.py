@@ -24,6 +24,8 @@ BACKBONES = {
     "ghostnet": "ghostnet",
     **{f"resnet{depth}": "resnet" for depth in (18, 34, 50, 101, 152)},
 }  # fmt: skip
+SCALABLE_BACKBONES = ("shufflenet_v2", "mobilenet_v2", "ghostnet")  # by `width`
+LAST_CHANNEL_BACKBONES = ("mobilenet_v2", *(name for name in BACKBONES if "repvgg" in name))
 BACKBONE_STRIDES = (8, 16, 32)
 # Upper bounds for untrusted weight files. A network at a bound can still be built in 10 seconds.
 MODEL_LIMITS = {
@@ -145,7 +147,7 @@ class Model(Section):
         fields.positive("channels", "stacked_convs", "reg_max", "neck_blocks", "guidance_convs")
         fields.not_negative("backbone_last_channels", "frozen_stride", "fpn_levels")
         fields.at_most(MODEL_LIMITS)
-        self._check_strides(fields)
+        self._check_backbone(fields)
         if self.neck == "ghost_pan":
             fields.require("channels", self.channels % 2 == 0, "must be even for ghost_pan")
         else:
@@ -180,8 +182,8 @@ class Model(Section):
             f"must be a multiple of {NORM_GROUPS}, the normalization groups, or 0 for none",
         )
 
-    def _check_strides(self, fields: Fields) -> None:
-        """Require strides that each double the one before, and that the neck can take."""
+    def _check_backbone(self, fields: Fields) -> None:
+        """Require options that the backbone has, and strides that each double the one before, and that the neck can take."""
         finest, *_ = strides = self.backbone_strides or (0,)
         doubling = tuple(finest << level for level in range(len(strides)))
         fields.require(
@@ -193,3 +195,13 @@ class Model(Section):
             fields.require(
                 "backbone_strides", strides == BACKBONE_STRIDES, "must be 8,16,32 for tan"
             )
+        fields.require(
+            "width",
+            self.width == 1 or self.backbone in SCALABLE_BACKBONES,
+            f"must be 1 for {self.backbone}",
+        )
+        fields.require(
+            "backbone_last_channels",
+            not self.backbone_last_channels or self.backbone in LAST_CHANNEL_BACKBONES,
+            f"must be 0 for {self.backbone}",
+        )

@@ -11,10 +11,8 @@ from typing import Any, NamedTuple
 import flax.traverse_util
 import numpy as np
 
-from nanodet_jax import config
 from nanodet_jax.errors import UserError
 from nanodet_jax.models.backbones.backbone import torch_names_of_backbones
-from nanodet_jax.models.backbones.shufflenet_v2 import STAGE_CHANNELS
 from nanodet_jax.terminal import join_first, printable
 
 Entries = Mapping[str, np.ndarray]
@@ -94,9 +92,7 @@ LEAVES = {
     "positions": "pos_embed",
 }
 # Entries of the original that no forward pass uses.
-UNUSED = (
-    r".*\.num_batches_tracked|head\.distribution_project\.project|fpn\.transformer\.linear\..*"
-)
+UNUSED = r".*\.num_batches_tracked|head\.distribution_project\.project|fpn\.transformer\.linear\..*"
 UNUSED_IF_SHARED = r"head\.gfl_reg\.\d\.(weight|bias)"
 UNUSED_IF_DEPLOYED = r"aux_(fpn|head)\..*"
 
@@ -135,6 +131,21 @@ def pytorch_name(path: str) -> str:
     raise KeyError(f"no rule for {path}")
 
 
+def from_mmdetection(entries: Entries) -> Entries:
+    """Return the entries of a GFL of mmdetection by the names of the original NanoDet.
+
+    Other entries are returned unchanged.
+    """
+    if not any(name.startswith("bbox_head.") for name in entries):
+        return entries
+    parts = {"neck.": "fpn.", "bbox_head.": "head."}
+    return {
+        next((new + name[len(old):] for old, new in parts.items() if name.startswith(old)), name):
+        entry for name, entry in entries.items()
+        if name != "bbox_head.integral.project"
+    }  # fmt: skip
+
+
 def flatten(variables: Any) -> dict[str, Any]:
     """Return the leaves by path, such as `params/...` and `batch_stats/...`."""
     return flax.traverse_util.flatten_dict(variables, sep="/")
@@ -146,14 +157,14 @@ def unflatten(leaves: Mapping[str, Any]) -> Any:
 
 
 def from_pytorch(array: np.ndarray) -> np.ndarray:
-    """Transpose a kernel from OIHW to HWIO, a matrix from OI to IO; return other arrays unchanged."""
+    """Transpose a kernel OIHW to HWIO, or a matrix OI to IO; return other arrays unchanged."""
     if array.ndim == 2:
         return array.T
     return array.transpose(2, 3, 1, 0) if array.ndim == 4 else array
 
 
 def to_pytorch(array: np.ndarray) -> np.ndarray:
-    """Transpose a kernel from HWIO to OIHW, a matrix from IO to OI; return other arrays unchanged."""
+    """Transpose a kernel HWIO to OIHW, or a matrix IO to OI; return other arrays unchanged."""
     if array.ndim == 2:
         return array.T
     return array.transpose(3, 2, 0, 1) if array.ndim == 4 else array
@@ -258,56 +269,6 @@ def to_entries(variables: Any) -> dict[str, np.ndarray]:
     }
 
 
-def infer_model(entries: Entries, where: str = "weights") -> config.Model:
-    """Infer the architecture from the names and shapes of a state_dict.
-
-    The deployed weights of a NanoDet-Plus do not show how many rows of an output layer predict
-    boxes. Their `reg_max` is assumed to be 7, as in all published weights.
-
-    Raises:
-      UserError: if this project does not implement the architecture.
-    """
-    try:
-        channels_of_width = {channels[0] // 2: width for width, channels in STAGE_CHANNELS.items()}
-        stage = entries["backbone.stage2.0.branch2.0.weight"].shape[0]
-        plus = "fpn.reduce_layers.0.conv.weight" in entries
-        model = config.Model(width=channels_of_width[stage])
-        (_infer_plus if plus else _infer_nanodet)(entries, model)
-    except (KeyError, IndexError) as error:  # IndexError: too few dimensions
-        raise UserError(f"{where}: not a NanoDet state_dict ({error})") from error
-    model.stacked_convs = _count(entries, r"head\.cls_convs\.0\.(\d+)\.")
-    if model.num_classes < 1:
-        raise UserError(f"{where}: its output layer predicts boxes but no classes")
-    return model
-
-
-def _infer_nanodet(entries: Entries, model: config.Model) -> None:
-    model.channels = entries["fpn.lateral_convs.0.conv.weight"].shape[0]
-    num_bins = entries["head.gfl_reg.0.weight"].shape[0]
-    model.reg_max = num_bins // 4 - 1
-    model.share_cls_reg = not any(name.startswith("head.reg_convs.") for name in entries)
-    output = entries["head.gfl_cls.0.weight"].shape[0]
-    model.num_classes = output - num_bins if model.share_cls_reg else output
-
-
-def _infer_plus(entries: Entries, model: config.Model) -> None:
-    model.neck = "ghost_pan"
-    model.prior_offset = 0.0
-    model.channels = entries["fpn.reduce_layers.0.conv.weight"].shape[0]
-    model.kernel_size = entries["fpn.downsamples.0.depthwise.weight"].shape[-1]
-    model.neck_blocks = _count(entries, r"fpn\.top_down_blocks\.0\.blocks\.(\d+)\.")
-    model.extra_level = "fpn.extra_lvl_in_conv.0.depthwise.weight" in entries
-    if "head.distribution_project.project" in entries:
-        model.reg_max = entries["head.distribution_project.project"].shape[0] - 1
-    elif "aux_head.gfl_reg.weight" in entries:
-        model.reg_max = entries["aux_head.gfl_reg.weight"].shape[0] // 4 - 1
-    num_bins = 4 * (model.reg_max + 1)
-    model.num_classes = entries["head.gfl_cls.0.weight"].shape[0] - num_bins
-    if "aux_head.gfl_cls.weight" in entries:
-        model.guidance_channels = entries["aux_head.gfl_cls.weight"].shape[1]
-        model.guidance_convs = _count(entries, r"aux_head\.cls_convs\.(\d+)\.")
-
-
-def _count(entries: Entries, pattern: str) -> int:
-    """Count the distinct values of the group of `pattern` in the names of the entries."""
-    return len({match[1] for name in entries if (match := re.match(pattern, name))})
+def pytorch_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the shape of a variable in the original's layout."""
+    return to_pytorch(np.broadcast_to(np.float32(0), shape)).shape

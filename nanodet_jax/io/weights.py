@@ -16,6 +16,7 @@ from nanodet_jax.errors import UserError
 from nanodet_jax.files import atomic_write, read_regular
 from nanodet_jax.io import torch_names
 from nanodet_jax.io.checkpoint import CHECKPOINTS, Checkpoints
+from nanodet_jax.io.infer_model import infer_model
 from nanodet_jax.io.npz import read_npz
 from nanodet_jax.io.torch_archive import read_state_dict
 from nanodet_jax.models.guidance import strip_guidance
@@ -81,8 +82,8 @@ def _load(path: Path) -> Weights:
         return _load_npz(path)
     if path.suffix not in PYTORCH_SUFFIXES:
         raise UserError(f"{path}: weights must be a .pth, .pt, .ckpt or .npz file, or a workdir")
-    entries = read_state_dict(path)
-    config = Config(model=torch_names.infer_model(entries, str(path)))
+    entries = torch_names.from_mmdetection(read_state_dict(path))
+    config = Config(model=infer_model(entries, str(path)))
     try:
         configs.check(config)
     except UserError as error:

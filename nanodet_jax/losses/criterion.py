@@ -16,6 +16,7 @@ from nanodet_jax.losses import functional
 from nanodet_jax.losses.assigners.assigner import Assigner
 from nanodet_jax.losses.assigners.atss import ATSS
 from nanodet_jax.losses.assigners.dynamic_soft_label import DynamicSoftLabel
+from nanodet_jax.losses.assigners.gfl import GFLAssigner
 from nanodet_jax.runtime.precision import at_least_float32
 from nanodet_jax.structures import IGNORED, GroundTruth, Predictions, Targets
 
@@ -162,9 +163,10 @@ class Criterion:
         distribution_focal = jnp.mean(
             functional.distribution_focal(box_logits, target_distances), axis=-1
         )
+        giou = functional.giou_loss(predicted_boxes, target_boxes, self.assigner.giou_epsilon)
         return Sums(
             quality_focal=jnp.sum(jnp.where(counted, quality_focal, 0.0)),
-            giou=jnp.sum(weight * functional.giou_loss(predicted_boxes, target_boxes)),
+            giou=jnp.sum(weight * giou),
             distribution_focal=jnp.sum(weight * distribution_focal),
             box_weight=jnp.sum(weight),
             positives=jnp.sum(positive).astype(jnp.float32),
@@ -183,6 +185,12 @@ def build_assigner(settings: config.Assigner, compat: config.Compat) -> Assigner
     match settings.name:
         case "atss":
             return ATSS(
+                topk=settings.topk,
+                anchor_scale=settings.anchor_scale,
+                ignore_threshold=settings.ignore_threshold,
+            )
+        case "gfl":
+            return GFLAssigner(
                 topk=settings.topk,
                 anchor_scale=settings.anchor_scale,
                 ignore_threshold=settings.ignore_threshold,

@@ -43,7 +43,12 @@ def distribution_focal(
 
 
 def giou_loss(
-    predicted: Float[Array, "*#n 4"], target: Float[Array, "*#n 4"]
+    predicted: Float[Array, "*#n 4"],
+    target: Float[Array, "*#n 4"],
+    epsilon: float = boxes.EPSILON,
 ) -> Float[Array, "*#n"]:
-    """Compute one minus the generalized iou of boxes, xyxy in the same unit."""
-    return 1 - boxes.giou(predicted, target)
+    """Compute one minus the generalized iou of boxes, xyxy in the same unit.
+
+    `epsilon` is the lower bound of unions and enclosing areas.
+    """
+    return 1 - boxes.giou(predicted, target, epsilon)

@@ -1,6 +1,6 @@
 """Fuse the parallel convolutions of trained blocks into one for each, for inference and export.
 
-Only RepVGG has such blocks. Its network computes the same function before and after, up to rounding.
+Only RepVGG has such blocks. Fusing them changes the outputs of the network by rounding only.
 """
 
 from typing import Any

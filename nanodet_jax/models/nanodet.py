@@ -20,7 +20,7 @@ from nanodet_jax.models.necks.fpn import FPN, NanoDetFPN
 from nanodet_jax.models.necks.ghost_pan import GhostPAN
 from nanodet_jax.models.necks.pan import PAN
 from nanodet_jax.models.necks.tan import TAN
-from nanodet_jax.runtime.precision import at_least_float32, multiplying
+from nanodet_jax.runtime.precision import at_least_float32, matmul_precision
 from nanodet_jax.structures import Predictions
 
 
@@ -160,9 +160,7 @@ def _head_factory(model: config.Model, norm: LayerFactory) -> HeadFactory:
     raise ValueError(f"config.model.head={model.head!r}: unknown head")
 
 
-def build_model(
-    model: config.Model, precision: str = "float32", fused: bool = False
-) -> NanoDet:
+def build_model(model: config.Model, precision: str = "float32", fused: bool = False) -> NanoDet:
     """Build the network that `config.model` describes, without variables."""
     return NanoDet(model, precision, fused)
 

@@ -14,6 +14,7 @@ from configs import coco
 from nanodet_jax import config
 from nanodet_jax.errors import UserError
 from nanodet_jax.io import torch_names, weights
+from nanodet_jax.io.infer_model import infer_model
 from nanodet_jax.models.guidance import strip_guidance
 from nanodet_jax.models.nanodet import build_model
 from nanodet_jax.state import abstract_variables
@@ -179,7 +180,7 @@ def test_every_entry_of_nanodet_plus_is_converted_or_unused():
     model = coco.get_config("nanodet-plus-m_320").model
     model.num_classes = 80
     like = {name: np.broadcast_to(np.float32(0), shape) for name, shape in manifest.items()}
-    assert torch_names.infer_model(like) == model
+    assert infer_model(like) == model
     variables = abstract_variables(build_model(model), guided=True)
     zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), variables)
     actual = {name: list(entry.shape) for name, entry in torch_names.to_entries(zeros).items()}
@@ -354,7 +355,7 @@ def test_load_matching_reports_new_variables():
 
 @pytest.mark.parametrize("name", MODELS)
 def test_infer_model_returns_the_model_of_complete_entries(name):
-    assert torch_names.infer_model(entries_of(name)) == MODELS[name]
+    assert infer_model(entries_of(name)) == MODELS[name]
 
 
 def without_guidance(entries):
@@ -364,21 +365,19 @@ def without_guidance(entries):
 def test_infer_model_returns_the_model_of_deployed_entries():
     whole, model = entries_of("plus"), MODELS["plus"]
     alone = replace(model, guidance_channels=0, guidance_convs=config.Model().guidance_convs)
-    assert torch_names.infer_model(without_guidance(whole)) == alone
+    assert infer_model(without_guidance(whole)) == alone
     del whole["head.distribution_project.project"]
-    assert (
-        torch_names.infer_model(whole) == model
-    )  # the outputs of the guidance separate boxes from classes
+    assert infer_model(whole) == model  # the outputs of the guidance separate boxes from classes
     # Without it, the 32 box outputs of published weights are assumed.
     deployed = without_guidance(whole)
     with pytest.raises(
         UserError, match=r"plus\.pth: its output layer predicts boxes but no classes"
     ):
-        torch_names.infer_model(deployed, "plus.pth")
+        infer_model(deployed, "plus.pth")
     for level in range(4):
         bias, weight = (f"head.gfl_cls.{level}.{leaf}" for leaf in ("bias", "weight"))
         deployed[bias], deployed[weight] = np.zeros(80 + 32), np.zeros((80 + 32, 32, 1, 1))
-    assert torch_names.infer_model(deployed) == replace(alone, num_classes=80, reg_max=7)
+    assert infer_model(deployed) == replace(alone, num_classes=80, reg_max=7)
 
 
 @pytest.mark.parametrize("width", [0.5, 1.0, 1.5, 2.0])
@@ -390,15 +389,15 @@ def test_infer_model_recognises_every_width(width):
         for path, leaf in torch_names.flatten(variables).items()
     }
     like |= {f"head.gfl_reg.{level}.weight": np.empty((32, 96, 1, 1)) for level in range(3)}
-    assert torch_names.infer_model(like) == model
+    assert infer_model(like) == model
 
 
 def test_infer_model_refuses_other_networks():
     entries = entries_of("shared")
     del entries["head.gfl_reg.0.weight"]
     with pytest.raises(UserError, match=r"plus\.pth: not a NanoDet .*head\.gfl_reg\.0\.weight"):
-        torch_names.infer_model(entries, "plus.pth")
+        infer_model(entries, "plus.pth")
     entries = entries_of("shared")
     entries["backbone.stage2.0.branch2.0.weight"] = np.zeros((17, 24, 1, 1))
     with pytest.raises(UserError, match="not a NanoDet "):
-        torch_names.infer_model(entries)
+        infer_model(entries)

@@ -7,15 +7,18 @@ Dimensions: B batch, P priors, G ground-truth slots, C classes, R reg_max + 1.
 """
 
 from abc import ABC, abstractmethod
+from typing import ClassVar
 
 from jaxtyping import Array, Float
 
-from nanodet_jax.boxes import Priors
+from nanodet_jax.boxes import EPSILON, Priors
 from nanodet_jax.structures import GroundTruth, Predictions, Targets
 
 
 class Assigner(ABC):
     """Policy of a `Criterion`. Its methods are pure functions of arrays."""
+
+    giou_epsilon: ClassVar[float] = EPSILON  # lower bound of areas in the giou loss
 
     @abstractmethod
     def assign(

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int32
+from jaxtyping import Array, Bool, Float, Int32
 
 from nanodet_jax import boxes
 from nanodet_jax.losses.assigners.assigner import Assigner
@@ -62,6 +62,10 @@ class ATSS(Assigner):
     anchor_scale: float
     ignore_threshold: float
 
+    def usable(self, ground_truth: GroundTruth, priors: boxes.Priors) -> Bool[Array, "P"] | None:
+        """Return which priors of an image may learn; None for all."""
+        return None
+
     def assign(
         self, predictions: Predictions, ground_truth: GroundTruth, priors: boxes.Priors
     ) -> Targets:
@@ -82,15 +86,25 @@ class ATSS(Assigner):
             # in the original.
             distances = jnp.where(ignored, EXCLUDED, distances)
 
+        usable = self.usable(ground_truth, priors)
+        if usable is not None:
+            distances = jnp.where(usable, distances, jnp.inf)
+            ignored |= ~usable
+
         # Lines 3 to 6: the candidates are the topk priors of each level nearest to the box.
-        candidates, _ = nearest_per_level(distances, priors.level_sizes, self.topk)  # [G, K]
+        candidates, nearest = nearest_per_level(distances, priors.level_sizes, self.topk)  # [G, K]
         # Lines 7 to 10: the threshold is the mean plus the standard deviation of their ious.
         candidate_ious = jnp.take_along_axis(ious, candidates, axis=1)
-        threshold = jnp.mean(candidate_ious, axis=1) + jnp.std(candidate_ious, axis=1, ddof=1)
+        counted = None if usable is None else jnp.isfinite(nearest)
+        threshold = jnp.mean(candidate_ious, axis=1, where=counted) + jnp.std(
+            candidate_ious, axis=1, ddof=1, where=counted
+        )
         # Lines 11 to 15: a candidate that reaches the threshold is positive if it lies in the box.
         sides = boxes.boxes_to_distances(centers[candidates], gt_boxes[:, None])  # [G, K, 4]
         positive = (candidate_ious >= threshold[:, None]) & (jnp.min(sides, axis=-1) > 0.01)
         positive &= ground_truth.valid[:, None]
+        if counted is not None:
+            positive &= counted
 
         # A prior that is positive for several boxes learns the box with the highest iou
         # (section 4.1), or the first of equal ones.

@@ -8,7 +8,6 @@ add its name to `config.BACKBONES`.
 import importlib
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple, cast
 

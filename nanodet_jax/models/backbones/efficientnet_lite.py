@@ -88,9 +88,7 @@ class MBConv(nn.Module):
         conv = partial(Conv, use_bias=False, kernel_init=he_normal)
         if self.expansion != 1:
             x = layers.activation(norm(name="expand_norm")(conv(width, name="expand")(x)))
-        x = DepthwiseConv(
-            self.kernel_size, self.stride, kernel_init=he_normal, name="depthwise"
-        )(x)
+        x = DepthwiseConv(self.kernel_size, self.stride, kernel_init=he_normal, name="depthwise")(x)
         x = layers.activation(norm(name="depthwise_norm")(x))
         x = norm(name="project_norm")(conv(self.features, name="project")(x))
         if self.stride != 1 or identity.shape != x.shape:
@@ -117,9 +115,7 @@ def architecture(model: config.Model) -> Architecture:
     ]
 
     def stem(x: jax.Array, layers: Layers) -> jax.Array:
-        return ConvNormAct(
-            STEM_CHANNELS, norm_of(layers), 3, 2, layers.activation, name="stem"
-        )(x)
+        return ConvNormAct(STEM_CHANNELS, norm_of(layers), 3, 2, layers.activation, name="stem")(x)
 
     def stage(index: int, x: jax.Array, layers: Layers) -> jax.Array:
         setting = SETTINGS[index]

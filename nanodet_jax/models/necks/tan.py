@@ -29,7 +29,9 @@ class SelfAttention(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         batch, tokens, channels = x.shape
-        projected = nn.Dense(3 * channels, kernel_init=nn.initializers.xavier_uniform(), name="qkv")(x)
+        projected = nn.Dense(
+            3 * channels, kernel_init=nn.initializers.xavier_uniform(), name="qkv"
+        )(x)
         split = projected.reshape(batch, tokens, 3, HEADS, channels // HEADS)
         query, key, value = jnp.moveaxis(split, 2, 0)  # [B, N, heads, C / heads]
         scores = jnp.einsum("bnhc,bmhc->bhnm", query * (channels // HEADS) ** -0.5, key)
@@ -89,13 +91,18 @@ class TAN(nn.Module):
             for i, x in enumerate(features)
         )
         batch, height, width, channels = middle.shape
-        joined = jnp.concatenate([resize_like(fine, middle), middle, resize_like(coarse, middle)], -1)
+        joined = jnp.concatenate(
+            [resize_like(fine, middle), middle, resize_like(coarse, middle)], -1
+        )
         joined = nn.relu(Conv(channels, kernel_init=normal(0.01), name="reduce")(joined))
         # One token per pixel, row by row.
         rows, columns = self.grid
         positions = self.param("positions", narrow, (rows * columns, 1, channels), jnp.float32)
         positions = jax.image.resize(
-            positions.reshape(rows, columns, channels), middle.shape[1:], "bilinear", antialias=False
+            positions.reshape(rows, columns, channels),
+            middle.shape[1:],
+            "bilinear",
+            antialias=False,
         )
         tokens = joined.reshape(batch, height * width, channels)
         tokens = tokens + positions.reshape(1, *tokens.shape[1:]).astype(tokens.dtype)

@@ -11,7 +11,7 @@ Check = Callable[[], Worst]
 
 def find_checks(folder: Path, weights: Path, images: Path) -> Iterator[tuple[str, Check | None]]:
     """Yield name and check of every fixture in `folder`; None where this project lacks the part."""
-    from tests.tools.parity_checks import assignment, data, detections, networks
+    from tests.tools.parity_checks import assignment, backbones, data, detections, networks
 
     for path in sorted(folder.iterdir()):
         name = path.stem
@@ -30,7 +30,9 @@ def find_checks(folder: Path, weights: Path, images: Path) -> Iterator[tuple[str
                 for part, check in assignment.head_checks(path):
                     yield f"{name}/{part}", check
             case "forward":
-                yield name, networks.forward_check(path)
+                yield name, backbones.backbone_check(path) or networks.forward_check(path)
+            case "neck":
+                yield name, partial(backbones.check_fpn, path)
             case "trajectory":
                 yield name, networks.trajectory_check(path)
             case "warp":

@@ -3,7 +3,7 @@
 import importlib.util
 import json
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -13,6 +13,7 @@ import optax
 
 from nanodet_jax import config
 from nanodet_jax.io import torch_names
+from nanodet_jax.io.infer_model import infer_model
 from nanodet_jax.losses.criterion import Criterion, build_assigner
 from nanodet_jax.models.nanodet import build_model, priors_of
 from nanodet_jax.runtime import backend
@@ -39,6 +40,10 @@ def criterion_of(model: config.Model, size: tuple[int, int]) -> Criterion:
     assigner = config.Assigner(ignore_threshold=0.0)
     if model.neck == "ghost_pan":
         assigner = config.Assigner("dynamic_soft_label", topk=13, ignore_threshold=0.0)
+    elif model.neck == "fpn":
+        assigner = config.Assigner("gfl", anchor_scale=8.0, ignore_threshold=0.0)
+    elif model.backbone in ("custom_csp", "repvgg_a0"):
+        assigner.anchor_scale = 8.0
     policy = build_assigner(assigner, config.Compat())
     return Criterion(priors_of(model, size), policy, config.Loss())
 
@@ -57,22 +62,22 @@ def manifest_of(path: Path) -> dict[str, list[int]]:
     return manifest.get(path.stem.split("_", 1)[1], {})
 
 
-def is_supported(names: Collection[str]) -> bool:
-    """Return whether a state_dict is of a NanoDet or NanoDet-Plus with ShuffleNetV2."""
-    return "backbone.stage2.0.branch2.0.weight" in names and (
-        "fpn.reduce_layers.0.conv.weight" in names
-        or all(name.startswith(("backbone.", "head.", "fpn.lateral_convs.")) for name in names)
-    )
+def model_of(path: Path) -> config.Model | None:
+    """Return the model of a fixture, or None if it is not a whole detector."""
+    entries = {name: np.empty(shape) for name, shape in manifest_of(path).items()}
+    if not any(name.startswith(("head.", "bbox_head.")) for name in entries):
+        return None
+    return infer_model(torch_names.from_mmdetection(entries), path.name)
 
 
 def forward_check(path: Path) -> Callable[[], Worst] | None:
     """Return the check of a forward_<model>.npz, or None for a model that is not supported."""
-    return partial(check_forward, path) if is_supported(manifest_of(path)) else None
+    return partial(check_forward, path) if model_of(path) else None
 
 
 def trajectory_check(path: Path) -> Callable[[], Worst] | None:
     """Return the check of a trajectory_<model>.npz, or None for a model that is not supported."""
-    return partial(check_trajectory, path) if is_supported(manifest_of(path)) else None
+    return partial(check_trajectory, path) if model_of(path) else None
 
 
 def _seeded(function, fixture, *args):
@@ -93,9 +98,7 @@ def load_case(path: Path):
         else _seeded(formula.weight, fixture, name, tuple(shape))
         for name, shape in manifest_of(path).items()
     }
-    like = {name: np.empty(shape) for name, shape in manifest_of(path).items()}
-    model_config = torch_names.infer_model(like, path.name)
-    return fixture, formula, model_config, entries
+    return fixture, formula, model_of(path), entries
 
 
 def joined(predictions) -> np.ndarray:
@@ -110,7 +113,8 @@ def check_forward(path: Path) -> Worst:
     fixture, formula, model_config, entries = load_case(path)
     model = build_model(model_config)
     variables = torch_names.convert(entries, abstract_variables(model, guided=True), path.name)
-    images = _seeded(formula.image, fixture, (2, 3, 128, 192)).transpose(0, 2, 3, 1)
+    size = (320, 320) if model_config.neck == "tan" else (128, 192)
+    images = _seeded(formula.image, fixture, (2, 3, *size)).transpose(0, 2, 3, 1)
     train = "loss" in fixture
     batch = Batch(images, batch_of(path, fixture, len(images)) if train else None)
     criterion = criterion_of(model_config, images.shape[1:3])
