@@ -21,6 +21,7 @@ class GroundTruth(NamedTuple):
     ignore: Bool[Array, "*n G"]  # a region that is neither object nor background
     # Height and width of the image with its own padding, if priors beyond it do not learn (GFL).
     padded_size: Int32[Array, "*n 2"] | None = None
+    image_size: Int32[Array, "*n 2"] | None = None  # the same without padding
 
 
 class Batch(NamedTuple):

@@ -16,6 +16,7 @@ import numpy as np
 
 from nanodet_jax import config as configs
 from nanodet_jax.io.checkpoint import Checkpoints
+from nanodet_jax.models.backbones.backbone import trained_parameters
 from nanodet_jax.models.nanodet import build_model
 from nanodet_jax.state import TrainState, abstract_variables, create_state
 from nanodet_jax.training.optimizer import make_optimizer
@@ -91,7 +92,9 @@ def journal(workdir: Path) -> list[dict[str, Any]]:
 def abstract_state(workdir: Path) -> TrainState:
     """Return the shapes of the state of a run, with its ema and its guidance if it has them."""
     resolved = configs.from_json((workdir / "config.json").read_text())
-    optimizer = make_optimizer(resolved.training, lambda step: 0.0)
+    optimizer = make_optimizer(
+        resolved.training, lambda step: 0.0, trained=trained_parameters(resolved.model)
+    )
     variables = abstract_variables(build_model(resolved.model), guided=True)
     averaged = resolved.training.ema_decay > 0
     return jax.eval_shape(partial(create_state, optimizer=optimizer, ema=averaged), variables)

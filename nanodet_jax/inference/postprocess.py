@@ -19,15 +19,56 @@ MAX_DETECTIONS = 100
 # pairs and fewer than MAX_DETECTIONS boxes are kept, detections may be missing:
 # `Detections.truncated` reports this.
 PRE_NMS_TOPK = 4096
+GFL_PRE_NMS_TOPK = 1000  # pairs of each level, as in mmdetection
+
+
+def detections_of(
+    predictions: Predictions,
+    priors: boxes.Priors,
+    input_size: tuple[int, int],
+    inverse_warp: Float[Array, "3 3"],
+    size: Real[Array, "2"],
+) -> Detections:
+    """Return the detections of one image as NanoDet does: suppress, then map to the image.
+
+    Args:
+      predictions: class logits [P, C] and box logits [P, 4, R].
+      priors: P priors.
+      input_size: (height, width) of the network input, to which boxes are clipped.
+      inverse_warp: matrix from input pixels to image pixels.
+      size: height and width of the image.
+    """
+    decoded, scores = decode(predictions, priors)
+    decoded = boxes.clip_boxes(decoded, *input_size)
+    return to_image(non_maximum_suppression(decoded, scores), inverse_warp, size)
+
+
+def gfl_detections_of(
+    predictions: Predictions,
+    priors: boxes.Priors,
+    inverse_warp: Float[Array, "3 3"],
+    size: Real[Array, "2"],
+) -> Detections:
+    """Return the detections of one image as mmdetection's GFL does: map to the image, then suppress.
+
+    The best pairs of each level are candidates. Arguments are those of `detections_of`.
+    """
+    decoded, scores = decode(predictions, priors)
+    return non_maximum_suppression(
+        boxes_to_image(decoded, inverse_warp, size),
+        scores,
+        pre_nms_topk=GFL_PRE_NMS_TOPK,
+        level_sizes=priors.level_sizes,
+        drop_empty=True,
+    )
 
 
 def decode(
-    predictions: Predictions, priors: boxes.Priors, input_size: tuple[int, int]
+    predictions: Predictions, priors: boxes.Priors
 ) -> tuple[Float[Array, "*n P 4"], Float[Array, "*n P C"]]:
-    """Return boxes in input pixels, clipped to (height, width), and scores in [0, 1]."""
+    """Return boxes in input pixels, and scores in [0, 1]."""
     decoded = boxes.decode_boxes(at_least_float32(predictions.box_logits), priors)
-    scores = jax.nn.sigmoid(predictions.class_logits.astype(jnp.float32))
-    return boxes.clip_boxes(decoded, *input_size), scores
+    return decoded, jax.nn.sigmoid(predictions.class_logits.astype(jnp.float32))
 
 
 def non_maximum_suppression(
@@ -38,6 +79,8 @@ def non_maximum_suppression(
     iou_threshold: float = IOU_THRESHOLD,
     max_detections: int = MAX_DETECTIONS,
     pre_nms_topk: int = PRE_NMS_TOPK,
+    level_sizes: tuple[int, ...] | None = None,
+    drop_empty: bool = False,
 ) -> Detections:
     """Suppress overlapping boxes within each class, greedily, for one image.
 
@@ -52,17 +95,22 @@ def non_maximum_suppression(
       iou_threshold: a box is dropped if its iou with a better box of its class exceeds this.
       max_detections: N.
       pre_nms_topk: K, or all pairs if there are fewer.
+      level_sizes: priors of each level, if `pre_nms_topk` is for each level, as in mmdetection.
+      drop_empty: drop candidates without width or height.
 
     Returns:
       Detections of N slots, best first.
     """
     # 1. The candidates: the K best pairs of prior and class above the score threshold.
-    num_priors, num_classes = scores.shape
-    flat = jnp.where(scores > score_threshold, scores, 0.0).reshape(-1)  # [P * C]
-    num_above = jnp.sum(flat > 0)
-    best, index = jax.lax.top_k(flat, min(pre_nms_topk, num_priors * num_classes))  # [K]
-    labels = (index % num_classes).astype(jnp.int32)  # [K]
-    candidates = decoded_boxes[index // num_classes]  # [K, 4]
+    best, prior, labels, left_out = _candidates(
+        jnp.where(scores > score_threshold, scores, 0.0),
+        pre_nms_topk,
+        level_sizes or scores.shape[:1],
+    )
+    candidates = decoded_boxes[prior]  # [K, 4]
+    if drop_empty:
+        sides = candidates[:, 2:] - candidates[:, :2]
+        best = jnp.where(jnp.all(sides > 0, axis=-1), best, 0.0)
 
     # 2. The original separates the classes by moving the boxes of each class by its own offset. In
     # float32 this rounds boxes by about 1e-3 pixel, which decides overlaps close to the threshold,
@@ -90,8 +138,27 @@ def non_maximum_suppression(
         scores=chosen_scores,
         labels=jnp.where(valid, labels[chosen], 0),
         valid=valid,
-        truncated=(num_above > best.shape[0]) & ~valid[-1],
+        truncated=(left_out > 0) & ~valid[-1],
     )
+
+
+def _candidates(
+    scores: Float[Array, "P C"], topk: int, level_sizes: tuple[int, ...]
+) -> tuple[Float[Array, "K"], Int[Array, "K"], Int[Array, "K"], Int[Array, ""]]:
+    """Return score, prior and label of the best pairs of each level, and how many are left out.
+
+    Pairs with a score of 0 are none.
+    """
+    num_classes = scores.shape[1]
+    parts, start, left_out = [], 0, jnp.int32(0)
+    for size in level_sizes:
+        flat = scores[start : start + size].reshape(-1)  # [P * C]
+        best, index = jax.lax.top_k(flat, min(topk, flat.size))
+        parts.append((best, start + index // num_classes, (index % num_classes).astype(jnp.int32)))
+        left_out += jnp.maximum(jnp.sum(flat > 0) - best.size, 0)
+        start += size
+    best, prior, labels = (jnp.concatenate(part) for part in zip(*parts))
+    return best, prior, labels, left_out
 
 
 def to_image(
@@ -106,7 +173,15 @@ def to_image(
       inverse_warp: matrix from input pixels to image pixels.
       size: height and width of the image, to which boxes are clipped.
     """
-    x1, y1, x2, y2 = jnp.moveaxis(detections.boxes, -1, 0)
+    moved = boxes_to_image(detections.boxes, inverse_warp, size)
+    return detections._replace(boxes=jnp.where(detections.valid[:, None], moved, 0.0))
+
+
+def boxes_to_image(
+    input_boxes: Float[Array, "N 4"], inverse_warp: Float[Array, "3 3"], size: Real[Array, "2"]
+) -> Float[Array, "N 4"]:
+    """Map the boxes of one image as `to_image` does."""
+    x1, y1, x2, y2 = jnp.moveaxis(input_boxes, -1, 0)
     corners = jnp.stack(
         [jnp.stack([x1, x2, x1, x2], -1), jnp.stack([y1, y2, y2, y1], -1)], axis=-1
     )  # [N, 4, 2]
@@ -116,5 +191,4 @@ def to_image(
     )
     points = homogeneous[..., :2] / homogeneous[..., 2:]
     moved = jnp.concatenate([points.min(axis=1), points.max(axis=1)], axis=-1)
-    moved = boxes.clip_boxes(moved, size[0], size[1])
-    return detections._replace(boxes=jnp.where(detections.valid[:, None], moved, 0.0))
+    return boxes.clip_boxes(moved, size[0], size[1])

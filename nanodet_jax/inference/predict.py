@@ -1,6 +1,7 @@
 """Compile the network with its postprocessing, and run it on batches of images."""
 
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any, cast
 
 import jax
@@ -34,11 +35,16 @@ def make_detect(
     def detect(variables: Any, images: Array, inverse_warps: Array, sizes: Array) -> Detections:
         input_size = images.shape[1:3]
         predictions = cast(Predictions, model.apply(variables, images))
-        boxes, scores = postprocess.decode(
-            predictions, priors_of(model.model, input_size), input_size
-        )
-        detections = jax.vmap(postprocess.non_maximum_suppression)(boxes, scores)
-        return jax.vmap(postprocess.to_image)(detections, inverse_warps, sizes)
+        priors = priors_of(model.model, input_size)
+        if model.model.head == "simple_conv":
+            of_image = partial(postprocess.gfl_detections_of, priors=priors)
+        else:
+            of_image = partial(postprocess.detections_of, priors=priors, input_size=input_size)
+        return jax.vmap(
+            lambda predictions, inverse_warp, size: of_image(
+                predictions, inverse_warp=inverse_warp, size=size
+            )
+        )(predictions, inverse_warps, sizes)
 
     return backend.jit(split(detect))
 

@@ -19,6 +19,7 @@ from nanodet_jax.data.split import keep_split
 from nanodet_jax.inference.predict import Detect, make_detect
 from nanodet_jax.io.checkpoint import Checkpoints
 from nanodet_jax.losses.criterion import build_criterion
+from nanodet_jax.models.backbones.backbone import trained_parameters
 from nanodet_jax.models.nanodet import build_model
 from nanodet_jax.runtime import distributed
 from nanodet_jax.state import TrainState, abstract_variables, create_state
@@ -151,7 +152,9 @@ def build(config: Config, workdir: Path) -> Run:
         distributed.say(f"{config.name}: building the network")
         model = build_model(config.model, config.precision)
         training = scale_learning_rate(config.training, config.data.batch_size)
-        optimizer = make_optimizer(training, lambda step: jnp.float32(0))  # only for its state
+        optimizer = make_optimizer(  # only for its state
+            training, lambda step: jnp.float32(0), trained=trained_parameters(config.model)
+        )
         new_state = partial(create_state, optimizer=optimizer, ema=training.ema_decay > 0)
         if not resumed:
             weights = read_initial_weights(config) if weights is None else weights

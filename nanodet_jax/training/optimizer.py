@@ -1,7 +1,7 @@
 """Optimizers and learning-rate schedules. They match PyTorch's, which the original uses."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from typing import Any, NamedTuple
 
@@ -139,6 +139,7 @@ def make_optimizer(
     training: Training,
     schedule: optax.Schedule,
     hyperparameters: UpdateHyperparameters | None = None,
+    trained: Callable[[Any], Any] | None = None,
 ) -> optax.GradientTransformation:
     """Return SGD with momentum or AdamW, after clipping by the global norm.
 
@@ -149,6 +150,8 @@ def make_optimizer(
       training: provides the optimizer's name, `no_norm_decay`, and whether gradients are clipped.
       schedule: learning rate by the number of steps done.
       hyperparameters: numbers of the update rule; None for those of `training`.
+      trained: from parameters to a bool for each; the others neither decay nor have momentum, and
+        need gradients of 0. None trains all.
     """
     values = update_hyperparameters(training) if hyperparameters is None else hyperparameters
     mask = decay_mask if training.no_norm_decay else None
@@ -162,6 +165,8 @@ def make_optimizer(
         case "adamw":
             update = optax.adamw(schedule, weight_decay=values.weight_decay, mask=mask)
     update = optax.chain(update, scale_by_part(values.lr_multipliers))
+    if trained is not None:
+        update = optax.masked(update, trained)
     if training.clip_norm > 0:
         return optax.chain(optax.clip_by_global_norm(values.clip_norm), update)
     return update

@@ -22,6 +22,7 @@ from nanodet_jax.data.cache import TrainingImages
 from nanodet_jax.data.device_augment import color_batch, warp_batch
 from nanodet_jax.errors import UserError
 from nanodet_jax.losses.criterion import Criterion
+from nanodet_jax.models.backbones.backbone import trained_parameters
 from nanodet_jax.models.nanodet import NanoDet
 from nanodet_jax.progress import progress
 from nanodet_jax.runtime import backend
@@ -126,7 +127,9 @@ def make_adjustable_step(
             batch,
             model=model,
             criterion=replace(criterion, weights=Loss(**hyperparameters.loss)),
-            optimizer=make_optimizer(training, schedule, hyperparameters.update),
+            optimizer=make_optimizer(
+                training, schedule, hyperparameters.update, trained_parameters(model.model)
+            ),
             schedule=schedule,
             ema_decay=hyperparameters.ema,
             detach_step=hyperparameters.detach_step,

@@ -24,16 +24,29 @@ class GFLAssigner(ATSS):
     It differs from `ATSS` in three points. Priors beyond the padded size of an image are neither
     positive nor background, and are no candidates. The box losses are divided by at least 1. The
     giou loss has a smaller epsilon.
+
+    Attributes:
+      allowed_border: pixels by which an anchor may extend beyond the image, or else its prior is
+        not used. Below 0, any anchor may.
     """
+
+    allowed_border: int = -1
 
     giou_epsilon: ClassVar[float] = 1e-7
 
     def usable(self, ground_truth: GroundTruth, priors: boxes.Priors) -> Bool[Array, "P"]:
         """Return whether each prior's cell begins within the padded size of the image."""
-        if ground_truth.padded_size is None:
-            return jnp.ones(len(priors.centers), bool)
-        # A prior lies in the upper left corner of its cell.
-        return jnp.all(jnp.asarray(priors.centers) < ground_truth.padded_size[::-1], axis=-1)
+        usable = jnp.ones(len(priors.centers), bool)
+        if ground_truth.padded_size is not None:
+            # A prior lies in the upper left corner of its cell.
+            inside = jnp.asarray(priors.centers) < ground_truth.padded_size[None, ::-1]
+            usable &= jnp.all(inside, axis=-1)
+        if self.allowed_border >= 0 and ground_truth.image_size is not None:
+            anchors = jnp.asarray(boxes.anchors(priors, self.anchor_scale))
+            limit = (ground_truth.image_size[::-1] + self.allowed_border)[None]
+            inside = (anchors[:, :2] >= -self.allowed_border) & (anchors[:, 2:] < limit)
+            usable &= jnp.all(inside, axis=-1)
+        return usable
 
     def box_divisor(self, weight: Float[Array, ""]) -> Float[Array, ""]:
         """Return the sum of weights, or 1 if it is smaller."""

@@ -98,8 +98,15 @@ class Backbone(nn.Module):
         return [features[stride] for stride in model.backbone_strides]
 
 
-def trained(model: config.Model, params: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a bool per parameter: False in the frozen stages of the backbone."""
+def trained_parameters(model: config.Model) -> Callable[[Any], Any] | None:
+    """Return a function from parameters to a bool for each: False in frozen stages of the backbone.
+
+    Return None if nothing is frozen.
+    """
+    return partial(_trained, model) if model.frozen_stride else None
+
+
+def _trained(model: config.Model, params: Mapping[str, Any]) -> dict[str, Any]:
     mask = {part: jax.tree.map(lambda _: True, tree) for part, tree in params.items()}
     frozen = "|".join(
         stage.modules

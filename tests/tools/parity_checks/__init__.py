@@ -11,7 +11,7 @@ Check = Callable[[], Worst]
 
 def find_checks(folder: Path, weights: Path, images: Path) -> Iterator[tuple[str, Check | None]]:
     """Yield name and check of every fixture in `folder`; None where this project lacks the part."""
-    from tests.tools.parity_checks import assignment, backbones, data, detections, networks
+    from tests.tools.parity_checks import assignment, backbones, data, detections, gfl, networks
 
     for path in sorted(folder.iterdir()):
         name = path.stem
@@ -19,6 +19,8 @@ def find_checks(folder: Path, weights: Path, images: Path) -> Iterator[tuple[str
         if path.suffix not in (".npz", ".json") or name in ("manifest", "formula"):
             continue
         match kind:
+            case "assign" | "postprocess" | "head" | "forward" | "trajectory" if "gfl" in name:
+                yield from gfl.checks(path)
             case "trace":
                 yield name, lambda p=path: assignment.check_trace(p)
             case "assign":
