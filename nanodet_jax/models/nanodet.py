@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from nanodet_jax import boxes, config
-from nanodet_jax.models.backbones.backbone import Backbone
+from nanodet_jax.models.backbones.backbone import Backbone, architecture_of
 from nanodet_jax.models.guidance import GUIDANCE, Guidance, HeadFactory, NeckFactory
 from nanodet_jax.models.heads.nanodet_head import NanoDetHead
 from nanodet_jax.models.heads.simple_conv_head import SimpleConvHead
@@ -39,6 +39,11 @@ class NanoDet(nn.Module):
     model: config.Model
     precision: str = "float32"
     fused: bool = False
+
+    @property
+    def is_random(self) -> bool:
+        """Whether training needs a random key for dropout."""
+        return self.model.neck == "tan" or architecture_of(self.model).is_random
 
     def __call__(self, images: jax.Array, train: bool = False) -> Predictions:
         """Return predictions of the head: class logits [B, P, C], box logits [B, P, 4, R].

@@ -135,6 +135,7 @@ def make_adjustable_step(
             detach_step=hyperparameters.detach_step,
             accumulate=training.accumulate,
             axis_name=axis_name,
+            seed=training.seed,
         )
 
     return _compile(step, num_devices, (REPLICATED, SPLIT, REPLICATED))

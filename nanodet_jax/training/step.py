@@ -28,6 +28,7 @@ def loss_and_gradients(
     detach: jax.Array | bool = False,
     accumulate: int = 1,
     axis_name: str | None = None,
+    key: jax.Array | None = None,
 ) -> tuple[Metrics, Tree, Tree]:
     """Compute metrics, gradients of the parameters, and new batch statistics, all float32.
 
@@ -47,11 +48,14 @@ def loss_and_gradients(
         so an extra forward pass over all micro-batches comes first and costs time.
       axis_name: mapped axis, if the batch is one device's part of a larger batch. Losses and
         gradients are summed over this axis, and running statistics are averaged over it.
+      key: random key of dropout; needed if `model.is_random`.
     """
     params, batch_stats = variables["params"], variables["batch_stats"]
+    if key is not None and axis_name is not None:
+        key = jax.random.fold_in(key, jax.lax.axis_index(axis_name))
 
     def forward(
-        params: Tree, batch_stats: Tree, images: jax.Array
+        params: Tree, batch_stats: Tree, images: jax.Array, key: jax.Array | None
     ) -> tuple[tuple[Predictions, ...], dict[str, Tree]]:
         output = model.apply(
             {"params": params, "batch_stats": batch_stats},
@@ -60,17 +64,19 @@ def loss_and_gradients(
             axis_name=axis_name,
             method="branches",
             mutable=["batch_stats"],
+            rngs=None if key is None else {"dropout": key},
         )
         return cast(tuple[tuple[Predictions, ...], dict[str, Tree]], output)
 
     def gradients_of(
         batch: Batch,
+        key: jax.Array | None,
         batch_stats: Tree,
         divisors: Divisors | None = None,
         axis_name: str | None = None,
     ) -> tuple[Metrics, Tree, Tree]:
         def loss_fn(params: Tree) -> tuple[jax.Array, tuple[Metrics, Tree]]:
-            branches, updated = forward(params, batch_stats, batch.images)
+            branches, updated = forward(params, batch_stats, batch.images, key)
             loss, metrics = criterion(
                 branches, batch.ground_truth, divisors=divisors, axis_name=axis_name
             )
@@ -79,24 +85,28 @@ def loss_and_gradients(
         gradients, (metrics, updated) = jax.grad(loss_fn, has_aux=True)(params)
         return metrics, gradients, updated
 
-    def divisors_of(batch: Batch) -> Divisors:
-        branches, _ = forward(params, batch_stats, batch.images)
+    def divisors_of(micro_batch: tuple[Batch, jax.Array | None]) -> Divisors:
+        batch, key = micro_batch
+        branches, _ = forward(params, batch_stats, batch.images, key)
         return criterion.divisors(branches, batch.ground_truth)
 
     if accumulate == 1:
-        metrics, gradients, batch_stats = gradients_of(batch, batch_stats, axis_name=axis_name)
+        metrics, gradients, batch_stats = gradients_of(batch, key, batch_stats, axis_name=axis_name)
     else:
-        micro_batches = jax.tree.map(
-            lambda leaf: leaf.reshape(accumulate, -1, *leaf.shape[1:]), batch
+        micro_batches = (
+            jax.tree.map(lambda leaf: leaf.reshape(accumulate, -1, *leaf.shape[1:]), batch),
+            None if key is None else jax.random.split(key, accumulate),
         )
         total = partial(jax.tree.map, partial(jnp.sum, axis=0))
         divisors = total(jax.lax.map(divisors_of, micro_batches))
         if axis_name is not None:
             divisors = jax.lax.psum(divisors, axis_name)
 
-        def add(sums: tuple[Tree, Tree], micro_batch: Batch) -> tuple[tuple[Tree, Tree], Metrics]:
+        def add(
+            sums: tuple[Tree, Tree], micro_batch: tuple[Batch, jax.Array | None]
+        ) -> tuple[tuple[Tree, Tree], Metrics]:
             gradients, batch_stats = sums
-            metrics, more, batch_stats = gradients_of(micro_batch, batch_stats, divisors)
+            metrics, more, batch_stats = gradients_of(*micro_batch, batch_stats, divisors)
             return (optax.tree.add(gradients, more), batch_stats), metrics
 
         start = optax.tree.zeros_like(params), batch_stats
@@ -148,6 +158,7 @@ def train_step(
     detach_step: int | Int[Array, ""] = 0,
     accumulate: int = 1,
     axis_name: str | None = None,
+    seed: int = 0,
 ) -> tuple[TrainState, Metrics]:
     """Compute the next state and the metrics of this step.
 
@@ -162,6 +173,7 @@ def train_step(
       optimizer, schedule: from `training.optimizer`.
       ema_decay: decay of the moving average, if the state has one.
       detach_step: first step at which the guidance no longer trains the backbone and the neck.
+      seed: of the random keys of dropout, which follow the number of the step.
     """
     metrics, gradients, batch_stats = loss_and_gradients(
         state.variables,
@@ -171,6 +183,7 @@ def train_step(
         detach=state.step >= detach_step,
         accumulate=accumulate,
         axis_name=axis_name,
+        key=jax.random.fold_in(jax.random.key(seed), state.step) if model.is_random else None,
     )
     gradient_norm = optax.tree.norm(gradients)
     # A sum is finite only if all of its terms are. It includes the batch statistics, because a

@@ -42,12 +42,14 @@ class Architecture(NamedTuple):
     Attributes:
       stages: in the order of computation.
       activation: the default, a key of `ACTIVATIONS`.
+      is_random: whether training needs a random key.
       fuse_block: (parameters, statistics) of a layer to the parameters of its deployed form, for
         all layers of the backbone. None if there is no other form.
     """
 
     stages: tuple[Stage, ...]
     activation: str
+    is_random: bool = False
     fuse_block: Callable[[Mapping[str, Any], Mapping[str, Any]], dict[str, Any]] | None = None
 
 

@@ -138,4 +138,4 @@ def architecture(model: config.Model) -> Architecture:
     for index, setting in enumerate(SETTINGS):
         stride *= setting.stride
         stages.append(Stage(partial(stage, index), stride, rf"blocks{index}_\d+"))
-    return Architecture(tuple(stages), activation="relu6")
+    return Architecture(tuple(stages), activation="relu6", is_random=True)
