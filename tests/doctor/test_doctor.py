@@ -330,11 +330,11 @@ def test_doctor_finds_many_images_without_boxes(drawn, doctor):
     train = drawn.content["train"]
     train["annotations"] = [item for item in train["annotations"] if item["image_id"] <= 6]
     _, output = doctor()
-    assert "18 of 24 images in train have no box" in output
+    assert "18 of 24 images in train have no boxes" in output
     train["annotations"] = []
     code, output = doctor()
     assert code == 1
-    assert "24 of 24 images in train have no box" in output
+    assert "24 of 24 images in train have no boxes" in output
 
 
 def test_brief_finds_problems_of_annotations_without_images(drawn):
