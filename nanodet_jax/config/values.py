@@ -15,7 +15,7 @@ from nanodet_jax.errors import UserError
 
 
 def one_of(*values: float) -> dict[str, Any]:
-    """Return the metadata of a field with these choices, for types that `Literal` cannot hold."""
+    """Return the metadata of a field with these choices, for values such as floats."""
     return {"choices": values}
 
 

@@ -162,7 +162,7 @@ def _shrink_rows(
 
 
 def color(pixels: jax.Array, factors: jax.Array) -> jax.Array:
-    """Transform the colors of pixels [..., 3] in [0, 1] by factors [3], without clipping.
+    """Adjust brightness, contrast and saturation of pixels [..., 3] in [0, 1], without clipping.
 
     Equivalent to `data.transforms.color_image`. The saturation factor scales the distance of each
     channel to the largest one. As in the conversion to HSV, the distance is inverted where the

@@ -66,7 +66,7 @@ def imdecode(data: bytes, flags: int) -> np.ndarray | None:
     """Return OpenCV's pixels, uint8 BGR [height, width, 3], or None if it cannot decode them."""
     try:
         return cv2.imdecode(np.frombuffer(data, np.uint8), flags)
-    except cv2.error as error:  # raised for empty data or too many pixels; otherwise None
+    except cv2.error as error:  # raised for empty data or too many pixels
         if error.code == cv2.Error.StsNoMem:  # not a fault of the image
             raise MemoryError from error
         return None

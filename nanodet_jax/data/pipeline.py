@@ -39,8 +39,8 @@ def count_slots(source: Source, limit: int) -> tuple[int, list[tuple[str, int]]]
     return limit, over
 
 
-def _read_options(config: Config, ahead: int) -> grain.ReadOptions:
-    return grain.ReadOptions(num_threads=config.data.workers, prefetch_buffer_size=ahead)
+def _make_read_options(config: Config, buffer_size: int) -> grain.ReadOptions:
+    return grain.ReadOptions(num_threads=config.data.workers, prefetch_buffer_size=buffer_size)
 
 
 def _shuffled(images: "Sequence[int] | _Indexed", config: Config) -> grain.MapDataset:
@@ -112,8 +112,8 @@ def training_batches(
         .batch(size, drop_remainder=True, batch_fn=examples.batch)[part][start_step:]
     )
     # Each thread makes a whole batch. With a smaller buffer, some threads would be idle.
-    ahead = config.data.workers + PREFETCHED_BATCHES
-    return iter(dataset.to_iter_dataset(_read_options(config, ahead)))
+    buffer_size = config.data.workers + PREFETCHED_BATCHES
+    return iter(dataset.to_iter_dataset(_make_read_options(config, buffer_size)))
 
 
 class Prepared(NamedTuple):
@@ -181,7 +181,7 @@ def evaluation_batches(
         return index, prepare_for_inference(pixels, config)
 
     images = grain.MapDataset.source(_Indexed(source))[process_index::process_count].map(prepare)
-    prepared = images.to_iter_dataset(_read_options(config, PREFETCHED_IMAGES))
+    prepared = images.to_iter_dataset(_make_read_options(config, PREFETCHED_IMAGES))
     waiting: dict[tuple[int, ...], list[tuple[int, Prepared]]] = {}
     for index, item in prepared:
         if isinstance(item, UserError):

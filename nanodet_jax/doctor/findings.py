@@ -106,7 +106,7 @@ LOSES_ENTRY = (FaultKind.CLASSES, FaultKind.NUMBERS, FaultKind.INVERTED, FaultKi
 LOSES_IMAGE = (FaultKind.CONFIG, FaultKind.FILE, FaultKind.PATH, FaultKind.MISSING)
 
 
-def lost_entries(faults: Sequence[Fault], unreadable: Sequence[Record] = ()) -> Lost:
+def count_lost(faults: Sequence[Fault], unreadable: Sequence[Record] = ()) -> Lost:
     """Return how much of a split is hidden by faults, as an upper bound.
 
     Args:
@@ -243,7 +243,7 @@ def of_empty(split: str, empty: int, images: int, lost: Lost = NOTHING_LOST) -> 
     """Return a finding if many of the `images` in a split have no boxes."""
     if not images or empty - lost.images - lost.entries <= MANY_EMPTY * images:
         return []
-    title = f"{empty} of {images} images in {split} have no box"
+    title = f"{empty} of {images} images in {split} have no boxes"
     severity = Severity.SERIOUS if empty == images else Severity.COSTLY
     fix = "annotate them; if they contain no objects, fewer of them save time"
     return [Finding(severity, "images_without_boxes", title, fix, split, empty)]

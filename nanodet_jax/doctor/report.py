@@ -40,7 +40,7 @@ class SplitSize(NamedTuple):
     boxes: int  # without ignore regions
 
 
-class ClassSize(NamedTuple):
+class ClassBoxCounts(NamedTuple):
     """Number of boxes of a class."""
 
     name: str
@@ -54,7 +54,7 @@ class Report(NamedTuple):
     name: str  # of the config
     findings: list[Finding]
     splits: dict[str, SplitSize]
-    classes: list[ClassSize]  # in label order; empty if the training data cannot be opened
+    classes: list[ClassBoxCounts]  # in label order; empty if the training data cannot be opened
     memory: Memory | None  # None if the training data cannot be opened
     summary: str  # as text, with a table of the classes
 
@@ -81,8 +81,8 @@ def examine(config: Config, *, progress: bool = True) -> Report:
         *findings.of_faults(val_faults, "val", val.images, config),
     ]
     lost = (
-        findings.lost_entries(train.faults, train.unreadable),
-        findings.lost_entries(val_faults, val.unreadable),
+        findings.count_lost(train.faults, train.unreadable),
+        findings.count_lost(val_faults, val.unreadable),
     )
     found += findings.of_schedule(config, train.images, lost[0])
     for split, one, hidden in (("train", train, lost[0]), ("val", val, lost[1])):
@@ -122,7 +122,7 @@ def examine(config: Config, *, progress: bool = True) -> Report:
         config.name,
         findings.by_severity(found),
         {"train": _size_of(train), "val": _size_of(val)},
-        [ClassSize(*row) for row in zip(names, in_train.tolist(), val_counts)],
+        [ClassBoxCounts(*row) for row in zip(names, in_train.tolist(), val_counts)],
         memory,
         "\n".join(lines),
     )
@@ -178,7 +178,7 @@ def report_to_dict(report: Report) -> dict[str, Any]:
     }
 
 
-def brief(config: Config, train: Source, val: Source | None) -> list[str]:
+def quick_warnings(config: Config, train: Source, val: Source | None) -> list[str]:
     """Return a line for each costly or serious finding that needs no pixels.
 
     Only annotations in memory are read, which takes about a second for COCO, and the image sizes

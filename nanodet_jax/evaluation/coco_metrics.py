@@ -104,8 +104,8 @@ def coco_metrics(
     """Compute average precision and recall as COCO defines them.
 
     Args:
-      ground_truth: content of a COCO file; `area` (default: of the box), `iscrowd` (default: 0)
-        and annotation ids may be missing. Not changed.
+      ground_truth: content of a COCO file. Annotation ids, `area` (default: that of the box) and
+        `iscrowd` (default: 0) may be missing. Not changed.
       results: rows as `to_coco_results` returns, for any number of images. Not changed.
       categories: the K classes to evaluate, in label order.
       image_ids: the images to evaluate, by default all; results of other images are ignored.

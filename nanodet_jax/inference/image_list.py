@@ -28,7 +28,7 @@ def list_images(paths: Sequence[Path], recursive: bool, excluded: Path) -> Image
       excluded: a folder of results, not searched unless it is one of `paths`.
 
     Raises:
-      UserError: naming the path, if it does not exist, cannot be read or contains no image.
+      UserError: naming the path, if it does not exist, cannot be read or contains no images.
     """
     found = ImageList([], [], [])
     for path in paths:
@@ -46,7 +46,7 @@ def list_images(paths: Sequence[Path], recursive: bool, excluded: Path) -> Image
             searched = found.folders and not recursive
             fix = "; search its folders with --recursive" if searched else ""
             known = ", ".join(READABLE_SUFFIXES)
-            raise UserError(f"{path}: contains no image ({known}){fix}")
+            raise UserError(f"{path}: contains no images ({known}){fix}")
     return found
 
 

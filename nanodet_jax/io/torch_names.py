@@ -179,7 +179,7 @@ def convert(entries: Entries, like: Any, where: str = "weights") -> Any:
       where: name of the entries for error messages, such as the file name.
 
     Returns:
-      Variables with the structure and shapes of `like`, float32.
+      Float32 variables with the structure and shapes of `like`.
 
     Raises:
       UserError: listing entries that are missing, unknown, or of another shape.

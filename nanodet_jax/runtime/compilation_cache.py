@@ -44,8 +44,8 @@ def use_configured_or_default_folder() -> None:
     """Use the folder that the user has configured, or else `nanodet_jax` in their cache folder.
 
     The user's folder is `jax.config.jax_compilation_cache_dir` or `$JAX_COMPILATION_CACHE_DIR`. If
-    this setting is an empty string, no program is kept. If the default folder cannot be used, a
-    note is printed and no program is kept. Later calls do nothing.
+    this setting is an empty string, no programs are kept. If the default folder cannot be used, a
+    note is printed and no programs are kept. Later calls do nothing.
 
     Raises:
       UserError: if the user's folder cannot be created, or other users can write to it.

@@ -22,7 +22,7 @@ def host_memory() -> int | None:
 
 
 def free_device_memory(host_free: int | None) -> int | None:
-    """Return the free bytes of the first device, or None if they are unknown."""
+    """Return the free memory of the first device in bytes, or None if it is unknown."""
     device = jax.local_devices()[0]
     if device.platform == "cpu":
         return host_free
@@ -33,7 +33,7 @@ def free_device_memory(host_free: int | None) -> int | None:
 
 
 def free_host_memory() -> int | None:
-    """Return the free bytes of the host, or of its container; None if they are unknown."""
+    """Return the free memory of the host or its container in bytes; None if it is unknown."""
     free = []
     try:
         fields = dict(line.partition(":")[::2] for line in MEMINFO.read_text().splitlines())

@@ -54,7 +54,7 @@ def count_devices(training: Training) -> int:
     """Return the number of devices of this process that train.
 
     Raises:
-      UserError: if there are fewer than `config.training.devices`.
+      UserError: if fewer than `config.training.devices` devices are available.
     """
     available = jax.local_device_count()
     if training.devices > available:

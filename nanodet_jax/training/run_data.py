@@ -14,7 +14,7 @@ from nanodet_jax.data.pipeline import count_slots, training_batches
 from nanodet_jax.data.records import Source
 from nanodet_jax.data.run_length import RunLength, run_length
 from nanodet_jax.data.split import read_split
-from nanodet_jax.doctor.report import brief
+from nanodet_jax.doctor.report import quick_warnings
 from nanodet_jax.errors import UserError
 from nanodet_jax.progress import track
 from nanodet_jax.runtime import distributed
@@ -55,7 +55,7 @@ def open_data(config: Config, workdir: Path) -> RunData:
         train, val = match_classes(train, val, exclude_empty=config.data.exclude_empty_classes)
     config = resolve(config, train, val)
     length = run_length(config, len(train))
-    lines = brief(config, train, val)
+    lines = quick_warnings(config, train, val)
     # With val_fraction, both splits are read from the same annotations.
     notes = faults[0].notes("train") + ([] if config.data.val_fraction else faults[1].notes("val"))
     for line in [*notes, *lines]:
@@ -79,7 +79,7 @@ def resolve(config: Config, train: Source, val: Source | None) -> Config:
     if config.model.num_classes not in (0, len(names)):
         raise UserError(
             f"config.model.num_classes={config.model.num_classes}: the data has {len(names)} "
-            f"({join_first(names)}); leave it at 0"
+            f"classes ({join_first(names)}); set it to 0 to use these"
         )
     resolved = copy.deepcopy(config)
     resolved.model.num_classes = len(names)

@@ -48,8 +48,8 @@ def unfold(model: NanoDet, variables: VariableDict, batches: Iterable[Array]) ->
       batches: images [B, H, W, 3] as in training. Moments are averaged over the batches.
 
     Returns:
-      Variables, float32 numpy, whose batch norms have the mean and variance of their inputs, and
-      scales and biases that compensate for them.
+      Variables (float32 NumPy arrays) whose batch norms have the mean and variance of their
+      inputs, with scales and biases that compensate for them.
     """
 
     @backend.jit

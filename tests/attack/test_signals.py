@@ -71,9 +71,14 @@ def test_run_is_saved_when_its_terminal_closes(tmp_path):
         stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True,
     )  # fmt: skip
     os.close(theirs)
-    while kill.lines(workdir) <= 5:
-        assert process.poll() is None and os.read(ours, 1 << 16)  # otherwise the terminal fills up
-    os.close(ours)
-    assert process.wait(60) == 128 + HANGUP
+    try:
+        while kill.lines(workdir) <= 5:
+            assert process.poll() is None
+            assert os.read(ours, 1 << 16)  # otherwise the terminal fills up
+        os.close(ours)
+        assert process.wait(60) == 128 + HANGUP
+    finally:
+        process.kill()
+        process.wait()
     assert kill.newest(workdir) > 5
     assert int(final_state(workdir, kill.newest(workdir)).step) == kill.newest(workdir)

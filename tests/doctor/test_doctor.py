@@ -12,7 +12,7 @@ from nanodet_jax.data.faults import FaultKind
 from nanodet_jax.data.open_source import open_source
 from nanodet_jax.data.sources.shapes import ShapesSource
 from nanodet_jax.doctor.memory import Memory
-from nanodet_jax.doctor.report import brief
+from nanodet_jax.doctor.report import quick_warnings
 from tests.builders import voc_xml, write_image, write_voc_split, write_yolo_image
 
 COUNTS = {"train": 24, "val": 8}
@@ -330,11 +330,11 @@ def test_doctor_finds_many_images_without_boxes(drawn, doctor):
     train = drawn.content["train"]
     train["annotations"] = [item for item in train["annotations"] if item["image_id"] <= 6]
     _, output = doctor()
-    assert "18 of 24 images in train have no box" in output
+    assert "18 of 24 images in train have no boxes" in output
     train["annotations"] = []
     code, output = doctor()
     assert code == 1
-    assert "24 of 24 images in train have no box" in output
+    assert "24 of 24 images in train have no boxes" in output
 
 
 def test_brief_finds_problems_of_annotations_without_images(drawn):
@@ -347,7 +347,7 @@ def test_brief_finds_problems_of_annotations_without_images(drawn):
 
     def lines(*flags):
         config = load_config(str(drawn.config), flags)
-        return brief(config, *(open_source(config, split) for split in COUNTS))
+        return quick_warnings(config, *(open_source(config, split) for split in COUNTS))
 
     absent, rare = lines()
     assert absent.startswith("note: 1 of 4 classes have no training box: square; validation has")
@@ -454,10 +454,10 @@ def test_warnings_before_training_name_a_class_of_one_split_in_yolo(tmp_path):
     (tmp_path / "data.yaml").write_text(yaml)
     config = Config(data=Data(format="yolo", root=str(tmp_path), batch_size=1))
     config.training.warmup_steps = 0
-    notes = brief(config, *(open_source(config, split) for split in COUNTS))
+    notes = quick_warnings(config, *(open_source(config, split) for split in COUNTS))
     assert any("no training box: owl; validation has owl, with AP 0" in note for note in notes)
     assert any("1 classes have no validation box: dog" in note for note in notes)
     config.data.val = "none"
-    notes = brief(config, open_source(config, "train"), None)
+    notes = quick_warnings(config, open_source(config, "train"), None)
     assert any("no training box: owl -> add boxes" in note for note in notes)
     assert not any("validation" in note for note in notes)

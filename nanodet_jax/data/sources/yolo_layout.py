@@ -135,7 +135,7 @@ def _read_names(content: dict[Any, Any], file: Path) -> tuple[str, ...]:
             raise UserError(f"{file}: the keys of names must be 0 to {len(names) - 1}, each once")
         names = [names[label] for label in range(len(names))]
     if not isinstance(names, list) or not names:
-        raise UserError(f"{file}: needs names, a list of the classes, such as names: [cat, dog]")
+        raise UserError(f"{file}: `names` must be a list of the classes, such as names: [cat, dog]")
     for label, name in enumerate(names):
         if not is_name(name):
             found = f"the name of class {label} is {reprlib.repr(name)}, not a string"

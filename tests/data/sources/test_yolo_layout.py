@@ -168,7 +168,7 @@ YAMLS = {
     "split of numbers": ("{train: 3, names: [cat]}", "train is 3; use a folder"),
     "split of lists": ("{train: [[images]], names: [cat]}", r"train is \[\['images'\]\]; use a"),
     "path": ("{path: 3, train: images, names: [cat]}", "path is 3, not a string"),
-    "no names": ("train: images", "needs names, a list of the classes"),
+    "no names": ("train: images", "`names` must be a list of the classes"),
     "empty names": ("{train: images, names: []}", "needs names"),
     "names as text": ("{train: images, names: cat}", "needs names"),
     "yes": ("{train: images, names: [helmet, no]}", "class 1 is False, not a string; quote it"),
