@@ -34,7 +34,23 @@ from nanodet_jax.errors import UserError
 
 VARIANTS = ("nanodet-m_320", "nanodet-m_416", "nanodet-m-0.5x", "nanodet-m-1.5x",
             "nanodet-m-1.5x_416", "nanodet-plus-m_320", "nanodet-plus-m_416",
-            "nanodet-plus-m-1.5x_320", "nanodet-plus-m-1.5x_416")  # fmt: skip
+            "nanodet-plus-m-1.5x_320", "nanodet-plus-m-1.5x_416", "nanodet-t_320",
+            "nanodet-g_416", "nanodet-EfficientNet-Lite0_320", "nanodet-EfficientNet-Lite1_416",
+            "nanodet-EfficientNet-Lite2_512", "nanodet-RepVGG-A0_416")  # fmt: skip
+
+
+def resolve(variant: str) -> str:
+    """Return the full name of a variant, whose input size may be left out.
+
+    Without the size, "nanodet-m" is the first of the variants that differ in it alone.
+
+    Raises:
+      UserError: if there is no such variant.
+    """
+    for name in VARIANTS:
+        if variant in (name, name.rpartition("_")[0]):
+            return name
+    raise UserError(f"unknown variant {variant!r}; use one of {', '.join(VARIANTS)}")
 
 
 def plus_model(width: float = 1.0, channels: int = 96) -> Model:
@@ -53,6 +69,39 @@ def plus_model(width: float = 1.0, channels: int = 96) -> Model:
 def plus_assigner() -> Assigner:
     """Return the assigner of NanoDet-Plus, with ignore regions turned off."""
     return Assigner(name="dynamic_soft_label", topk=13, ignore_threshold=0.0)
+
+
+def recipe(
+    training: Training,
+    epochs: int,
+    learning_rate: float,
+    milestones: tuple[int, ...],
+    warmup_steps: int = 500,
+    warmup_ratio: float = 0.01,
+) -> Training:
+    """Return the recipe of nanodet-m_320 with another schedule."""
+    return replace(
+        training,
+        epochs=epochs,
+        learning_rate=learning_rate,
+        milestones=milestones,
+        warmup_steps=warmup_steps,
+        warmup_ratio=warmup_ratio,
+    )
+
+
+def make_efficientnet(
+    config: Config, backbone: str, channels: int, stacked_convs: int, reg_max: int = 10
+) -> None:
+    """Take the network of an EfficientNet-Lite and its normalization of images."""
+    config.model = Model(
+        backbone=backbone,
+        channels=channels,
+        activation="relu6",
+        stacked_convs=stacked_convs,
+        reg_max=reg_max,
+    )
+    config.data.mean, config.data.std = (127.0, 127.0, 127.0), (128.0, 128.0, 128.0)
 
 
 def make_plus(config: Config) -> None:
@@ -118,7 +167,7 @@ def get_config(variant: str = "nanodet-m_320") -> Config:
             keep_every=50,
         ),
     )
-    config.name = variant
+    config.name = variant = resolve(variant)
     match variant:
         case "nanodet-m_320":
             pass
@@ -156,6 +205,52 @@ def get_config(variant: str = "nanodet-m_320") -> Config:
             make_plus(config)
             config.model = plus_model(1.5, 128)
             config.input_size = (416, 416)
-        case _:
-            raise UserError(f"unknown variant {variant!r}; use one of {', '.join(VARIANTS)}")
+        case "nanodet-t_320":
+            config.model = Model(neck="tan", channels=128)
+            config.data.batch_size = 160
+            config.augment = replace(config.augment, contrast=(0.8, 1.2), saturation=(0.8, 1.2))
+            config.training = recipe(config.training, 190, 0.14, (140, 170, 180, 185))
+        case "nanodet-g_416":
+            config.model = Model(
+                backbone="custom_csp",
+                channels=128,
+                depthwise_head=False,
+                stacked_convs=1,
+                reg_max=10,
+            )
+            config.input_size = (416, 416)
+            config.data.batch_size = 128
+            config.assigner.anchor_scale = 8.0
+            config.training = recipe(config.training, 190, 0.1, (130, 160, 175, 185))
+        case "nanodet-EfficientNet-Lite0_320":
+            make_efficientnet(config, "efficientnet_lite0", channels=96, stacked_convs=2, reg_max=7)
+            config.data.batch_size = 150
+            config.training = recipe(config.training, 190, 0.15, (140, 170, 180, 185))
+        case "nanodet-EfficientNet-Lite1_416":
+            make_efficientnet(config, "efficientnet_lite1", channels=128, stacked_convs=3)
+            config.input_size = (416, 416)
+            config.data.batch_size = 100
+            config.augment.scale = (0.5, 1.5)
+            config.assigner.anchor_scale = 8.0
+            config.training = recipe(config.training, 170, 0.07, (130, 150, 160, 165))
+        case "nanodet-EfficientNet-Lite2_512":
+            make_efficientnet(config, "efficientnet_lite2", channels=128, stacked_convs=4)
+            config.input_size = (512, 512)
+            config.data.batch_size = 60
+            config.augment.scale = (0.5, 1.5)
+            config.training = recipe(config.training, 135, 0.06, (90, 110, 120, 130), 300, 0.1)
+        case "nanodet-RepVGG-A0_416":
+            config.model = Model(
+                backbone="repvgg_a0",
+                backbone_last_channels=512,
+                channels=128,
+                activation="relu",
+                depthwise_head=False,
+                reg_max=10,
+            )
+            config.input_size = (416, 416)
+            config.data.batch_size = 100
+            config.augment.scale = (0.5, 1.5)
+            config.assigner.anchor_scale = 8.0
+            config.training = recipe(config.training, 170, 0.07, (130, 150, 160, 165))
     return config

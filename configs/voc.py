@@ -17,23 +17,26 @@ settings.
 
 from dataclasses import replace
 
-from nanodet_jax.config import Compat, Config, Data, Model, Training
+from nanodet_jax.config import Compat, Config, Data, Training
 from nanodet_jax.configs import coco
-from nanodet_jax.errors import UserError
 
-VARIANTS = ("nanodet-m", "nanodet-plus-m")
+ALIASES = {"nanodet-m": "voc", "nanodet-plus-m": "voc-plus"}  # names of the runs
 
 
 def get_config(variant: str = "nanodet-m") -> Config:
-    """Return one of VARIANTS at 320 x 320: AdamW, cosine schedule, the original's bugs fixed."""
-    if variant not in VARIANTS:
-        raise UserError(f"unknown variant {variant!r}; use one of {', '.join(VARIANTS)}")
+    """Return the network of a variant of `configs/coco.py` with a recipe for fine-tuning.
+
+    AdamW, cosine schedule, the original's bugs fixed. The input size may be left out of the name of
+    the variant.
+    """
+    network = coco.get_config(variant)
     config = Config(
-        name="voc",
-        input_size=(320, 320),
-        data=Data(format="voc", batch_size=16),
+        name=ALIASES.get(variant, f"voc-{variant.removeprefix('nanodet-')}"),
+        input_size=network.input_size,
+        data=Data(format="voc", batch_size=16, mean=network.data.mean, std=network.data.std),
         augment=replace(coco.get_config().augment, stretch_x=(0.8, 1.2), stretch_y=(0.8, 1.2)),
-        model=Model(width=1.0, channels=96),
+        model=network.model,
+        assigner=replace(network.assigner, ignore_threshold=0.5),
         compat=Compat(priors_of_any_box=False, keep_lost_boxes=False, pixel_index_warp=False),
         training=Training(
             epochs=40,
@@ -48,10 +51,7 @@ def get_config(variant: str = "nanodet-m") -> Config:
             eval_every=10,
         ),
     )
-    if variant == "nanodet-plus-m":
-        config.name = "voc-plus"
-        config.model = coco.plus_model()
-        config.assigner = replace(coco.plus_assigner(), ignore_threshold=0.5)
+    if network.model.guidance_channels:
         config.training.ema_decay = 0.9998
         config.training.detach_epoch = 10
     return config

@@ -18,8 +18,8 @@ class Assigner(Section):
     in mmdetection's GFL."""
 
     topk: int = 9
-    """atss, gfl: candidate priors per box and level. dynamic_soft_label: largest number of priors that a
-    box takes, 13 in the original."""
+    """atss, gfl: candidate priors per box and level. dynamic_soft_label: largest number of priors
+    that a box takes, 13 in the original."""
 
     anchor_scale: float = 5.0
     """atss, gfl: side of a prior's anchor box, in strides."""

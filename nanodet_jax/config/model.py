@@ -183,7 +183,7 @@ class Model(Section):
         )
 
     def _check_backbone(self, fields: Fields) -> None:
-        """Require options that the backbone has, and strides that each double the one before, and that the neck can take."""
+        """Require consecutive strides that the neck can take, and options that the backbone has."""
         finest, *_ = strides = self.backbone_strides or (0,)
         doubling = tuple(finest << level for level in range(len(strides)))
         fields.require(

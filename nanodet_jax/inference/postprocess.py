@@ -49,7 +49,7 @@ def gfl_detections_of(
     inverse_warp: Float[Array, "3 3"],
     size: Real[Array, "2"],
 ) -> Detections:
-    """Return the detections of one image as mmdetection's GFL does: map to the image, then suppress.
+    """Return the detections of one image as GFL does: map to the image, then suppress.
 
     The best pairs of each level are candidates. Arguments are those of `detections_of`.
     """

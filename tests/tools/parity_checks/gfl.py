@@ -41,6 +41,12 @@ STRIDES, CLASSES = (8, 16, 32, 64, 128), 80
 LOSSES = {"loss_cls": "loss_qfl", "loss_bbox": "loss_bbox", "loss_dfl": "loss_dfl"}
 
 
+def part_of(fixture, name: str) -> dict[str, np.ndarray]:
+    """Return the arrays whose keys begin with a name, without it."""
+    prefix = f"{name}/"
+    return {k.removeprefix(prefix): v for k, v in fixture.items() if k.startswith(prefix)}
+
+
 def assigner(ignore_threshold: float = 0.0, allowed_border: int = -1) -> GFLAssigner:
     return GFLAssigner(
         topk=9,
