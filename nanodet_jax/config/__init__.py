@@ -18,6 +18,7 @@ from nanodet_jax.config.model import (
     MODEL_LIMITS,
     NORM_GROUPS,
     SCALABLE_BACKBONES,
+    Activation,
     Model,
     Neck,
 )
@@ -42,6 +43,7 @@ __all__ = [
     "MODEL_LIMITS",
     "NORM_GROUPS",
     "SCALABLE_BACKBONES",
+    "Activation",
     "Assigner",
     "AssignerName",
     "Augment",

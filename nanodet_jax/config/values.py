@@ -14,7 +14,7 @@ from nanodet_jax.config.section import unknown_field
 from nanodet_jax.errors import UserError
 
 
-def one_of(*values: float) -> dict[str, Any]:
+def one_of(*values: float | str) -> dict[str, Any]:
     """Return the metadata of a field with these choices, for values such as floats."""
     return {"choices": values}
 

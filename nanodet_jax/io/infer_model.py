@@ -19,7 +19,11 @@ Shapes = Mapping[str, tuple[int, ...]]
 WIDTHS = (1.0, 0.5, 1.5, 2.0)
 LATERALS = ("fpn.lateral_convs", "fpn.reduce_layers")
 # Activations of neck and head in the original's configs; all others use LeakyReLU.
-ACTIVATIONS = {"efficientnet": "relu6", "repvgg": "relu", "resnet": "relu"}
+ACTIVATIONS: dict[str, config.Activation] = {
+    "efficientnet": "relu6",
+    "repvgg": "relu",
+    "resnet": "relu",
+}
 
 
 def infer_model(entries: Entries, where: str = "weights") -> config.Model:

@@ -7,7 +7,7 @@ add its name to `config.BACKBONES`.
 
 import importlib
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple, cast
 
@@ -16,6 +16,9 @@ import jax
 
 from nanodet_jax import config
 from nanodet_jax.models.layers import ACTIVATIONS, Activation, LayerFactory
+
+# Pattern of paths below "backbone", PyTorch name, and what replaces {} in it; see `io.torch_names`.
+TorchNames = tuple[tuple[str, str, Mapping[str, str]], ...]
 
 
 class Layers(NamedTuple):
@@ -59,10 +62,11 @@ def architecture_of(model: config.Model) -> Architecture:
     return cast(Architecture, file.architecture(model))
 
 
-def torch_names_of_backbones() -> Iterator[tuple[str, str, Mapping[str, str]]]:
-    """Yield the rules for PyTorch names of all backbones, below "backbone"."""
-    for file in dict.fromkeys(config.BACKBONES.values()):
-        yield from importlib.import_module(f"{__package__}.{file}").TORCH_NAMES
+def torch_names_of_backbones() -> TorchNames:
+    """Return the rules for PyTorch names of all backbones."""
+    files = dict.fromkeys(config.BACKBONES.values())
+    modules = (importlib.import_module(f"{__package__}.{file}") for file in files)
+    return tuple(rule for module in modules for rule in module.TORCH_NAMES)
 
 
 class Backbone(nn.Module):

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from nanodet_jax import config
-from nanodet_jax.models.backbones.backbone import Architecture, Layers, Stage
+from nanodet_jax.models.backbones.backbone import Architecture, Layers, Stage, TorchNames
 from nanodet_jax.models.layers import ConvNormAct
 from nanodet_jax.ops.max_pool import max_pool_3x3
 
@@ -28,7 +28,7 @@ class Setting(NamedTuple):
 SETTINGS = (Setting(1, 1), Setting(2, 2), Setting(2, 2), Setting(3, 2))
 STEM_CHANNELS = 32
 POSITIONS = {"conv": "conv", "norm": "bn"}
-TORCH_NAMES = (
+TORCH_NAMES: TorchNames = (
     (r"stage0/(\w+)", "stages.0.{}", POSITIONS),
     (r"stage(\d)/entry/(\w+)", r"stages.\1.in_conv.{}", POSITIONS),
     (r"stage(\d)/exit/(\w+)", r"stages.\1.res_out_conv.{}", POSITIONS),

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from nanodet_jax import config
-from nanodet_jax.models.backbones.backbone import Architecture, Layers, Stage
+from nanodet_jax.models.backbones.backbone import Architecture, Layers, Stage, TorchNames
 from nanodet_jax.models.layers import ConvNormAct, LayerFactory, he_normal, round_to_multiple
 from nanodet_jax.ops.convolution import Conv
 from nanodet_jax.ops.depthwise import DepthwiseConv
@@ -50,7 +50,7 @@ SCALES = {
     "efficientnet_lite4": (1.4, 1.8),
 }
 DROP_RATE = 0.2
-TORCH_NAMES = (
+TORCH_NAMES: TorchNames = (
     (r"stem/(\w+)", "stem.{}", {"conv": "0", "norm": "1"}),
     (
         r"blocks(\d)_(\d+)/(\w+)",

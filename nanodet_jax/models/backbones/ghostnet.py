@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax
 
 from nanodet_jax import config
-from nanodet_jax.models.backbones.backbone import Architecture, Layers, Stage
+from nanodet_jax.models.backbones.backbone import Architecture, Layers, Stage, TorchNames
 from nanodet_jax.models.ghost import GhostModule, GhostShortcut
 from nanodet_jax.models.layers import (
     LayerFactory,
@@ -58,7 +58,7 @@ SETTINGS = (
     ),
 )
 STEM_CHANNELS, LAST_CHANNELS = 16, 960
-TORCH_NAMES = (
+TORCH_NAMES: TorchNames = (
     ("conv_stem", "conv_stem", {}),
     ("conv_stem_norm", "bn1", {}),
     (

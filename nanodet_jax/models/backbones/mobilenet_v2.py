@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax
 
 from nanodet_jax import config
-from nanodet_jax.models.backbones.backbone import Architecture, Layers, Stage
+from nanodet_jax.models.backbones.backbone import Architecture, Layers, Stage, TorchNames
 from nanodet_jax.models.layers import ConvNormAct, normal
 from nanodet_jax.ops.convolution import Conv
 from nanodet_jax.ops.depthwise import DepthwiseConv
@@ -42,7 +42,7 @@ POSITIONS = {"expand": "0.0", "expand_norm": "0.1", "depthwise": "1.0", "depthwi
              "project": "2", "project_norm": "3"}  # fmt: skip
 # The first block does not expand, so its positions are one lower.
 FIRST_POSITIONS = {"depthwise": "0.0", "depthwise_norm": "0.1", "project": "1", "project_norm": "2"}
-TORCH_NAMES = (
+TORCH_NAMES: TorchNames = (
     (r"first_layer/(\w+)", "first_layer.{}", {"conv": "0", "norm": "1"}),
     (r"stage0_0/(\w+)", r"stage0.0.conv.{}", FIRST_POSITIONS),
     (r"stage(\d)_(\d+)/(\w+)", r"stage\1.\2.conv.{}", POSITIONS),

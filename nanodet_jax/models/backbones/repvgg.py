@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from nanodet_jax import config
-from nanodet_jax.models.backbones.backbone import Architecture, Layers, Stage
+from nanodet_jax.models.backbones.backbone import Architecture, Layers, Stage, TorchNames
 from nanodet_jax.models.layers import NORM_EPSILON, pytorch_uniform
 from nanodet_jax.ops.convolution import Conv
 
@@ -44,7 +44,7 @@ SIZES = {
     "repvgg_b3g4": Size(B_BLOCKS, (3, 3, 3, 5), groups=4),
 }
 BASE_CHANNELS = (64, 128, 256, 512)
-TORCH_NAMES = (
+TORCH_NAMES: TorchNames = (
     (
         r"stage(\d)_(\d+)/(\w+)",
         r"stage\1.\2.rbr_{}",

@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax
 
 from nanodet_jax import config
-from nanodet_jax.models.backbones.backbone import Architecture, Layers, Stage
+from nanodet_jax.models.backbones.backbone import Architecture, Layers, Stage, TorchNames
 from nanodet_jax.models.layers import he_normal
 from nanodet_jax.ops.convolution import Conv
 from nanodet_jax.ops.max_pool import max_pool_3x3
@@ -27,7 +27,7 @@ BLOCKS = {
 BASIC = ("resnet18", "resnet34")  # networks of two 3 x 3 convolutions in each block
 CHANNELS = (64, 128, 256, 512)
 EXPANSION = 4  # of a bottleneck's output
-TORCH_NAMES = (
+TORCH_NAMES: TorchNames = (
     ("conv1", "conv1", {}),
     ("norm1", "bn1", {}),
     (

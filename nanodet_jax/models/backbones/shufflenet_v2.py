@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from nanodet_jax import config
-from nanodet_jax.models.backbones.backbone import Architecture, Layers, Stage
+from nanodet_jax.models.backbones.backbone import Architecture, Layers, Stage, TorchNames
 from nanodet_jax.models.layers import Activation, LayerFactory, inverse_fan_in
 from nanodet_jax.ops.convolution import Conv
 from nanodet_jax.ops.depthwise import DepthwiseConv
@@ -28,7 +28,7 @@ STAGE_CHANNELS = {
 STAGE_BLOCKS = (4, 8, 4)
 STEM_CHANNELS = 24
 
-TORCH_NAMES = (
+TORCH_NAMES: TorchNames = (
     ("stem", "conv1.0", {}),
     ("stem_norm", "conv1.1", {}),
     (
@@ -152,13 +152,14 @@ def architecture(model: config.Model) -> Architecture:
             )(x)
         return x
 
-    sizes = zip((2, 3, 4), STAGE_CHANNELS[model.width], STAGE_BLOCKS)
     return Architecture(
         stages=(
             Stage(stem, 4, "stem|stem_norm"),
             *(
                 Stage(partial(stage, number, *size), 2 ** (number + 1), rf"stage{number}_\d+")
-                for number, *size in sizes
+                for number, size in enumerate(
+                    zip(STAGE_CHANNELS[model.width], STAGE_BLOCKS), start=2
+                )
             ),
         ),
         activation="leaky_relu",

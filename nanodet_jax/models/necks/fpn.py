@@ -52,7 +52,7 @@ class FPN(nn.Module):
     def __call__(self, features: list[jax.Array]) -> list[jax.Array]:
         levels = _laterals(self.channels, features)
         for i in range(len(levels) - 1, 0, -1):
-            levels[i - 1] = levels[i - 1] + _nearest(levels[i], levels[i - 1].shape[1:3])
+            levels[i - 1] = levels[i - 1] + _nearest(levels[i], *levels[i - 1].shape[1:3])
         outputs = [
             Conv(self.channels, 3, kernel_init=xavier, name=f"output_{i}")(x)
             for i, x in enumerate(levels)
@@ -71,7 +71,7 @@ def _laterals(channels: int, features: list[jax.Array]) -> list[jax.Array]:
     ]
 
 
-def _nearest(x: jax.Array, size: tuple[int, int]) -> jax.Array:
-    """Double height and width by repeating pixels, and cut the result to a size."""
+def _nearest(x: jax.Array, height: int, width: int) -> jax.Array:
+    """Double height and width by repeating pixels, and cut the result to the given size."""
     doubled = jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
-    return doubled[:, : size[0], : size[1]]
+    return doubled[:, :height, :width]
