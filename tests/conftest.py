@@ -7,6 +7,7 @@ not change programs.
 
 import gc
 import os
+import signal
 from pathlib import Path
 
 # JAX reads this when it is first imported, so set it before any other import. Keep a value that is
