@@ -34,6 +34,14 @@ jaxtyping.install_import_hook(SHAPES_CHECKED, "beartype.beartype")  # before the
 
 from nanodet_jax.runtime.process import setup_process  # noqa: E402
 
+# A parent such as nohup, or a shell that starts the tests in the background, may ignore signals.
+# The tests of signals need the default handlers, as do the processes that they start.
+DEFAULT_HANDLERS = {signal.SIGINT: signal.default_int_handler, signal.SIGHUP: signal.SIG_DFL}
+for number, handler in DEFAULT_HANDLERS.items():
+    if signal.getsignal(number) == signal.SIG_IGN:
+        signal.signal(number, handler)
+
+
 # Traced programs consist of millions of long-lived objects. With Python's default thresholds, a
 # sixth of the suite's time would be spent on garbage collection among them.
 gc.set_threshold(200_000, 20, 100)
