@@ -11,12 +11,13 @@ import jax.numpy as jnp
 from flax.linen.module import InterceptorContext
 
 from nanodet_jax import config
+from nanodet_jax.models.fuse import can_fuse
 from nanodet_jax.models.guidance import GUIDANCE
 from nanodet_jax.models.nanodet import build_model
 from nanodet_jax.ops.convolution import Conv
 from nanodet_jax.ops.depthwise import DepthwiseConv
 
-CONVOLUTIONS = (Conv, DepthwiseConv)
+LAYERS = (Conv, DepthwiseConv, nn.Dense)  # whose multiply-adds are counted
 PARTS = ("backbone", "neck", "head", GUIDANCE)  # in the order of computation
 
 
@@ -45,6 +46,7 @@ class Summary(NamedTuple):
     """Costs and shapes at one input size. C classes, P priors, R bins of a distance."""
 
     parts: dict[str, Cost]  # by name, ordered as PARTS; guidance only if the config has it
+    fused_backbone: Cost | None  # for inference, if it has another form then
     levels: tuple[Level, ...]  # finest first
     class_logits: tuple[int, ...]  # shape for one image, (P, C)
     box_logits: tuple[int, ...]  # shape for one image, (P, 4, R)
@@ -52,7 +54,10 @@ class Summary(NamedTuple):
     @property
     def deployed(self) -> Cost:
         """Cost of the parts that inference uses."""
-        return _sum(cost for name, cost in self.parts.items() if name != GUIDANCE)
+        parts = {name: cost for name, cost in self.parts.items() if name != GUIDANCE}
+        if self.fused_backbone is not None:
+            parts["backbone"] = self.fused_backbone
+        return _sum(parts.values())
 
     @property
     def training(self) -> Cost:
@@ -67,7 +72,15 @@ def summarize(model: config.Model, input_size: tuple[int, int]) -> Summary:
       model: checked by `config.check`, with `num_classes` set.
       input_size: (height, width) in pixels, multiples of 32.
     """
-    network = build_model(model)
+    summary = _summarize(model, input_size, fused=False)
+    if not can_fuse(model):
+        return summary
+    fused = _summarize(model, input_size, fused=True)
+    return summary._replace(fused_backbone=fused.parts["backbone"])
+
+
+def _summarize(model: config.Model, input_size: tuple[int, int], fused: bool) -> Summary:
+    network = build_model(model, fused=fused)
     macs: Counter[str] = Counter()
     outputs: Counter[str] = Counter()
     maps: list[tuple[int, int]] = []  # height and width of each level
@@ -82,7 +95,8 @@ def summarize(model: config.Model, input_size: tuple[int, int]) -> Summary:
     ) -> Any:
         out = call(*args, **kwargs)
         module = context.module
-        if context.method_name == "__call__" and isinstance(module, CONVOLUTIONS):
+        counted = isinstance(module, LAYERS) and "attention" not in module.path
+        if context.method_name == "__call__" and counted:
             *window, _ = module.variables["params"]["kernel"].shape
             outputs[module.path[0]] += math.prod(out.shape[1:])
             macs[module.path[0]] += math.prod(out.shape[1:]) * math.prod(window)
@@ -106,6 +120,7 @@ def summarize(model: config.Model, input_size: tuple[int, int]) -> Summary:
             name: Cost(params[name], macs[name], outputs[name])
             for name in sorted(params, key=PARTS.index)
         },
+        fused_backbone=None,
         levels=tuple(
             Level(stride, *size) for stride, size in zip(model.strides, maps, strict=True)
         ),
@@ -117,6 +132,8 @@ def summarize(model: config.Model, input_size: tuple[int, int]) -> Summary:
 def format_summary(summary: Summary) -> str:
     """Return a table of the parts and one of the levels, as plain text."""
     rows = [(name, cost) for name, cost in summary.parts.items() if name != GUIDANCE]
+    if summary.fused_backbone is not None:
+        rows.append(("  (fused)", summary.fused_backbone))
     rows.append(("deployed", summary.deployed))
     rows += [(name, cost) for name, cost in summary.parts.items() if name == GUIDANCE]
     rows.append(("in training", summary.training))
@@ -131,7 +148,7 @@ def format_summary(summary: Summary) -> str:
         f"class logits [P, C]     {list(summary.class_logits)}",
         f"box logits   [P, 4, R]  {list(summary.box_logits)}",
         "",
-        "MACs are the multiply-adds of the convolutions in a forward pass of one image.",
+        "MACs are the multiply-adds of convolutions and dense layers in a forward pass of one image.",
     ]
     return "\n".join(lines)
 

@@ -41,6 +41,13 @@ PUBLISHED = {
     "nanodet-plus-m_416": (0.762, 1_197_924, 4_330_904),
     "nanodet-plus-m-1.5x_320": (0.879, 2_477_792, 7_962_196),
     "nanodet-plus-m-1.5x_416": (1.486, 2_477_792, 7_962_196),
+    # Without 16,512 parameters of a layer that the transformer does not use.
+    "nanodet-t_320": (0.464, 1_331_508, 1_331_508),
+    "nanodet-g_416": (2.090, 3_788_628, 3_788_628),
+    "nanodet-EfficientNet-Lite0_320": (0.821, 3_099_824, 3_099_824),
+    "nanodet-EfficientNet-Lite1_416": (1.933, 3_994_740, 3_994_740),
+    "nanodet-EfficientNet-Lite2_512": (3.405, 4_689_460, 4_689_460),
+    "nanodet-RepVGG-A0_416": (6.127, 7_387_380, 7_387_380),
 }
 
 

@@ -24,7 +24,7 @@ from nanodet_jax.evaluation import coco_metrics
 from nanodet_jax.files import make_folder, write_json
 from nanodet_jax.inference.predict import Detect, detect_batches, make_detect
 from nanodet_jax.io.weights import Weights, load_weights
-from nanodet_jax.models.nanodet import build_model
+from nanodet_jax.models.fuse import build_fused
 from nanodet_jax.progress import track
 from nanodet_jax.runtime import distributed
 from nanodet_jax.runtime.out_of_memory import reporting_out_of_memory
@@ -212,10 +212,11 @@ def evaluate(
         value, trained = (_field(c, name) for c in (config, loaded.config))
         if value != trained:
             say(f"note: config.{name}={value}, but the weights were trained with {trained}")
-    detect = make_detect(build_model(loaded.config.model, config.precision))
+    network, variables = build_fused(loaded.config.model, config.precision, loaded.variables)
+    detect = make_detect(network)
     with reporting_out_of_memory(config, training=False):
         result = run_evaluation(
-            detect, loaded.variables, source, config, num_examples=NUM_EXAMPLES, evaluator=evaluator
+            detect, variables, source, config, num_examples=NUM_EXAMPLES, evaluator=evaluator
         )
     assert result is not None
     metrics = {**result.metrics, "evaluator": f"{evaluator} {metadata.version(evaluator)}"}

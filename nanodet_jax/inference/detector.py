@@ -18,7 +18,7 @@ from nanodet_jax.inference.inputs import ACCEPTED, Color, Image, check_color, de
 from nanodet_jax.inference.predict import Detect, detect_batches, make_detect
 from nanodet_jax.inference.results import ImageDetections, check_selection
 from nanodet_jax.io.weights import MAX_INPUT_SIDE, Weights, class_names_of, load_weights
-from nanodet_jax.models.nanodet import build_model
+from nanodet_jax.models.fuse import build_fused
 from nanodet_jax.structures import Array, Detections
 
 # With keep_ratio, an input size of 320 x 320 has 19 shapes, each in up to four batch sizes.
@@ -63,8 +63,9 @@ class Detector:
             raise UserError(f"max_megapixels={max_megapixels}: must be positive")
         self.max_megapixels = max_megapixels
         self.class_names = class_names_of(weights)
-        self._variables = weights.variables
-        model = build_model(weights.config.model, weights.config.precision)
+        model, self._variables = build_fused(
+            weights.config.model, weights.config.precision, weights.variables
+        )
 
         # Each program is compiled for one batch shape. The least recently used one is dropped.
         @lru_cache(MAX_PROGRAMS)

@@ -10,6 +10,7 @@ import numpy as np
 
 from nanodet_jax import config
 from nanodet_jax.models.backbones.backbone import architecture_of
+from nanodet_jax.models.nanodet import NanoDet, build_model
 
 
 def can_fuse(model: config.Model) -> bool:
@@ -32,3 +33,8 @@ def fuse(model: config.Model, variables: Any) -> Any:
     params["backbone"] = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), fused)
     del stats["backbone"]
     return {**variables, "params": params, "batch_stats": stats}
+
+
+def build_fused(model: config.Model, precision: str, variables: Any) -> tuple[NanoDet, Any]:
+    """Return the network for inference, with the blocks fused, and its variables."""
+    return build_model(model, precision, fused=True), fuse(model, variables)
