@@ -12,8 +12,9 @@ from pathlib import Path
 
 # JAX reads this when it is first imported, so set it before any other import. Keep a value that is
 # already set. Programs are compiled with few optimizations, since most of them run a few times.
-FLAGS = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
-os.environ.setdefault("XLA_FLAGS", FLAGS)
+os.environ.setdefault(
+    "XLA_FLAGS", "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+)
 
 import flax.linen as nn
 import jax
