@@ -148,7 +148,7 @@ def format_summary(summary: Summary) -> str:
         f"class logits [P, C]     {list(summary.class_logits)}",
         f"box logits   [P, 4, R]  {list(summary.box_logits)}",
         "",
-        "MACs are the multiply-adds of convolutions and dense layers in a forward pass of one image.",
+        "MACs are the multiply-adds of convolutions and dense layers for one image, forward.",
     ]
     return "\n".join(lines)
 
