@@ -417,6 +417,16 @@ def test_table_has_one_file_per_name_at_https_addresses():
     assert set(pretrained.INPUT_SIZES) <= set(pretrained.DETECTORS)
 
 
+def test_docs_list_the_names_and_files_of_the_table():
+    page = (REPO / "docs" / "weights.md").read_text()
+    rows = re.findall(r"^\| `(\S+)` \|.* \[(\S+)\]\((\S+)\) \|$", page, re.M)
+    assert rows == [
+        (name, address.rpartition("/")[2], address)
+        for name, address in pretrained.ADDRESSES.items()
+    ]
+    assert pretrained.ENVIRONMENT in page
+
+
 def test_published_hashes_are_found_in_the_names_of_torchvision_and_mmdetection():
     for name, address in pretrained.ADDRESSES.items():
         hashed = address.startswith((pretrained.TORCHVISION, pretrained.GFL))
