@@ -10,7 +10,7 @@ import pickletools
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, BinaryIO
 
 from nanodet_jax.errors import UserError
 
@@ -59,10 +59,10 @@ class Global:
 
 @dataclass(frozen=True)
 class Storage:
-    """A sequence of numbers in a member of the archive."""
+    """A sequence of numbers in the file."""
 
     kind: str  # one of STORAGES
-    key: str  # the member is data/key
+    key: str  # in an archive, the member is data/key
     length: int  # elements
 
 
@@ -76,13 +76,17 @@ class Tensor:
     strides: tuple[int, ...]
 
 
-def interpret(pickled: bytes) -> Any:
+def interpret(pickled: bytes | BinaryIO, storages: dict[str, Storage] | None = None) -> Any:
     """Return the value of a pickle, built from plain values, `Global`, `Storage` and `Tensor`.
 
     Plain values are None, bool, int, float, str, bytes, tuple, list and dict. Mappings of any class
     become dict, and parameters become their tensor. No value is copied, so memory is proportional
     to the length of `pickled`. Values may contain themselves. A dict has only the entries whose key
     is a str.
+
+    Args:
+      pickled: the pickle, or a file that is positioned at a pickle and then after it.
+      storages: takes every storage that the pickle names, by key.
 
     Raises:
       UserError: if it names a class or function that is not in `KNOWN`, is too long, or is damaged.
@@ -91,7 +95,7 @@ def interpret(pickled: bytes) -> Any:
         with warnings.catch_warnings():
             # pickletools warns about escapes in a damaged name. Such a name is refused later.
             warnings.simplefilter("ignore", DeprecationWarning)
-            return _interpret(pickled)
+            return _interpret(pickled, {} if storages is None else storages)
     # pickletools raises for damaged instructions; _interpret for a missing stack or memo entry.
     except (ValueError, IndexError, KeyError) as error:
         raise UserError(f"damaged pickle ({ascii(error)[:200]})") from error
@@ -102,7 +106,7 @@ def quoted(name: str) -> str:
     return ascii(name[:100])
 
 
-def _interpret(pickled: bytes) -> Any:
+def _interpret(pickled: bytes | BinaryIO, storages: dict[str, Storage]) -> Any:
     stack: list[Any] = []
     marks: list[int] = []
     memo: list[Any] = []  # picklers number its entries from 0 without gaps
@@ -170,7 +174,12 @@ def _interpret(pickled: bytes) -> Any:
             case "INST":  # names a class and calls it
                 raise ValueError(f"instance of {_global(argument.replace(' ', '.', 1)).name}")
             case "BINPERSID":
-                stack.append(_storage(stack.pop()))
+                storage = _storage(stack.pop())
+                if storages.setdefault(storage.key, storage) != storage:
+                    raise UserError(
+                        f"damaged archive: storage {quoted(storage.key)} has two types or lengths"
+                    )
+                stack.append(storage)
             case "REDUCE":
                 arguments, called = _expect(stack.pop(), tuple), _expect(stack.pop(), Global)
                 stack.append(_call(called.name, arguments))
@@ -216,7 +225,9 @@ def _global(name: str) -> Global:
 
 def _storage(identity: Any) -> Storage:
     match identity:
-        case ("storage", Global(name=kind), str(key), str(), int(length)) if kind in STORAGES:
+        case ("storage", Global(name=kind), str(key), str(), int(length), *views) if (
+            kind in STORAGES and views in ([], [None])  # PyTorch before 1.6 adds None
+        ):
             return Storage(kind, key, _counts([length])[0])
     raise ValueError("a persistent id is not a storage")
 
