@@ -16,9 +16,8 @@ from nanodet_jax.errors import UserError
 from nanodet_jax.io import torch_pickle
 from nanodet_jax.io.torch_pickle import STORAGES, Storage, quoted
 
-# The pickle of the magic number, in the protocol that torch.save uses.
-START = b"\x80\x02\x8a\x0a" + 0x1950A86A20F9469CFC6C.to_bytes(10, "little") + b"."
-VERSION = 1001
+# The pickles of the magic number and of the version, 1001, in the protocol that torch.save uses.
+START = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19." + b"\x80\x02M\xe9\x03."
 COUNT_BYTES = 8
 
 
@@ -36,18 +35,16 @@ def locate(file: BinaryIO, pickle_limit: int) -> tuple[Any, dict[str, int]]:
     Raises:
       UserError: if the file is damaged or comes from a big-endian machine.
     """
-    file.seek(0)
+    file.seek(len(START))
     head, storages = io.BytesIO(file.read(pickle_limit)), dict[str, Storage]()
-    _, version, machine, value, keys = [torch_pickle.interpret(head, storages) for _ in range(5)]
-    if version != VERSION or not isinstance(machine, dict):
-        raise UserError(f"has format version {ascii(version)[:20]}, not {VERSION}")
-    if machine.get("little_endian") is not True:
+    machine, value, keys = [torch_pickle.interpret(head, storages) for _ in range(3)]
+    if not isinstance(machine, dict) or machine.get("little_endian") is not True:
         raise UserError("was written on a big-endian machine; save it again with torch>=1.6")
     if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
         raise UserError("damaged file: its list of storages is not a list of keys")
     size = os.fstat(file.fileno()).st_size
     positions: dict[str, int] = {}
-    position = head.tell()
+    position = len(START) + head.tell()
     for key in keys:
         if key not in storages or key in positions:
             raise UserError(f"damaged file: storage {quoted(key)} is unexpected")

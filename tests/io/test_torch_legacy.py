@@ -90,8 +90,11 @@ def test_tensors_are_views_and_other_storages_are_skipped(torch, tmp_path):
 
 
 BAD = {
-    "version": ({"version": 1000}, "has format version 1000, not 1001"),
-    "machine": ({"machine": 3}, "has format version 1001"),
+    "version": (
+        {"version": 1000},
+        "is not a zip archive written by torch.save, nor ",
+    ),
+    "machine": ({"machine": 3}, "written on a big-endian machine"),
     "big-endian": ({"machine": {"little_endian": False}}, "written on a big-endian machine"),
     "keys": ({"keys": ("0",)}, "its list of storages is not a list of keys"),
     "number as key": ({"keys": [0]}, "its list of storages is not a list of keys"),
