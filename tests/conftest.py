@@ -7,6 +7,7 @@ not change programs.
 
 import gc
 import os
+import signal
 from pathlib import Path
 
 # JAX reads this when it is first imported, so set it before any other import. Keep a value that is
@@ -32,6 +33,14 @@ SHAPES_CHECKED = (
 jaxtyping.install_import_hook(SHAPES_CHECKED, "beartype.beartype")  # before they are imported
 
 from nanodet_jax.runtime.process import setup_process  # noqa: E402
+
+# A parent such as nohup, or a shell that starts the tests in the background, may ignore signals.
+# The tests of signals need the default handlers, as do the processes that they start.
+DEFAULT_HANDLERS = {signal.SIGINT: signal.default_int_handler, signal.SIGHUP: signal.SIG_DFL}
+for number, handler in DEFAULT_HANDLERS.items():
+    if signal.getsignal(number) == signal.SIG_IGN:
+        signal.signal(number, handler)
+
 
 # Traced programs consist of millions of long-lived objects. With Python's default thresholds, a
 # sixth of the suite's time would be spent on garbage collection among them.

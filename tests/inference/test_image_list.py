@@ -57,10 +57,10 @@ def test_list_images_keeps_given_files_of_any_name_in_their_order(folder, tmp_pa
 def test_list_images_without_images_names_the_fix(folder, tmp_path):
     (tmp_path / "outer").mkdir()
     folder.rename(tmp_path / "outer" / "photos")
-    with pytest.raises(UserError, match=r"outer: contains no image \(\.avif, .*--recursive"):
+    with pytest.raises(UserError, match=r"outer: contains no images \(\.avif, .*--recursive"):
         list_images([tmp_path / "outer"], False, tmp_path / "out")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match=r"empty: contains no image \([^)]*\.webp\)$"):
+    with pytest.raises(UserError, match=r"empty: contains no images \([^)]*\.webp\)$"):
         list_images([tmp_path / "empty"], True, tmp_path / "out")
     with pytest.raises(UserError, match="missing: no such image or folder"):
         list_images([tmp_path / "missing"], True, tmp_path / "out")

@@ -281,7 +281,7 @@ NPZ = {
     ),
     "an element of 2**30 bytes": (
         replace_some(npy_header("{'descr':'|S1073741824','fortran_order':False,'shape':(1,)}")),
-        "not have the length",
+        "a length that does not match",
     ),
     "text for numbers": (
         replace_some(npy(np.full((3, 3, 3, 24), "a", "U1"))),
@@ -299,11 +299,11 @@ NPZ = {
     ),
     "a member outside": (
         lambda p, c: weights(p, lambda a: a.update({f"../{c.name}": npy(np.zeros(2))})),
-        "is missing, left over",
+        "is missing, unexpected",
     ),
     "an absolute member": (
         lambda p, c: weights(p, lambda a: a.update({str(c): npy(np.zeros(2))})),
-        "is missing, left over",
+        "is missing, unexpected",
     ),
     "an array twice": (
         lambda p, c: with_twin(weights(p), f"{SOME}.npy"),

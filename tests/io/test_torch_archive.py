@@ -224,8 +224,11 @@ S = StorageStub
         (lambda: TensorStub(S("0", [1], length=True), (1,), (1,)), "impossible"),
         (lambda: TensorStub(S("0", [1, 2]), (2,), (1, 1)), "unexpected arguments"),
         (lambda: TensorStub(S("0", [1, 2]), (1,) * 40, (1,) * 40), "unexpected arguments"),
-        (lambda: TensorStub(S("0", [1, 2], length=3), (2,), (1,)), "not have the length"),
-        (lambda: TensorStub(S("0", [1, 2], length=10**12), (2,), (1,)), "not have the length"),
+        (lambda: TensorStub(S("0", [1, 2], length=3), (2,), (1,)), "a length that does not"),
+        (
+            lambda: TensorStub(S("0", [1, 2], length=10**12), (2,), (1,)),
+            "a length that does not",
+        ),
         (lambda: TensorStub(S("lost", [1, 2]), (2,), (1,)), "no member 'archive/data/lost'"),
         (lambda: TensorStub(None, (2,), (1,)), "unexpected arguments"),
     ],
