@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import pooch
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from nanodet_jax.errors import UserError, first_line, reporting_write_errors
 from nanodet_jax.files import atomic_write, open_regular
@@ -24,6 +24,7 @@ from nanodet_jax.terminal import printable, say
 ENVIRONMENT = "NANODET_JAX_WEIGHTS_DIR"
 TIMEOUT_S = 30.0  # to connect, and between two parts of the answer
 CHUNK_SIZE = 1 << 16  # bytes
+QUIET_WAIT_S = 1.0  # before a process prints that it waits for another one
 
 NANODET = "https://github.com/RangiLyu/nanodet/releases/download/v1.0.0-alpha-1"
 GFL = "https://download.openmmlab.com/mmdetection/v2.0/gfl"
@@ -90,9 +91,9 @@ def download(name: str) -> Path:
     """
     address = ADDRESSES[name]
     path = folder() / address.rpartition("/")[2]
-    if not path.exists():
+    if not os.path.exists(path):  # False if the folder cannot be searched
         with _locked(path):
-            if not path.exists():
+            if not os.path.exists(path):
                 _download(name, address, path)
                 return path
     _verify(path, path, str(path), "delete it to download it again")
@@ -107,7 +108,11 @@ def _locked(path: Path) -> Iterator[None]:
         # JAX's compiled programs are in the parent, to which other users must not have access.
         for each in (path.parent.parent, path.parent):
             each.mkdir(mode=0o700, parents=True, exist_ok=True)
-        lock.acquire()
+        try:
+            lock.acquire(timeout=QUIET_WAIT_S)
+        except Timeout:
+            say(f"waiting for another process that downloads {path.name}", sys.stderr)
+            lock.acquire()
     except OSError as error:
         raise UserError(
             f"{path.parent}: cannot be written: {error.strerror or error}; set {ENVIRONMENT} to "
@@ -143,7 +148,7 @@ def _fetch(name: str, address: str, part: Path, path: Path) -> None:
         get = pooch.HTTPDownloader(progressbar=bar, chunk_size=CHUNK_SIZE, timeout=TIMEOUT_S)
         try:
             get(address, str(part), None)
-        except RequestException as error:
+        except (RequestException, ValueError) as error:  # ValueError: an invalid length
             raise UserError(
                 f"{address}: cannot be downloaded ({_reason(error)}); download it elsewhere and "
                 f"save it as {path}"

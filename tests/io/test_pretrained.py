@@ -267,21 +267,28 @@ def test_published_hash_in_the_name_is_checked(publish, server, folder, content)
     assert kept(folder) == []
 
 
-def wait_for_a_request(server):
+def wait_until(happened):
     deadline = time.monotonic() + 30
-    while not server.requests and time.monotonic() < deadline:
+    while not happened() and time.monotonic() < deadline:
         time.sleep(0.01)
 
 
-def test_threads_that_ask_at_once_download_once(publish, server, folder, content):
+def test_threads_that_ask_at_once_download_once(publish, server, folder, content, monkeypatch):
+    lines = []
+    monkeypatch.setattr(pretrained, "say", lambda line, stream: lines.append(line))
+    monkeypatch.setattr(pretrained, "QUIET_WAIT_S", 0.01)
     publish(content)
     server.may_answer.clear()
     with ThreadPoolExecutor(4) as pool:
         asked = [pool.submit(pretrained.download, NAME) for _ in range(4)]
-        wait_for_a_request(server)
+        wait_until(lambda: len(lines) == 4)
         server.may_answer.set()
         assert {each.result() for each in asked} == {folder / FILE}
     assert server.requests == {f"/{FILE}": 1}
+    assert sorted(lines) == [
+        f"downloading {NAME} from {server.address}/{FILE} to {folder}",
+        *[f"waiting for another process that downloads {FILE}"] * 3,
+    ]
 
 
 PROGRAM = """
@@ -310,7 +317,7 @@ def test_processes_that_ask_at_once_download_once(publish, server, folder, conte
     for process in processes:
         process.stdin.write("\n")
         process.stdin.flush()
-    wait_for_a_request(server)
+    wait_until(lambda: server.requests)
     server.may_answer.set()
     for process in processes:
         out, _ = process.communicate(timeout=60)
