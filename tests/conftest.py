@@ -11,8 +11,10 @@ import signal
 from pathlib import Path
 
 # JAX reads this when it is first imported, so set it before any other import. Keep a value that is
-# already set.
-os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+# already set. Programs are compiled with few optimizations, since most of them run a few times.
+os.environ.setdefault(
+    "XLA_FLAGS", "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+)
 
 import flax.linen as nn
 import jax
@@ -32,6 +34,7 @@ SHAPES_CHECKED = (
 )
 jaxtyping.install_import_hook(SHAPES_CHECKED, "beartype.beartype")  # before they are imported
 
+from nanodet_jax.models.backbones import shufflenet_v2  # noqa: E402
 from nanodet_jax.runtime.process import setup_process  # noqa: E402
 
 # A parent such as nohup, or a shell that starts the tests in the background, may ignore signals.
@@ -54,6 +57,14 @@ nn.GroupNorm.__call__ = jax.numpy_dtype_promotion("standard")(nn.GroupNorm.__cal
 nn.avg_pool = jax.numpy_dtype_promotion("standard")(nn.avg_pool)
 optax.tree.bias_correction = jax.numpy_dtype_promotion("standard")(optax.tree.bias_correction)
 setup_process(cache_dir=Path(__file__).parents[1] / ".jax_cache")
+
+
+@pytest.fixture(scope="module")
+def shallow():
+    """Build the backbone with one block per stage, for a third of the compilation time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shufflenet_v2, "STAGE_BLOCKS", (1, 1, 1))
+        yield
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -25,6 +25,8 @@ TIMINGS = ("waiting", "images_per_second")  # fields of a log line that depend o
 
 REPO = Path(__file__).resolve().parents[1]
 LIMIT = 600  # seconds that a run may take
+# Environment of a process with one CPU device, which compiles fast.
+ONE_DEVICE = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_backend_optimization_level=0"}
 TINY_DATA = (
     "--config.input_size=64,64",
     "--config.model.channels=32",
@@ -51,10 +53,9 @@ class Launch:
     def __init__(self, workdir: Path, flags: Sequence[str]) -> None:
         self.workdir, self.started = workdir, time.monotonic()
         self._log = (workdir.parent / f"{workdir.name}.log").open("ab")
-        environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}  # one device
         self.process = subprocess.Popen(
             [sys.executable, "train.py", *flags, f"--workdir={workdir}"],
-            cwd=REPO, env=environment,
+            cwd=REPO, env=os.environ | ONE_DEVICE,
             stdout=self._log, stderr=subprocess.STDOUT,
         )  # fmt: skip
 

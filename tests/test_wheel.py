@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.runs import ONE_DEVICE
+
 REPO = Path(__file__).parents[1]
 SOURCES = ("nanodet_jax", "configs", "tests", "benchmarks", "train.py", "eval.py")
 METADATA = ("pyproject.toml", "MANIFEST.in", "README.md", "LICENSE")
@@ -69,7 +71,7 @@ def site(wheel, tmp_path_factory):
 @pytest.fixture
 def installed(site, tmp_path):
     """Run Python with the installed package, in an empty folder, on one device."""
-    environment = os.environ | {"PYTHONPATH": str(site), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+    environment = os.environ | ONE_DEVICE | {"PYTHONPATH": str(site)}
     environment["JAX_COMPILATION_CACHE_DIR"] = str(REPO / ".jax_cache")
 
     def call(*command):

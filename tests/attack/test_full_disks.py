@@ -48,7 +48,7 @@ def collected():
 
 
 @pytest.fixture(scope="module")
-def unbroken(one_device, tmp_path_factory):
+def unbroken(one_device, shallow, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("unbroken") / "run"
     train_and_evaluate(tiny_config(), workdir)
     return workdir

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from nanodet_jax.training.interrupt import Interrupt
-from tests.runs import REPO, TINY, final_state
+from tests.runs import ONE_DEVICE, REPO, TINY, final_state
 from tests.tools import kill
 
 HANGUP = signal.SIGHUP
@@ -46,9 +46,12 @@ def test_hangup_ignored_by_the_parent_stays_ignored():
 @pytest.mark.long
 def test_run_continues_after_its_output_is_closed(tmp_path):
     command = [sys.executable, "train.py", *SHORT, f"--workdir={tmp_path / 'run'}"]
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
     with subprocess.Popen(
-        command, cwd=REPO, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        command,
+        cwd=REPO,
+        env=os.environ | ONE_DEVICE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
     ) as process:
         assert process.stdout is not None
         assert b"reading the data" in process.stdout.readline()
@@ -67,7 +70,7 @@ def test_run_is_saved_when_its_terminal_closes(tmp_path):
     workdir = tmp_path / "run"
     process = subprocess.Popen(
         [sys.executable, "-c", script, "train.py", *flags, f"--workdir={workdir}"],
-        cwd=REPO, env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""},
+        cwd=REPO, env=os.environ | ONE_DEVICE,
         stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True,
     )  # fmt: skip
     os.close(theirs)

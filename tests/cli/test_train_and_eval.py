@@ -21,7 +21,7 @@ from nanodet_jax.io import torch_names
 from nanodet_jax.io.weights import Weights, save_weights
 from nanodet_jax.models.nanodet import build_model
 from nanodet_jax.state import abstract_variables
-from tests.runs import TINY_DATA
+from tests.runs import ONE_DEVICE, TINY_DATA
 
 REPO = Path(__file__).parents[2]
 CLASSES = ("circle", "triangle", "square", "star")
@@ -48,7 +48,7 @@ ONE_IMAGE = {
 
 def script(*arguments):
     """Run a script of the repository in a new process, with one device."""
-    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    environment = os.environ | ONE_DEVICE
     environment["JAX_COMPILATION_CACHE_DIR"] = str(REPO / ".jax_cache")
     return subprocess.run(
         [sys.executable, *map(str, arguments)],

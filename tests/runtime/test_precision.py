@@ -17,6 +17,8 @@ from nanodet_jax.state import abstract_variables, init_variables
 from nanodet_jax.structures import Batch, GroundTruth
 from nanodet_jax.training.step import loss_and_gradients
 
+pytestmark = pytest.mark.usefixtures("shallow")
+
 PLUS = config.Model(
     num_classes=3,
     width=0.5,
@@ -57,7 +59,7 @@ def features(precision):
         model.apply,
         method="branches",
         mutable=["batch_stats", "intermediates"],
-        capture_intermediates=lambda module, _: module.name in ("stage2_3", "stage3_0"),
+        capture_intermediates=lambda module, _: module.name in ("stage2_0", "stage3_0"),
     )
     return backend.jit(run)(random_variables(), images)[1]["intermediates"]
 
@@ -79,7 +81,7 @@ def test_bf16_applies_to_features_only():
     predictions, seen = jax.eval_shape(capture, variables, batch().images)
     assert {leaf.dtype.name for leaf in jax.tree.leaves(predictions)} == {"float32"}
     inner = jax.tree.leaves(seen["intermediates"])
-    assert len(inner) > 100
+    assert len(inner) > 50
     assert {leaf.dtype.name for leaf in inner} == {"bfloat16"}
 
 
@@ -102,7 +104,7 @@ def test_highest_applies_to_all_products_of_a_gpu_program(precision, monkeypatch
     text = jax.jit(step).trace(variables, batch()).lower(lowering_platforms=("cuda",)).as_text()
     products = re.findall(r"stablehlo\.(?:convolution|dot_general).*", text)
     exact = [line for line in products if "HIGHEST" in line]
-    assert len(products) > 200
+    assert len(products) > 100
     if precision == "highest":
         assert len(exact) == len(products)
     else:

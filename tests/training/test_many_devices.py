@@ -19,7 +19,6 @@ from tests.tools.many_devices import COUNTS, after_a_step, compare, make_task, r
 from tests.training.test_parallel import step_of_the_document
 
 VARIANTS = ("nanodet-m-tiny", "nanodet-plus-m-tiny")
-FAST = "nanodet-m-tiny", 8  # compiles in seconds, NanoDet-Plus in many
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -58,9 +57,7 @@ def on_one():
 @pytest.mark.parametrize(
     "variant, count",
     [
-        pytest.param(
-            variant, count, marks=pytest.mark.slow if (variant, count) == FAST else pytest.mark.long
-        )
+        pytest.param(variant, count, marks=pytest.mark.long)
         for variant in VARIANTS
         for count in COUNTS[1:]
     ],
