@@ -29,10 +29,11 @@ STORAGES = {
 }
 # State dicts, and the milestones of a learning-rate schedule.
 MAPPINGS = ("collections.OrderedDict", "collections.Counter")
-REBUILD, PARAMETER = "torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_parameter"
+REBUILD = ("torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_tensor")  # before 0.4
+PARAMETER = "torch._utils._rebuild_parameter"
 # Named but never called: Lightning before 1.5 uses this class as a key of its state.
 LABELS = ("pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",)
-KNOWN = {*STORAGES, *MAPPINGS, *LABELS, REBUILD, PARAMETER, "torch.Size"}
+KNOWN = {*STORAGES, *MAPPINGS, *LABELS, *REBUILD, PARAMETER, "torch.Size"}
 MAX_DIMENSIONS = 32
 # NanoDet-Plus has 20 thousand; a Lightning checkpoint, with averages and the optimizer's state,
 # about five times as many. Each one takes about 3 microseconds and at most 100 bytes of memory.
@@ -109,9 +110,11 @@ def quoted(name: str) -> str:
 def _interpret(pickled: bytes | BinaryIO, storages: dict[str, Storage]) -> Any:
     stack: list[Any] = []
     marks: list[int] = []
-    memo: list[Any] = []  # picklers number its entries from 0 without gaps
+    memo: list[Any] = []  # picklers number its entries from 0 without gaps, Python 2 from 1
 
     def put(index: int) -> None:
+        if index == 1 and not memo:
+            memo.append(None)
         if index > len(memo):
             raise ValueError(f"memo index {index} after {len(memo)} entries")
         memo[index : index + 1] = [stack[-1]]
@@ -238,12 +241,19 @@ def _call(name: str, arguments: tuple[Any, ...]) -> Any:
             return {}
         case (dict(mapping),) if name in MAPPINGS:
             return mapping
+        case (list(pairs),) if name in MAPPINGS:  # a mapping that Python 2 wrote
+            mapping = {}
+            for pair in pairs:
+                key, value = _expect(pair, list)
+                _set_items(mapping, [key, value])
+            pairs.clear()  # so that a file cannot copy one long list many times
+            return mapping
         case (tuple(sizes),) if name == "torch.Size":
             return sizes
         case (Tensor() as tensor, *_) if name == PARAMETER:
             return tensor
         case (Storage() as storage, offset, tuple(shape), tuple(strides), *_) if (
-            name == REBUILD and len(shape) == len(strides) <= MAX_DIMENSIONS
+            name in REBUILD and len(shape) == len(strides) <= MAX_DIMENSIONS
         ):
             return Tensor(storage, _counts([offset])[0], _counts(shape), _counts(strides))
     raise ValueError(f"{name} called with unexpected arguments")

@@ -10,9 +10,17 @@ import numpy as np
 import pytest
 
 from nanodet_jax.errors import UserError
-from nanodet_jax.io import torch_archive
+from nanodet_jax.io import torch_archive, torch_pickle
 from nanodet_jax.io.torch_archive import read_state_dict
-from tests.io.test_torch_archive import FOREIGN, KINDS, StorageStub, TensorStub, tensor
+from tests.io.test_torch_archive import (
+    FOREIGN,
+    KINDS,
+    Called,
+    StorageStub,
+    TensorStub,
+    tensor,
+    text,
+)
 from tests.io.test_torch_archive import torch as torch
 
 MAGIC = 0x1950A86A20F9469CFC6C
@@ -87,6 +95,45 @@ def test_tensors_are_views_and_other_storages_are_skipped(torch, tmp_path):
     np.testing.assert_array_equal(read["turned"], base[1].T)
     assert read["steps"] == 7 and read["steps"].dtype == np.int64
     assert np.shares_memory(read["whole"], read["turned"])
+
+
+def test_mappings_and_tensors_of_the_oldest_files_are_read(torch, tmp_path):
+    class OldTensor(TensorStub):
+        def __reduce__(self):
+            return torch._utils._rebuild_tensor, self.arguments[:4]
+
+    old = OldTensor(StorageStub("0", np.arange(6)), (2, 3), (3, 1))
+    pairs = [["a", old], ["b", tensor("1", [5])]]  # of an OrderedDict in Python 2
+    read = read_state_dict(save_legacy(tmp_path / "m.pth", Called(OrderedDict, pairs)))
+    np.testing.assert_array_equal(read["a"], np.arange(6).reshape(2, 3))
+    assert read["b"] == 5
+
+
+def test_memo_of_python_2_begins_at_one():
+    assert torch_pickle.interpret(b"}q\x01" + text("a") + b"q\x02h\x02s.") == {"a": "a"}
+
+
+ORDERED = b"ccollections\nOrderedDict\n"
+PAIRS = {
+    "no pairs": (ORDERED + b"](K\x01K\x02e\x85R.", "int instead of list"),
+    "three values": (ORDERED + b"](](K\x01K\x02K\x03ee\x85R.", "too many values"),
+    "list as key": (ORDERED + b"](](]Nee\x85R.", "list as a key"),
+}
+
+
+@pytest.mark.parametrize("case", PAIRS)
+def test_mappings_of_other_values_are_refused(case):
+    pickled, reason = PAIRS[case]
+    with pytest.raises(UserError, match=f"damaged pickle .*{reason}"):
+        torch_pickle.interpret(pickled)
+
+
+def test_list_becomes_a_mapping_only_once():
+    """A file could otherwise copy one long list thousands of times."""
+    made = torch_pickle.interpret(
+        b"(" + ORDERED + b"](](" + text("a") + b"Nee\x85q\x00R" + ORDERED + b"h\x00Rt."
+    )
+    assert made == ({"a": None}, {})
 
 
 BAD = {
