@@ -168,6 +168,6 @@ def test_open_source_with_val_fraction_splits_the_training_images():
 def test_open_source_without_validation_says_how_to_get_it():
     config = Config()
     config.data = Data(format="shapes", val="none")
-    assert len(open_source(config, "train")) == 3600
+    assert len(open_source(config, "train")) == 4000
     with pytest.raises(UserError, match=r"val=none: .*=given, .*--config\.data\.val_fraction"):
         open_source(config, "val")
