@@ -13,6 +13,7 @@ from nanodet_jax.terminal import say
 
 T = TypeVar("T")
 
+BYTES = "B"
 LINE_EVERY_S = 10  # seconds between lines where there is no bar
 
 
@@ -47,7 +48,7 @@ def progress(total: int, what: str, unit: str, visible: bool = True) -> Iterator
     Args:
       total: number of items.
       what: the work, such as "evaluate".
-      unit: unit of the items, such as "img".
+      unit: unit of the items, such as "img". Bytes, "B", are shown as kB or MB.
       visible: if False, show nothing.
     """
     kind = output()
@@ -59,7 +60,7 @@ def progress(total: int, what: str, unit: str, visible: bool = True) -> Iterator
     elif kind == "notebook" and _main_bars:
         shown = _Postfix(total, what, unit, _main_bars[-1])
     else:
-        shown = _bar(total=total, desc=what, unit=unit, leave=False)
+        shown = _bar(total=total, desc=what, unit=unit, unit_scale=unit == BYTES, leave=False)
     try:
         yield shown
     finally:
@@ -124,7 +125,13 @@ class _Lines:
         self.n += n
         if time.monotonic() - self._last >= self._every:
             self._last = time.monotonic()
-            self._show(f"{self._what}: {self.n} of {self._total} {self._unit}")
+            self._show(f"{self._what}: {self._count()}")
+
+    def _count(self) -> str:
+        if self._unit != BYTES:
+            return f"{self.n} of {self._total} {self._unit}"
+        done, total = (tqdm.tqdm.format_sizeof(size, BYTES) for size in (self.n, self._total))
+        return f"{done} of {total}"
 
     def _show(self, text: str) -> None:
         say(text, sys.stderr)

@@ -48,6 +48,19 @@ def notebook(monkeypatch):
     return shown
 
 
+def test_bytes_are_shown_with_a_prefix(clock, capsys, monkeypatch):
+    with progress.progress(35_470_891, "download", progress.BYTES) as shown:
+        clock[0] = 11
+        shown.update(1_234_000)
+    assert capsys.readouterr().err == "download: 1.23MB of 35.5MB\n"
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    with progress.progress(2000, "download", progress.BYTES) as shown:
+        shown.update(1000)
+        shown.refresh()
+    assert "1.00k/2.00k" in terminal.getvalue()
+
+
 def test_output_is_the_terminal_a_notebook_or_lines(monkeypatch, request):
     assert output() == "lines"
     monkeypatch.setattr(sys, "stderr", Terminal())

@@ -12,7 +12,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `convert`."""
     parser.description = "Convert weights to .npz, together with their config and class names."
     parser.add_argument(
-        "source", type=Path, help=".pth or .ckpt of the original NanoDet, or a workdir"
+        "source",
+        type=Path,
+        help=".pth or .ckpt of the original NanoDet, a workdir, or the name of published weights",
     )
     parser.add_argument("out", type=Path, help=".npz file to write")
     parser.set_defaults(run=run)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from nanodet_jax.cli.config_flags import add_config, apply_overrides, load_config
+from nanodet_jax.cli.weights_flag import add_weights
 from nanodet_jax.config import Config, check
 from nanodet_jax.data.records import MAX_MEGAPIXELS
 from nanodet_jax.errors import UserError
@@ -34,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a run: its best checkpoint is evaluated, on the run's own validation images unless "
         "--config or --config.FIELD flags select others",
     )
-    parser.add_argument("--weights", type=Path, help="a .pth, .ckpt or .npz file")
+    add_weights(parser)
     parser.add_argument(
         "--out", type=Path, help="output folder (default: WORKDIR/eval, or runs/eval)"
     )

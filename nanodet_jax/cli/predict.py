@@ -9,6 +9,7 @@ from typing import Any, get_args
 import numpy as np
 
 from nanodet_jax import visualize
+from nanodet_jax.cli.weights_flag import add_weights
 from nanodet_jax.errors import UserError
 from nanodet_jax.files import write_json
 from nanodet_jax.inference.detector import Detector
@@ -42,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--recursive", action="store_true", help="also search subfolders of the given folders"
     )
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--weights", type=Path, help="a .pth, .ckpt or .npz file")
+    add_weights(source)
     source.add_argument("--workdir", type=Path, help="a run: its best checkpoint is used")
     parser.add_argument(
         "--out",

@@ -106,7 +106,8 @@ class Training(Section):
     that, it trains only the guidance module."""
 
     init_weights: str = ""
-    """Weights to start from: a .pth, .ckpt or .npz file, or a workdir; "" = random."""
+    """Weights to start from: a .pth, .ckpt or .npz file, a workdir, or the name of published
+    weights, which are downloaded once; "" = random."""
 
     seed: int = 0
     """Seed of initial weights, data order and augmentation."""

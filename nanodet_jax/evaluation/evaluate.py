@@ -188,7 +188,7 @@ def evaluate(
 
     Args:
       config: not changed.
-      weights: a file or a workdir, as for `load_weights`.
+      weights: a file, a workdir or a name, as for `load_weights`.
       out: folder for `metrics.json`, `detections.json` and `pictures/`.
       evaluator: as for `coco_metrics.choose_evaluator`.
 

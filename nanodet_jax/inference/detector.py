@@ -81,15 +81,17 @@ class Detector:
         max_input_side: float = MAX_INPUT_SIDE,
         max_megapixels: float | None = None,
     ) -> "Detector":
-        """Load a detector from a `.pth`, `.ckpt` or `.npz` file, or from the workdir of a run.
+        """Load a detector from a `.pth`, `.ckpt` or `.npz` file, the workdir of a run, or by name.
 
         Args:
-          weights_or_workdir: the file or workdir.
+          weights_or_workdir: the file, the workdir, or the name of published weights, such as
+            "nanodet-plus-m_320", which are downloaded once.
           max_input_side: refuse weights whose config has a larger input side, in pixels.
           max_megapixels: refuse to read larger image files; see `__init__` for the default.
 
         Raises:
-          UserError: naming the path, if it is missing, damaged or not a weight file.
+          UserError: naming the path, if it is missing, damaged or not a weight file, or cannot be
+            downloaded.
         """
         return cls(load_weights(weights_or_workdir, max_input_side), max_megapixels)
 

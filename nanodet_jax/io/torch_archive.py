@@ -1,7 +1,8 @@
 """Reading weights from a PyTorch file (.pth, .pt, .ckpt), without PyTorch or running its pickle.
 
 torch.save writes a zip archive. NAME/data.pkl describes the tensors. Each NAME/data/<key> contains
-the numbers of one storage. NAME/byteorder is their byte order.
+the numbers of one storage. NAME/byteorder is their byte order. `torch_legacy` describes the format
+of PyTorch before 1.6.
 """
 
 import math
@@ -9,12 +10,13 @@ import re
 import struct
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from nanodet_jax.errors import UserError
-from nanodet_jax.io import torch_pickle
+from nanodet_jax.files import open_regular
+from nanodet_jax.io import torch_legacy, torch_pickle
 from nanodet_jax.io.torch_pickle import STORAGES, Storage, Tensor, quoted
 from nanodet_jax.io.zip_limits import open_zip
 from nanodet_jax.terminal import printable
@@ -23,13 +25,12 @@ PICKLE_LIMIT = 4 << 20  # bytes; the pickle of 645 tensors has 80 thousand
 MAX_TENSORS = 20_000  # more than in the deepest network that config.check accepts
 MAX_SHARING = 4  # maximum number of tensor elements per stored element
 NOT_ARCHIVE = (
-    "is not a zip archive written by torch.save; if PyTorch before 1.6 wrote it, load it with "
-    "torch>=1.6 and save it again"
+    "is not a zip archive written by torch.save, nor a file in its older format; download it again"
 )
 
 
 def read_state_dict(path: Path) -> dict[str, np.ndarray]:
-    """Read the tensors of a file that torch.save (PyTorch 1.6 or newer) or Lightning wrote.
+    """Read the tensors of a file that torch.save or Lightning wrote.
 
     Use the file's `state_dict` if it has one, otherwise the file itself. If a Lightning checkpoint
     has averaged weights (`avg_model.`), read only these, as the original does. Remove the prefixes
@@ -44,6 +45,9 @@ def read_state_dict(path: Path) -> dict[str, np.ndarray]:
         anything but tensors and plain values, or has no tensors.
     """
     try:
+        with _open(path) as file:
+            if file.read(len(torch_legacy.START)) == torch_legacy.START:
+                return _read_legacy(file)
         with open_zip(path, NOT_ARCHIVE) as archive:
             return _read(archive)
     except UserError as error:
@@ -85,8 +89,6 @@ def _read(archive: zipfile.ZipFile) -> dict[str, np.ndarray]:
         raise UserError(f"unknown byteorder {quoted(order)}")
 
     tensors = _unwrap(torch_pickle.interpret(archive.read(pickles[0])))
-    if len(tensors) > MAX_TENSORS:
-        raise UserError(f"has {len(tensors)} tensors; the limit is {MAX_TENSORS}")
     arrays: dict[str, np.ndarray] = {}
     for key, storage in _storages(tensors).items():
         name = f"{root}data/{key}"
@@ -97,6 +99,24 @@ def _read(archive: zipfile.ZipFile) -> dict[str, np.ndarray]:
                 f"damaged archive: {quoted(name)} has a length that does not match its storage"
             )
         arrays[key] = _numbers(archive.read(name), storage.kind, order)
+    return _views(tensors, arrays)
+
+
+def _read_legacy(file: BinaryIO) -> dict[str, np.ndarray]:
+    value, positions = torch_legacy.locate(file, PICKLE_LIMIT)
+    tensors = _unwrap(value)
+    arrays: dict[str, np.ndarray] = {}
+    for key, storage in _storages(tensors).items():
+        if key not in positions:
+            raise UserError(f"damaged file: it has no storage {quoted(key)}")
+        file.seek(positions[key])
+        raw = file.read(storage.length * np.dtype(STORAGES[storage.kind]).itemsize)
+        arrays[key] = _numbers(raw, storage.kind, "little")
+    return _views(tensors, arrays)
+
+
+def _views(tensors: dict[str, Tensor], arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return the tensors as views of the arrays of their storages."""
     views = {name: _view(name, each, arrays[each.storage.key]) for name, each in tensors.items()}
     # Otherwise copies of the tensors could take many times the size of the file.
     stored = sum(array.size for array in arrays.values())
@@ -105,16 +125,16 @@ def _read(archive: zipfile.ZipFile) -> dict[str, np.ndarray]:
     return views
 
 
+def _open(path: Path) -> BinaryIO:
+    try:
+        return open_regular(path)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
 def _storages(tensors: dict[str, Tensor]) -> dict[str, Storage]:
     """Return the storages of all tensors by key."""
-    storages: dict[str, Storage] = {}
-    for tensor in tensors.values():
-        storage = storages.setdefault(tensor.storage.key, tensor.storage)
-        if storage != tensor.storage:
-            raise UserError(
-                f"damaged archive: storage {quoted(storage.key)} has two types or lengths"
-            )
-    return storages
+    return {tensor.storage.key: tensor.storage for tensor in tensors.values()}
 
 
 def _numbers(raw: bytes, kind: str, order: str) -> np.ndarray:
@@ -170,4 +190,6 @@ def _unwrap(value: Any) -> dict[str, Tensor]:
         if name in tensors:
             raise UserError(f"two tensors are called {quoted(name)} without their prefixes")
         tensors[name] = tensor
+    if len(tensors) > MAX_TENSORS:
+        raise UserError(f"has {len(tensors)} tensors; the limit is {MAX_TENSORS}")
     return tensors

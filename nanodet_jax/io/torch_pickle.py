@@ -10,7 +10,7 @@ import pickletools
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, BinaryIO
 
 from nanodet_jax.errors import UserError
 
@@ -29,10 +29,11 @@ STORAGES = {
 }
 # State dicts, and the milestones of a learning-rate schedule.
 MAPPINGS = ("collections.OrderedDict", "collections.Counter")
-REBUILD, PARAMETER = "torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_parameter"
+REBUILD = ("torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_tensor")  # before 0.4
+PARAMETER = "torch._utils._rebuild_parameter"
 # Named but never called: Lightning before 1.5 uses this class as a key of its state.
 LABELS = ("pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",)
-KNOWN = {*STORAGES, *MAPPINGS, *LABELS, REBUILD, PARAMETER, "torch.Size"}
+KNOWN = {*STORAGES, *MAPPINGS, *LABELS, *REBUILD, PARAMETER, "torch.Size"}
 MAX_DIMENSIONS = 32
 # NanoDet-Plus has 20 thousand; a Lightning checkpoint, with averages and the optimizer's state,
 # about five times as many. Each one takes about 3 microseconds and at most 100 bytes of memory.
@@ -59,10 +60,10 @@ class Global:
 
 @dataclass(frozen=True)
 class Storage:
-    """A sequence of numbers in a member of the archive."""
+    """A sequence of numbers in the file."""
 
     kind: str  # one of STORAGES
-    key: str  # the member is data/key
+    key: str  # in an archive, the member is data/key
     length: int  # elements
 
 
@@ -76,13 +77,17 @@ class Tensor:
     strides: tuple[int, ...]
 
 
-def interpret(pickled: bytes) -> Any:
+def interpret(pickled: bytes | BinaryIO, storages: dict[str, Storage] | None = None) -> Any:
     """Return the value of a pickle, built from plain values, `Global`, `Storage` and `Tensor`.
 
     Plain values are None, bool, int, float, str, bytes, tuple, list and dict. Mappings of any class
     become dict, and parameters become their tensor. No value is copied, so memory is proportional
     to the length of `pickled`. Values may contain themselves. A dict has only the entries whose key
     is a str.
+
+    Args:
+      pickled: the pickle, or a file that is positioned at a pickle and then after it.
+      storages: takes every storage that the pickle names, by key.
 
     Raises:
       UserError: if it names a class or function that is not in `KNOWN`, is too long, or is damaged.
@@ -91,7 +96,7 @@ def interpret(pickled: bytes) -> Any:
         with warnings.catch_warnings():
             # pickletools warns about escapes in a damaged name. Such a name is refused later.
             warnings.simplefilter("ignore", DeprecationWarning)
-            return _interpret(pickled)
+            return _interpret(pickled, {} if storages is None else storages)
     # pickletools raises for damaged instructions; _interpret for a missing stack or memo entry.
     except (ValueError, IndexError, KeyError) as error:
         raise UserError(f"damaged pickle ({ascii(error)[:200]})") from error
@@ -102,12 +107,14 @@ def quoted(name: str) -> str:
     return ascii(name[:100])
 
 
-def _interpret(pickled: bytes) -> Any:
+def _interpret(pickled: bytes | BinaryIO, storages: dict[str, Storage]) -> Any:
     stack: list[Any] = []
     marks: list[int] = []
-    memo: list[Any] = []  # picklers number its entries from 0 without gaps
+    memo: list[Any] = []  # picklers number its entries from 0 without gaps, Python 2 from 1
 
     def put(index: int) -> None:
+        if index == 1 and not memo:
+            memo.append(None)
         if index > len(memo):
             raise ValueError(f"memo index {index} after {len(memo)} entries")
         memo[index : index + 1] = [stack[-1]]
@@ -170,7 +177,12 @@ def _interpret(pickled: bytes) -> Any:
             case "INST":  # names a class and calls it
                 raise ValueError(f"instance of {_global(argument.replace(' ', '.', 1)).name}")
             case "BINPERSID":
-                stack.append(_storage(stack.pop()))
+                storage = _storage(stack.pop())
+                if storages.setdefault(storage.key, storage) != storage:
+                    raise UserError(
+                        f"damaged archive: storage {quoted(storage.key)} has two types or lengths"
+                    )
+                stack.append(storage)
             case "REDUCE":
                 arguments, called = _expect(stack.pop(), tuple), _expect(stack.pop(), Global)
                 stack.append(_call(called.name, arguments))
@@ -216,7 +228,9 @@ def _global(name: str) -> Global:
 
 def _storage(identity: Any) -> Storage:
     match identity:
-        case ("storage", Global(name=kind), str(key), str(), int(length)) if kind in STORAGES:
+        case ("storage", Global(name=kind), str(key), str(), int(length), *views) if (
+            kind in STORAGES and views in ([], [None])  # PyTorch before 1.6 adds None
+        ):
             return Storage(kind, key, _counts([length])[0])
     raise ValueError("a persistent id is not a storage")
 
@@ -227,12 +241,19 @@ def _call(name: str, arguments: tuple[Any, ...]) -> Any:
             return {}
         case (dict(mapping),) if name in MAPPINGS:
             return mapping
+        case (list(pairs),) if name in MAPPINGS:  # a mapping that Python 2 wrote
+            mapping = {}
+            for pair in pairs:
+                key, value = _expect(pair, list)
+                _set_items(mapping, [key, value])
+            pairs.clear()  # so that a file cannot copy one long list many times
+            return mapping
         case (tuple(sizes),) if name == "torch.Size":
             return sizes
         case (Tensor() as tensor, *_) if name == PARAMETER:
             return tensor
         case (Storage() as storage, offset, tuple(shape), tuple(strides), *_) if (
-            name == REBUILD and len(shape) == len(strides) <= MAX_DIMENSIONS
+            name in REBUILD and len(shape) == len(strides) <= MAX_DIMENSIONS
         ):
             return Tensor(storage, _counts([offset])[0], _counts(shape), _counts(strides))
     raise ValueError(f"{name} called with unexpected arguments")

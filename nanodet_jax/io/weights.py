@@ -1,4 +1,4 @@
-"""Loading weights from files of the original or of this project, or from the workdir of a run."""
+"""Loading weights: files of the original or of this project, workdirs, and published weights."""
 
 import json
 from contextlib import closing
@@ -12,9 +12,9 @@ from nanodet_jax.coco_classes import COCO_CLASSES
 from nanodet_jax.config import Config
 from nanodet_jax.data.json_text import loads_unique
 from nanodet_jax.data.records import is_name
-from nanodet_jax.errors import UserError
+from nanodet_jax.errors import UserError, did_you_mean
 from nanodet_jax.files import atomic_write, read_regular
-from nanodet_jax.io import torch_names
+from nanodet_jax.io import pretrained, torch_names
 from nanodet_jax.io.checkpoint import CHECKPOINTS, Checkpoints
 from nanodet_jax.io.infer_model import infer_model
 from nanodet_jax.io.npz import read_npz
@@ -31,6 +31,7 @@ ABOUT_LIMIT = 4 << 20  # bytes; enough for 20 thousand of the longest class name
 MAX_INPUT_SIDE = 2048  # pixels
 BYTES_PER_PIXEL = 512  # of the features at the largest input; 80 classes take about 130
 PYTORCH_SUFFIXES = (".pth", ".pt", ".ckpt")
+SUFFIXES = (*PYTORCH_SUFFIXES, ".npz")
 
 
 class Weights(NamedTuple):
@@ -42,36 +43,50 @@ class Weights(NamedTuple):
 
 
 def load_weights(path: str | Path, max_input_side: float | None = MAX_INPUT_SIDE) -> Weights:
-    """Load weights from a file of the original or of this project, or from a workdir.
+    """Load weights from a file of the original or of this project, from a workdir, or by name.
 
     The result is the deployed network, without the parts that are used only in training. From a
     workdir, the best checkpoint is loaded, or the newest if none was evaluated. Files of the
     original contain neither class names nor the input size. If there are 80 classes, they are
-    assumed to be COCO's. The input is assumed to be 320 x 320. The aspect ratio is kept for
-    NanoDet, but not for NanoDet-Plus.
+    assumed to be COCO's. The input is assumed to be 320 x 320, unless published weights are loaded
+    by name. The aspect ratio is kept for NanoDet, but not for NanoDet-Plus.
 
     Args:
-      path: `.pth`, `.pt` or `.ckpt` of the original, `.npz` of this project, or a workdir.
+      path: `.pth`, `.pt` or `.ckpt` of the original, `.npz` of this project, a workdir, or a name
+        in `pretrained.ADDRESSES`. The file of a name is downloaded once. An existing path wins
+        over a name.
       max_input_side: largest input height or width that the weights may define. Its square also
         limits the memory of the features. Pass None (no limit) if the input size is not used.
 
     Raises:
-      UserError: if the weights do not exist, are damaged, or exceed a limit.
+      UserError: if the weights do not exist, cannot be downloaded, are damaged, or exceed a limit.
     """
-    loaded = _load(_existing(path))
+    file, name = _find(path)
+    loaded = _load(file)
+    if name in pretrained.INPUT_SIZES:
+        loaded.config.input_size = pretrained.INPUT_SIZES[name]
     if max_input_side is not None:
         _check_input(loaded.config, max_input_side, str(path))
     return loaded
 
 
-def _existing(path: str | Path) -> Path:
+def _find(path: str | Path) -> tuple[Path, str]:
+    """Return an existing path and "", or the downloaded file and the name of published weights."""
     try:
         path = Path(path).expanduser()
         if path.exists():
-            return path
+            return path, ""
     except (OSError, RuntimeError) as error:  # the name is too long, or ~user does not exist
         raise UserError(f"{path}: cannot be read: {error}") from error
-    raise UserError(f"{path}: no such weights; use a .pth, .ckpt or .npz file, or a workdir")
+    name = str(path)
+    if name in pretrained.ADDRESSES:
+        return pretrained.download(name), name
+    is_name = path.name == name and path.suffix not in SUFFIXES
+    meant = did_you_mean(name, pretrained.ADDRESSES) if is_name else ""
+    raise UserError(
+        f"{path}: no such weights;{meant} use a .pth, .ckpt or .npz file, a workdir, or the name "
+        "of published weights"
+    )
 
 
 def _load(path: Path) -> Weights:
@@ -116,14 +131,14 @@ def feature_bytes(config: Config) -> int:
 
 
 def load_entries(path: str | Path) -> dict[str, np.ndarray]:
-    """Load the entries of a file or workdir, with the names and the layout of the original.
+    """Load the entries of a file, workdir or name, with the names and layout of the original.
 
     Unlike `load_weights`, it accepts entries of any model, for fine-tuning.
 
     Raises:
       UserError: as in `load_weights`.
     """
-    path = _existing(path)
+    path, _ = _find(path)
     if path.suffix in PYTORCH_SUFFIXES and not path.is_dir():
         return read_state_dict(path)
     loaded = _load_workdir(path) if path.is_dir() else _load(path)
@@ -131,12 +146,12 @@ def load_entries(path: str | Path) -> dict[str, np.ndarray]:
 
 
 def load_config_of(path: str | Path) -> Config | None:
-    """Return the config that comes with a workdir or a `.npz` file; None for other files.
+    """Return the config that comes with a workdir or a `.npz` file; None for other weights.
 
     Raises:
       UserError: if the path does not exist, or the config is missing or not valid.
     """
-    path = _existing(path)
+    path, _ = _find(path)
     if path.is_dir():
         return _load_workdir_description(path)[0]
     return _describe_npz(path, read_npz(path))[0] if path.suffix == ".npz" else None

@@ -246,7 +246,7 @@ BAD_FLAGS = {
             "--config.data.augment=device",
             "--config.data.cache_gb=1e-6",
         ],
-        "config.data.cache_gb=1e-06: 4000 images of 160x160 need 0.31 GB",
+        "config.data.cache_gb=1e-06: 3600 images of 160x160 need 0.28 GB",
     ),
     "canvas smaller than the input": (["--config.data.canvas=0.9"], "config.data.canvas"),
     "unknown flag": (["--batch_size=3"], "batch_size"),

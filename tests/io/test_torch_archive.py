@@ -77,6 +77,7 @@ def torch(monkeypatch):
         stand_in(torch, f"{kind}Storage")
     stand_in(torch, "Size")
     stand_in(torch._utils, "_rebuild_tensor_v2")
+    stand_in(torch._utils, "_rebuild_tensor")
     stand_in(torch._utils, "_rebuild_parameter")
     monkeypatch.setitem(sys.modules, "torch", torch)
     monkeypatch.setitem(sys.modules, "torch._utils", torch._utils)
