@@ -32,6 +32,7 @@ def tiny_config(steps: int = 8, steps_per_epoch: int = 4, batch_size: int = 4) -
     config.data.batch_size = batch_size
     config.training.steps = steps
     config.training.warmup_steps = 2
+    config.training.eval_every = 1
     config.training.log_every = 1
     return config
 
