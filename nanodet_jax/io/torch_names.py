@@ -122,7 +122,7 @@ def pytorch_name(path: str) -> str:
     module = module.removeprefix("guidance/")
     for pattern, replacement, positions in RULES:
         match = re.fullmatch(pattern, module)
-        if match:
+        if match and (not positions or match.groups()[-1] in positions):
             name = match.expand(replacement)
             if positions:
                 name = name.format(positions[match.groups()[-1]])

@@ -59,7 +59,7 @@ def load_formula(folder: Path):
 def manifest_of(path: Path) -> dict[str, list[int]]:
     """Return names and shapes of the state_dict of a fixture."""
     manifest = json.loads((path.parent / "manifest.json").read_text())
-    return manifest.get(path.stem.split("_", 1)[1], {})
+    return manifest.get(path.stem) or manifest.get(path.stem.split("_", 1)[1], {})
 
 
 def model_of(path: Path) -> config.Model | None:
