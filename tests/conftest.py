@@ -24,7 +24,7 @@ import pytest
 
 # Files that take longest. They run first, so that no core is idle at the end of `pytest -n`.
 LONGEST = ("test_kill", "test_parity", "test_loop", "test_docs", "test_plus", "test_legacy",
-           "test_precision", "test_full_disks", "test_many_devices", "test_accumulate")  # fmt: skip
+           "test_precision", "test_full_disks", "test_accumulate")  # fmt: skip
 
 SHAPES_CHECKED = (
     "nanodet_jax.boxes",
@@ -43,7 +43,6 @@ DEFAULT_HANDLERS = {signal.SIGINT: signal.default_int_handler, signal.SIGHUP: si
 for number, handler in DEFAULT_HANDLERS.items():
     if signal.getsignal(number) == signal.SIG_IGN:
         signal.signal(number, handler)
-
 
 # Traced programs consist of millions of long-lived objects. With Python's default thresholds, a
 # sixth of the suite's time would be spent on garbage collection among them.

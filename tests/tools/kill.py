@@ -180,8 +180,9 @@ def main(argv: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         expected = folder / "uninterrupted"
-        # With several runs, a first one fills the compilation cache.
-        for name in ("compiles", "uninterrupted")[args.runs == 1 :]:
+        # With several runs, the first process only fills the compilation cache.
+        names = ("compiles", "uninterrupted") if args.runs > 1 else ("uninterrupted",)
+        for name in names:
             launch = Launch(folder / name, FLAGS)
             status, seconds = launch.end()
             if status:
