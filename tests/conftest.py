@@ -34,8 +34,8 @@ SHAPES_CHECKED = (
 )
 jaxtyping.install_import_hook(SHAPES_CHECKED, "beartype.beartype")  # before they are imported
 
-from nanodet_jax.models.backbones import shufflenet_v2  # noqa: E402
 from nanodet_jax.runtime.process import setup_process  # noqa: E402
+from tests.runs import shallow_backbone  # noqa: E402
 
 # A parent such as nohup, or a shell that starts the tests in the background, may ignore signals.
 # The tests of signals need the default handlers, as do the processes that they start.
@@ -60,9 +60,8 @@ setup_process(cache_dir=Path(__file__).parents[1] / ".jax_cache")
 
 @pytest.fixture(scope="module")
 def shallow():
-    """Build the backbone with one block per stage, for a third of the compilation time."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shufflenet_v2, "STAGE_BLOCKS", (1, 1, 1))
+    """Build a shallow backbone in the tests of a module."""
+    with shallow_backbone():
         yield
 
 
