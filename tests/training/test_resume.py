@@ -185,7 +185,7 @@ def test_other_dataset_is_refused_unless_it_is_allowed(tmp_path):
     before = files(workdir)
     config = voc_config(write_voc(tmp_path / "new", "dwxyz"), 2)
     with pytest.raises(
-        UserError, match=r"on other data: 1 of its 4 training images are among the 5 of the config"
+        UserError, match=r"on different data: 1 of its 4 training images are among the 5 of this"
     ):
         train_and_evaluate(config, workdir)
     assert files(workdir) == before
