@@ -106,6 +106,6 @@ class Model(Section):
         fields.require(
             "guidance_channels",
             self.guidance_channels >= 0 and self.guidance_channels % GUIDANCE_GROUPS == 0,
-            f"must be a multiple of {GUIDANCE_GROUPS}, the number of normalization groups, or 0 for "
-            "no guidance",
+            f"must be a multiple of {GUIDANCE_GROUPS}, the number of normalization groups, or 0 "
+            "for no guidance",
         )
