@@ -159,7 +159,9 @@ class Data(Section):
         olds = [old for old, _, _ in pairs]
         fields.require("merge", len(set(olds)) == len(olds), "list each OLD once")
         both = [name for name in self.ignore if name in self.classes]
-        fields.require("ignore", not both, "a name is also in data.classes; list it in only one")
+        fields.require(
+            "ignore", not both, "a class is also in data.classes; list it in only one of the two"
+        )
         formats = [entry.partition(":")[0] for entry in self.sources if entry.partition(":")[2]]
         known = get_args(Format)
         fields.require(

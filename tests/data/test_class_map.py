@@ -186,7 +186,7 @@ def test_classes_of_voc_are_filtered_ordered_and_merged(tmp_path):
         ({"merge": ("a:b", "a:c")}, "data.merge=('a:b', 'a:c'): list each OLD once"),
         (
             {"classes": ("a",), "ignore": ("a",)},
-            "data.ignore=('a',): a name is also in data.classes; list it in only one",
+            "data.ignore=('a',): a class is also in data.classes; list it in only one of the two",
         ),
         ({"sources": ("voc",)}, "data.sources=('voc',): use FORMAT:ROOT, such as voc:cells; "),
         ({"val_fraction": 0.9}, "data.val_fraction=0.9: must be between 0 and 0.5"),

@@ -455,7 +455,9 @@ def test_warnings_before_training_name_a_class_of_one_split_in_yolo(tmp_path):
     config = Config(data=Data(format="yolo", root=str(tmp_path), batch_size=1))
     config.training.warmup_steps = 0
     notes = quick_warnings(config, *(open_source(config, split) for split in COUNTS))
-    assert any("no training boxes for 1 of 3 classes: owl; validation has owl" in note for note in notes)
+    assert any(
+        "no training boxes for 1 of 3 classes: owl; validation has owl" in note for note in notes
+    )
     assert any("no validation boxes for 1 of 3 classes: dog" in note for note in notes)
     config.data.val = "none"
     notes = quick_warnings(config, open_source(config, "train"), None)
