@@ -16,7 +16,7 @@ REPO = Path(__file__).parents[2]
 
 @pytest.fixture
 def config_of(monkeypatch, tmp_path):
-    """Run a command in an empty folder, without its work; return the config that it loads."""
+    """Run a command in an empty folder until it loads its config, and return the config."""
     monkeypatch.chdir(tmp_path)
 
     def call(*arguments):

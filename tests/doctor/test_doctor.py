@@ -101,7 +101,7 @@ def repeat_box(drawn):
     drawn.content["train"]["annotations"].append(twin)
 
 
-# Ten faults: the change that makes it, its kind, and a part of its message.
+# Ten faults: for each, the change that causes it, its kind, and a part of its message.
 CHANGES = {
     "truncated": (
         truncate,
@@ -194,7 +194,7 @@ def test_doctor_without_validation_examines_training_alone(doctor, drawn):
 
 @pytest.fixture
 def faulty(drawn):
-    """Dataset with all ten faults, each on another image."""
+    """Dataset with all ten faults, each on a different image."""
     for position, index in enumerate((3, 4, 5, 6, 8, 10)):  # move their annotations
         drawn.annotation(position)["image_id"] = index + 1
     for change, _, _ in CHANGES.values():
