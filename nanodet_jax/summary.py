@@ -21,7 +21,7 @@ PARTS = ("backbone", "neck", "head", GUIDANCE)  # in the order of computation
 
 
 class Cost(NamedTuple):
-    """Cost of a part of the network, or of several."""
+    """Cost of one or more parts of the network."""
 
     params: int  # learned parameters, without running statistics
     macs: int  # multiply-adds of the convolutions in a forward pass of one image
@@ -42,7 +42,7 @@ class Level(NamedTuple):
 
 
 class Summary(NamedTuple):
-    """Costs and shapes at one input size. C classes, P priors, R bins of a distance."""
+    """Costs and shapes at one input size. C classes, P priors, R bins per distance."""
 
     parts: dict[str, Cost]  # by name, ordered as PARTS; guidance only if the config has it
     levels: tuple[Level, ...]  # finest first
@@ -115,7 +115,7 @@ def summarize(model: config.Model, input_size: tuple[int, int]) -> Summary:
 
 
 def format_summary(summary: Summary) -> str:
-    """Return a table of the parts and one of the levels, as plain text."""
+    """Return a table of the parts and a table of the levels, as plain text."""
     rows = [(name, cost) for name, cost in summary.parts.items() if name != GUIDANCE]
     rows.append(("deployed", summary.deployed))
     rows += [(name, cost) for name, cost in summary.parts.items() if name == GUIDANCE]

@@ -1,4 +1,4 @@
-"""Strict settings of all tests.
+"""Strict settings for all tests.
 
 Warnings are errors (`pyproject.toml`). Ranks and dtypes are never promoted silently. Shapes in the
 signatures of the modules below are checked at run time. This slows down tracing a little, but does
@@ -22,7 +22,7 @@ import jaxtyping
 import optax
 import pytest
 
-# Files that take longest. They run first, so that no core is idle at the end of `pytest -n`.
+# The files that take longest run first, so that no core is idle at the end of `pytest -n`.
 LONGEST = ("test_kill", "test_parity", "test_loop", "test_docs", "test_plus", "test_legacy",
            "test_precision", "test_full_disks", "test_accumulate")  # fmt: skip
 

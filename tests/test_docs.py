@@ -43,7 +43,6 @@ BLOCK = re.compile(r"(?:^<!-- (needs|run by): (.+) -->\n)?^```(\w*)\n((?:.*\n)*?
 LINK = re.compile(r"\]\(([^)\s]+)\)|^\[[^\]]+\]: (\S+)$", re.M)
 TINY_RUN = (*TINY_DATA, "--config.training.steps=2")
 OTHER_PROGRAMS = {"cd", "git", "pre-commit", "pytest"}
-# Phrases that CONTRIBUTING.md asks to avoid.
 
 
 class Block(NamedTuple):

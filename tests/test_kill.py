@@ -1,4 +1,4 @@
-"""One run of `tests/kill.py`; run it with more after changes to checkpoints."""
+"""One run of `tests/kill.py`; run it with more runs after changes to checkpoints."""
 
 import pytest
 

@@ -9,7 +9,7 @@ from nanodet_jax.config.values import Fields, one_of
 Neck = Literal["pan", "ghost_pan"]
 
 BACKBONE_STRIDES = (8, 16, 32)
-# Upper bounds for untrusted weight files. A network at a bound can still be built in 10 seconds.
+# Upper bounds for untrusted weight files. A network at a bound can be built within 10 seconds.
 MODEL_LIMITS = {
     "num_classes": 100_000,
     "channels": 4096,
@@ -98,7 +98,7 @@ class Model(Section):
         fields.require(
             "kernel_size",
             taps <= MAX_TAPS,
-            f"its square times (stacked_convs + neck_blocks) is {taps}, must be at most {MAX_TAPS}",
+            f"its square times (stacked_convs + neck_blocks) is {taps}; the limit is {MAX_TAPS}",
         )
         fields.require(
             "prior_offset", 0 <= self.prior_offset < 1, "must be at least 0 and less than 1"
@@ -106,5 +106,6 @@ class Model(Section):
         fields.require(
             "guidance_channels",
             self.guidance_channels >= 0 and self.guidance_channels % GUIDANCE_GROUPS == 0,
-            f"must be a multiple of {GUIDANCE_GROUPS}, the normalization groups, or 0 for none",
+            f"must be a multiple of {GUIDANCE_GROUPS}, the number of normalization groups, or 0 "
+            "for no guidance",
         )

@@ -1,9 +1,10 @@
 """Assign guidance module of NanoDet-Plus: a larger branch that exists only in training.
 
 Its predictions decide which priors are assigned to which ground truth, because the predictions of
-the small head are still poor. In the first epochs its loss also trains the backbone and the neck.
-Inference does not use it. Reproduces nanodet/model/arch/nanodet_plus.py and
-nanodet/model/head/simple_conv_head.py of https://github.com/RangiLyu/nanodet.
+the small head are poor early in training. In the first epochs the loss of this module also trains
+the backbone and the neck. Inference does not use the module. Reproduces
+nanodet/model/arch/nanodet_plus.py and nanodet/model/head/simple_conv_head.py of
+https://github.com/RangiLyu/nanodet.
 """
 
 from collections.abc import Callable
@@ -21,7 +22,7 @@ from nanodet_jax.models.layers import ConvNormAct, normal
 from nanodet_jax.ops.convolution import Conv
 from nanodet_jax.structures import Predictions
 
-GUIDANCE = "guidance"  # name of the module in the variables, beside backbone, neck and head
+GUIDANCE = "guidance"  # name of the module in the variables, alongside backbone, neck and head
 
 # Builds a neck or a head, given its `name`: a module class, or a `functools.partial` of one.
 NeckFactory = Callable[..., Callable[[list[jax.Array]], list[jax.Array]]]

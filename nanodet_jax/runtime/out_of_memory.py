@@ -2,7 +2,7 @@
 
 They name what was requested, how much memory there is, and a fix.
 
-A computation is dispatched before it runs, so its error may be raised where a result is used.
+A computation is dispatched before it runs, so its error may be raised where its result is used.
 """
 
 import re
@@ -24,7 +24,7 @@ GB = 1e9
 DEVICE_TEXTS = re.compile("RESOURCE_EXHAUSTED|out of memory|OUT_OF_MEMORY", re.IGNORECASE)
 ALLOCATION = re.compile(r"allocat\w+ (?:(\d+) bytes|([\d.]+ ?[KMGT]i?B))", re.IGNORECASE)
 SMALLER = 0.8  # suggested sides of the input, as a fraction of the current ones
-STRIDE = 32  # sides of the input are multiples of it
+STRIDE = 32  # sides of the input must be multiples of this
 
 
 @contextmanager
@@ -137,7 +137,7 @@ def _fixes_of_loader(config: Config) -> list[str]:
 
 
 def _fixes_of_batch(config: Config, training: bool) -> list[str]:
-    """Return flags that reduce the memory of a batch, starting with the least effect on results."""
+    """Return flags that reduce the memory of a batch, those that affect results least first."""
     fixes = []
     batch_size, accumulate = config.data.batch_size, config.training.accumulate
     devices = (config.training.devices or jax.local_device_count()) * jax.process_count()

@@ -1,4 +1,4 @@
-"""Weights that are made to take time or memory: read or rejected within about a second."""
+"""Weights crafted to take time or memory: read or rejected within about a second."""
 
 import os
 import time

@@ -1,4 +1,4 @@
-"""From exports of labeling programs to a trained and evaluated run, by the command line."""
+"""From exports of labeling programs to a trained and evaluated run, on the command line."""
 
 import json
 

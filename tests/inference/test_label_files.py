@@ -19,7 +19,7 @@ LABELS = np.array([2, 0, 1], np.int32)
 
 @pytest.fixture
 def files(tmp_path):
-    """Images in a folder and in a folder in it, one of them rotated by its EXIF orientation."""
+    """Images in a folder and in its subfolder, one of them rotated by its EXIF orientation."""
     photos = tmp_path / "photos"
     return [
         write_image(photos / "a.png"),

@@ -261,7 +261,7 @@ def test_deployed_network_ignores_the_guidance(monkeypatch, tmp_path):
     like = strip_guidance(shapes("plus"))
     assert_same(torch_names.convert(entries, like), strip_guidance(variables))
     assert_same(torch_names.convert(without_guidance(entries), like), strip_guidance(variables))
-    # Of a whole one it must all be there, and nothing but it may be too much.
+    # For a network with guidance, all entries of the guidance are required, and nothing else.
     message = fails(without_guidance(entries), "missing: aux_", name="plus")
     assert "left over" not in message and "other shape" not in message
     for name in ("aux_head.scales.4.scale", "aux_scales.0.scale", "aux_fpn"):
@@ -338,7 +338,7 @@ def test_load_matching_reports_new_variables():
     same, report = torch_names.load_matching(entries, fresh, num_bins=BINS)
     assert_same(same, drawn(shapes("shared")))
     assert report.box_rows == report.new == []
-    # With another width of the neck, every layer of that width is new; no rows are loaded.
+    # With a neck of a different width, every layer of that width is new; no rows are loaded.
     wider = config.Model(num_classes=5, width=0.5, channels=36, stacked_convs=1, reg_max=4)
     fresh = drawn(abstract_variables(build_model(wider)), seed=1)
     taken, report = torch_names.load_matching(entries, fresh, num_bins=BINS)

@@ -1,4 +1,4 @@
-"""Settings of the whole process: import and detection change none, `setup_process` all."""
+"""Process-wide settings: importing and detecting change none, `setup_process` changes all."""
 
 import json
 import os

@@ -303,7 +303,7 @@ def test_run_with_another_config_is_not_resumed(unbroken, what):
     else:
         OTHERS[what](config)
     names = image_names(source, open_source(config, "val"))
-    with pytest.raises(UserError, match=f"{workdir} holds a run with {what} .*another --workdir"):
+    with pytest.raises(UserError, match=f"{workdir} holds a run with {what} .*different --workdir"):
         check_same_run(workdir, previous_leg(workdir), config, classes, names)
 
 

@@ -18,7 +18,7 @@ CLASSES = ("cat", "dog")
 
 
 def boxes_of(root: Path, *box: object) -> np.ndarray:
-    """Read back the boxes of an image that is annotated with one."""
+    """Read back the boxes of an image that is annotated with a single box."""
     write_voc_split(root, "train", {"a": voc_xml(("cat", *box))})
     return VocSource(root, "train", CLASSES)[0].boxes
 
@@ -49,7 +49,7 @@ def test_voc_records_have_labels_boxes_and_image_of_the_xml(tmp_path):
     [
         # As in the original, the corner moves in and the width stays.
         ((-5, -3, 20, 30), [[0, 0, 25, 33]]),
-        # The width is limited to that of the image, but not the right edge.
+        # The width is limited to the image's width, but the right edge is not limited.
         ((50, 40, 400, 500), [[50, 40, 150, 120]]),
         ((5, 5, 5.5, 30), []),
         ((5, 5, 5, 5), []),

@@ -10,7 +10,7 @@ Check = Callable[[], Worst]
 
 
 def find_checks(folder: Path, weights: Path, images: Path) -> Iterator[tuple[str, Check | None]]:
-    """Yield name and check of every fixture in `folder`; None where this project lacks the part."""
+    """Yield name and check of every fixture in `folder`; None if this project lacks the part."""
     from tests.tools.parity_checks import assignment, data, detections, networks
 
     for path in sorted(folder.iterdir()):

@@ -58,7 +58,7 @@ def manifest_of(path: Path) -> dict[str, list[int]]:
 
 
 def is_supported(names: Collection[str]) -> bool:
-    """Return whether a state_dict is of a NanoDet or NanoDet-Plus with ShuffleNetV2."""
+    """Return whether a state_dict belongs to a NanoDet or NanoDet-Plus with ShuffleNetV2."""
     return "backbone.stage2.0.branch2.0.weight" in names and (
         "fpn.reduce_layers.0.conv.weight" in names
         or all(name.startswith(("backbone.", "head.", "fpn.lateral_convs.")) for name in names)
@@ -172,7 +172,7 @@ def training_expectations(fixture) -> dict[str, Expected]:
     for name, norm in norms.items():
         if re.fullmatch(torch_names.UNUSED_IF_SHARED, name) and norm == 0:
             continue
-        # A bias before a batch norm has gradient zero. The recorded value is noise of some 1e-8 of
+        # A bias before a batch norm has gradient zero. The recorded value is noise of about 1e-8 of
         # the largest norm, and this project's must be as small.
         noise = norm < 1e-6 * largest
         value = Expected(norm, 1e-6, largest) if noise else relative(norm, 1e-3)
