@@ -25,7 +25,7 @@ GAP = 4  # pixels between the images of a grid
 THRESHOLD = 0.35  # lowest score that is drawn by default
 # The detector suppresses boxes within each class only, so it may find several classes for one
 # object. Drawn boxes are also suppressed across classes. Two boxes count as the same object if
-# their iou exceeds the threshold at which VOC and COCO's AP50 match a detection to an object.
+# their IoU exceeds the threshold at which VOC and COCO's AP50 match a detection to an object.
 IOU_THRESHOLD = 0.5
 # OpenCV 4 draws each byte of a non-ASCII letter as a question mark; OpenCV 5 draws the letter.
 DRAWS_UNICODE = int(cv2.__version__.split(".")[0]) >= 5

@@ -136,7 +136,7 @@ def _draw(
     picture: Path,
     args: argparse.Namespace,
 ) -> ImageDetections:
-    """Draw and count the objects in one image; return the drawn ones."""
+    """Draw and count the objects in one image; return those drawn."""
     found = result.filter(threshold=args.threshold)
     chosen = visualize.select_detections(
         found.boxes, found.scores, args.threshold, draw_all=args.draw_all

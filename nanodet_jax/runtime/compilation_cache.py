@@ -102,7 +102,7 @@ def check_folder(folder: Path) -> None:
 
 
 def _is_foreign(status: os.stat_result, reachable: bool = True) -> bool:
-    """Return whether a user other than root and this user owns a file, or can write to it."""
+    """Return whether a user other than root or this user owns a file, or can write to it."""
     if not hasattr(os, "geteuid"):
         return False
     others = 0o002 if _is_private_group(status.st_gid) else 0o022
