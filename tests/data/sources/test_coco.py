@@ -128,7 +128,7 @@ FAULTS = {
     "wrong list": (lambda c: c.update(images=[3]), "not in COCO format: .* named 'images'"),
     "missing file": (
         lambda c: c["images"][0].update(file_name="gone.png"),
-        "1 of 2 images are missing, such as 'gone.png' (image 42)",
+        r"1 of 2 images are missing, such as 'gone.png' \(image 42\)",
     ),
 }
 
