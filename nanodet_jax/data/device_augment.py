@@ -24,11 +24,11 @@ def warp_batch(
     input_size: tuple[int, int],
     shrinks: bool,
 ) -> jax.Array:
-    """Warp images like `transforms.warp_image`: the first of two programs.
+    """Warp images as `transforms.warp_image` does. This is the first of two compiled programs.
 
     Args:
       raw: B images.
-      stored: [N, Hc, Wc, 3] uint8, canvases of all images, if `raw` has indices instead.
+      stored: [N, Hc, Wc, 3] uint8, canvases of all images, if `raw` contains indices instead.
       input_size: H, W.
       shrinks: whether `raw.shrunk` may differ from `raw.sizes`; False omits the averaging.
 
@@ -58,7 +58,7 @@ def color_batch(
     mean: tuple[float, float, float],
     std: tuple[float, float, float],
 ) -> jax.Array:
-    """Transform the colors of warped images, and normalize them: the second program.
+    """Transform the colors of warped images, and normalize them. This is the second program.
 
     It is separate because XLA on a CPU would otherwise repeat the warp for each use of a pixel.
 

@@ -54,7 +54,7 @@ def non_maximum_suppression(
       pre_nms_topk: K, or all pairs if there are fewer.
 
     Returns:
-      Detections of N slots, best first.
+      Detections in N slots, best first.
     """
     # 1. The candidates: the K best pairs of prior and class above the score threshold.
     num_priors, num_classes = scores.shape

@@ -157,7 +157,7 @@ def test_labels_of_an_earlier_run_are_an_error_before_anything_is_written(
     code, lines = predict(*arguments)
     assert code == 2
     assert lines == [
-        f"error: {out / 'labels'}: exists, and corrections in it would be lost; use another "
+        f"error: {out / 'labels'}: exists, and corrections in it would be lost; use a different "
         "--out, or move this file"
     ]
     assert (out / "labels" / "a.txt").read_text() == "0 .5 .5 .5 .5\n"

@@ -113,7 +113,7 @@ def test_classes_without_boxes_are_left_out_on_request():
         ),
         (
             Data(ignore=("cat", "dog", "cow", "owl")),
-            "config.data: leaves none of the classes cat, dog, cow, owl",
+            "config.data: excludes all of the classes cat, dog, cow, owl",
         ),
     ],
 )

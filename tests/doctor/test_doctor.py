@@ -111,7 +111,7 @@ CHANGES = {
     "missing": (
         lambda d: d.image(1).unlink(),
         FaultKind.MISSING,
-        "train-000001.png' of image 2",
+        "train-000001.png' (image 2)",
     ),
     "another size": (
         another_size,

@@ -239,7 +239,7 @@ PTH = {
     ),
     "pickle without an archive": (
         lambda p, c: p.write_bytes(pickle.dumps(Canary(c))) and p,
-        "is not a zip archive written by torch.save",
+        "is neither a zip archive written by torch.save",
     ),
 }
 NPZ = {

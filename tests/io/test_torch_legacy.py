@@ -139,7 +139,7 @@ def test_list_becomes_a_mapping_only_once():
 BAD = {
     "version": (
         {"version": 1000},
-        "is not a zip archive written by torch.save, nor ",
+        "is neither a zip archive written by torch.save nor ",
     ),
     "machine": ({"machine": 3}, "written on a big-endian machine"),
     "big-endian": ({"machine": {"little_endian": False}}, "written on a big-endian machine"),
@@ -148,8 +148,8 @@ BAD = {
     "missing key": ({"keys": []}, "it has no storage '0'"),
     "unknown key": ({"keys": ["0", "x"]}, "storage 'x' is unexpected"),
     "key twice": ({"keys": ["0", "0"]}, "storage '0' is unexpected"),
-    "count": ({"counts": {"0": 3}}, "storage '0' does not have its length"),
-    "huge count": ({"counts": {"0": 2**62}}, "storage '0' does not have its length"),
+    "count": ({"counts": {"0": 3}}, "storage '0' has the wrong length"),
+    "huge count": ({"counts": {"0": 2**62}}, "storage '0' has the wrong length"),
     "view of a storage": ({"view": ("0", 0, 2)}, "damaged pickle .*persistent id"),
 }
 

@@ -282,5 +282,5 @@ def test_yolo_image_without_label_file_has_no_boxes(root):
         decode(source[2])
     for labels in (root / "labels/train").iterdir():
         labels.unlink()
-    with pytest.raises(UserError, match=r"none of 3 images has a label.*labels/train/a\.txt"):
+    with pytest.raises(UserError, match=r"none of the 3 images has a label.*labels/train/a\.txt"):
         YoloSource(root, "train")
