@@ -184,8 +184,8 @@ def check_pixels(mean: Values, std: Values, augment: Augment | None = None) -> N
     reach = max((at_most + abs(m) / 255) / (s / 255) for m, s in zip(mean, std))
     if not reach <= MAX_PIXEL:
         raise UserError(
-            f"config.data.mean={tuple(mean)}, config.data.std={tuple(std)}: pixels would reach "
-            f"{reach:.0e}; use values from 0 to 255, and a std of about 50"
+            f"config.data.mean={tuple(mean)}, config.data.std={tuple(std)}: normalized pixels "
+            f"would reach {reach:.0e}; use a mean from 0 to 255 and a std of about 50"
         )
     if augment is None:
         return

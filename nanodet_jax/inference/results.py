@@ -184,7 +184,7 @@ class ImageDetections:
         return {"height": height, "width": width, "objects": [one.to_dict() for one in self]}
 
     def _repr_png_(self) -> bytes | None:
-        """Return the drawn image as PNG, which notebooks show; None if it is not available."""
+        """Return the drawn image as a PNG for notebooks; None if it cannot be drawn."""
         try:
             drawn = self.draw()
         except UserError:

@@ -135,7 +135,7 @@ def _mask(rng: np.random.Generator, size: int, label: int) -> np.ndarray:
 def _distinct_color(rng: np.random.Generator, others: list[np.ndarray]) -> np.ndarray:
     """Return the random color most distinct from all `others`: uint8 [3].
 
-    The distance of two colors is their difference in the channel that differs most.
+    The distance between two colors is their difference in the channel that differs most.
     """
     candidates = rng.integers(0, 256, (COLOR_CANDIDATES, 3))
     distances = np.abs(candidates[:, None] - np.stack(others)).max(axis=2)

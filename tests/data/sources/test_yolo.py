@@ -230,7 +230,7 @@ FAULTS = {
     "class too high": (
         "3 .5 .5 .25 .5",
         FaultKind.CLASSES,
-        r"unknown class 3; names .* 0 to 2",
+        r"unknown class 3; `names` in .* 0 to 2",
     ),
     "class too low": ("-1 .5 .5 .25 .5", FaultKind.CLASSES, "unknown class -1"),
     "half a class": ("1.5 .5 .5 .25 .5", FaultKind.CLASSES, "unknown class 1.5"),
