@@ -37,7 +37,7 @@ class RawBatch(NamedTuple):
 
     canvases: UInt8[Array, "B Hc Wc 3"] | Int32[Array, "B"]  # BGR
     sizes: Int32[Array, "B 2"]  # height and width of the image on its canvas
-    shrunk: Int32[Array, "B 2"]  # size after the first, averaging downscale; or `sizes`
+    shrunk: Int32[Array, "B 2"]  # size after downscaling by averaging, or `sizes` if none is needed
     inverse_warps: Float32[Array, "B 3 3"]  # from input pixel indices to shrunk image indices
     filled: Int32[Array, "B 2"]  # height and width of the input that the image fills
     colors: Float32[Array, "B 3"]  # brightness, contrast, saturation

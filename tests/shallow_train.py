@@ -1,6 +1,7 @@
 """`train.py` with one block per stage of the backbone, for tests that start many processes.
 
-The network then compiles in a third of the time. Its files and signals are those of `train.py`.
+The network then compiles in a third of the time. It writes the same files
+and handles signals in the same way.
 """
 
 import sys

@@ -35,7 +35,7 @@ class Section:
 
 
 def unknown_field(path: str) -> str:
-    """Return the error text for an unknown field, with similar fields or those of its section.
+    """Return an error that names fields similar to an unknown one, or all fields of its section.
 
     Args:
       path: full name, such as "config.training.epoch".

@@ -63,7 +63,7 @@ def shown_size(image: bytes | Path) -> tuple[int, int] | None:
 
 
 def imdecode(data: bytes, flags: int) -> np.ndarray | None:
-    """Decode an image with OpenCV: uint8 BGR [height, width, 3], or None if that is impossible."""
+    """Decode an image with OpenCV: uint8 BGR [height, width, 3], or None if it fails."""
     try:
         return cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     except cv2.error as error:  # raised for empty data or too many pixels

@@ -158,7 +158,7 @@ def _hash(name: str, seed: int) -> bytes:
 
 
 def read_split(workdir: Path, data: Data) -> set[str] | None:
-    """Return the names of the validation images in `split.json`, or None if there is no such file.
+    """Return the names of the validation images in `split.json`; None if the file does not exist.
 
     Raises:
       UserError: if the file is damaged, or contains a different `val_fraction` or `val_seed`.

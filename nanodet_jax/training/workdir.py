@@ -20,7 +20,7 @@ from nanodet_jax.terminal import join_first
 
 DATA = "data.json"  # names of the images of the current leg
 DATA_LIMIT = 1 << 28  # bytes; enough for the names of a million images
-SAME_DATA = 0.5  # minimum fraction of the previous training images that the same data contains
+SAME_DATA = 0.5  # data with fewer of the previous training images, as a fraction, is different
 # Fields that do not affect what is trained.
 IGNORED_FIELDS = ("config.training.resume", "config.distributed.process_index")
 

@@ -54,8 +54,7 @@ def test_search_finds_names_and_meanings(printed):
     [
         (["--search=leanring_rate"], "--search=leanring_rate: no field matches; did you mean "
                                      "--config.training.learning_rate?"),
-        (["--search=xyzzy"], "--search=xyzzy: no field matches; omit --search to see all "
-                             "fields"),
+        (["--search=xyzzy"], "--search=xyzzy: no field matches; omit it to see all fields"),
         (["vok"], "vok: no such config; did you mean voc? use a file, or one of coco, custom, "
                   "shapes, voc, yolo"),
     ],

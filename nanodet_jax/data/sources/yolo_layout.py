@@ -27,7 +27,7 @@ EXAMPLE = "{train: images/train, val: images/val, names: [cat, dog]}"
 
 
 class LabeledImage(NamedTuple):
-    """Image and its label file; `labels` is None if there is no such file: no boxes."""
+    """Image and its label file. Without a label file, `labels` is None, and there are no boxes."""
 
     id: int  # from 1, in the order of names
     name: str  # relative to the folder of data.yaml, with /
