@@ -1,4 +1,4 @@
-"""Evaluate weights or a run on the validation images of a config: the same as `nanodet-jax eval`.
+"""Evaluate weights or a run on the validation images of a config; same as `nanodet-jax eval`.
 
     python eval.py --config configs/shapes.py --workdir runs/shapes
     python eval.py --config configs/coco.py --weights nanodet-m_320.pth --out runs/published

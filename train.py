@@ -1,4 +1,4 @@
-"""Train a detector, or resume a run: the same as `nanodet-jax train`.
+"""Train a detector, or resume a run; equivalent to `nanodet-jax train`.
 
     python train.py --config configs/shapes.py
     python train.py --config configs/coco.py:nanodet-m_416 --workdir runs/m --config.data.workers=8

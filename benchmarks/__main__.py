@@ -54,7 +54,7 @@ def parse() -> argparse.Namespace:
     add("--precision", action="append", choices=get_args(Precision),
         help="may be repeated; default: float32, and bf16 on accelerators")
     add("--only", default="", metavar="REGEX",
-        help="measure only rows whose names contain a match")
+        help="measure only rows whose names match this expression")
     add("--quick", action="store_true",
         help="measure only the most informative rows, for a second each")
     add("--seconds", type=float, default=3.0, help="minimum time to measure a row; default: 3")
@@ -67,7 +67,7 @@ def parse() -> argparse.Namespace:
     add("--images", type=Path, metavar="FOLDER", help="photographs, for rows that read data")
     add("--annotations", type=Path, metavar="FILE", help="COCO annotation file of --images")
     add("--cache", type=Path, metavar="FOLDER",
-        help="compiled programs; default: the folder of train.py")
+        help="folder of compiled programs; default: the one that train.py uses")
     add("--json", type=Path, metavar="FILE", help="write the results to this file")
     add("--from", type=Path, dest="measured", metavar="FILE",
         help="measure nothing; print the rows of a file written by --json")
@@ -95,14 +95,14 @@ def find_reference(args: argparse.Namespace) -> Reference:
 def measure(args: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Row]]:
     """Measure and print all rows of the table; return the machine and the rows.
 
-    A task that fails is printed, and the next one runs.
+    If a task fails, print its error and run the next one.
 
     Raises:
       UserError: if the value of a flag cannot be used.
     """
     setup_process(args.cache)
     cache = Path(jax.config.jax_compilation_cache_dir).resolve()  # type: ignore[attr-defined]
-    # In another process: if this process initialized the device, it would have less free memory.
+    # In a separate process: initializing the device here would leave less memory for the tasks.
     machine = run_in_new_process(describe_machine, cache=cache)
     accelerator = machine["platform"] != "cpu"
     scale = ON_ACCELERATOR if accelerator else ON_CPU

@@ -1,10 +1,10 @@
-"""Assignment and loss of NanoDet-Plus: this project's class cost and a direct one with [P, G, C].
+"""Assignment and loss of NanoDet-Plus: this project's class cost, and one with [P, G, C] arrays.
 
 Dimensions: B batch, P priors, G ground-truth slots, C classes.
 
 Three forms of the same cost run in turn, so that a busy machine slows all of them equally:
 
-- ours: `dynamic_soft_label.assignment_cost`, without an array of [P, G, C];
+- ours: `dynamic_soft_label.assignment_cost`, without an array of shape [P, G, C];
 - direct, fused by XLA: with such an array, which XLA need not store;
 - direct, materialized: stores the array, as the original does.
 
@@ -89,7 +89,7 @@ FORMS: dict[str, Callable] = {
 
 
 def with_cost(function: Callable, cost: Callable) -> Callable:
-    """Return a new function that uses another cost in the assigner, so that `jit` retraces it."""
+    """Return a new function that uses this cost in the assigner; `jit` traces it separately."""
 
     def patched(*args):
         with mock.patch.object(dynamic_soft_label, "assignment_cost", cost):
@@ -120,7 +120,7 @@ def random_predictions(batch: int, priors: int, classes: int) -> tuple[Predictio
 
 
 def random_truth(batch: int, slots: int, classes: int, size: int) -> GroundTruth:
-    """Draw ground truth in which every slot has an object of 3 to 50 percent of the side."""
+    """Draw ground truth: in every slot, a box whose sides are 3 to 50 percent of the input's."""
     random = np.random.default_rng(1)
     corner = random.uniform(0, 0.8 * size, (batch, slots, 2))
     extent = random.uniform(0.03 * size, 0.5 * size, (batch, slots, 2))
@@ -154,9 +154,9 @@ class Program(NamedTuple):
 def build(function: Callable, *args: Any) -> Program:
     """Compile a function, and run it once if there is enough memory.
 
-    `temp_mb` is the memory that the compiler plans for temporaries, `total_mb` includes arguments
-    and results. `peak_mb` is the peak memory of the device so far, if the device reports it.
-    Therefore, build programs in increasing order of memory.
+    `temp_mb` is the memory that the compiler plans for temporaries; `total_mb` also includes
+    arguments and results. `peak_mb` is the peak memory of the device so far, if the device reports
+    it. Therefore, build programs in increasing order of memory.
     """
     jitted: Any = backend.jit(function)
     compiled = jitted.lower(*args).compile()

@@ -27,7 +27,7 @@ def first_step(workload: Workload, started: float) -> Row:
 
 
 def cold_and_warm(workload: Workload, cache: Path) -> dict[str, Row]:
-    """Return a row for an empty and a filled cache. Add the programs to `cache` for later rows."""
+    """Return rows for an empty and a filled cache. Add the programs to `cache` for later rows."""
     with tempfile.TemporaryDirectory() as folder:
         empty = Path(folder)
         rows = {

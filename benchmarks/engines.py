@@ -1,7 +1,7 @@
 """Inference on one image, compared with other engines, on one core and on all cores.
 
 The engines are PyTorch (eager), ONNX Runtime and ncnn. They run the original's network in float32,
-alternately with this project's network. They need a checkout of the original and a Python with
+alternately with this project's network. They need a checkout of the original, and a Python with
 `torch onnx onnxruntime ncnn pnnx`.
 """
 
@@ -27,7 +27,7 @@ def compare(
 
     Call it in a new process: it restricts the process to `cores`.
     """
-    os.sched_setaffinity(0, cores)  # before XLA counts the cores; child processes inherit it
+    os.sched_setaffinity(0, cores)  # before XLA counts the cores; child processes inherit this
     ours = network(workload)[""]
     with ExitStack() as stack:
         runs = {"": timed(ours.run)}

@@ -36,7 +36,7 @@ def random_boxes(random: np.random.Generator, count: int) -> np.ndarray:
 
 
 def random_truth(images: int) -> dict[str, Any]:
-    """Draw the ground truth of this number of images, as the content of a COCO file."""
+    """Draw the ground truth for this number of images, as the content of a COCO file."""
     random = np.random.default_rng(0)
     counts = random.multinomial(round(OBJECTS * images), np.full(images, 1 / images))
     records = []
@@ -90,7 +90,7 @@ def benchmark(images: int, detections: int, runs: int) -> dict[str, dict[str, fl
 
     Args:
       images: number of images.
-      detections: number of detections in each.
+      detections: number of detections in each image.
       runs: number of runs to take the median of; pycocotools runs once.
 
     Returns:

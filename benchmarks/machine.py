@@ -24,7 +24,7 @@ DEVICE_LIMITS = {
 }
 
 # Bytes that an image of 320 x 320 moves through the device's memory in float32, by config, if
-# element-wise operations are fused with their producers. In bf16, it is half as many.
+# element-wise operations are fused with their producers. In bf16, the number is half as large.
 TRAFFIC = {
     "nanodet-m_320": {"training": 348e6, "inference": 100e6},
     "nanodet-plus-m_320": {"training": 777e6},

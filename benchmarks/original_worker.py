@@ -30,7 +30,7 @@ OPTIONAL = ("pytorch_lightning", "lightning_fabric", "torchvision", "matplotlib"
 
 
 class _MockFinder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Import finder that mocks modules of OPTIONAL that are not installed."""
+    """Import finder that mocks the modules in OPTIONAL that are not installed."""
 
     def find_spec(
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None

@@ -1,4 +1,4 @@
-"""Processes to measure in: each has its own memory peak, and loads its programs from the cache.
+"""Processes for measurements: each has its own memory peak, and loads programs from the cache.
 
 A process that has compiled a program does not time it: its peak memory includes the compiler's, and
 a heap fragmented by the compiler can make it slower than a process that loads the program.
@@ -48,7 +48,7 @@ def run_with_warm_cache(function: Callable[..., Any], *args: Any, cache: Path) -
     """Run `function(*args, require_cached)` in a new process that finds its programs in the cache.
 
     With `require_cached`, the function raises `CacheMiss` if it had to compile. It is then called
-    again, in another process and without `require_cached`.
+    again, in a new process and without `require_cached`.
     """
     try:
         return run_in_new_process(function, *args, True, cache=cache)

@@ -42,7 +42,7 @@ class Reference(NamedTuple):
         """Check that the original can run.
 
         Raises:
-          UserError: if the checkout is not one of the original, or a required module is missing.
+          UserError: if this is not a checkout of the original, or a required module is missing.
         """
         if not (self.checkout / "nanodet" / "model").is_dir():
             raise UserError(f"--reference {self.checkout}: not a checkout of the original NanoDet")
@@ -59,7 +59,7 @@ class Reference(NamedTuple):
 
 
 class Original:
-    """The original's network on the same batch, to run alternately with this project's.
+    """The original's network on the same batch, to run alternately with this project's network.
 
     Args:
       reference: the original.
@@ -67,7 +67,7 @@ class Original:
       workload: must have a counterpart in CONFIGS.
 
     Attributes:
-      memory: peak memory of the process, from `timing.peak_resident_mb`; set when it has ended.
+      memory: peak memory of the process, from `timing.peak_resident_mb`; set on exit.
 
     Raises:
       UserError: if there is no counterpart, or the process fails.
@@ -106,7 +106,7 @@ class Original:
 
     def __exit__(self, *_: object) -> None:
         self.memory = peak_resident_mb(self._process.pid)
-        self._process.communicate()  # closes its input, which ends the process
+        self._process.communicate()  # closes stdin, which ends the process
         self._errors.close()
         self._folder.cleanup()
 

@@ -17,7 +17,7 @@ class Column(NamedTuple):
     number_format: str
 
 
-# By the keys of a row. Other keys of a row are only in the JSON.
+# Columns by row key. Other row keys appear only in the JSON file.
 COLUMNS = {
     "wall_ms": Column("ms", ".1f"),
     "wall_min_ms": Column("min", ".1f"),
@@ -83,7 +83,7 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Row]]:
     """Read the machine and the rows from a file that `write` wrote.
 
     Raises:
-      UserError: if it is not such a file.
+      UserError: if the file was not written by `write`.
     """
     try:
         content = json.loads(path.read_text())

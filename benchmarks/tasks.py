@@ -94,7 +94,7 @@ def _timed(
 
 
 def _step(settings: Settings, workload: Workload) -> Iterator[Task]:
-    """Yield the step, its compilation and its parts; assignment and loss by number of slots."""
+    """Yield tasks for the step, its compilation and its parts, and for assignment by slots."""
     timed, batch = partial(_timed, settings), workload.batch
     yield Task(
         f"{workload.label}: first step, batch {batch}",
@@ -112,7 +112,7 @@ def _step(settings: Settings, workload: Workload) -> Iterator[Task]:
 
 
 def _inference(settings: Settings, workload: Workload) -> Iterator[Task]:
-    """Yield inference on images on the device, and on image files, by batch size."""
+    """Yield tasks for inference on images on the device, and on image files, by batch size."""
     files = partial(inference.files_to_boxes, folder=settings.files)
     for batch in settings.scale.batches[: 1 if settings.quick else None]:
         at = replace(workload, batch=batch)
@@ -123,7 +123,7 @@ def _inference(settings: Settings, workload: Workload) -> Iterator[Task]:
 
 
 def _training(settings: Settings, workload: Workload, detailed: bool) -> Iterator[Task]:
-    """Yield `train.py` with a cache; if `detailed`, also without it, and augmentation alone."""
+    """Yield tasks for `train.py` with a cache; if `detailed`, also without, and augmentation."""
     if detailed:
         pixels = partial(
             loader.augment_on_device, data=settings.data(settings.scale.data_mode, settings.cpus)
@@ -146,7 +146,7 @@ def _training(settings: Settings, workload: Workload, detailed: bool) -> Iterato
 
 
 def _growth(settings: Settings, workload: Workload) -> Iterator[Task]:
-    """Yield the step by batch size and by input size."""
+    """Yield tasks for the step by batch size and by input size."""
     timed, batch = partial(_timed, settings), workload.batch
     for count in settings.scale.batches:
         if count != batch:
@@ -159,7 +159,7 @@ def _growth(settings: Settings, workload: Workload) -> Iterator[Task]:
 
 
 def _loader(settings: Settings) -> Iterator[Task]:
-    """Yield the data loader by number of workers, and with a cache."""
+    """Yield tasks for the data loader by number of workers, and with a cache."""
     file, cpus = settings.configs[0], settings.cpus
     workers = sorted({2**i for i in range(cpus.bit_length())} | {cpus})
     rows = [(UNCACHED, count) for count in workers] + [(RAM_CACHE, cpus), (DEVICE_AUGMENT, cpus)]

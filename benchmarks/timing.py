@@ -50,7 +50,7 @@ def timed(run: Callable[[], Any]) -> Callable[[], Times]:
 
 
 def alternate(runs: Mapping[str, Callable[[], Times]], repeats: Repeats) -> dict[str, list[Times]]:
-    """Time all programs alternately, so that other work on the machine slows all equally."""
+    """Time all programs alternately, so that other work on the machine slows them all equally."""
     times: dict[str, list[Times]] = {name: [] for name in runs}
     end = time.perf_counter() + repeats.seconds * len(runs)
     for done in range(repeats.max_runs if runs else 0):
@@ -114,8 +114,8 @@ def planned_mb(compiled: Any) -> float:
 def peak_resident_mb(process: int | str = "self") -> Row:
     """Return the peak resident memory of a process so far, in MB; an empty row if it is unknown.
 
-    Linux counts from the start of the process's program. `getrusage` would include the memory that
-    the parent had when it started the process.
+    Linux counts from the moment when the process starts its program. `getrusage` would include the
+    memory that the parent had when it started the process.
     """
     try:
         status = Path(f"/proc/{process}/status").read_text()

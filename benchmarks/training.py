@@ -34,7 +34,7 @@ def follow(flags: list[str], cache: Path) -> Generator[LogLine]:
     The run is then stopped with SIGTERM: it saves but does not evaluate.
 
     Raises:
-      UserError: with the last line of its output, if the run ends by itself.
+      UserError: with the last line of the run's output, if the run ends by itself.
     """
     with tempfile.TemporaryDirectory() as folder:
         workdir, log = Path(folder, "run"), Path(folder, "log.txt")

@@ -6,9 +6,9 @@
         --config.data.val_images=coco/val2017 \\
         --config.data.val_annotations=coco/annotations/instances_val2017.json
 
-Cost: an epoch of about 117,266 images has 610 steps of 192 images for nanodet-m, and 1,221 steps of
-96 images for nanodet-plus-m. The expected AP on val2017 is the one that the original reports, see
-below. The original starts from a backbone pretrained on ImageNet; here, set
+Cost: an epoch of 117,266 images has 610 steps of 192 images for nanodet-m, and 1,221 steps of
+96 images for nanodet-plus-m. The expected AP on val2017, listed below, is the value that the
+original reports. The original starts from a backbone pretrained on ImageNet; here, set
 `--config.training.init_weights`.
 
     variant             input  epochs  AP    GMAC   parameters
@@ -18,8 +18,8 @@ below. The original starts from a backbone pretrained on ImageNet; here, set
     nanodet-m-1.5x      320    280     23.5  0.696  2.07 M
     nanodet-m-1.5x_416  416    280     26.8  1.177  2.07 M
 
-NanoDet-Plus, with the parameters of the deployed network and of the network that is trained, which
-includes the guidance module:
+NanoDet-Plus, with the parameters of the deployed network and of the trained network, which includes
+the guidance module:
 
     nanodet-plus-m_320       320  300  27.0  0.451  1.20 M  4.33 M
     nanodet-plus-m_416       416  300  30.4  0.762  1.20 M  4.33 M
@@ -129,7 +129,7 @@ def make_plus(config: Config) -> None:
 
 
 def get_config(variant: str = "nanodet-m_320") -> Config:
-    """Return the config of one of VARIANTS. All others are modifications of the first variant."""
+    """Return the config of one of VARIANTS. All variants are modifications of the first one."""
     config = Config(
         name="nanodet-m_320",
         input_size=(320, 320),

@@ -8,8 +8,8 @@
         --config.training.init_weights=nanodet-m_320.pth
 
 FOLDER has one of the layouts that `docs/training.md` lists, such as a Roboflow export. The json
-file defines the classes. `configs/custom.py:nanodet-plus-m` with nanodet-plus-m_320.pth
-trains NanoDet-Plus, which is more accurate and several times slower to train.
+file defines the classes. `configs/custom.py:nanodet-plus-m` with nanodet-plus-m_320.pth trains
+NanoDet-Plus, which is more accurate but takes several times as long to train.
 
 Cost: 1,000 images are 62 steps per epoch. With nanodet-m, 40 epochs take about 20 minutes on two
 CPU cores and a few minutes on a GPU. Expected AP: see `configs/voc.py` for an example.

@@ -7,16 +7,16 @@ Both variants train for 900 steps of 16 images. For nanodet-m-tiny that takes le
 minutes on two CPU cores, compilation included. A step of nanodet-plus-m-tiny takes about twice as
 long, because its guidance branch is trained too. Measured AP with seed 0:
 
-| variant | multiply-adds per image | AP | AP of 1250 steps on 4000 images |
+| variant | multiply-adds per image | AP | AP after 1250 steps on 4000 images |
 |---|---|---|---|
 | `nanodet-m-tiny` | 23 million | 0.789 | 0.821 |
-| `nanodet-plus-m-tiny` | 29 million | not measured | 0.846 |
+| `nanodet-plus-m-tiny` | 29 million | 0.796 | 0.846 |
 
-Earlier versions trained 1250 steps on harder data, and nanodet-m-tiny reached AP 0.57. Images had
-up to 6 shapes instead of 4, shapes were as small as 0.12 of the image side instead of 0.2, up to
-40% of a shape could be hidden instead of 15%, and neighboring shapes could have similar colors.
-On the current data, changes to the recipe matter little: with 2500 steps of 8 images
-and a learning rate of 1.5e-3, AP is 0.834 with seed 0.
+Earlier versions trained for 1250 steps on harder data, and nanodet-m-tiny reached AP 0.57. Images
+had up to 6 shapes instead of 4, shapes were as small as 0.12 of the image side instead of 0.2, up
+to 40% of a shape could be hidden instead of 15%, and neighboring shapes could have similar colors.
+On the current data, changes to the recipe matter little: with 2500 steps of 8 images and a
+learning rate of 1.5e-3, AP is 0.834 with seed 0.
 """
 
 from nanodet_jax.config import Assigner, Augment, Compat, Config, Data, Model, Training

@@ -15,7 +15,7 @@ EPSILON = 1e-6  # lower bound for unions and enclosing areas, as in the original
 
 
 class Priors(NamedTuple):
-    """Points that each predict a box, from the finest level on, row by row within a level."""
+    """Points that each predict a box, ordered by level, finest first, and by row in a level."""
 
     centers: Float32[np.ndarray, "P 2"]  # x and y in input pixels
     strides: Float32[np.ndarray, "P"]  # pixels
@@ -72,7 +72,7 @@ def distances_to_boxes(
 def boxes_to_distances(
     points: Float[Array, "*#n 2"], boxes: Float[Array, "*#n 4"]
 ) -> Float[Array, "*#n 4"]:
-    """Return the distances from points to the sides of boxes; negative for a point outside."""
+    """Return the distances from points to the sides of boxes; negative beyond a side."""
     return jnp.concatenate([points - boxes[..., :2], boxes[..., 2:] - points], axis=-1)
 
 
@@ -85,7 +85,7 @@ def clip_boxes(
 
 
 def area(boxes: Float[Array, "*n 4"]) -> Float[Array, "*n"]:
-    """Return width times height. It is negative if exactly one of them is."""
+    """Return width times height, which is negative if exactly one of the two is negative."""
     return (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
 
 

@@ -20,7 +20,7 @@ def first_line(error: BaseException) -> str:
 
 
 def did_you_mean(given: str, known: Iterable[str]) -> str:
-    """Return " did you mean NAME?" for the known name closest to a misspelt one, or ""."""
+    """Return " did you mean NAME?" for the known name closest to a misspelled one, or ""."""
     close = difflib.get_close_matches(given, list(known), n=1)
     return f" did you mean {close[0]}?" if close else ""
 

@@ -49,11 +49,11 @@ def _check_regular(mode: int) -> None:
 
 
 def read_regular(path: Path, limit: float, what: str) -> bytes:
-    """Read a file of at most `limit` bytes; `what` is the kind of file, for the error.
+    """Read a file of at most `limit` bytes; `what` names the kind of file in errors.
 
     Raises:
       OSError: if it cannot be read.
-      ValueError: if it is not a regular file, or is larger.
+      ValueError: if it is not a regular file, or is larger than `limit`.
     """
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
@@ -77,11 +77,11 @@ def read_json(path: Path, limit: int = JSON_LIMIT) -> Any:
 
 @contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[BinaryIO]:
-    """Open a file for writing that replaces `path` when the context ends without an error.
+    """Open a new file, which replaces `path` if the context ends without an error.
 
     Missing folders are created. The data is written to a new file in the same folder, which is then
-    renamed, so a reader never sees half a file, and an error leaves the old file in place. If
-    `path` is a symbolic link, the link is replaced and its target does not change.
+    renamed, so a reader never sees an incomplete file, and an error leaves the old file in place.
+    If `path` is a symbolic link, the link is replaced and its target does not change.
 
     Raises:
       UserError: naming the path, if it cannot be written.
@@ -106,7 +106,7 @@ def write_json(path: Path, value: Any, indent: int | None = None) -> None:
 
     Raises:
       UserError: naming the path, if it cannot be written.
-      ValueError: if it contains NaN or infinity, which json cannot represent.
+      ValueError: if the value contains NaN or infinity, which json cannot represent.
     """
     text = json.dumps(value, indent=indent, allow_nan=False) + "\n"
     with atomic_write(Path(path)) as file:

@@ -31,7 +31,7 @@ class Progress(Protocol):
 
 
 def output() -> Literal["terminal", "notebook", "lines"]:
-    """Return how this process shows progress: a terminal and a notebook have bars."""
+    """Return how this process shows progress: bars on a terminal or in a notebook, else lines."""
     ipython = sys.modules.get("IPython")
     shell = None if ipython is None else ipython.get_ipython()
     if shell is not None and "IPKernelApp" in shell.config:
@@ -47,7 +47,7 @@ def progress(total: int, what: str, unit: str, visible: bool = True) -> Iterator
 
     Args:
       total: number of items.
-      what: the work, such as "evaluate".
+      what: name of the work, such as "evaluate".
       unit: unit of the items, such as "img". Bytes, "B", are shown as kB or MB.
       visible: if False, show nothing.
     """
@@ -78,7 +78,7 @@ def track(
 
 
 class MainBar:
-    """Bar of a process's main loop. It stays visible at the end. Without bars, it shows nothing.
+    """Bar of a process's main loop, which stays visible at the end; hidden where there are no bars.
 
     Args:
       total: number of items.
@@ -152,7 +152,7 @@ class _Postfix(_Lines):
 
 
 def _bar(**options: Any) -> Any:
-    """Return a bar of tqdm: a widget in a notebook with ipywidgets, else text."""
+    """Return a tqdm bar: a widget in a notebook with ipywidgets, else text."""
     if output() == "notebook" and importlib.util.find_spec("ipywidgets") is not None:
         from tqdm.notebook import tqdm as widget
 

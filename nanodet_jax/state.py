@@ -51,7 +51,7 @@ def abstract_variables(model: NanoDet, guided: bool = False) -> Any:
 
 
 def init_variables(model: NanoDet, seed: int) -> Any:
-    """Return random variables of the training model, drawn as in the original; numpy arrays."""
+    """Return random numpy arrays for the training model, initialized as in the original."""
     init = partial(model.init, method="branches")
     variables = backend.jit_once(init)(jax.random.key(seed), SMALLEST_INPUT)
     return jax.tree.map(np.asarray, copy_neck_to_guidance(variables))
@@ -63,7 +63,8 @@ def create_state(
     """Return the state before the first step.
 
     Args:
-      variables: `params` and `batch_stats`. They are copied: donating the state does not free them.
+      variables: `params` and `batch_stats`. They are copied, so donating the state
+        does not free them.
       optimizer: initialized on the parameters.
       ema: keep a moving average of the variables, which starts as a copy of them.
     """

@@ -40,7 +40,7 @@ class RawBatch(NamedTuple):
 
     canvases: UInt8[Array, "B Hc Wc 3"] | Int32[Array, "B"]  # BGR
     sizes: Int32[Array, "B 2"]  # height and width of the image on its canvas
-    shrunk: Int32[Array, "B 2"]  # size the image is first averaged down to, or `sizes`
+    shrunk: Int32[Array, "B 2"]  # size after downscaling by averaging, or `sizes` if none is needed
     inverse_warps: Float32[Array, "B 3 3"]  # from input pixel indices to shrunk image indices
     filled: Int32[Array, "B 2"]  # height and width of the input that the image fills
     colors: Float32[Array, "B 3"]  # brightness, contrast, saturation
@@ -51,7 +51,7 @@ class Predictions(NamedTuple):
     """Outputs of the network for each prior, before any activation."""
 
     class_logits: Float[Array, "*n P C"]
-    # Left, top, right, bottom: a distribution over distances in strides for each.
+    # For each side (left, top, right, bottom), a distribution over distances in strides.
     box_logits: Float[Array, "*n P 4 R"]
 
 
@@ -74,4 +74,4 @@ class Detections(NamedTuple):
     scores: Float32[Array, "*n N"]  # in [0, 1]
     labels: Int32[Array, "*n N"]
     valid: Bool[Array, "*n N"]
-    truncated: Bool[Array, "*n"]  # whether the candidate limit may have cost a detection
+    truncated: Bool[Array, "*n"]  # whether the candidate limit may have removed a detection

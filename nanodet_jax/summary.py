@@ -22,7 +22,7 @@ PARTS = ("backbone", "neck", "head", GUIDANCE)  # in the order of computation
 
 
 class Cost(NamedTuple):
-    """Cost of a part of the network, or of several."""
+    """Cost of one or more parts of the network."""
 
     params: int  # learned parameters, without running statistics
     macs: int  # multiply-adds of the convolutions in a forward pass of one image
@@ -43,7 +43,7 @@ class Level(NamedTuple):
 
 
 class Summary(NamedTuple):
-    """Costs and shapes at one input size. C classes, P priors, R bins of a distance."""
+    """Costs and shapes at one input size. C classes, P priors, R bins per distance."""
 
     parts: dict[str, Cost]  # by name, ordered as PARTS; guidance only if the config has it
     fused_backbone: Cost | None  # for inference, if it has another form then
@@ -130,7 +130,7 @@ def _summarize(model: config.Model, input_size: tuple[int, int], fused: bool) ->
 
 
 def format_summary(summary: Summary) -> str:
-    """Return a table of the parts and one of the levels, as plain text."""
+    """Return a table of the parts and a table of the levels, as plain text."""
     rows = [(name, cost) for name, cost in summary.parts.items() if name != GUIDANCE]
     if summary.fused_backbone is not None:
         rows.append(("  (fused)", summary.fused_backbone))

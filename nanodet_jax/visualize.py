@@ -25,7 +25,7 @@ GAP = 4  # pixels between the images of a grid
 THRESHOLD = 0.35  # lowest score that is drawn by default
 # The detector suppresses boxes within each class only, so it may find several classes for one
 # object. Drawn boxes are also suppressed across classes. Two boxes count as the same object if
-# their iou exceeds the one at which VOC and COCO's AP50 match a detection to an object.
+# their IoU exceeds the threshold at which VOC and COCO's AP50 match a detection to an object.
 IOU_THRESHOLD = 0.5
 # OpenCV 4 draws each byte of a non-ASCII letter as a question mark; OpenCV 5 draws the letter.
 DRAWS_UNICODE = int(cv2.__version__.split(".")[0]) >= 5
@@ -65,7 +65,7 @@ def select_detections(
     """Return the indices of the detections to draw: one per object, best first.
 
     Apply greedy non-maximum suppression across classes: drop a box whose iou with a better box
-    exceeds `IOU_THRESHOLD`. Among equal scores, the first ranks higher.
+    exceeds `IOU_THRESHOLD`. Among equal scores, the earlier detection ranks higher.
 
     Args:
       boxes: [n, 4] xyxy.
@@ -184,8 +184,8 @@ def grid(
     Args:
       images: at least one, each [H, W, 3] uint8 BGR of any size.
       columns: number of images side by side, at least one.
-      size: (height, width) of a cell; images are scaled to fit, with their aspect ratio. None: do
-        not scale, and make cells as large as the largest image.
+      size: (height, width) of a cell; images are scaled to fit, keeping their aspect ratio. None:
+        do not scale, and make cells as large as the largest image.
 
     Returns:
       [height, width, 3] uint8 BGR.
@@ -287,10 +287,10 @@ def _place(
     image: np.ndarray,
     style: _Style,
 ) -> list[_Label]:
-    """Place a text above the box, inside at the top, below it, or inside at the bottom.
+    """Place a text above the box, inside it at the top, below it, or inside it at the bottom.
 
-    Try these in order, aligned with the left edge of the box, then with the right. Truncate a text
-    that is wider than the image.
+    Try these positions in order, first aligned with the left edge of the box, then with the right.
+    Truncate a text that is wider than the image.
 
     Returns:
       The label at the first place that touches no label in `taken`, or an empty list.
@@ -311,7 +311,7 @@ def _place(
         for y in (outside_top, inside_top, outside_bottom, inside_bottom):
             top = max(0, min(y, height - label_height))
             if abs(top - y) > half:
-                continue  # moving it into the image would change its position on the box
+                continue  # moved into the image, the label would be elsewhere on the box
             right, bottom = left + label_width, top + label_height
             baseline = top + ascent + style.padding // 2
             label = _Label(text, color, left, top, right, bottom, baseline)

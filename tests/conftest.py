@@ -1,4 +1,4 @@
-"""Strict settings of all tests.
+"""Strict settings for all tests.
 
 Warnings are errors (`pyproject.toml`). Ranks and dtypes are never promoted silently. Shapes in the
 signatures of the modules below are checked at run time. This slows down tracing a little, but does
@@ -22,9 +22,9 @@ import jaxtyping
 import optax
 import pytest
 
-# Files that take longest. They run first, so that no core is idle at the end of `pytest -n`.
+# The files that take longest run first, so that no core is idle at the end of `pytest -n`.
 LONGEST = ("test_kill", "test_parity", "test_loop", "test_docs", "test_plus", "test_legacy",
-           "test_precision", "test_full_disks", "test_many_devices", "test_accumulate")  # fmt: skip
+           "test_precision", "test_full_disks", "test_accumulate")  # fmt: skip
 
 SHAPES_CHECKED = (
     "nanodet_jax.boxes",
@@ -34,8 +34,8 @@ SHAPES_CHECKED = (
 )
 jaxtyping.install_import_hook(SHAPES_CHECKED, "beartype.beartype")  # before they are imported
 
-from nanodet_jax.models.backbones import shufflenet_v2  # noqa: E402
 from nanodet_jax.runtime.process import setup_process  # noqa: E402
+from tests.runs import shallow_backbone  # noqa: E402
 
 # A parent such as nohup, or a shell that starts the tests in the background, may ignore signals.
 # The tests of signals need the default handlers, as do the processes that they start.
@@ -43,7 +43,6 @@ DEFAULT_HANDLERS = {signal.SIGINT: signal.default_int_handler, signal.SIGHUP: si
 for number, handler in DEFAULT_HANDLERS.items():
     if signal.getsignal(number) == signal.SIG_IGN:
         signal.signal(number, handler)
-
 
 # Traced programs consist of millions of long-lived objects. With Python's default thresholds, a
 # sixth of the suite's time would be spent on garbage collection among them.
@@ -61,9 +60,8 @@ setup_process(cache_dir=Path(__file__).parents[1] / ".jax_cache")
 
 @pytest.fixture(scope="module")
 def shallow():
-    """Build the backbone with one block per stage, for a third of the compilation time."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shufflenet_v2, "STAGE_BLOCKS", (1, 1, 1))
+    """Build a shallow backbone in the tests of a module."""
+    with shallow_backbone():
         yield
 
 

@@ -1,4 +1,4 @@
-"""One dataset as each format and export that is read: the same images, boxes and classes."""
+"""One dataset in each supported format and export: the same images, boxes and classes."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -17,7 +17,7 @@ Records = Sequence[Record]
 
 
 def write_pixels(file: Path, record: Record) -> None:
-    """Write the image of a record without loss."""
+    """Write the image of a record losslessly."""
     file.parent.mkdir(parents=True, exist_ok=True)
     assert cv2.imwrite(str(file), record.image)
 
@@ -185,7 +185,7 @@ def write_cvat_voc(root: Path, records: Records) -> None:
 
 
 def yolo_lines(record: Record, digits: int | None = None) -> str:
-    """Return the label file of a record; numbers have all their digits unless given."""
+    """Return the label file of a record; numbers have all digits if `digits` is None."""
     size = np.array([record.width, record.height] * 2, float)
     lines = []
     for box, label in zip(record.boxes.astype(float), record.labels.tolist()):
@@ -205,7 +205,7 @@ def write_yolo(root: Path, records: Records) -> None:
 
 
 def write_windows_yolo(root: Path, records: Records) -> None:
-    """Paths of Windows in data.yaml and in the list of images."""
+    """Windows paths in data.yaml and in the list of images."""
     write_yolo(root, records)
     lines = [f".\\images\\train\\{file_name(record)}\n" for record in records]
     write_text(root / "lists" / "all.txt", "".join(lines))

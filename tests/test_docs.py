@@ -43,7 +43,6 @@ BLOCK = re.compile(r"(?:^<!-- (needs|run by): (.+) -->\n)?^```(\w*)\n((?:.*\n)*?
 LINK = re.compile(r"\]\(([^)\s]+)\)|^\[[^\]]+\]: (\S+)$", re.M)
 TINY_RUN = (*TINY_DATA, "--config.training.steps=2")
 OTHER_PROGRAMS = {"cd", "git", "pre-commit", "pytest"}
-# Phrases that CONTRIBUTING.md asks to avoid.
 
 
 class Block(NamedTuple):
@@ -163,31 +162,20 @@ def test_blocks_that_are_not_run_here_state_why(block):
         assert all(words[0] == "nanodet-jax" for words in commands(block))
 
 
-def run(arguments, folder):
-    """Run `nanodet-jax` in a process in this folder, on one device."""
-    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
-    environment |= {"JAX_COMPILATION_CACHE_DIR": str(REPO / ".jax_cache"), "PYTHONPATH": str(REPO)}
-    done = subprocess.run(
-        [sys.executable, "-m", "nanodet_jax.cli.main", *arguments],
-        cwd=folder, env=environment, capture_output=True, text=True, timeout=600,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "page",
     sorted({block.page for block in blocks("sh") if not block.mark}),
     ids=lambda page: page.name,
 )
+@pytest.mark.usefixtures("shallow")
 def test_commands_without_a_mark_run_in_order(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(jax, "local_device_count", lambda: 1)
+    flags = {"train": TINY_RUN, "eval": TINY_DATA}
     for block in blocks("sh"):
         for words in commands(block) if block.page == page and not block.mark else []:
-            if words[1] in ("train", "eval"):
-                run([*words[1:], *(TINY_RUN if words[1] == "train" else TINY_DATA)], tmp_path)
-            else:
-                assert cli.main(words[1:]) == 0
+            assert cli.main([*words[1:], *flags.get(words[1], ())]) == 0
 
 
 @pytest.fixture
@@ -203,7 +191,7 @@ def street(tmp_path, monkeypatch):
     save_weights("zeros.npz", Weights(zeros, config, ("cat",)))
 
 
-@pytest.mark.usefixtures("street")
+@pytest.mark.usefixtures("shallow", "street")
 @pytest.mark.parametrize("block", [block for block in blocks("python") if not block.mark], ids=str)
 def test_snippets_run(block):
     text = block.text.replace('load("nanodet-plus-m_320")', 'load("zeros.npz")')

@@ -9,20 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.runs import ONE_DEVICE
+from tests.runs import ONE_DEVICE, TINY_DATA
 
 REPO = Path(__file__).parents[1]
 SOURCES = ("nanodet_jax", "configs", "tests", "benchmarks", "train.py", "eval.py")
 METADATA = ("pyproject.toml", "MANIFEST.in", "README.md", "LICENSE")
-TINY = (
-    "--config.input_size=64,64",
-    "--config.model.channels=32",
-    "--config.model.stacked_convs=1",
-    "--config.data.train_size=8",
-    "--config.data.val_size=4",
-    "--config.data.batch_size=4",
-    "--config.training.steps=2",
-)
 IMPORTS = """
 import nanodet_jax
 from nanodet_jax.configs import custom, voc
@@ -97,6 +88,9 @@ def test_installed_package_is_imported_with_its_configs(installed, site):
 
 
 def test_installed_command_trains_a_config_by_name(installed, site, tmp_path):
-    output = installed(site / "bin" / "nanodet-jax", "train", "--config", "shapes", *TINY)
+    steps = "--config.training.steps=2"
+    output = installed(
+        site / "bin" / "nanodet-jax", "train", "--config", "shapes", *TINY_DATA, steps
+    )
     assert "AP50" in output
     assert (tmp_path / "runs" / "shapes" / "checkpoints" / "2").is_dir()

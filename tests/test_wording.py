@@ -13,7 +13,7 @@ BANNED = {
     r"\beats?\b": "takes, is the input of",
     r"\bfe(?:ed|d)s? on\b": "takes",
     r"\bways? out\b": "fix",
-    r"(?<!--)(?<!args\.)\bjudg(?:es?|ed|ing)\b": "evaluator, evaluate",  # but the old flag
+    r"(?<!--)(?<!args\.)\bjudg(?:es?|ed|ing)\b": "evaluator, evaluate",  # except the old flag
     r"\bmend(?:s|ed|ing)?\b": "fix",
     r"\b(?:is|are|was|were|be|been) told\b": "is reported, is printed, is given",
     r"\btold (?:in|apart|by|once|when|where|unless)\b": "reported, distinguished",

@@ -43,10 +43,10 @@ def run(args: argparse.Namespace, overrides: Sequence[str]) -> int:
     lines = list(_section("config", config, configs.Config(), (args.search or "").lower()))
     if not lines:
         close = [f"--{field}" for field in close_fields(f"config.{args.search}")]
-        meant = f"did you mean {' or '.join(close)}?" if close else "leave it out to see all fields"
-        raise UserError(f"--search={args.search}: no field contains it; {meant}")
+        fix = f"did you mean {' or '.join(close)}?" if close else "omit it to see all fields"
+        raise UserError(f"--search={args.search}: no field matches; {fix}")
     if not args.config and not args.search:
-        say("Defaults of all fields. To see the values of a config, add its name or file.")
+        say("Defaults of all fields. To see a config's values, add its name or file.")
         say(f"The names are {', '.join(shipped_names())}.")
         say("")
     say_lines("\n".join(lines).strip("\n"))

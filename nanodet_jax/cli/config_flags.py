@@ -101,7 +101,7 @@ def _with_flag_files(argv: Sequence[str]) -> list[str]:
 
 
 def suggest_flag(argument: str) -> str:
-    """Return " did you mean --config.FIELD?" for an argument like a field or config, else ""."""
+    """Return " did you mean --config.FIELD?" for an argument that resembles one, else ""."""
     name = re.sub(r"^-*(config\b)?[.-]?", "", argument).partition("=")[0]
     if not argument.startswith("-") and (name in shipped_names() or Path(argument).is_file()):
         return f" did you mean --config {argument}?"
@@ -164,7 +164,7 @@ def _get_config(file: str, *variant: str) -> Any:
 def _importable_configs(path: Path) -> Iterator[None]:
     """Let a config file import its neighbors, as in `from configs import coco`.
 
-    The parent of the config's folder comes first, the working directory last.
+    The parent of the config's folder is searched first, the working directory last.
     """
     before = sys.path.copy()
     sys.path[:] = [str(path.resolve().parent.parent), *before, os.getcwd()]

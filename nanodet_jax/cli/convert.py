@@ -14,9 +14,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "source",
         type=Path,
-        help=".pth or .ckpt of the original NanoDet, a workdir, or the name of published weights",
+        help=".pth or .ckpt file of the original, a workdir, or the name of published weights",
     )
-    parser.add_argument("out", type=Path, help=".npz file to write")
+    parser.add_argument("out", type=Path, help="the .npz file to write")
     parser.set_defaults(run=run)
 
 

@@ -16,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `doctor`."""
     parser.description = (
         "Read all images and annotations of a config, and print their problems by severity, each "
-        "with a suggested fix. The exit code is 0 if no problem is serious, 1 if one is, and 2 if "
+        "with a suggested fix. The exit code is 0 if no problem is serious, 1 if any is, and 2 if "
         "the config cannot be read."
     )
     add_config(parser)

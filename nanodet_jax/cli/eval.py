@@ -32,8 +32,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--workdir",
         type=Path,
-        help="a run: its best checkpoint is evaluated, on the run's own validation images unless "
-        "--config or --config.FIELD flags select others",
+        help="workdir of a run; its best checkpoint is evaluated, on the validation images of the "
+        "run unless --config or --config.FIELD flags select others",
     )
     add_weights(parser)
     parser.add_argument(

@@ -11,7 +11,7 @@ from typing import Any
 from absl import flags
 
 BOOLEANS = "true or false"
-# absl's parsers also take 0x10 for an integer, and t, 1, F or 0 for a boolean.
+# absl's parsers also accept 0x10 for an integer, and t, 1, F or 0 for a boolean.
 PARSERS: dict[Any, tuple[Callable[[str], Any], str]] = {
     int: (flags.IntegerParser().parse, "int"),
     float: (flags.FloatParser().parse, "float"),

@@ -35,7 +35,7 @@ def run(args: argparse.Namespace, overrides: Sequence[str]) -> int:
     if not (args.classes or config.model.num_classes):
         say(
             "(The dataset defines the number of classes; COCO's is assumed here. "
-            "--classes sets another.)"
+            "To set a different number, use --classes.)"
         )
     say_lines(f"\n{format_summary(summarize(model, config.input_size))}")
     return 0

@@ -47,9 +47,9 @@ class _Parser(argparse.ArgumentParser):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code.
 
-    Errors that the user can fix are printed on one line of stderr, with exit code 2. Ctrl-C gives
-    130. Otherwise the code is 0, except that `doctor` returns 1 if it found a serious problem, and
-    `predict` if some images could not be read.
+    Errors that the user can fix are printed on one line of stderr, with exit code 2. After Ctrl-C,
+    the code is 130. Otherwise it is 0, except that `doctor` returns 1 if it found a serious
+    problem, and `predict` if some images could not be read.
 
     This is the main function of a process: it changes how the process writes to stdout and stderr,
     logs and collects garbage, and does not restore that at the end.
@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if getattr(args, "config", "") is None:
             raise UserError("use --config NAME_OR_FILE[:VARIANT]")
         _set_up_logging(args.verbosity)
-        gc.freeze()  # imported objects stay alive, so collections during tracing need not scan them
+        gc.freeze()  # imported objects stay alive, so later collections need not scan them
         with _sigint(terminates=args.terminate_on_sigint):
             code: int = args.run(args, overrides)
             return code
@@ -78,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:  # for example a full disk
         return fail(f"{error.filename}: {error.strerror}" if error.filename else error)
     except MemoryError:
-        return fail("out of memory on this machine; close other programs, or use less data at once")
+        return fail("out of memory on this machine; close other programs, or process less at once")
     except KeyboardInterrupt:
         return 130
 
@@ -157,7 +157,7 @@ def _sigint(terminates: bool) -> Iterator[None]:
     """Let Ctrl-C terminate the process immediately if `terminates` is set.
 
     Python's own handler runs only when XLA returns, and a compilation may take a minute. Training
-    replaces both handlers with one that saves first.
+    replaces either handler with one that saves first.
     """
     if not terminates:
         yield

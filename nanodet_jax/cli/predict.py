@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     source = parser.add_mutually_exclusive_group(required=True)
     add_weights(source)
-    source.add_argument("--workdir", type=Path, help="a run: its best checkpoint is used")
+    source.add_argument("--workdir", type=Path, help="workdir of a run, to use its best checkpoint")
     parser.add_argument(
         "--out",
         type=Path,
@@ -55,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--threshold",
         type=float,
         default=0.35,
-        help="lowest score of an object that is drawn (default: %(default)s)",
+        help="lowest score at which an object is drawn (default: %(default)s)",
     )
     parser.add_argument(
         "--draw-all", action="store_true", help="draw every class of an object, not only the best"
@@ -117,7 +117,7 @@ def run(args: argparse.Namespace, _: Sequence[str]) -> int:
         if found:
             _write(args.out, found, labels)
             path = args.out / DETECTIONS
-            say(f"stopped; {path} contains {len(found)} of {len(files)} images")
+            say(f"stopped; {path} contains the objects in {len(found)} of {len(files)} images")
         raise
     _write(args.out, found, labels)
     count = len(files) - len(unreadable)
@@ -136,7 +136,7 @@ def _draw(
     picture: Path,
     args: argparse.Namespace,
 ) -> ImageDetections:
-    """Draw and count the objects in one image; return the drawn ones."""
+    """Draw and count the objects in one image; return those drawn."""
     found = result.filter(threshold=args.threshold)
     chosen = visualize.select_detections(
         found.boxes, found.scores, args.threshold, draw_all=args.draw_all

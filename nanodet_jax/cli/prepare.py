@@ -40,7 +40,7 @@ def run(args: argparse.Namespace, _: Sequence[str]) -> int:
         args.name,
     )
     say(
-        f"{folder} is ready: --config.data.format=tfds --config.data.root={args.out} "
+        f"{folder} is ready; use --config.data.format=tfds --config.data.root={args.out} "
         f"--config.data.name={args.name}:1.0.0"
     )
     return 0

@@ -56,7 +56,7 @@ class Data(Section):
     """Names of classes whose boxes become ignore regions: neither objects nor background."""
 
     exclude_empty_classes: bool = False
-    """Leave out classes without a training box."""
+    """Leave out classes without training boxes."""
 
     val: Validation = "given"
     """given: validate on the validation images of the dataset, or on those that val_fraction splits
@@ -68,7 +68,7 @@ class Data(Section):
     saved in split.json in the workdir. 0 = no split."""
 
     val_seed: int = 0
-    """Seed of the split by val_fraction. Another seed selects other validation images."""
+    """Seed of the split by val_fraction. A different seed selects different validation images."""
 
     train_size: int = 4000
     """shapes: number of training images."""
@@ -105,7 +105,7 @@ class Data(Section):
 
     canvas: float = 2.0
     """augment=device: images larger than this multiple of the input are downscaled once, on the
-    host, before they are sent."""
+    host, before they are sent to the device."""
 
     max_boxes: int = 0
     """Ground-truth slots per image; 0 = the largest number of boxes in any training image."""
@@ -128,12 +128,12 @@ class Data(Section):
         fields.require(
             "val_fraction",
             self.val != "none" or self.val_fraction == 0,
-            "splits off validation images, but data.val=none uses none; leave one of them out",
+            "splits off validation images, but data.val=none uses none; remove one of the two",
         )
         self._check_names(fields)
         fields.require("max_unreadable", 0 <= self.max_unreadable <= 1, "must be between 0 and 1")
         fields.require(
-            "cache_gb", self.cache_gb > 0, "must be positive; data.cache=none keeps nothing"
+            "cache_gb", self.cache_gb > 0, "must be positive; to cache nothing, use data.cache=none"
         )
         fields.require(
             "cache", self.cache != "device" or self.augment == "device", "needs data.augment=device"
@@ -159,7 +159,9 @@ class Data(Section):
         olds = [old for old, _, _ in pairs]
         fields.require("merge", len(set(olds)) == len(olds), "list each OLD once")
         both = [name for name in self.ignore if name in self.classes]
-        fields.require("ignore", not both, "also in data.classes; leave it out of one of them")
+        fields.require(
+            "ignore", not both, "a class is also in data.classes; list it in only one of the two"
+        )
         formats = [entry.partition(":")[0] for entry in self.sources if entry.partition(":")[2]]
         known = get_args(Format)
         fields.require(

@@ -52,8 +52,8 @@ class Compat(Section):
     """True: a box that augmentation moved out of the image is kept with zero area and learned."""
 
     pixel_index_warp: bool = True
-    """True: images are resampled on pixel indices without antialiasing, half a pixel off from
-    their boxes."""
+    """True: images are resampled on pixel indices, half a pixel off their boxes, and without
+    antialiasing."""
 
 
 @dataclass(slots=True)

@@ -27,7 +27,7 @@ BACKBONES = {
 SCALABLE_BACKBONES = ("shufflenet_v2", "mobilenet_v2", "ghostnet")  # by `width`
 LAST_CHANNEL_BACKBONES = ("mobilenet_v2", *(name for name in BACKBONES if "repvgg" in name))
 BACKBONE_STRIDES = (8, 16, 32)
-# Upper bounds for untrusted weight files. A network at a bound can still be built in 10 seconds.
+# Upper bounds for untrusted weight files. A network at a bound can be built within 10 seconds.
 MODEL_LIMITS = {
     "num_classes": 100_000,
     "channels": 4096,
@@ -171,7 +171,7 @@ class Model(Section):
         fields.require(
             "kernel_size",
             taps <= MAX_TAPS,
-            f"its square times (stacked_convs + neck_blocks) is {taps}, must be at most {MAX_TAPS}",
+            f"its square times (stacked_convs + neck_blocks) is {taps}; the limit is {MAX_TAPS}",
         )
         fields.require(
             "prior_offset", 0 <= self.prior_offset < 1, "must be at least 0 and less than 1"

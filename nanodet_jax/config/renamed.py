@@ -6,7 +6,7 @@ from typing import Any
 
 from nanodet_jax.terminal import say
 
-# Old name: new name. A whole section stands for every field in it.
+# Old name: new name. The name of a section covers every field in it.
 RENAMED = {
     "assigner.cell_scale": "assigner.anchor_scale",
     "training.rate_batch": "training.lr_base_batch_size",

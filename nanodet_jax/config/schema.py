@@ -22,7 +22,7 @@ MAX_SCORES = 2**31  # priors times classes of one image: int32 indexes them
 
 @dataclass(slots=True)
 class Config(Section):
-    """Everything that a run depends on, except for the data itself."""
+    """Everything that a run depends on, except the data itself."""
 
     name: str = "nanodet-m"
     """Name of the run; the default workdir is runs/NAME."""
@@ -33,7 +33,7 @@ class Config(Section):
     precision: Precision = "float32"
     """Precision of the network's computation. Parameters, batch statistics, losses, assignment and
     optimizer are always float32. float32 lets the device choose how convolutions multiply (TF32 on
-    a GPU), highest makes them exact, bf16 halves the memory of the features."""
+    a GPU), highest makes their products exact, and bf16 halves the memory of the features."""
 
     data: Data = field(default_factory=Data)
     augment: Augment = field(default_factory=Augment)
@@ -50,7 +50,7 @@ def check(config: Config, num_devices: int = 1) -> None:
 
     Args:
       config: not changed.
-      num_devices: number of devices that a batch is split over, in all processes together.
+      num_devices: number of devices that a batch is split over, across all processes.
 
     Raises:
       UserError: for the first invalid field, with its command-line name.
@@ -130,7 +130,7 @@ def from_json(text: str) -> Config:
     """
     try:
         values = json.loads(text)
-    except (ValueError, RecursionError) as error:  # also numbers of over 4300 digits
+    except (ValueError, RecursionError) as error:  # also for numbers of over 4300 digits
         raise UserError(f"config: is not json: {error}") from error
     rename_fields(values, asdict(Config()))
     return from_dict(Config, values, "config")

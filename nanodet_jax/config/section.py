@@ -6,7 +6,7 @@ import typing
 from collections.abc import Iterator
 from typing import Any
 
-# Characters. Longer names, in a hostile file, take too long to compare.
+# In characters. Longer names, as in a hostile file, take too long to compare.
 MAX_COMPARED_LENGTH = 100
 
 
@@ -35,7 +35,7 @@ class Section:
 
 
 def unknown_field(path: str) -> str:
-    """Return an error for an unknown field, with similar fields or all fields of its section.
+    """Return an error that names fields similar to an unknown one, or all fields of its section.
 
     Args:
       path: full name, such as "config.training.epoch".
@@ -91,7 +91,7 @@ def _root() -> type:
 
 
 def _section_at(path: str) -> type:
-    """Return the innermost section that contains the field of this full name."""
+    """Return the innermost section that contains the field with this full name."""
     sections = {name: hint for name, hint in fields_of(_root()) if dataclasses.is_dataclass(hint)}
     while path and path not in sections:
         path = path.rpartition(".")[0]

@@ -48,11 +48,12 @@ class Training(Section):
     finished run, start it again with a larger value."""
 
     resume: Resume = "same_data"
-    """new_data allows a run to resume on another dataset with the same classes, or with another
-    input_size; same_data refuses both."""
+    """new_data allows a run to resume on a different dataset with the same classes, or with a
+    different input_size; same_data refuses both."""
 
     accumulate: int = 1
-    """Micro-batches that each batch is split into to save memory. Their gradients are summed."""
+    """Number of micro-batches that each batch is split into, to save memory. Their gradients are
+    summed."""
 
     optimizer: Optimizer = "sgd"
     """Update rule, as in PyTorch."""

@@ -43,7 +43,7 @@ class Fields:
             raise UserError(f"{self._path}.{name}={getattr(self._section, name)!r}: {fix}")
 
     def positive(self, *names: str) -> None:
-        """Require that fields are above 0."""
+        """Require that fields are greater than 0."""
         for name in names:
             self.require(name, getattr(self._section, name) > 0, "must be positive")
 
@@ -70,10 +70,10 @@ def from_dict(cls: type, values: Any, path: str) -> Any:
     Args:
       cls: the dataclass.
       values: its fields by name, as parsed from json or returned by `dataclasses.asdict`.
-      path: full name for errors, such as "config".
+      path: full name for error messages, such as "config".
 
     Raises:
-      UserError: for an unknown field, a value of the wrong type, or one that is not a choice.
+      UserError: for an unknown field, a value of the wrong type, or a value that is not a choice.
     """
     if not isinstance(values, dict):
         raise UserError(f"{path}: expected an object with fields, got {values!r}")

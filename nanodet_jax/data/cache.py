@@ -26,13 +26,13 @@ class TrainingImages:
 
     The order of access decides which images are cached. It does not affect their content. Pixels
     are read-only. With augment=device, larger images are reduced to `largest`, but `width` and
-    `height` of their records remain the original size.
+    `height` of their records give the original size.
 
-    An unreadable image is replaced by the next readable one in the source, with its boxes. The
+    The next readable image in the source, with its own boxes, replaces an unreadable one. The
     replacement depends only on the data and the index.
 
     Attributes:
-      largest: largest (height, width) of the pixels.
+      largest: largest (height, width) of the decoded pixels.
       canvas: (height, width) that every image fits into; only with augment=device.
 
     Raises:

@@ -77,7 +77,7 @@ class RelabeledSource:
 
 
 def relabel(record: Record, targets: np.ndarray) -> Record:
-    """Return a record with other labels.
+    """Return a copy of a record with its labels replaced.
 
     Args:
       record: not changed.
@@ -103,12 +103,12 @@ def select_classes(
     Args:
       source: returned unchanged if no field is set.
       data: the config section with these fields.
-      exclude_empty: also leave out classes without a box.
-      other_split: returns the class names of the other split; called if this one lacks a name.
+      exclude_empty: also leave out classes without boxes.
+      other_split: returns the class names of the other split; called if this split lacks a name.
 
     Raises:
       UserError: if a name occurs in neither split (the message suggests the most similar one), or
-        no class is left.
+        if no class is left.
     """
     if not (data.classes or data.merge or data.ignore or exclude_empty):
         return source
@@ -129,7 +129,7 @@ def select_classes(
         chosen = [name for name in chosen if name in filled]
     chosen = [name for name in chosen if name not in data.ignore]
     if not chosen:
-        raise UserError(f"config.data: leaves none of the classes {join_first(names)}")
+        raise UserError(f"config.data: excludes all of the classes {join_first(names)}")
     renamed = {name: merged.get(name, name) for name in names}
     return rename_classes(source, chosen, renamed, data.ignore)
 
@@ -145,9 +145,9 @@ def rename_classes(
     Args:
       source: returned unchanged if it already has these classes.
       names: class names.
-      renamed: new names of classes, by name. Other classes keep their names.
-      ignored: new names whose boxes become ignore regions. Boxes of any other class that is not in
-        `names` are left out.
+      renamed: new names of classes, by old name. Other classes keep their names.
+      ignored: new names of the classes whose boxes become ignore regions. Boxes of
+        any other class that is not in `names` are left out.
     """
     renamed = renamed or {}
     labels = {name: label for label, name in enumerate(names)}

@@ -18,7 +18,7 @@ class CombinedSource:
 
     Args:
       sources: at least one.
-      labels: one label for each source, whose images are named LABEL/NAME.
+      labels: one label for each source. The images of a source are named LABEL/NAME.
     """
 
     def __init__(self, sources: Sequence[Source], labels: Sequence[str]) -> None:
@@ -77,7 +77,7 @@ class CombinedSource:
         return {"images": images, "annotations": annotations, "categories": categories}
 
     def _find(self, index: int) -> tuple[int, int]:
-        """Return the number of the source of image `index`, and its index there."""
+        """Return the number of the source that has image `index`, and the image's index in it."""
         if not 0 <= index < len(self):
             raise IndexError(index)
         which = bisect_right(self._starts, index) - 1

@@ -24,11 +24,11 @@ def warp_batch(
     input_size: tuple[int, int],
     shrinks: bool,
 ) -> jax.Array:
-    """Warp images like `transforms.warp_image`: the first of two programs.
+    """Warp images as `transforms.warp_image` does. This is the first of two compiled programs.
 
     Args:
       raw: B images.
-      stored: [N, Hc, Wc, 3] uint8, canvases of all images, if `raw` has indices instead.
+      stored: [N, Hc, Wc, 3] uint8, canvases of all images, if `raw` contains indices instead.
       input_size: H, W.
       shrinks: whether `raw.shrunk` may differ from `raw.sizes`; False omits the averaging.
 
@@ -58,7 +58,7 @@ def color_batch(
     mean: tuple[float, float, float],
     std: tuple[float, float, float],
 ) -> jax.Array:
-    """Transform the colors of warped images, and normalize them: the second program.
+    """Transform the colors of warped images, and normalize them. This is the second program.
 
     It is separate because XLA on a CPU would otherwise repeat the warp for each use of a pixel.
 
@@ -119,35 +119,35 @@ def warp(
     return jnp.round(mixed).astype(jnp.uint8)
 
 
-def shrink(image: jax.Array, size: jax.Array, shrunk: jax.Array, taps: jax.Array) -> jax.Array:
+def shrink(image: jax.Array, size: jax.Array, new_size: jax.Array, taps: jax.Array) -> jax.Array:
     """Shrink an image by averaging the area under each output pixel, like `cv2.INTER_AREA`.
 
     Args:
       image: [Hc, Wc, 3] uint8 canvas.
       size: size of the image on the canvas.
-      shrunk: size of the result, at most `size`.
-      taps: int32, at least 1 + size / shrunk: the number of pixels that an output pixel can overlap
-        along an axis.
+      new_size: size of the result, at most `size`.
+      taps: int32, at least 1 + size / new_size: the number of pixels that an output pixel can
+        overlap along an axis.
 
     Returns:
-      [Hc, Wc, 3] uint8, of which [:shrunk[0], :shrunk[1]] is the result.
+      [Hc, Wc, 3] uint8, of which [:new_size[0], :new_size[1]] is the result.
     """
     rows, columns = image.shape[:2]
-    lower = _shrink_rows(image.reshape(rows, columns * 3), size[0], shrunk[0], taps)
+    lower = _shrink_rows(image.reshape(rows, columns * 3), size[0], new_size[0], taps)
     transposed = lower.reshape(rows, columns, 3).swapaxes(0, 1).reshape(columns, rows * 3)
-    narrower = _shrink_rows(transposed, size[1], shrunk[1], taps)
+    narrower = _shrink_rows(transposed, size[1], new_size[1], taps)
     return jnp.round(narrower).astype(jnp.uint8).reshape(columns, rows, 3).swapaxes(0, 1)
 
 
 def _shrink_rows(
-    image: jax.Array, size: jax.Array, shrunk: jax.Array, taps: jax.Array
+    image: jax.Array, size: jax.Array, new_size: jax.Array, taps: jax.Array
 ) -> jax.Array:
-    """Average `size` rows of [n, m] to `shrunk` rows: [n, m] float32.
+    """Average `size` rows of [n, m] to `new_size` rows: [n, m] float32.
 
     Multiplying by the weight matrix, which is nearly all zeros, would take ten times as long.
     """
     count = len(image)
-    factor = size / shrunk
+    factor = size / new_size
     start = jnp.arange(count, dtype=jnp.float32) * factor
     first = jnp.floor(start)
 

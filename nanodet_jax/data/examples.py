@@ -29,7 +29,7 @@ class HostExamples:
         self._config, self._slots = config, slots
 
     def draw(self, indexed: tuple[int, Record], rng: np.random.Generator) -> _Warped:
-        """Warp a decoded record, given with its index."""
+        """Warp one example. `indexed` is the index and the decoded record."""
         config, (_, record) = self._config, indexed
         warp, color = transforms.sample(rng, config.augment)
         matrix, filled = _warp_matrix(record, warp, config)
@@ -39,7 +39,7 @@ class HostExamples:
         return _Warped(warped, color, _ground_truth(record, matrix, filled, config, self._slots))
 
     def batch(self, items: Sequence[_Warped]) -> Batch:
-        """Transform the colors of B examples and stack them. Write each pixel of the batch once."""
+        """Transform the colors of B examples, and stack them. Each pixel is written only once."""
         data = self._config.data
         images = np.zeros((len(items), *self._config.input_size, 3), np.float32)
         for image, item in zip(images, items):
@@ -58,7 +58,7 @@ class DeviceExamples:
         self._stored = config.data.cache == "device"
 
     def draw(self, indexed: tuple[int, Record], rng: np.random.Generator) -> RawBatch:
-        """Return a `RawBatch` without a batch axis for a decoded record and its index."""
+        """Return a `RawBatch` without a batch axis. `indexed` is as in `HostExamples.draw`."""
         config, (index, record) = self._config, indexed
         pixel_indices = config.compat.pixel_index_warp
         warp, color = transforms.sample(rng, config.augment)

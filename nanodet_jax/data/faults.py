@@ -78,7 +78,7 @@ class FaultCounter:
           Fault: `fault` itself, unless it is tolerated.
         """
         raise_fault(fault)
-        # Some files are read twice.
+        # Some files are read twice, so a fault may be reported twice.
         self._messages.setdefault(fault.kind, {})[str(fault)] = None
 
     def notes(self, split: str) -> list[str]:

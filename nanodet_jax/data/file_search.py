@@ -13,11 +13,12 @@ class FileSearch:
     An exact match is used if there is one. Otherwise these variants are tried, and each file that
     is found this way is reported as a tolerated fault:
 
-    - `\\` as the separator, from Windows;
+    - `\\` as the separator, as on Windows;
     - a path that starts with the name of the folder itself;
     - a different case, if only one file matches;
     - the last part of a path that points outside the folder (a path on the machine where the
-      annotations were made), or a name without a folder, if only one file in any folder has it.
+      annotations were made), or a name without a folder, if only one file in all
+      folders has this name.
     """
 
     def __init__(self, folder: Folder) -> None:
@@ -31,11 +32,11 @@ class FileSearch:
         Args:
           name: path relative to the folder.
           where: the annotation that names the file, for error messages.
-          on_fault: called if the name of the file differs.
+          on_fault: called if the file has a different name.
 
         Raises:
-          Fault: as in `Folder.find`, unless the name points outside the folder and exactly one
-            file is named like its last part.
+          Fault: as in `Folder.find`, unless the name points outside the folder and the last
+            part of the name identifies exactly one file.
         """
         plain = name.replace("\\", "/")
         is_foreign = points_outside(plain)

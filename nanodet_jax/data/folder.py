@@ -14,9 +14,9 @@ class Folder:
     """Files below the folder `path`, looked up by untrusted names.
 
     The folder itself may be a symbolic link, since the user chose it. A name must not point
-    outside it: it may not be absolute or contain `..`, and may not pass through a link to the
-    outside unless `follow_links` is set. Each folder is listed once instead of querying every file.
-    On a network drive this takes a second instead of minutes.
+    outside the folder. It must not be absolute or contain `..`. It must not pass through a link to
+    the outside, unless `follow_links` is set. On a network drive, listing each folder once takes a
+    second; querying every file would take minutes.
 
     Raises:
       UserError: if the folder is missing or cannot be listed.
@@ -121,8 +121,9 @@ class Folder:
         if not self._follow and not PurePath(target).is_relative_to(self._real):
             raise Fault(
                 FaultKind.PATH,
-                f"{where}: the symbolic link {link} points outside {self.path}, to {target}; copy "
-                "the file there, or allow such links with --config.data.follow_links=True",
+                f"{where}: the symbolic link {link} points outside {self.path}, to {target}; "
+                "replace the link with its target, or allow such links with "
+                "--config.data.follow_links=True",
             )
 
 

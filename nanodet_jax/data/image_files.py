@@ -32,7 +32,7 @@ MAX_HEADER = 1 << 24  # bytes of metadata, color profiles and thumbnails
 
 
 def read_bytes(path: Path, max_pixels: float) -> bytes:
-    """Read an image file no larger than `max_pixels` uncompressed pixels and their metadata.
+    """Read an image file that is at most as large as `max_pixels` raw pixels plus metadata.
 
     Raises:
       OSError, ValueError: as in `read_regular`.
@@ -49,9 +49,9 @@ def stored_size(data: bytes) -> tuple[int, int] | None:
 
 
 def shown_size(image: bytes | Path) -> tuple[int, int] | None:
-    """Return the (height, width) after decoding with OpenCV, or None if it is not an image.
+    """Return the (height, width) after decoding with OpenCV, or None if `image` is not an image.
 
-    EXIF orientation is applied, as OpenCV does. Only the header is read; no pixels are decoded.
+    EXIF orientation is applied, as in OpenCV. Only the header is read; no pixels are decoded.
     """
     if isinstance(image, bytes):
         return _size(io.BytesIO(image), rotated=True)
@@ -63,7 +63,7 @@ def shown_size(image: bytes | Path) -> tuple[int, int] | None:
 
 
 def imdecode(data: bytes, flags: int) -> np.ndarray | None:
-    """Return OpenCV's pixels, uint8 BGR [height, width, 3], or None if it cannot decode them."""
+    """Decode an image with OpenCV: uint8 BGR [height, width, 3], or None if it fails."""
     try:
         return cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     except cv2.error as error:  # raised for empty data or too many pixels
@@ -73,7 +73,7 @@ def imdecode(data: bytes, flags: int) -> np.ndarray | None:
 
 
 def is_truncated(data: bytes) -> bool:
-    """Return whether a JPEG or PNG lacks its end marker; anything may follow the marker.
+    """Return whether a JPEG or PNG lacks its end marker. Any data may follow the marker.
 
     OpenCV 5 rejects such files itself; OpenCV 4 fills the rest of a JPEG with gray.
     """

@@ -11,7 +11,7 @@ def loads_unique(text: str) -> Any:
     """Parse JSON text.
 
     Raises:
-      UserError: naming the key and the object, if a key occurs twice in it.
+      UserError: naming the key and the object, if an object contains a key twice.
       ValueError, RecursionError: as in `json.loads`.
     """
     return json.loads(text, object_pairs_hook=_check_unique)
@@ -24,6 +24,6 @@ def _check_unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         for key, _ in pairs:
             if key in seen:
                 where = ascii(reprlib.repr(content))
-                raise UserError(f"key {key[:100]!a} occurs twice in an object {where}; keep one")
+                raise UserError(f"key {key[:100]!a} occurs twice in the object {where}; keep one")
             seen.add(key)
     return content

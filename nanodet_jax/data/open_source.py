@@ -40,14 +40,14 @@ def open_source(
         them; if None, they are chosen now.
 
     Raises:
-      UserError: if a path is not set, a class does not occur, the split is empty or not used, or as
-        raised by the source.
+      UserError: if a path is not set, a class does not occur in the data, or the split is empty or
+        not used; also as raised by the source.
     """
     data = config.data
     if split == "val" and data.val == "none":
         raise UserError(
-            "config.data.val=none: there are no validation images; use those of the dataset with "
-            "--config.data.val=given, or also set --config.data.val_fraction=0.1 to split them off "
+            "config.data.val=none: there are no validation images; use the dataset's own with "
+            "--config.data.val=given, or also set --config.data.val_fraction=0.1 to split some off "
             "the training images"
         )
     read = "train" if data.val_fraction else split

@@ -104,7 +104,7 @@ def training_batches(
     examples = examples_class(config, slots, images)
     part = slice(process_index, None, process_count)
     # The second slice [:] has no effect but stays: grain derives the seed of `draw` from its
-    # position in this chain, and a config's seed must keep giving the same random numbers.
+    # position in this chain, and a given seed must keep producing the same random numbers.
     dataset = (
         _shuffled(_Indexed(images), config)[:used][:]
         .repeat()
@@ -166,7 +166,7 @@ def evaluation_batches(
         of config.data.batch_size divided by the process count.
 
     Raises:
-      UserError: if more than config.data.max_unreadable of the images cannot be read.
+      UserError: if the fraction of unreadable images exceeds config.data.max_unreadable.
     """
     process_index, process_count = process
     size = max(1, config.data.batch_size // process_count)
@@ -185,7 +185,7 @@ def evaluation_batches(
     waiting: dict[tuple[int, ...], list[tuple[int, Prepared]]] = {}
     for index, item in prepared:
         if isinstance(item, UserError):
-            unreadable.add(index, item, "it has no detections")
+            unreadable.add(index, item, "the image counts as having no detections")
             continue
         group = waiting.setdefault(item.image.shape, [])
         group.append((index, item))

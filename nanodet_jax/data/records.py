@@ -13,11 +13,11 @@ from nanodet_jax.data.faults import Fault, FaultKind
 from nanodet_jax.data.image_files import imdecode, is_truncated, read_bytes, stored_size
 from nanodet_jax.terminal import printable
 
-MAX_MEGAPIXELS = 50.0  # limit where there is no config.data.max_megapixels
+MAX_MEGAPIXELS = 50.0  # limit where no config sets data.max_megapixels
 
 
 class Category(NamedTuple):
-    """Object class with its id in the dataset. Its label is its index in `categories`."""
+    """Object class with its id in the dataset. The class's index in `categories` is its label."""
 
     id: int
     name: str
@@ -29,7 +29,7 @@ class Record:
 
     `image` is a file, encoded bytes, or uint8 BGR pixels [height, width, 3]. `name` is the file
     name as the user knows it. `image_id` identifies the image in the evaluation. `width` and
-    `height` are in pixels, or 0 if the annotation has none.
+    `height` are in pixels, or 0 if the annotation has no size.
     """
 
     image_id: int
@@ -38,9 +38,9 @@ class Record:
     width: int
     height: int
     boxes: np.ndarray  # [n, 4] float32 xyxy, pixels of the original image
-    labels: np.ndarray  # [n] int32, 0 .. C-1; meaningless where `ignore`
+    labels: np.ndarray  # [n] int32, 0 .. C-1; meaningless where `ignore` is True
     ignore: np.ndarray  # [n] bool: an ignore region, neither object nor background
-    areas: np.ndarray  # [n] float32, square pixels: of the object's mask if known, else of the box
+    areas: np.ndarray  # [n] float32, area in square pixels, of the mask if known, else of the box
 
 
 class Source(Protocol):
@@ -53,7 +53,7 @@ class Source(Protocol):
     def __getitem__(self, index: int) -> Record: ...
 
     def name(self, index: int) -> str:
-        """Return the name of `self[index]`, without reading it."""
+        """Return the name of `self[index]`, without reading the record."""
         ...
 
     def num_boxes(self, index: int) -> int:
@@ -87,7 +87,7 @@ def make_record(
     ignore: ArrayLike,
     areas: ArrayLike,
 ) -> Record:
-    """Return a `Record`, with its arrays converted to their dtypes.
+    """Return a `Record`. Convert its arrays to the dtypes of the fields.
 
     Args:
       image_id, name, image: as in `Record`.
@@ -109,7 +109,7 @@ def make_record(
 
 
 def where_of(record: Record) -> str:
-    """Return the name and number of an image for messages."""
+    """Return the name and id of an image, for messages."""
     return f"{record.name} (image {record.image_id})"
 
 
@@ -144,7 +144,7 @@ def decode(record: Record, max_megapixels: float = MAX_MEGAPIXELS) -> np.ndarray
         unrotated = imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
         if unrotated is not None and unrotated.shape[:2] == (record.height, record.width):
             reason = (
-                "its EXIF orientation swaps the sides; save the image upright without EXIF, "
+                "its EXIF orientation swaps width and height; save the image upright without EXIF, "
                 "or annotate it as displayed"
             )
         annotated = f"{record.width}x{record.height}"

@@ -12,14 +12,14 @@ class RunLength(NamedTuple):
     Only whole batches count. The images left over at the end of a shuffled epoch are dropped, as in
     the original.
 
-    A batch has a position: the number of batches of this size that precede it. It is the number of
-    steps done, plus `offset` if earlier steps of the run had batches of another size.
+    The position of a batch is the number of batches of this size that precede it: the number of
+    completed steps, plus `offset` if earlier steps of the run had batches of a different size.
     """
 
     steps_per_epoch: int
     total_steps: int
     offset: int = 0
-    more_steps: int = 0  # steps of the total that `config.training.more_epochs` adds
+    more_steps: int = 0  # part of `total_steps`, added by `config.training.more_epochs`
 
     @property
     def epochs(self) -> int:
@@ -36,7 +36,7 @@ class RunLength(NamedTuple):
         return -(-(step + self.offset) // self.steps_per_epoch)
 
     def is_due(self, every_epochs: int, step: int) -> bool:
-        """Return whether `step` ends the run, or an epoch divisible by `every_epochs`."""
+        """Return whether `step` ends the run, or an epoch whose number `every_epochs` divides."""
         whole_epochs, rest = divmod(step + self.offset, self.steps_per_epoch)
         return step == self.total_steps or (rest == 0 and whole_epochs % every_epochs == 0)
 

@@ -14,7 +14,7 @@ from nanodet_jax.files import read_json, write_json
 
 SPLIT = "split.json"  # in the workdir
 SPLIT_LIMIT = 1 << 26  # bytes; enough for the names of a million images
-# Roboflow names the augmented copies of a.jpg a_jpg.rf.HASH.jpg. They stay in one split.
+# Roboflow gives augmented copies of a.jpg names like a_jpg.rf.HASH.jpg. They stay in one split.
 COPY = re.compile(r"\.rf\.\w+(?=\.\w+$)")
 
 
@@ -67,10 +67,10 @@ def split_source(source: Source, data: Data, kept: set[str] | None) -> tuple[Sou
     Args:
       source: all images.
       data: `val_fraction` and `val_seed`.
-      kept: names of the validation images chosen before; if None, they are chosen now.
+      kept: names of the validation images chosen earlier; if None, they are chosen now.
 
     Raises:
-      UserError: if one of the parts is empty.
+      UserError: if either part is empty.
     """
     if kept is None:
         chosen = set(choose_validation(source, data.val_fraction, data.val_seed))
@@ -91,9 +91,9 @@ def choose_validation(source: Source, fraction: float, seed: int) -> list[int]:
     """Return the indices of the images to validate on, in ascending order.
 
     The images are grouped by their rarest class, and each group is split by a hash of the file
-    names. Adding images later therefore moves few others to the other part. A class that is the
-    rarest of at least two images occurs in both parts. Copies of a file stay together, as do
-    Roboflow's augmented copies of an image.
+    names. Images added later therefore move few existing images to the other part. A class that
+    is the rarest class of at least two images occurs in both parts. Copies of a file stay
+    together, as do Roboflow's augmented copies of an image.
     """
     groups = _group_copies(source)
     counts = [0] * len(source.categories)
@@ -124,7 +124,7 @@ def choose_validation(source: Source, fraction: float, seed: int) -> list[int]:
 
 
 def _group_copies(source: Source) -> dict[str, _Group]:
-    """Group the images of a source, copies together, by the name of the original."""
+    """Group the images of a source that are copies of one image, by the name of the original."""
     originals: dict[str, str] = {}  # by name of the image
     files = []
     for index in range(len(source)):
@@ -132,7 +132,7 @@ def _group_copies(source: Source) -> dict[str, _Group]:
         originals[record.name] = COPY.sub("", record.name)
         if isinstance(record.image, Path):  # other images would stay in memory
             files.append(record)
-    same: dict[str, str] = {}  # names of originals that are the same image, each mapped to another
+    same: dict[str, str] = {}  # maps the name of an original to the name of one with equal content
     for group in copies(files):
         names = sorted({_follow(same, originals[record.name]) for record in group})
         same.update(dict.fromkeys(names[1:], names[0]))
@@ -158,10 +158,10 @@ def _hash(name: str, seed: int) -> bytes:
 
 
 def read_split(workdir: Path, data: Data) -> set[str] | None:
-    """Return the names of the validation images in `split.json`, or None without such a file.
+    """Return the names of the validation images in `split.json`; None if the file does not exist.
 
     Raises:
-      UserError: if the file is damaged, or `val_fraction` or `val_seed` differ from it.
+      UserError: if the file is damaged, or contains a different `val_fraction` or `val_seed`.
     """
     file = workdir / SPLIT
     if not file.exists():
@@ -173,20 +173,20 @@ def read_split(workdir: Path, data: Data) -> set[str] | None:
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise TypeError("validation is not a list of names")
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{file}: damaged ({error}); delete it to split the images anew") from error
+        raise UserError(f"{file}: damaged ({error}); delete it to split the data again") from error
     for field, old, new in zip(
         ("val_fraction", "val_seed"), saved, (data.val_fraction, data.val_seed)
     ):
         if old != new:
             raise UserError(
                 f"config.data.{field}={new!r}: the images of this run were split with {old!r} "
-                f"({file}); set it to that, or use another --workdir"
+                f"({file}); set it to that value, or use a different --workdir"
             )
     return set(names)
 
 
 def keep_split(workdir: Path, data: Data, train: Source, val: Source) -> list[str]:
-    """Write `split.json`, and return notes about images added or removed since then.
+    """Write `split.json` if it is missing; otherwise return notes about images added or removed.
 
     An existing file is kept, so that training images never become validation images.
     """
@@ -208,7 +208,7 @@ def keep_split(workdir: Path, data: Data, train: Source, val: Source) -> list[st
     before = content.get("images", count)
     if before != count:
         notes.append(
-            f"note: {file} was written for {before} images, and now there are {count}; the "
+            f"note: {file} was written for {before} images, but now there are {count}; the "
             "validation images stay the same, and added images are used for training"
         )
     return notes

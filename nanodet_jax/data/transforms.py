@@ -1,7 +1,7 @@
 """Transforms from the pixels of an image file to the input of the network, as in the original.
 
-Random parameters are drawn separately from the pixels, so that the result is a function of the
-image and a few numbers. Sizes are (height, width); matrices act on (x, y, 1) in pixel indices.
+Random parameters are drawn separately from the pixels, so the result is a function of the image
+and a few numbers. Sizes are (height, width); matrices act on (x, y, 1) in pixel indices.
 """
 
 from typing import NamedTuple
@@ -14,12 +14,12 @@ from nanodet_jax.errors import UserError
 from nanodet_jax.structures import GroundTruth
 
 Values = tuple[float, ...]
-MAX_PIXEL = 1e18  # largest input pixel; batch norm squares it in float32
+MAX_PIXEL = 1e18  # largest pixel value of an input; batch norm squares it in float32
 DIVISOR = 32  # padded sides are multiples of the coarsest stride
 
 
 class Warp(NamedTuple):
-    """Geometric transform of one image, in the order in which its parameters are applied."""
+    """Geometric transform of one image. The parameters are applied in this order."""
 
     perspective: tuple[float, float] = (0.0, 0.0)
     scale: float = 1.0
@@ -31,7 +31,7 @@ class Warp(NamedTuple):
 
 
 class Color(NamedTuple):
-    """Color transform of one image, in the order of application to pixels in [0, 1]."""
+    """Color transform of one image. The parameters apply to pixels in [0, 1], in this order."""
 
     brightness: float = 0.0  # added to pixels
     contrast: float = 1.0  # factor
@@ -41,7 +41,7 @@ class Color(NamedTuple):
 def sample(rng: np.random.Generator, augment: Augment) -> tuple[Warp, Color]:
     """Draw the transforms of one training image. Apply each color factor with probability 1/2."""
 
-    # One call of the generator for all parameters: separate calls would take three times as long.
+    # One call to the generator for all parameters: separate calls would take three times as long.
     draws = iter(rng.random(17).tolist())
 
     def between(low: float, high: float) -> float:
@@ -82,8 +82,9 @@ def warp_matrix(
 ) -> tuple[np.ndarray, tuple[int, int]]:
     """Return the matrix [3, 3] float64 from image to input pixels, and the size the image fills.
 
-    The size (height, width) is `input_size`. With `keep_ratio` it is the largest size within it
-    that has the aspect ratio of the image, truncated to whole pixels as in the original.
+    Without `keep_ratio`, the size (height, width) is `input_size`. With it, the size is the largest
+    one within `input_size` that has the aspect ratio of the image, truncated to whole pixels as in
+    the original.
     """
     (height, width), (out_height, out_width) = image_size, input_size
     matrix = translation(-width / 2, -height / 2)
@@ -127,7 +128,7 @@ def _fitting(image_size: tuple[int, int], input_size: tuple[int, int]) -> tuple[
 def warp_image(
     image: np.ndarray, matrix: np.ndarray, size: tuple[int, int], pixel_indices: bool = True
 ) -> np.ndarray:
-    """Warp an image [height, width, 3] uint8 to `size`, bilinear and black outside the image.
+    """Warp an image [height, width, 3] uint8 to `size`: bilinear, and black outside the image.
 
     With `pixel_indices` the matrix acts on pixel indices, and shrinking does not average. The
     published weights were trained with this behavior of the original. Otherwise pixels are squares
@@ -163,7 +164,7 @@ def resampling(
 def inverse(matrix: np.ndarray) -> np.ndarray:
     """Return the inverse [3, 3] float32 of a warp, for device augmentation.
 
-    It is zero for a singular warp, such as a perspective seen edge-on. All pixels are then
+    It is all zeros for a singular warp, such as a perspective seen edge-on. All pixels are then
     outside the image, hence black, as with OpenCV.
     """
     try:
@@ -183,8 +184,8 @@ def check_pixels(mean: Values, std: Values, augment: Augment | None = None) -> N
     reach = max((at_most + abs(m) / 255) / (s / 255) for m, s in zip(mean, std))
     if not reach <= MAX_PIXEL:
         raise UserError(
-            f"config.data.mean={tuple(mean)}, config.data.std={tuple(std)}: pixels would reach "
-            f"{reach:.0e}; use values from 0 to 255, and a std of about 50"
+            f"config.data.mean={tuple(mean)}, config.data.std={tuple(std)}: normalized pixels "
+            f"would reach {reach:.0e}; use a mean from 0 to 255 and a std of about 50"
         )
     if augment is None:
         return
@@ -201,7 +202,7 @@ def check_pixels(mean: Values, std: Values, augment: Augment | None = None) -> N
 def warp_boxes(boxes: np.ndarray, matrix: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Return the bounding boxes [n, 4] float32 xyxy of the warped boxes, clipped to `size`.
 
-    A box outside becomes a box on the border without area, for which `is_visible` is False.
+    A box outside `size` becomes a box of area 0 on the border, for which `is_visible` is False.
     """
     x1, y1, x2, y2 = np.asarray(boxes, np.float64).reshape(-1, 4).T
     corners = np.stack([[x1, x2, x1, x2], [y1, y2, y2, y1], np.ones((4, len(x1)))])
@@ -237,9 +238,10 @@ def color_image(image: np.ndarray, color: Color) -> np.ndarray:
 def normalize(
     pixels: np.ndarray, mean: Values, std: Values, out: np.ndarray | None = None
 ) -> np.ndarray:
-    """Subtract `mean` from pixels, float32 BGR in [0, 1], and divide by `std`, both in 0 to 255.
+    """Subtract `mean` from pixels and divide by `std`.
 
-    The result is written to `out` if given. It is float32 of the same shape, and may be a view.
+    Pixels are float32 BGR in [0, 1]; `mean` and `std` are from 0 to 255. The result is written to
+    `out`, if given: a float32 array of the same shape, which may be a view.
     """
     if out is None:
         out = np.empty_like(pixels)
@@ -278,7 +280,7 @@ def padded_size(size: tuple[int, int]) -> tuple[int, int]:
 def fill_slots(
     boxes: np.ndarray, labels: np.ndarray, ignore: np.ndarray, slots: int
 ) -> GroundTruth:
-    """Return slots with objects first, then ignore regions, then padding; drop the excess."""
+    """Return slots with objects first, then ignore regions, then padding; drop excess boxes."""
     order = np.argsort(ignore, kind="stable")[:slots]
     count = len(order)
     ground_truth = GroundTruth(

@@ -11,12 +11,12 @@ EXAMPLES = 3  # in the error
 class UnreadableImages:
     """Unreadable images of a split; thread-safe.
 
-    This state decides what is printed and when to stop. It does not decide which image replaces an
+    This object decides what is printed and when to stop. It does not decide which image replaces an
     unreadable one: that depends on the index alone, so a resumed run gets the same batches.
 
     Args:
-      total: number of images of the split.
-      max_fraction: fraction of them that may be unreadable.
+      total: number of images in the split.
+      max_fraction: largest fraction of these images that may be unreadable.
     """
 
     def __init__(self, total: int, max_fraction: float) -> None:
@@ -28,8 +28,8 @@ class UnreadableImages:
         """Record that image `index` cannot be read; print the error and its consequence once.
 
         Raises:
-          UserError: if more images are unreadable than `max_fraction` allows, or all are. The
-            message lists the first few.
+          UserError: if more images are unreadable than `max_fraction` allows, or if all are
+            unreadable. The message lists the first few.
         """
         with self._lock:
             known = index in self._reasons
@@ -45,6 +45,6 @@ class UnreadableImages:
             )
         if not known:
             say(
-                f"note: {error}; {consequence} ({count} unreadable images, at most {allowed} of "
-                f"{self._total})"
+                f"note: {error}; {consequence} ({count} unreadable images; at most {allowed} of "
+                f"{self._total} are allowed)"
             )

@@ -49,8 +49,8 @@ class Finding:
 class Lost(NamedTuple):
     """Entries of a split that cannot be read because of a fault.
 
-    They may be the only reason why a class is empty or an image has no boxes. A finding that they
-    may explain is not reported, because the fault is the cause.
+    The lost entries may be the only reason why a class is empty or an image has no boxes. A finding
+    that they may explain is not reported, because the fault is reported already.
     """
 
     images: int = 0
@@ -66,10 +66,11 @@ NOTHING_LOST = Lost()
 FIXES = {
     FaultKind.CONFIG: "set the field as the message says",
     FaultKind.FILE: "correct the file or the path in config.data",
-    FaultKind.PATH: "use paths below the folder; config.data.follow_links=True allows links",
+    FaultKind.PATH: "use paths inside the folder; config.data.follow_links=True allows links",
     FaultKind.MISSING: "add the images, or remove their annotations",
     FaultKind.UNREADABLE: "replace the images, or remove them from the annotations",
-    FaultKind.SIZE: "correct width and height, or save the images upright; boxes are misplaced",
+    FaultKind.SIZE: "correct width and height, or save the images upright; otherwise boxes are "
+    "misplaced",
     FaultKind.IDS: "give each image and annotation a unique integer id; refer to existing ids",
     FaultKind.CLASSES: "list the class (categories in COCO, names in YOLO, config.data.classes) or "
     "correct its name",
@@ -82,7 +83,7 @@ FIXES = {
     FaultKind.SUPER_CATEGORY: "none needed: Roboflow exports have one",
     FaultKind.RENAMED: "none needed if these are the annotated images",
 }
-# The same in every format, although training tolerates YOLO labels without an image.
+# These apply to every format, although training tolerates YOLO labels without an image.
 SEVERITIES = {FaultKind.MISSING: Severity.SERIOUS}
 TOLERATED_SEVERITY = {  # of tolerated faults; COSTLY for kinds that are not listed
     FaultKind.EMPTY: Severity.NOTE,
@@ -189,7 +190,7 @@ def of_classes(
     Args:
       names: names of the C classes.
       train, val: number of boxes of each class [C]. `val` is None without validation data.
-      lost: what faults hide in the training and the validation data.
+      lost: entries that faults hide in the training and the validation data.
     """
     found = []
     val = train if val is None else val
@@ -200,7 +201,7 @@ def of_classes(
             Finding(
                 Severity.SERIOUS if evaluated else Severity.COSTLY,
                 "class_without_training_boxes",
-                f"{len(absent)} of {len(names)} classes have no training box: {join_first(absent)}"
+                f"no training boxes for {len(absent)} of {len(names)} classes: {join_first(absent)}"
                 + (f"; validation has {join_first(evaluated)}, with AP 0" if evaluated else ""),
                 "add boxes of these classes, or remove the classes",
                 "train",
@@ -214,8 +215,8 @@ def of_classes(
             Finding(
                 Severity.COSTLY,
                 "class_without_validation_boxes",
-                f"{len(unevaluated)} classes have no validation box: {join_first(unevaluated)}; "
-                "AP does not include them",
+                f"no validation boxes for {len(unevaluated)} of {len(names)} classes: "
+                f"{join_first(unevaluated)}; AP does not include them",
                 "move some of their images from training to validation",
                 "val",
                 len(unevaluated),
@@ -225,8 +226,8 @@ def of_classes(
     few = 0 if lost[0].images else FEW_BOXES - lost[0].entries
     rare = [f"{name} ({t})" for name, t in zip(names, train) if 0 < t < few]
     if rare:
-        title = f"classes with under {FEW_BOXES} training boxes: {join_first(rare)}"
-        fix = "add images of them: with so few boxes, their AP is largely chance"
+        title = f"classes with fewer than {FEW_BOXES} training boxes: {join_first(rare)}"
+        fix = "add images of these classes: with so few boxes, their AP is largely due to chance"
         found.append(
             Finding(Severity.COSTLY, "few_boxes", title, fix, "train", len(rare), tuple(rare))
         )
@@ -245,7 +246,7 @@ def of_empty(split: str, empty: int, images: int, lost: Lost = NOTHING_LOST) -> 
         return []
     title = f"{empty} of {images} images in {split} have no boxes"
     severity = Severity.SERIOUS if empty == images else Severity.COSTLY
-    fix = "annotate them; if they contain no objects, fewer of them save time"
+    fix = "annotate them; if they contain no objects, remove some of them to save time"
     return [Finding(severity, "images_without_boxes", title, fix, split, empty)]
 
 
@@ -314,7 +315,7 @@ def of_priors(
     Args:
       names: class names.
       labels: class of each box [n].
-      counts: number of priors of each box [n].
+      counts: number of priors assigned to each box [n].
       repeated: number of duplicate boxes, which no prior can learn.
     """
     unassigned = counts == 0
@@ -349,4 +350,4 @@ def by_severity(findings: Iterable[Finding]) -> list[Finding]:
 def _suggest_larger_input(config: Config, factor: float) -> str:
     height, width = (32 * int(np.ceil(min(factor, 2.0) * side / 32)) for side in config.input_size)
     cost = height * width / (config.input_size[0] * config.input_size[1])
-    return f"--config.input_size={height},{width}, for {cost:.1f} times the computation"
+    return f"--config.input_size={height},{width}, at {cost:.1f} times the computation"

@@ -15,7 +15,7 @@ from nanodet_jax.losses.criterion import build_criterion
 from nanodet_jax.runtime import backend
 from nanodet_jax.structures import GroundTruth, Predictions
 
-MAX_SAMPLE = 1000  # images whose boxes are assigned; the 118,000 of COCO would take minutes
+MAX_SAMPLE = 1000  # images whose boxes are assigned; COCO's 118,000 would take minutes
 CHUNK = 4  # images assigned together; each needs an array [slots, priors]
 
 
@@ -63,8 +63,8 @@ def boxes_at_input(record: Record, config: Config) -> np.ndarray:
 def priors_per_object(records: Sequence[Record], config: Config, num_classes: int) -> np.ndarray:
     """Return the number of priors assigned to each object of `objects_at_input`: [n] int.
 
-    An assigner that uses predictions gets uniform ones: the logits of all classes and distances are
-    equal.
+    An assigner that uses predictions receives uniform predictions: the logits of all classes and
+    distances are equal.
     """
     slots = max([1, *(len(record.boxes) for record in records)])
     ground_truths = [

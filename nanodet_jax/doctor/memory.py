@@ -1,8 +1,9 @@
-"""Estimate the memory that training takes, on the device and for the image cache.
+"""Estimate the memory that training needs, on the device and for the image cache.
 
 Compiling the training step would give the exact plan, but takes a minute. The estimate was fitted
 to XLA's plans for a CPU, for all networks of `configs.coco`, inputs of 320 to 640 pixels and
-batches of 1 to 32 images. It is within 20 % of them. It was not compared with plans for a GPU.
+batches of 1 to 32 images. It deviates from these plans by at most 20%. It was not compared with
+plans for a GPU.
 """
 
 from collections.abc import Sequence
@@ -19,18 +20,18 @@ from nanodet_jax.runtime.memory import free_device_memory, free_host_memory
 from nanodet_jax.summary import summarize
 
 # Bytes that a training step keeps for each element that a convolution outputs: its value in
-# float32, normalized values, and gradients. XLA for a CPU computes bf16 in float32 and keeps both.
+# float32, normalized values, and gradients. On a CPU, XLA computes bf16 in float32 and keeps both.
 BYTES_PER_OUTPUT = 9.6
 BF16 = {"cpu": 1.25}  # factor with precision=bf16; 0.5 on other platforms
 FRACTION = 0.8  # fraction of the free memory that an estimate may fill
 
 
 class Memory(NamedTuple):
-    """Memory in bytes. `None` is unknown."""
+    """Memory in bytes. `None` means unknown."""
 
     step: int  # of a training step on each device, including images cached there
-    state: int  # part of it that does not depend on the batch
-    image: int  # part of it for each image of a device's micro-batch
+    state: int  # part of `step` that does not depend on the batch
+    image: int  # part of `step` for each image of a device's micro-batch
     device_free: int | None  # free on a device; a CPU shares it with the host
     largest_batch: int | None  # largest config.data.batch_size that fits, 0 if none does
     cache: int  # of the cache with all images, in RAM or on the device; 0 without one
@@ -39,7 +40,7 @@ class Memory(NamedTuple):
 
 
 def estimate_memory(config: Config, records: Sequence[Record], num_classes: int) -> Memory:
-    """Return an estimate for training on images with these records, whose sizes are known."""
+    """Return an estimate for training on the images of records, whose sizes must be known."""
     training = config.training
     devices = training.devices or jax.local_device_count()
     parts = devices * config.distributed.num_processes * training.accumulate
@@ -127,7 +128,7 @@ def findings_of_memory(memory: Memory, config: Config) -> list[Finding]:
                 Severity.NOTE,
                 "cache",
                 f"the decoded images take {_gb(memory.cache)}; config.data.cache_gb="
-                f"{config.data.cache_gb:g} holds part of them; the rest is decoded in each epoch",
+                f"{config.data.cache_gb:g} holds part of them; each epoch decodes the rest",
                 f"--config.data.cache_gb={memory.cache / GB + 0.05:.1f}, if enough RAM is free",
             )
         )
@@ -143,7 +144,7 @@ def describe_memory(memory: Memory, config: Config) -> str:
     if memory.device_free is not None:
         line += (
             f"; {_gb(memory.device_free)} is free, enough for batches of about "
-            f"{memory.largest_batch}"
+            f"{memory.largest_batch} images"
         )
     if memory.cache:
         place = "device memory" if config.data.cache == "device" else "RAM"

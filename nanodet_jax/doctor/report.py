@@ -28,7 +28,7 @@ from nanodet_jax.errors import UserError
 JSON_VERSION = 1  # version of the format that `report_to_dict` returns
 BRIEF_SAMPLE = 2000  # images whose boxes are measured before training
 BRIEF_FORMATS = {"coco", "voc"}  # formats whose annotations are in memory
-BRIEF_YOLO = 10_000  # images whose headers are read in two seconds
+BRIEF_YOLO = 10_000  # largest YOLO dataset, in images; reading their headers takes two seconds
 
 
 class SplitSize(NamedTuple):
@@ -73,7 +73,7 @@ def examine(config: Config, *, progress: bool = True) -> Report:
     val = Scan((), [], 0, [], [])
     if config.data.val != "none":
         val = scan(config, "val", progress=progress)
-    # VOC reads the training split for the class names of both splits, so its faults occur twice.
+    # VOC reads the training split for the class names of both splits, so faults in it occur twice.
     reported = set(map(str, train.faults))
     val_faults = [fault for fault in val.faults if str(fault) not in reported]
     found = [
@@ -181,8 +181,8 @@ def report_to_dict(report: Report) -> dict[str, Any]:
 def quick_warnings(config: Config, train: Source, val: Source | None) -> list[str]:
     """Return a line for each costly or serious finding that needs no pixels.
 
-    Only annotations in memory are read, which takes about a second for COCO, and the image sizes
-    of a YOLO dataset unless it is large.
+    Read only annotations that are in memory, which takes about a second for COCO, and the image
+    sizes of a small YOLO dataset.
     """
     found = findings.of_schedule(config, len(train))
     formats = {entry.partition(":")[0] for entry in config.data.sources} or {config.data.format}
@@ -293,7 +293,7 @@ def _class_table(
         *lines,
         "",
         f"(sizes in pixels of the input, {config.input_size[0]} x {config.input_size[1]}; priors: "
-        "mean number per box; learned: boxes with a prior; all without augmentation)",
+        "mean number per box; learned: fraction of boxes with a prior; all without augmentation)",
     ]
 
 

@@ -23,7 +23,7 @@ class Scan(NamedTuple):
     records: list[Record]  # of the readable images, with the decoded size, without pixels
     images: int  # number of images with usable annotations, readable or not
     faults: list[Fault]
-    unreadable: list[Record]  # of the other images
+    unreadable: list[Record]  # of the unreadable images
 
     @property
     def annotated(self) -> list[Record]:

@@ -104,9 +104,9 @@ def coco_metrics(
     """Compute average precision and recall as COCO defines them.
 
     Args:
-      ground_truth: content of a COCO file. Annotation ids, `area` (default: that of the box) and
+      ground_truth: content of a COCO file. Annotation ids, `area` (default: the box's area) and
         `iscrowd` (default: 0) may be missing. Not changed.
-      results: rows as `to_coco_results` returns, for any number of images. Not changed.
+      results: rows as `to_coco_results` returns them, for any number of images. Not changed.
       categories: the K classes to evaluate, in label order.
       image_ids: the images to evaluate, by default all; results of other images are ignored.
       evaluator: as for `choose_evaluator`. The numbers do not depend on it.
@@ -133,8 +133,8 @@ def coco_metrics(
         if row["category_id"] not in known_categories:
             raise UserError(f"{where}: category {row['category_id']} is not among the classes")
 
-    # Replace ids by their ranks. The evaluators sort images and classes by id, so the order of ties
-    # is kept, and ids of any size work with both.
+    # Replace ids with their ranks. The evaluators sort images and classes by id, so the order of
+    # ties is kept, and ids of any size work with both.
     images, classes = _ranks(chosen), _ranks(known_categories)
     objects = _columns(ground_truth["annotations"], images, classes)
     detections = _columns(results, images, classes)
@@ -163,7 +163,7 @@ def coco_metrics(
 
 
 def to_json(metrics: dict[str, Any]) -> dict[str, Any]:
-    """Return metrics as they are written to files: with None, null in json, instead of -1."""
+    """Return metrics as they are written to files: with None (null in json) instead of -1."""
     return {
         name: to_json(value) if isinstance(value, dict) else None if value == -1 else value
         for name, value in metrics.items()
@@ -175,7 +175,7 @@ def format_table(metrics: dict[str, Any]) -> str:
 
     Classes are in label order, column by column; "-" marks a metric with no objects.
     """
-    lines = ['Average precision (AP), at most 100 detections per image ("-": no such object)']
+    lines = ['Average precision (AP), at most 100 detections per image ("-": no such objects)']
     for name, description in METRIC_DESCRIPTIONS.items():
         if name == "AR1":
             lines += ["", f"Average recall (AR), {ALL_IOUS}, at most"]

@@ -63,7 +63,7 @@ def run_evaluation(
 
     With several processes, each detects objects in its part of the images. All processes then
     gather all detections and compute the metrics, so that none waits for another. All of them stop
-    as soon as `should_stop` is true in any of them.
+    as soon as `should_stop` returns True in any of them.
 
     Args:
       detect: from `make_detect`.
@@ -116,7 +116,7 @@ def run_evaluation(
     if truncated and distributed.is_writer():
         say(
             f"note: {len(truncated)} images, such as {truncated[0]}, have more candidates than "
-            "suppression takes; their lowest-scoring detections may be missing"
+            "suppression processes; their lowest-scoring detections may be missing"
         )
     with evaluator_context():
         metrics = coco_metrics.coco_metrics(
@@ -134,7 +134,7 @@ def draw_examples(source: Source, examples: dict[int, Detections], columns: int 
       columns: maximum number of images in a row.
     """
     names = [category.name for category in source.categories]
-    pixels = partial(decode, max_megapixels=math.inf)  # their size was checked when first read
+    pixels = partial(decode, max_megapixels=math.inf)  # size was checked in evaluation
     drawn = [
         visualize.draw_detections(pixels(source[i]), found.boxes, found.scores, found.labels, names)
         for i, found in examples.items()
@@ -166,7 +166,7 @@ def with_classes_of(weights: Weights, source: Source, *, exclude_others: bool = 
         raise UserError(
             f"the weights have {len(weights.class_names)} classes, the dataset has {len(names)} "
             f"({join_first(names)}); the weights lack {join_first(unknown)}; evaluate on the "
-            "dataset they were trained on, leave the other classes out with --config.data.classes, "
+            "dataset they were trained on, leave those classes out with --config.data.classes, "
             "or fine-tune the weights with --config.training.init_weights"
         )
     if [*map(normalize, names)] == [*map(normalize, weights.class_names)]:

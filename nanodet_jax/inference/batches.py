@@ -14,7 +14,8 @@ def batches_by_shape(images: Iterable[Prepared]) -> Iterator[EvaluationBatch]:
     """Yield every image once, in batches of one shape each; indices count the images from 0.
 
     The number of images in a batch is a power of two, limited by `MAX_BATCH` and `BATCH_PIXELS`.
-    The last rows may be padding. At most `WAITING_PIXELS` wait for their batches to fill up.
+    The last rows may be padding. Images of at most `WAITING_PIXELS` in total wait for their
+    batches to fill up.
     """
     waiting: dict[tuple[int, ...], list[tuple[int, Prepared]]] = {}
     for index, item in enumerate(images):

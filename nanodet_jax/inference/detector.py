@@ -21,7 +21,7 @@ from nanodet_jax.io.weights import MAX_INPUT_SIDE, Weights, class_names_of, load
 from nanodet_jax.models.fuse import build_fused
 from nanodet_jax.structures import Array, Detections
 
-# With keep_ratio, an input size of 320 x 320 has 19 shapes, each in up to four batch sizes.
+# With keep_ratio, an input size of 320 x 320 gives 19 shapes, each in up to four batch sizes.
 MAX_PROGRAMS = 64
 NOTHING = np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int32)
 
@@ -67,7 +67,7 @@ class Detector:
             weights.config.model, weights.config.precision, weights.variables
         )
 
-        # Each program is compiled for one batch shape. The least recently used one is dropped.
+        # Each program is compiled for one batch shape. The cache drops the least recently used one.
         @lru_cache(MAX_PROGRAMS)
         def program(shape: tuple[int, ...]) -> Detect:
             return make_detect(model)
@@ -130,7 +130,7 @@ class Detector:
         [height, width, 1], color [height, width, 3], or color and transparency
         [height, width, 4]. Several images are a list or other iterable of these, or an array
         [images, height, width, channels]. Images that have the same shape after resizing are
-        detected together, in batches of 1, 2, 4 or 8. Except for rounding, the result of an image
+        detected together, in batches of 1, 2, 4 or 8. Except for rounding, the result for an image
         does not depend on the others.
 
         Boxes refer to the pixels of a file in its EXIF orientation. A Pillow image is not rotated;
@@ -147,8 +147,8 @@ class Detector:
           `ImageDetections` for one image, a list of them for several.
 
         Raises:
-          UserError: if an argument is invalid, an image has another type, dtype or shape or cannot
-            be read, or if damaged weights produce boxes that are not finite.
+          UserError: if an argument is invalid, an image has an unsupported type, dtype or shape, or
+            cannot be read, or if damaged weights produce boxes that are not finite.
         """
         check_color(color)
         check_selection(self.class_names, threshold, classes, max_detections)

@@ -12,7 +12,7 @@ LONGEST_STEM = 240  # bytes; most file systems allow names of 255 bytes with the
 
 
 class ImageList(NamedTuple):
-    """Images to read, and what else the folders contain."""
+    """Images to read, and the other entries of the folders."""
 
     files: list[Path]
     others: list[Path]  # files without an image suffix
@@ -44,7 +44,7 @@ def list_images(paths: Sequence[Path], recursive: bool, excluded: Path) -> Image
             raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
         if len(found.files) == before:
             searched = found.folders and not recursive
-            fix = "; search its folders with --recursive" if searched else ""
+            fix = "; search its subfolders with --recursive" if searched else ""
             known = ", ".join(READABLE_SUFFIXES)
             raise UserError(f"{path}: contains no images ({known}){fix}")
     return found
@@ -98,5 +98,5 @@ def refuse_overwriting(files: list[Path], out: Path, names: list[str]) -> None:
         if Path(os.path.realpath(out), name) in originals:
             raise UserError(
                 f"{out / name}: is one of the images, and its drawn copy would replace it; use "
-                "another --out"
+                "a different --out"
             )

@@ -1,4 +1,4 @@
-"""Convert images that callers pass to uint8 BGR pixels [height, width, 3]."""
+"""Convert images from callers to uint8 BGR pixels [height, width, 3]."""
 
 import contextlib
 from pathlib import Path
@@ -67,7 +67,7 @@ def read_image(
         path = path.expanduser()
     try:
         return decode(make_record(0, path.name, path, (0, 0), [], [], [], []), max_megapixels)
-    except UserError as error:  # its message gives the image's number in a dataset
+    except UserError as error:  # the message gives the image's id in a dataset
         raise UserError(str(error).replace(f"{path} (image 0)", str(path), 1)) from error
 
 
@@ -79,7 +79,7 @@ def _from_array(image: np.ndarray, color: Color, name: str) -> np.ndarray:
             "with 1, 3 or 4 channels, and not empty"
         )
     if image.dtype != np.uint8:
-        fix = "multiply by 255 if it is in 0 to 1, and " if image.dtype.kind == "f" else ""
+        fix = "multiply by 255 if values are from 0 to 1, and " if image.dtype.kind == "f" else ""
         raise UserError(
             f"{name} has dtype {image.dtype}: must be uint8, from 0 to 255; {fix}convert it with "
             ".astype(np.uint8)"

@@ -21,9 +21,10 @@ YOLO_IMAGES = "images"
 class LabelFiles:
     """Annotations of images, in a new file or folder in `out`.
 
-    Images are named by their path relative to `root`, the folder that contains all given ones. With
-    "coco", `close` writes `labels.json`. With "yolo", `add` writes `labels/NAME.txt`, and `close`
-    writes `data.yaml` and `classes.txt`. An image without boxes gets an entry or an empty file.
+    Images are named by their path relative to `root`, the folder that contains all given paths.
+    With "coco", `close` writes `labels.json`. With "yolo", `add` writes `labels/NAME.txt`, and
+    `close` writes `data.yaml` and `classes.txt`. An image without boxes gets an entry or an empty
+    file.
     """
 
     def __init__(
@@ -37,15 +38,15 @@ class LabelFiles:
         """Check that the files can be written.
 
         Args:
-          kind: format.
+          kind: format of the annotations.
           out: folder of the annotations.
           given: the files and folders that the user named.
           files: the images in them.
           class_names: names by label.
 
         Raises:
-          UserError: if an annotation file exists, which may contain manual corrections, the name of
-            an image cannot be used, or two images would share a label file.
+          UserError: if an annotation file exists, because it may contain manual corrections, if the
+            name of an image cannot be used, or if two images would share a label file.
         """
         self.kind, self.out = kind, out
         self.root = _common_folder(given)
@@ -124,7 +125,7 @@ class LabelFiles:
         if YOLO_IMAGES in PurePath(name).parts[:-1]:
             folder = self.root / name[: name.rindex(f"{YOLO_IMAGES}/")] / YOLO_IMAGES
             raise UserError(
-                f"{file}: YOLO labels need names relative to {folder}; run predict on this folder "
+                f"{file}: YOLO labels need names relative to {folder}; run predict on that folder "
                 "alone"
             )
         owner = owners.setdefault(_text_name(name).lower(), file)
@@ -139,8 +140,8 @@ class LabelFiles:
         for path in (self.path, *(self.out / name for name in names)):
             if os.path.lexists(path):
                 raise UserError(
-                    f"{path}: exists, and corrections in it would be lost; use another --out, or "
-                    "move this file"
+                    f"{path}: exists, and corrections in it would be lost; use a different "
+                    "--out, or move this file"
                 )
 
 

@@ -99,7 +99,7 @@ def non_maximum_suppression(
       drop_empty: drop candidates without width or height.
 
     Returns:
-      Detections of N slots, best first.
+      Detections in N slots, best first.
     """
     # 1. The candidates: the K best pairs of prior and class above the score threshold.
     best, prior, labels, left_out = _candidates(

@@ -25,7 +25,7 @@ def make_detect(
 
     The function takes the variables of the model, normalized images [B, H, W, 3], matrices
     [B, 3, 3] from input pixels to image pixels, and image sizes [B, 2] as height and width. It
-    returns boxes in pixels of each image. It is compiled once per shape of `images`.
+    returns boxes in pixels of each image. The function is compiled once per shape of `images`.
 
     Args:
       model: the network.
@@ -52,7 +52,7 @@ def make_detect(
 def detect_batch(
     detect: Detect, variables: Any, batch: EvaluationBatch
 ) -> Iterator[tuple[int, Detections]]:
-    """Yield the index in the source and the detections of each image of a batch.
+    """Yield the index in the source and the detections of each image in a batch.
 
     Detections are numpy arrays of the n valid slots, best first.
 

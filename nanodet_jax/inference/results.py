@@ -37,8 +37,8 @@ class DetectedObject(NamedTuple):
 class ImageDetections:
     """Detections of one image, best first.
 
-    `len` counts them, and iteration yields a `DetectedObject` for each. An integer index selects
-    one of them; a slice, mask or array of indices selects some, as another `ImageDetections`.
+    `len` counts the detections, and iteration yields a `DetectedObject` for each. An integer index
+    returns a `DetectedObject`; a slice, mask or array of indices returns an `ImageDetections`.
     Suppression is applied within each class, so one object may be detected as several classes.
     """
 
@@ -56,7 +56,7 @@ class ImageDetections:
     """The image to draw on: its path, or its uint8 BGR pixels, not copied if possible.
     `dataclasses.replace(found, image=None)` releases the pixels."""
     threshold: float = visualize.THRESHOLD
-    """Lowest score that is drawn: the requested threshold, otherwise 0.35."""
+    """Lowest score that is drawn: the requested threshold, or 0.35 by default."""
 
     @property
     def names(self) -> list[str]:
@@ -65,7 +65,7 @@ class ImageDetections:
 
     @property
     def class_names(self) -> list[str]:
-        """The n class names; the same as `names`."""
+        """The n class names; an alias of `names`."""
         return self.names
 
     def __len__(self) -> int:
@@ -184,7 +184,7 @@ class ImageDetections:
         return {"height": height, "width": width, "objects": [one.to_dict() for one in self]}
 
     def _repr_png_(self) -> bytes | None:
-        """Return the drawn image as PNG, which notebooks show; None if it is not available."""
+        """Return the drawn image as a PNG for notebooks; None if it cannot be drawn."""
         try:
             drawn = self.draw()
         except UserError:
@@ -205,7 +205,7 @@ class ImageDetections:
         pixels = read_image(image, (height * width + 0.5) / 1e6, color=color)
         if pixels.shape[:2] != self.size:
             found = f"is {pixels.shape[1]}x{pixels.shape[0]}"
-            raise UserError(f"the image {found}, but the boxes are for one of {width}x{height}")
+            raise UserError(f"the image {found}, but the boxes are for {width}x{height} pixels")
         return pixels
 
 

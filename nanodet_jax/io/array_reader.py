@@ -10,8 +10,8 @@ an array cannot be read, it writes the reason to stderr and exits with status DA
 
 Orbax stores an array as one zstd-compressed chunk `NAME/0.0...` in an OCDBT database, with one
 database per part of a checkpoint. All other metadata in the files (`NAME/.zarray`, `_METADATA`) is
-ignored. The request determines the shape, dtype, chunk and codec. So no file can declare a larger
-chunk, another codec or another location.
+ignored. The request determines the shape, dtype, chunk and codec, so no file can declare a
+larger chunk, a different codec or a different location.
 
 This file imports nothing from its package, because the import would take seconds.
 """
@@ -29,7 +29,7 @@ DAMAGED = 3
 
 
 def bound_memory(limit: int) -> None:
-    """Limit this process to `limit` bytes more than it uses now. Only Linux is supported.
+    """Limit this process to `limit` bytes more than it uses now. The limit applies only on Linux.
 
     An allocation beyond the limit aborts the process or raises MemoryError.
     """

@@ -2,7 +2,7 @@
 
 A checkpoint contains checksums of its arrays and metrics. Its content is used only if it equals
 what was saved, bit for bit. Orbax writes and deletes checkpoints (`orbax_manager`). This package
-reads them (`checkpoint_restore`), because they may come from an untrusted source.
+reads them itself (`checkpoint_restore`), because they may come from an untrusted source.
 """
 
 import contextlib
@@ -91,9 +91,9 @@ class Checkpoints:
         if os.path.lexists(path):
             raise UserError(
                 f"{path}: exists, but was not saved by this run; another run may be writing to "
-                "this workdir: stop one of them, or use another --workdir"
+                "this workdir: stop one of them, or use a different --workdir"
             )
-        # Copy it, because the next step overwrites the donated buffers.
+        # Copy the state, because the next step overwrites the donated buffers.
         parts = _split(jax.tree.map(lambda leaf: np.array(leaf), state))
         record = {"version": VERSION, "arrays": checksums.describe_arrays(parts)}
         items = {name: ocp.args.StandardSave(part) for name, part in parts.items()}
@@ -121,7 +121,7 @@ class Checkpoints:
 
         Raises:
           DamagedCheckpointError: if the content is not what was saved.
-          UserError: if the state belongs to another model or optimizer.
+          UserError: if the state belongs to a different model or optimizer.
         """
         restored = self._restore(step, _split(like))
         kept, training = restored["variables"], restored["training"]
@@ -139,7 +139,7 @@ class Checkpoints:
         Newer checkpoints that are damaged are reported and moved to `checkpoints/damaged_STEP`.
 
         Raises:
-          UserError: if all are damaged, or the newest one belongs to another model or optimizer.
+          UserError: if all are damaged, or the newest belongs to a different model or optimizer.
         """
         damaged = []
         while (step := self.latest_step()) is not None:
@@ -149,8 +149,8 @@ class Checkpoints:
                 say(f"note: {error}")
                 damaged.append(str(self._set_aside(step)))
         raise UserError(
-            f"{self.folder}: all checkpoints are damaged ({', '.join(damaged)}); copy one there "
-            "from a backup, or use another --workdir to start again"
+            f"{self.folder}: all checkpoints are damaged ({', '.join(damaged)}); copy one into "
+            "this folder from a backup, or use a different --workdir to start again"
         )
 
     def restore_variables(self, step: int, like: Any) -> Any:
@@ -171,7 +171,7 @@ class Checkpoints:
           The variables, or None if there is no checkpoint.
 
         Raises:
-          UserError: if all are damaged, or the best one belongs to another model.
+          UserError: if all are damaged, or the best one belongs to a different model.
         """
         steps = set(self._steps())
         if not steps:
@@ -190,7 +190,7 @@ class Checkpoints:
         """Wait until everything is on disk.
 
         Raises:
-          UserError: if it cannot be written.
+          UserError: if a checkpoint cannot be written.
         """
         with self._reporting_errors("the last checkpoint cannot be written"):
             if self._manager:
@@ -224,7 +224,7 @@ class Checkpoints:
         while os.path.lexists(target):
             number += 1
             target = self.folder / f"damaged_{step}_{number}"
-        self.close()  # Orbax lists the folder when it is opened again
+        self.close()  # the manager lists the folder when it is opened again
         with self._reporting_errors(f"checkpoint {step} is damaged and cannot be moved aside"):
             distributed.gather(None)  # wait until every process has read the checkpoint
             if distributed.is_writer():

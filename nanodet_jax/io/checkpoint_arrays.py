@@ -2,9 +2,9 @@
 
 Native code decodes the format: a tree of nodes (OCDBT) and chunks, both compressed. A node of a few
 kilobytes can decode to gigabytes, because its keys share prefixes of up to 64 KiB and zstd repeats
-a byte 131072 times for 4 bytes. The size of a node is known only after decoding it. So the decoder
-runs in a separate process, `array_reader`. If it needs too much memory, crashes or hangs, only that
-process ends, and this module raises an error. The process takes about 0.3 s, mostly to
+a byte 131072 times for 4 bytes. The size of a node is known only after decoding it. The decoder
+therefore runs in a separate process, `array_reader`. If it needs too much memory, crashes or hangs,
+only that process ends, and this module raises an error. The process takes about 0.3 s, mostly to
 load numpy and tensorstore. It reads only the arrays, not Orbax's own metadata.
 """
 
@@ -68,7 +68,7 @@ def read_arrays(folder: Path, requested: Mapping[str, Any]) -> dict[str, np.ndar
 
 
 def _run(request: dict[str, Any], folder: Path) -> bytes:
-    # -P: do not search the folder of that file for modules.
+    # -P: do not search the folder of array_reader.py for modules.
     command = [sys.executable, "-P", array_reader.__file__]
     path = os.pathsep.join(entry for entry in sys.path if entry)
     try:

@@ -18,8 +18,8 @@ from nanodet_jax.terminal import printable
 STEP = re.compile("0|[1-9][0-9]{0,17}")  # within 64 bits
 RECORD_LIMIT = 8 << 20  # bytes; nanodet-m's record takes 0.17 MB
 # A checkpoint of nanodet-m has 909 arrays with a total of 11.5 MB, in 28 files with a total of
-# 8.5 MB. If only the variables are requested, the folder also contains the optimizer state of each
-# variable.
+# 8.5 MB. Even if only the variables are requested, the folder also contains the optimizer state of
+# each variable.
 FILES_PER_ARRAY, EXTRA_FILES = 1, 200
 SIZE_FACTOR, SIZE_PER_ARRAY, EXTRA_SIZE = 16, 8 << 10, 16 << 20
 NAME = re.compile(r"(training|variables)(/[A-Za-z0-9_][A-Za-z0-9_.-]*)+")
@@ -31,9 +31,9 @@ MAX_LENGTH = 1 << 40
 
 
 def saved_steps(folder: Path) -> list[int]:
-    """Return the steps of the checkpoints in `folder`, ascending; none if it is missing.
+    """Return the steps of the checkpoints in `folder`, ascending; none if the folder is missing.
 
-    A checkpoint is a folder named by its step, in decimal digits without leading zeros.
+    A checkpoint is a folder named after its step, in decimal digits without leading zeros.
 
     Raises:
       UserError: if the folder cannot be read.
@@ -68,7 +68,7 @@ def refuse_links(folder: Path) -> None:
         if path.is_symlink():
             raise UserError(
                 f"{folder}/{printable(path.name)}: is a symbolic link, which {folder.name}/ may "
-                "not contain; delete it, or move its target there"
+                "not contain; delete it, or replace it with its target"
             )
 
 
@@ -82,7 +82,7 @@ def check_folder(folder: Path, arrays: int, size: int) -> None:
 
     Raises:
       OSError: if the folder cannot be listed.
-      ValueError: naming the first entry of another kind, or the limit that is exceeded.
+      ValueError: naming the first entry of a different kind, or the limit that is exceeded.
     """
     max_files = FILES_PER_ARRAY * arrays + EXTRA_FILES
     max_size = SIZE_FACTOR * size + SIZE_PER_ARRAY * arrays + EXTRA_SIZE

@@ -1,4 +1,4 @@
-"""Metrics of the checkpoints of a run, one file in each. They determine the best checkpoint."""
+"""Metrics of a run, one file in each checkpoint. They determine the best checkpoint."""
 
 import sys
 from collections.abc import Iterable
@@ -34,12 +34,12 @@ class CheckpointMetrics:
         return self._loaded[step]
 
     def best_of(self, steps: Iterable[int]) -> int | None:
-        """Return the step with the highest METRIC, the latest if equal, or None without metrics."""
+        """Return the step with the highest METRIC, the latest in a tie, or None without metrics."""
         values = {step: metrics[METRIC] for step in steps if (metrics := self.get(step))}
         return max(values, key=lambda step: (values[step], step)) if values else None
 
     def forget(self, step: int) -> None:
-        """Forget the metrics of a step, whose checkpoint is going to be saved again."""
+        """Forget the metrics of a step whose checkpoint will be saved again."""
         self._loaded[step] = None
 
     def save(self, step: int, metrics: dict[str, Any], writing: bool = True) -> None:
@@ -70,7 +70,7 @@ def check_metrics(metrics: Any) -> dict[str, Any]:
     The format is numbers by name, and `per_class` with the numbers of each class.
 
     Raises:
-      ValueError: if they have another format.
+      ValueError: if they have a different format.
     """
     if not isinstance(metrics, dict):
         raise ValueError("it contains no metrics")

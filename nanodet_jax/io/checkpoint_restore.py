@@ -40,7 +40,7 @@ def restore(folder: Path, parts: dict[str, Any]) -> Any:
 
     Raises:
       DamagedCheckpointError: if an array cannot be read or differs from what was saved.
-      UserError: if the checkpoint was saved with another model or optimizer.
+      UserError: if the checkpoint was saved with a different model or optimizer.
     """
     requested = checksums.flatten(parts)
     size = sum(
@@ -59,7 +59,7 @@ def restore(folder: Path, parts: dict[str, Any]) -> Any:
     if mismatch:
         raise UserError(
             f"{folder}: does not fit the model or optimizer of this config ({mismatch}); use the "
-            "config of the workdir, or another workdir"
+            "config of the workdir, or a different workdir"
         )
     try:
         arrays = read_arrays(folder, requested)

@@ -49,9 +49,9 @@ def find_shape_mismatch(described: Mapping[str, Any], tree: Any) -> str:
     expected = {name: _shape_and_dtype(leaf) for name, leaf in flatten(tree).items()}
     for name in sorted(expected.keys() | described.keys()):
         if name not in described:
-            return f"{printable(name)} is not in it"
+            return f"{printable(name)} is not in the checkpoint"
         if name not in expected:
-            return f"{printable(name)} is in it, but not in the model"
+            return f"{printable(name)} is in the checkpoint, but not in the model"
         saved = described[name]
         for what, value in expected[name].items():
             if saved[what] != value:
@@ -76,11 +76,11 @@ def sign(value: dict[str, Any]) -> dict[str, Any]:
 def verify(document: Any) -> Any:
     """Return the value in a document from `sign`.
 
-    The value may be any JSON value. The digest proves that it is unchanged, not that it is
-    trustworthy.
+    The value may be any JSON value. The digest proves that the value is unchanged, not that it
+    is trustworthy.
 
     Raises:
-      ValueError: if the value has changed, or the document has another form.
+      ValueError: if the value has changed, or the document has a different form.
     """
     if not isinstance(document, dict) or document.keys() != {"value", DIGEST}:
         raise ValueError(f"it is not an object with value and {DIGEST}")

@@ -1,4 +1,4 @@
-"""Reading `.npz` files without pickle. The file size limits the memory used."""
+"""Reading `.npz` files without pickle. The size of a file bounds the memory used."""
 
 import math
 import warnings

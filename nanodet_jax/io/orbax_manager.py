@@ -48,7 +48,7 @@ class _Best(checkpoint_managers.PreservationPolicy):
 
 
 class _Keep(checkpoint_managers.PreservationPolicy):
-    """Keep checkpoints by step."""
+    """Keep the checkpoints of selected steps."""
 
     def __init__(self, keep: Callable[[int], bool]):
         self._keep = keep

@@ -1,7 +1,7 @@
-"""Published weights by name: their addresses, and downloading each file once.
+"""Published weights by name. Each file is downloaded once.
 
-A file is kept in the user's cache folder, with its SHA-256 in a file beside it. Later uses compare
-the two, and need no network.
+A file is kept in the user's cache folder, with its SHA-256 in a second file beside it. Later uses
+check the file against its SHA-256, and need no network.
 """
 
 import hashlib
@@ -22,9 +22,9 @@ from nanodet_jax.progress import BYTES, Progress, progress
 from nanodet_jax.terminal import printable, say
 
 ENVIRONMENT = "NANODET_JAX_WEIGHTS_DIR"
-TIMEOUT_S = 30.0  # to connect, and between two parts of the answer
+TIMEOUT_S = 30.0  # to connect, and between two parts of the response
 CHUNK_SIZE = 1 << 16  # bytes
-QUIET_WAIT_S = 1.0  # before a process prints that it waits for another one
+QUIET_WAIT_S = 1.0  # before a process prints that it is waiting for another one
 
 NANODET = "https://github.com/RangiLyu/nanodet/releases/download/v1.0.0-alpha-1"
 GFL = "https://download.openmmlab.com/mmdetection/v2.0/gfl"
@@ -32,7 +32,7 @@ TORCHVISION = "https://download.pytorch.org/models"
 EFFICIENTNET_LITE = "https://github.com/RangiLyu/EfficientNet-Lite/releases/download/v1.0"
 GHOSTNET = "https://raw.githubusercontent.com/huawei-noah/CV-Backbones/master/ghostnet_pytorch"
 
-# Detectors trained on COCO. The names are those of the variants in configs/coco.py.
+# Detectors trained on COCO. The variants in configs/coco.py have the same names.
 DETECTORS = {
     "nanodet-plus-m_320": f"{NANODET}/nanodet-plus-m_320_checkpoint.ckpt",
     "nanodet-plus-m_416": f"{NANODET}/nanodet-plus-m_416_checkpoint.ckpt",
@@ -44,7 +44,7 @@ DETECTORS = {
     "gfl-r101_2x": f"{GFL}/gfl_r101_fpn_mstrain_2x_coco/"
     "gfl_r101_fpn_mstrain_2x_coco_20200629_200126-dd12f847.pth",
 }
-# Classifiers trained on ImageNet, for their backbones. The names are their publishers'.
+# Classifiers trained on ImageNet, for their backbones. The publishers chose the names.
 BACKBONES = {
     "shufflenet_v2_x0_5": f"{TORCHVISION}/shufflenetv2_x0.5-f707e7126e.pth",
     "shufflenet_v2_x1_0": f"{TORCHVISION}/shufflenetv2_x1-5666bf0f80.pth",
@@ -71,7 +71,7 @@ PUBLISHED_HASH = re.compile(r"-([0-9a-f]{8,64})\.pth$")
 
 
 def folder() -> Path:
-    """Return the folder of downloaded weights: $NANODET_JAX_WEIGHTS_DIR, or in the user's cache."""
+    """Return the folder of downloaded weights: $NANODET_JAX_WEIGHTS_DIR or a cache folder."""
     configured = os.environ.get(ENVIRONMENT)
     return Path(configured) if configured else pooch.os_cache("nanodet_jax") / "weights"
 
@@ -79,15 +79,15 @@ def folder() -> Path:
 def download(name: str) -> Path:
     """Return the file of published weights. Download it if it is not in the folder yet.
 
-    Several processes and threads that ask for a file at once download it once. An interrupted
+    If several processes or threads ask for a file at once, one of them downloads it. An interrupted
     download leaves nothing behind. You may put a file into the folder yourself.
 
     Args:
       name: one of ADDRESSES.
 
     Raises:
-      UserError: naming the address and the file, if the file cannot be downloaded or written, or is
-        not the one that was published or that was downloaded first.
+      UserError: naming the address and the file, if the file cannot be downloaded or written, or
+        differs from the published file or from the first download.
     """
     address = ADDRESSES[name]
     path = folder() / address.rpartition("/")[2]
@@ -105,18 +105,18 @@ def _locked(path: Path) -> Iterator[None]:
     """Let one process or thread at a time download a file. Create its folder."""
     lock = FileLock(f"{path}.lock")
     try:
-        # JAX's compiled programs are in the parent, to which other users must not have access.
+        # The parent also contains JAX's compiled programs. Other users must not have access to it.
         for each in (path.parent.parent, path.parent):
             each.mkdir(mode=0o700, parents=True, exist_ok=True)
         try:
             lock.acquire(timeout=QUIET_WAIT_S)
         except Timeout:
-            say(f"waiting for another process that downloads {path.name}", sys.stderr)
+            say(f"waiting for another process that is downloading {path.name}", sys.stderr)
             lock.acquire()
     except OSError as error:
         raise UserError(
             f"{path.parent}: cannot be written: {error.strerror or error}; set {ENVIRONMENT} to "
-            "another folder"
+            "a different folder"
         ) from error
     try:
         yield
@@ -125,7 +125,7 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def _download(name: str, address: str, path: Path) -> None:
-    """Download a file and check it, before it gets its name."""
+    """Download a file under a temporary name, check it, and rename it."""
     say(f"downloading {name} from {address} to {path.parent}", sys.stderr)
     part = path.with_name(f"{path.name}.part")
     try:
@@ -158,14 +158,14 @@ def _fetch(name: str, address: str, part: Path, path: Path) -> None:
 class _Bar:
     """Show a download with `progress`, through the interface that pooch expects."""
 
-    total = 0  # bytes, set by pooch when the answer arrives; 0 = unknown
+    total = 0  # bytes, set by pooch when the response arrives; 0 = unknown
 
     def __init__(self, stack: ExitStack, what: str) -> None:
         self._stack, self._what = stack, what
         self._shown: Progress | None = None
 
     def update(self, n: int) -> None:
-        """Count more bytes. pooch counts whole chunks, and in the end the total."""
+        """Count more bytes. pooch passes the size of whole chunks, and at the end the total."""
         if self._shown is None:
             self._shown = self._stack.enter_context(progress(self.total, self._what, BYTES))
         self._shown.update(min(n, self.total - self._shown.n) if self.total else n)
@@ -185,7 +185,7 @@ def _reason(error: Exception) -> str:
         case requests.HTTPError(response=requests.Response() as response):
             return f"{response.status_code} {printable(str(response.reason))}"
         case requests.Timeout():
-            return f"no answer within {TIMEOUT_S:g} s"
+            return f"no response within {TIMEOUT_S:g} s"
         case requests.exceptions.SSLError() | requests.exceptions.ProxyError():
             return printable(first_line(error))
         case requests.ConnectionError():
@@ -196,16 +196,16 @@ def _reason(error: Exception) -> str:
 
 
 def _verify(file: Path, path: Path, where: str, fix: str, is_new: bool = False) -> None:
-    """Check a file against the SHA-256 that was published, or else the one beside it.
+    """Check a file against its published SHA-256, or else against the one recorded beside it.
 
-    Without either, or if the file is new, its content is checked and its SHA-256 is written.
+    If there is neither, or if the file is new, its content is checked and its SHA-256 is written.
 
     Args:
-      file: the file.
-      path: its name after the download.
-      where: for errors, what the file is.
-      fix: for errors, how to get an intact file.
-      is_new: whether it has just been downloaded.
+      file: the file to check.
+      path: name of the file after the download.
+      where: description of the file, for errors.
+      fix: how to get an intact file, for errors.
+      is_new: whether the file has just been downloaded.
     """
     record = path.with_name(f"{path.name}.sha256")
     try:
@@ -225,11 +225,11 @@ def _verify(file: Path, path: Path, where: str, fix: str, is_new: bool = False) 
             read_state_dict(file)
         except UserError as error:
             reason = str(error).removeprefix(f"{file}: ")
-            raise UserError(f"{where}: not intact weights: {reason}; {fix}") from error
+            raise UserError(f"{where}: not an intact weights file: {reason}; {fix}") from error
         with suppress(UserError), atomic_write(record) as beside:  # the folder may be read-only
             beside.write(f"{digest}  {path.name}\n".encode())  # the format of sha256sum
     elif recorded.split(" ")[0] != digest:
         raise UserError(
-            f"{where}: has changed since it was downloaded: its SHA-256 is not the one in "
+            f"{where}: has changed since it was downloaded: its SHA-256 differs from the one in "
             f"{record.name}; {fix}"
         )

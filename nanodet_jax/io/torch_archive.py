@@ -1,7 +1,7 @@
 """Reading weights from a PyTorch file (.pth, .pt, .ckpt), without PyTorch or running its pickle.
 
 torch.save writes a zip archive. NAME/data.pkl describes the tensors. Each NAME/data/<key> contains
-the numbers of one storage. NAME/byteorder is their byte order. `torch_legacy` describes the format
+the numbers of one storage. NAME/byteorder gives the byte order. `torch_legacy` describes the format
 of PyTorch before 1.6.
 """
 
@@ -25,14 +25,14 @@ PICKLE_LIMIT = 4 << 20  # bytes; the pickle of 645 tensors has 80 thousand
 MAX_TENSORS = 20_000  # more than in the deepest network that config.check accepts
 MAX_SHARING = 4  # maximum number of tensor elements per stored element
 NOT_ARCHIVE = (
-    "is not a zip archive written by torch.save, nor a file in its older format; download it again"
+    "is neither a zip archive written by torch.save nor in its older format; download it again"
 )
 
 
 def read_state_dict(path: Path) -> dict[str, np.ndarray]:
     """Read the tensors of a file that torch.save or Lightning wrote.
 
-    Use the file's `state_dict` if it has one, otherwise the file itself. If a Lightning checkpoint
+    Use the file's `state_dict` if it has one, otherwise the whole file. If a Lightning checkpoint
     has averaged weights (`avg_model.`), read only these, as the original does. Remove the prefixes
     `avg_model.`, `model.` and `module.` from names, and skip entries other than tensors.
 
@@ -188,7 +188,7 @@ def _unwrap(value: Any) -> dict[str, Tensor]:
         for prefix in ("avg_model.", "model.", "module."):
             name = name.removeprefix(prefix)
         if name in tensors:
-            raise UserError(f"two tensors are called {quoted(name)} without their prefixes")
+            raise UserError(f"two tensors have the name {quoted(name)} without their prefixes")
         tensors[name] = tensor
     if len(tensors) > MAX_TENSORS:
         raise UserError(f"has {len(tensors)} tensors; the limit is {MAX_TENSORS}")

@@ -30,7 +30,7 @@ def locate(file: BinaryIO, pickle_limit: int) -> tuple[Any, dict[str, int]]:
 
     Returns:
       The saved value, as from `torch_pickle.interpret`, and the position of the first element of
-      each storage, by key. Elements are little-endian. They are inside the file.
+      each storage, by key. Elements are little-endian and lie inside the file.
 
     Raises:
       UserError: if the file is damaged or comes from a big-endian machine.
@@ -51,7 +51,7 @@ def locate(file: BinaryIO, pickle_limit: int) -> tuple[Any, dict[str, int]]:
         file.seek(position)
         count = int.from_bytes(file.read(COUNT_BYTES), "little")
         if count != storages[key].length:
-            raise UserError(f"damaged file: storage {quoted(key)} does not have its length")
+            raise UserError(f"damaged file: storage {quoted(key)} has the wrong length")
         positions[key] = position + COUNT_BYTES
         position += COUNT_BYTES + count * np.dtype(STORAGES[storages[key].kind]).itemsize
     if position > size:

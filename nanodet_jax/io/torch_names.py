@@ -182,7 +182,7 @@ def convert(entries: Entries, like: Any, where: str = "weights") -> Any:
       Float32 variables with the structure and shapes of `like`.
 
     Raises:
-      UserError: listing entries that are missing, unknown, or of another shape.
+      UserError: listing entries that are missing, unexpected, or have the wrong shape.
     """
     targets = {pytorch_name(path): (path, leaf) for path, leaf in flatten(like).items()}
     missing = [name for name in targets if name not in entries]
@@ -204,8 +204,8 @@ def convert(entries: Entries, like: Any, where: str = "weights") -> Any:
         f"{title}: {join_first(group)}"
         for title, group in (
             ("missing", missing),
-            ("left over", left_over),
-            ("other shape", misfits),
+            ("unexpected", left_over),
+            ("wrong shape", misfits),
         )
         if group
     ]
@@ -225,7 +225,7 @@ def _unused(targets: Mapping[str, Any]) -> str:
 
 
 def load_matching(entries: Entries, variables: Any, num_bins: int) -> tuple[Any, LoadReport]:
-    """Load every entry that fits, for fine-tuning with other classes.
+    """Load every entry that fits, for fine-tuning with different classes.
 
     Args:
       entries: arrays with the names and the layout of the original.

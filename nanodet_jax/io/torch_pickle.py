@@ -3,7 +3,7 @@
 A pickle is a program that calls functions by name, and a downloaded file can call any function.
 `pickle` would execute it, and would allocate as much memory as the file asks for. `interpret`
 supports only the few instructions that such files need. They build plain values and instances of
-the classes in this module. Names of functions are compared with a list, and are never imported.
+the classes in this module. Names of functions are only compared with a list; none is imported.
 """
 
 import pickletools
@@ -35,8 +35,9 @@ PARAMETER = "torch._utils._rebuild_parameter"
 LABELS = ("pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",)
 KNOWN = {*STORAGES, *MAPPINGS, *LABELS, *REBUILD, PARAMETER, "torch.Size"}
 MAX_DIMENSIONS = 32
-# NanoDet-Plus has 20 thousand; a Lightning checkpoint, with averages and the optimizer's state,
-# about five times as many. Each one takes about 3 microseconds and at most 100 bytes of memory.
+# The pickle of NanoDet-Plus has 20 thousand. A Lightning checkpoint, with averages and the
+# optimizer's state, has about five times as many. Each instruction takes about 3 microseconds and
+# at most 100 bytes of memory.
 MAX_INSTRUCTIONS = 400_000
 MAX_KEY_LENGTH = 1000  # characters; comparing keys must stay cheap
 
@@ -81,23 +82,23 @@ def interpret(pickled: bytes | BinaryIO, storages: dict[str, Storage] | None = N
     """Return the value of a pickle, built from plain values, `Global`, `Storage` and `Tensor`.
 
     Plain values are None, bool, int, float, str, bytes, tuple, list and dict. Mappings of any class
-    become dict, and parameters become their tensor. No value is copied, so memory is proportional
-    to the length of `pickled`. Values may contain themselves. A dict has only the entries whose key
-    is a str.
+    become dict, and parameters become tensors. No value is copied, so memory is proportional
+    to the length of `pickled`. Values may contain themselves. A dict contains only the entries
+    whose key is a str.
 
     Args:
-      pickled: the pickle, or a file that is positioned at a pickle and then after it.
-      storages: takes every storage that the pickle names, by key.
+      pickled: the pickle, or a file positioned at its start, and afterwards at its end.
+      storages: receives every storage that the pickle names, by key.
 
     Raises:
-      UserError: if it names a class or function that is not in `KNOWN`, is too long, or is damaged.
+      UserError: if the pickle names a class or function not in `KNOWN`, is too long, or is damaged.
     """
     try:
         with warnings.catch_warnings():
             # pickletools warns about escapes in a damaged name. Such a name is refused later.
             warnings.simplefilter("ignore", DeprecationWarning)
             return _interpret(pickled, {} if storages is None else storages)
-    # pickletools raises for damaged instructions; _interpret for a missing stack or memo entry.
+    # pickletools raises these for damaged instructions, _interpret for missing entries.
     except (ValueError, IndexError, KeyError) as error:
         raise UserError(f"damaged pickle ({ascii(error)[:200]})") from error
 
@@ -203,9 +204,9 @@ def _expect(value: Any, kind: type) -> Any:
 def _set_items(target: Any, items: list[Any]) -> None:
     """Set entries of a dict. Skip keys that are numbers, globals or None: weights do not use them.
 
-    A file can contain many numbers with the same hash, which makes each insertion compare with all
-    other keys. Strings are safe, because their hashes have a random seed in each process. Tuples as
-    keys are refused, because hashing a deeply nested one does not end.
+    A file can contain many numbers with the same hash, so each insertion would compare its key with
+    all others. Strings are safe, because their hashes have a random seed in each process. Tuples as
+    keys are refused, because hashing deeply nested ones may never end.
     """
     mapping: dict[str, Any] = _expect(target, dict)
     for key, value in zip(items[::2], items[1::2], strict=True):

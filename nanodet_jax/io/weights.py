@@ -53,8 +53,8 @@ def load_weights(path: str | Path, max_input_side: float | None = MAX_INPUT_SIDE
 
     Args:
       path: `.pth`, `.pt` or `.ckpt` of the original, `.npz` of this project, a workdir, or a name
-        in `pretrained.ADDRESSES`. The file of a name is downloaded once. An existing path wins
-        over a name.
+        in `pretrained.ADDRESSES`. The file for a name is downloaded once. An existing path takes
+        precedence over a name.
       max_input_side: largest input height or width that the weights may define. Its square also
         limits the memory of the features. Pass None (no limit) if the input size is not used.
 

@@ -10,7 +10,7 @@ from typing import BinaryIO
 from nanodet_jax.errors import UserError
 from nanodet_jax.files import open_regular
 
-# Bytes of the list of members. A file with 645 tensors needs 60 thousand. The limit allows 90
+# Largest list of members, in bytes. A file with 645 tensors needs 60 thousand. The limit allows 90
 # thousand members, which take half a second to read.
 MAX_LISTING = 4 << 20
 START = b"PK\x03\x04"
@@ -41,7 +41,7 @@ def open_zip(path: Path, not_zip: str) -> Iterator[zipfile.ZipFile]:
         with zipfile.ZipFile(bounded) as archive:
             bounded.limit = size
             members = archive.infolist()
-            # Neither torch.save nor this project compresses or encrypts members. So reading one
+            # Neither torch.save nor this project compresses or encrypts members, so reading one
             # never expands it.
             if any(info.compress_type or info.flag_bits & 1 for info in members):
                 raise UserError(
@@ -53,7 +53,7 @@ def open_zip(path: Path, not_zip: str) -> Iterator[zipfile.ZipFile]:
 
 
 class _BoundedReads:
-    """A file that refuses to read more than `limit` bytes in one call.
+    """A file wrapper that refuses to read more than `limit` bytes in one call.
 
     zipfile reads the list of members in one call, and allocates about 600 bytes for each member.
     """

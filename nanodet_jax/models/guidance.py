@@ -16,7 +16,7 @@ from flax.typing import VariableDict
 
 from nanodet_jax.structures import Predictions
 
-GUIDANCE = "guidance"  # name of the module in the variables, beside backbone, neck and head
+GUIDANCE = "guidance"  # name of the module in the variables, alongside backbone, neck and head
 
 # Builds a neck or a head, given its `name`: a module class, or a `functools.partial` of one.
 NeckFactory = Callable[..., Callable[[list[jax.Array]], list[jax.Array]]]

@@ -1,6 +1,6 @@
 """Layers shared by the backbone, necks and heads.
 
-Feature maps are [B, H, W, C]. Padding is explicit: k // 2 on each side of a kernel of k x k.
+Feature maps are [B, H, W, C]. Padding is explicit: k // 2 on each side for a k x k kernel.
 """
 
 from collections.abc import Callable, Mapping
@@ -70,7 +70,7 @@ class BatchNorm(nn.Module):
     Input and output are [B, H, W, C] of the same dtype.
 
     Attributes:
-      use_running_average: normalize by the running statistics instead of those of the batch.
+      use_running_average: normalize by the running statistics instead of the batch's.
       momentum: fraction of the running value that each step keeps.
       epsilon: added to the variance.
       bias_init: initial bias; the initial scale is 1.
@@ -95,7 +95,7 @@ class BatchNorm(nn.Module):
         if self.use_running_average:
             mean, var = running_mean.value, running_var.value
         else:
-            # Initialization does not use the statistics. The mapped axis does not exist there.
+            # Initialization does not use the statistics, and has no mapped axis.
             axis_name = None if self.is_initializing() else self.axis_name
             values = at_least_float32(x)
             mean = _channel_mean(values, axis_name)
@@ -201,7 +201,7 @@ def upsample_2x(x: jax.Array) -> jax.Array:
 
 
 def downsample_2x(x: jax.Array) -> jax.Array:
-    """Halve height and width, both even.
+    """Halve height and width, which must be even.
 
     This is the mean of 2 x 2 pixels, which equals bilinear interpolation without antialiasing.
     """

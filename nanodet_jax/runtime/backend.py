@@ -36,7 +36,7 @@ def jit(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
 
 
 def jit_once(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
-    """Wrap a program that runs only once: it compiles twice as fast as with `jit`, but is slow."""
+    """Wrap a program that runs only once: compiles twice as fast as `jit`, but runs slowly."""
     quickly = compiler_options()
     if quickly is not None:
         quickly = quickly | {"xla_backend_optimization_level": 0}

@@ -91,18 +91,18 @@ def check_folder(folder: Path) -> None:
     except OSError as error:
         raise UserError(
             f"{folder}: cannot store compiled programs: {error.strerror}; set {ENVIRONMENT} to "
-            "another folder"
+            "a different folder"
         ) from error
     if suspect:
         raise UserError(
             f"{folder}: other users can write to this folder of compiled programs, and could "
             f"run code as you; run `chmod -R go-w {folder}` if its content is yours, otherwise "
-            f"delete it, or set {ENVIRONMENT} to another folder"
+            f"delete it, or set {ENVIRONMENT} to a different folder"
         )
 
 
 def _is_foreign(status: os.stat_result, reachable: bool = True) -> bool:
-    """Return whether a user other than root and this user owns a file, or can write to it."""
+    """Return whether a user other than root or this user owns a file, or can write to it."""
     if not hasattr(os, "geteuid"):
         return False
     others = 0o002 if _is_private_group(status.st_gid) else 0o022
@@ -113,7 +113,7 @@ def _is_foreign(status: os.stat_result, reachable: bool = True) -> bool:
 @functools.cache
 def _is_private_group(group: int) -> bool:
     """Return whether this user is the only member of a group. Many systems create such groups."""
-    import grp  # not on Windows
+    import grp  # not available on Windows
     import pwd
 
     try:

@@ -6,14 +6,14 @@ from pathlib import Path
 import jax
 
 MEMINFO = Path("/proc/meminfo")
-CONTAINER = Path("/sys/fs/cgroup")  # of a Linux container; memory.max is "max" without a limit
+CONTAINER = Path("/sys/fs/cgroup")  # of a Linux container; without a limit, memory.max is "max"
 
 
 def host_memory() -> int | None:
-    """Return the bytes of memory that this machine or container has; None if unknown."""
+    """Return the total memory of this machine or container in bytes; None if it is unknown."""
     try:
         total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):  # not on Windows
+    except (AttributeError, ValueError, OSError):  # Windows has no sysconf
         return None
     try:
         return min(total, int((CONTAINER / "memory.max").read_text()))
@@ -22,7 +22,7 @@ def host_memory() -> int | None:
 
 
 def free_device_memory(host_free: int | None) -> int | None:
-    """Return the free memory of the first device in bytes, or None if it is unknown."""
+    """Return the free memory of the first device in bytes; None if it is unknown."""
     device = jax.local_devices()[0]
     if device.platform == "cpu":
         return host_free

@@ -2,7 +2,7 @@
 
 They name what was requested, how much memory there is, and a fix.
 
-A computation is dispatched before it runs, so its error may be raised where a result is used.
+A computation is dispatched before it runs, so its error may be raised where its result is used.
 """
 
 import re
@@ -24,7 +24,7 @@ GB = 1e9
 DEVICE_TEXTS = re.compile("RESOURCE_EXHAUSTED|out of memory|OUT_OF_MEMORY", re.IGNORECASE)
 ALLOCATION = re.compile(r"allocat\w+ (?:(\d+) bytes|([\d.]+ ?[KMGT]i?B))", re.IGNORECASE)
 SMALLER = 0.8  # suggested sides of the input, as a fraction of the current ones
-STRIDE = 32  # sides of the input are multiples of it
+STRIDE = 32  # sides of the input must be multiples of this
 
 
 @contextmanager
@@ -36,9 +36,9 @@ def reporting_out_of_memory(config: Config, training: bool) -> Iterator[None]:
       training: True for a run, False for an evaluation.
     """
     data, (height, width) = config.data, config.input_size
-    asked = f"batches of {data.batch_size} images of {height} x {width} in {config.precision}"
+    request = f"batches of {data.batch_size} images of {height} x {width} in {config.precision}"
     if training:
-        asked += (
+        request += (
             f" with training.accumulate={config.training.accumulate}, data.cache={data.cache} "
             f"and data.workers={data.workers}"
         )
@@ -47,7 +47,7 @@ def reporting_out_of_memory(config: Config, training: bool) -> Iterator[None]:
         fixes = _fixes(config, where, training)
         return f"set {' or '.join(fixes)}" if fixes else "use a device with more memory"
 
-    with _reporting(asked, advice):
+    with _reporting_exhaustion(request, advice):
         yield
 
 
@@ -60,12 +60,14 @@ def reporting_image_out_of_memory(count: int, height: int, width: int) -> Iterat
       height, width: size of the network's input.
     """
     advice = "pass fewer images at once, or use weights that were trained with a smaller input"
-    with _reporting(f"{count} image(s) of {height} x {width} at once", lambda where: advice):
+    with _reporting_exhaustion(
+        f"{count} image(s) of {height} x {width} at once", lambda where: advice
+    ):
         yield
 
 
 @contextmanager
-def _reporting(asked: str, advice: Callable[[Place], str]) -> Iterator[None]:
+def _reporting_exhaustion(request: str, advice: Callable[[Place], str]) -> Iterator[None]:
     """Turn out-of-memory errors into a UserError that names what was requested and gives advice."""
     try:
         yield
@@ -73,7 +75,7 @@ def _reporting(asked: str, advice: Callable[[Place], str]) -> Iterator[None]:
         where = exhausted(error)
         if where is None:
             raise
-        raise UserError(f"{_described(error, where, asked)}; {advice(where)}") from error
+        raise UserError(f"{_described(error, where, request)}; {advice(where)}") from error
 
 
 def exhausted(error: BaseException) -> Place | None:
@@ -87,7 +89,7 @@ def exhausted(error: BaseException) -> Place | None:
     return None
 
 
-def _described(error: BaseException, where: Place, asked: str) -> str:
+def _described(error: BaseException, where: Place, request: str) -> str:
     """Describe what was requested, the allocation that failed, and the total memory."""
     failed = ""
     if match := ALLOCATION.search(str(error)):
@@ -96,7 +98,7 @@ def _described(error: BaseException, where: Place, asked: str) -> str:
             if match[1]
             else (f" (allocating {match[2]} failed)")
         )
-    return f"out of memory: {asked} do not fit{failed} in the memory of the {_memory(where)}"
+    return f"out of memory: {request} do not fit{failed} in the memory of the {_memory(where)}"
 
 
 def _memory(where: Place) -> str:
@@ -137,7 +139,7 @@ def _fixes_of_loader(config: Config) -> list[str]:
 
 
 def _fixes_of_batch(config: Config, training: bool) -> list[str]:
-    """Return flags that reduce the memory of a batch, starting with the least effect on results."""
+    """Return flags that reduce the memory of a batch, those that affect results least first."""
     fixes = []
     batch_size, accumulate = config.data.batch_size, config.training.accumulate
     devices = (config.training.devices or jax.local_device_count()) * jax.process_count()

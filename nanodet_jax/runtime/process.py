@@ -1,4 +1,4 @@
-"""Settings of the whole process."""
+"""Process-wide settings."""
 
 import ctypes
 import functools
@@ -15,14 +15,14 @@ def setup_process(cache_dir: str | Path | None = None) -> None:
     """Set up a process that trains or evaluates. Call it before the first compilation.
 
     `train_and_evaluate`, `evaluate` and the command line call it. Call it in your own notebook or
-    service to get the same speed and equally few log messages. Importing the package or using a
-    `Detector` changes no setting that other code in the process can see. This function sets:
+    service to get the same speed and log filters. Importing the package or using a `Detector`
+    changes no setting that other code in the process can see. This function sets:
 
     - malloc: glibc reuses large buffers instead of returning them to the system. Otherwise each
-      training step on a CPU causes page faults for 500 MB. In return, memory stays at its peak.
-    - JAX's persistent compilation cache: in `cache_dir`, if given. Otherwise in the folder that you
-      have configured (`jax.config.jax_compilation_cache_dir` or `$JAX_COMPILATION_CACHE_DIR`). If
-      there is none, in `nanodet_jax` in your cache folder. JAX's thresholds for small programs
+      training step on a CPU causes page faults for 500 MB. The cost: memory stays at its peak.
+    - JAX's persistent compilation cache: kept in `cache_dir` if given, otherwise in the folder that
+      you have configured (`jax.config.jax_compilation_cache_dir` or `$JAX_COMPILATION_CACHE_DIR`),
+      and otherwise in `nanodet_jax` in your cache folder. JAX's thresholds for small programs
       are removed unless you have changed them.
     - absl's log: messages about exceptions in Orbax's threads are dropped, because the same
       exceptions are also raised in the main thread.
@@ -32,12 +32,13 @@ def setup_process(cache_dir: str | Path | None = None) -> None:
     A second call changes nothing, except that a new `cache_dir` replaces the old one.
 
     Args:
-      cache_dir: folder or bucket for compiled programs. A missing folder is created, for this user
-        alone.
+      cache_dir: folder or bucket for compiled programs. A missing folder is created with
+        access for this user only.
 
     Raises:
       UserError: if the folder that you chose cannot be created, or other users can write to it. If
-        the default folder cannot be used, a note is printed, and each run compiles its programs.
+        the default folder cannot be used, a note is printed, and each run compiles its programs
+        again.
     """
     _set_up_libraries()
     if cache_dir is not None:

@@ -8,7 +8,7 @@ from nanodet_jax.io import checksums
 from nanodet_jax.runtime import distributed
 from nanodet_jax.state import TrainState
 
-# Fields that may differ between processes: the process index, and the location of the files.
+# Fields that may differ between processes: the process index, paths, and loader settings.
 OWN_FIELDS = {
     "config.distributed.process_index",
     "config.training.init_weights",

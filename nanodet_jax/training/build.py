@@ -73,7 +73,7 @@ class Run:
       train, val: the data; `val` is None with config.data.val=none.
       length: length of the run in steps and epochs.
       leg: records the start and the end of this process in the workdir.
-      num_devices: number of devices of this process that train.
+      num_devices: number of devices that this process trains on.
       train_step: compiled function from (state, batch) to (state, metrics). Donates the state.
       augment: compiled function that converts an element of `prefetch` to a `Batch`.
       detect: compiled function; see `make_detect`.
@@ -134,14 +134,14 @@ def build(config: Config, workdir: Path) -> Run:
         config = data.config
         weights = None if has_checkpoint(workdir) else read_initial_weights(config)
 
-        # Workdir. Everything that depends on its content comes after the lock, because another run
-        # may have saved a checkpoint just before it ended.
+        # Workdir. Read its content only after locking it, because another run may have saved a
+        # checkpoint just before it ended.
         lock = lock_for_all_processes(workdir)
         if lock is not None:
             stack.callback(lock.release)
         resumed = distributed.gather(has_checkpoint(workdir))[0]
 
-        # Whether the run in the workdir may be resumed with this config and data.
+        # Check whether the run in the workdir can be resumed with this config and data.
         names, classes = image_names(data.train, data.val), tuple(class_names(data.train))
         about = description(config, classes, workdir)
         previous = previous_leg(workdir) if resumed else None

@@ -1,4 +1,4 @@
-"""Table in a notebook with one row for each evaluation of a run."""
+"""Notebook table with one row for each evaluation of a run."""
 
 import html
 from typing import Any

@@ -27,15 +27,15 @@ GIT_TIMEOUT_S = 10
 class Leg:
     """The current leg of a run.
 
-    This is a context manager that records the end of the leg. A process that is killed records no
-    end. The next leg then records it.
+    This is a context manager that records the end of the leg. If the process is killed, the next
+    leg records the end instead.
 
     Args:
       workdir: folder of the run.
       files: content of the other json files that describe the run, by name.
       about: content of `about.json`, to which the leg adds its own description.
       start_step: steps done at the start.
-      facts: further entries of the description.
+      facts: additional entries of the description.
       writing: whether this process writes the files. Only one process of a run does.
 
     Attributes:
@@ -55,7 +55,7 @@ class Leg:
         self._workdir, self._files, self._about = workdir, files, about
         self._start_step, self._facts = start_step, facts
         self._writing = writing
-        self._number = 0  # until it begins
+        self._number = 0  # until the leg begins
 
     def begin(self) -> None:
         """Write the description of the leg, once its first step is done.

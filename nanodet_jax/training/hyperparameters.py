@@ -1,4 +1,4 @@
-"""Numbers of a run that its compiled step takes as inputs.
+"""Hyperparameters of a run, as inputs to its compiled step.
 
 A run with a different learning rate, schedule, weight decay, moving average, loss weight or length
 therefore reuses the compiled step. Settings that change the program stay in the config: the
@@ -25,7 +25,7 @@ from nanodet_jax.training.step import EmaDecay
 
 
 class Hyperparameters(NamedTuple):
-    """Numbers of a run, as inputs of a compiled step."""
+    """Hyperparameters of a run, as inputs to its compiled step."""
 
     rates: Rates
     update: UpdateHyperparameters

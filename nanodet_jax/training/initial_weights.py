@@ -1,4 +1,4 @@
-"""Weights that a new run starts from: random, or those of `config.training.init_weights`."""
+"""Initial weights of a new run: random, or from `config.training.init_weights`."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ from nanodet_jax.state import init_variables
 
 
 def read_initial_weights(config: Config) -> dict[str, np.ndarray] | None:
-    """Read the arrays of `config.training.init_weights`, by their names in the original.
+    """Read the arrays of `config.training.init_weights`, keyed by their names in the original.
 
     Returns:
       The arrays, or None if the field is empty.
@@ -40,7 +40,7 @@ def initial_variables(
       The variables as numpy arrays, and a phrase for the log that names their origin.
 
     Raises:
-      UserError: if nothing in config.training.init_weights fits the network.
+      UserError: if no array of config.training.init_weights fits the network.
     """
     path = config.training.init_weights
     variables = init_variables(model, config.training.seed)
@@ -48,7 +48,7 @@ def initial_variables(
         return variables, "starting from random weights"
     variables, report = torch_names.load_matching(arrays, variables, 4 * (config.model.reg_max + 1))
     if not report.kept:
-        raise UserError(f"config.training.init_weights={path}: nothing in it fits this model")
+        raise UserError(f"config.training.init_weights={path}: no array in it fits this model")
     if not any(name.startswith("aux_") for name in report.kept):
         # Start the guidance from the neck, as for random weights.
         variables = copy_neck_to_guidance(variables)

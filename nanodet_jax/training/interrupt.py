@@ -19,9 +19,9 @@ class Interrupt:
     Before `catch`, and from the second signal on, the previous handlers are in effect. The handlers
     of `train.py` exit immediately, because Python runs a handler only when XLA returns, and a
     compilation may take a minute. SIGHUP is an exception in two ways. If it is ignored before
-    `catch` (`nohup`), it stays ignored. After the first signal it is ignored too, because closing a
-    terminal sends it twice: from the shell and from the kernel. Outside the main thread, where
-    Python receives no signals, this class does nothing.
+    `catch` (`nohup`), it stays ignored. It is also ignored after the first signal, because closing
+    a terminal sends SIGHUP twice: from the shell and from the kernel. Python receives no signals
+    outside the main thread, so there this class does nothing.
 
     Attributes:
       received: number of the first signal; None until then.
@@ -70,7 +70,7 @@ class Interrupt:
             raise Aborted
 
     def exit(self) -> None:
-        """Exit as the signal would: KeyboardInterrupt, or SystemExit with 128 + its number."""
+        """Exit as the signal would: KeyboardInterrupt, or SystemExit with 128 + the number."""
         if self.received == signal.SIGINT:
             raise KeyboardInterrupt
         raise SystemExit(128 + int(self.received or signal.SIGTERM))

@@ -34,7 +34,7 @@ def lock_workdir(workdir: Path, wait_s: float = 0.0) -> FileLock:
         lock.acquire(timeout=wait_s)
     except Timeout as error:
         raise WorkdirBusy(
-            f"{workdir}: in use by another run; wait until it ends, or pass another --workdir"
+            f"{workdir}: in use by another run; wait until it ends, or pass a different --workdir"
         ) from error
     except OSError as error:
         raise UserError(f"{workdir}: cannot be written to: {error.strerror}") from error
@@ -44,8 +44,8 @@ def lock_workdir(workdir: Path, wait_s: float = 0.0) -> FileLock:
 def lock_for_all_processes(workdir: Path) -> FileLock | None:
     """Lock a workdir for all processes of this run. Every process must call this function.
 
-    The writing process waits up to WAIT_S for another run to end, and holds the lock. The other
-    processes get None.
+    The writing process waits up to WAIT_S seconds for another run to end, and then holds the lock.
+    The other processes get None.
 
     Raises:
       UserError: as for `lock_workdir`, in every process.

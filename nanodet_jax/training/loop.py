@@ -36,8 +36,8 @@ def train_and_evaluate(config: Config, workdir: str | Path) -> dict[str, Any]:
         `checkpoints/`, `pictures/`, `tensorboard/`. All processes of a run must have access to it.
 
     Returns:
-      Metrics of the last evaluation; see `evaluation.coco_metrics`. Empty with
-      config.data.val=none, which evaluates nothing.
+      Metrics of the last evaluation; see `evaluation.coco_metrics`. Empty if
+      config.data.val=none, because nothing is evaluated.
 
     Raises:
       UserError: for data, weights or values that cannot be used, before anything is compiled. Also
@@ -80,7 +80,7 @@ def _train(run: Run, interrupt: Interrupt) -> bool:
 
     if start_step < length.total_steps:
         run.logger.say(
-            "compiling the first step: takes a minute or two; later runs load it from the cache"
+            "compiling the first step takes a minute or two; later runs load it from the cache"
         )
     throughput = Throughput(config.data.batch_size, run.prefetch)
     metrics = None

@@ -34,7 +34,7 @@ class MetricLogger:
     Args:
       workdir: folder of the run.
       start_step: steps done so far.
-      total_steps: steps at the end of the run.
+      total_steps: number of steps of the whole run.
       start_evaluated: whether the evaluation at `start_step`, if one is due, is complete.
 
     Attributes:
@@ -70,7 +70,7 @@ class MetricLogger:
                 while line := log.readline(LINE_LIMIT):
                     entry = _entry(line)
                     if entry is None:
-                        damaged += 1  # for example by a crash in the middle of a line
+                        damaged += 1  # for example, cut off by a crash
                         continue
                     repeated = entry["kind"] == "eval" and entry["step"] == step and not evaluated
                     if entry["step"] <= step and not repeated:

@@ -50,7 +50,7 @@ def epoch_rates(
 
 
 class Rates(NamedTuple):
-    """Learning rates of a run, as inputs of a compiled step: float32 arrays, int32 for steps."""
+    """Learning rates of a run, as inputs to a compiled step: float32 arrays, int32 for steps."""
 
     by_epoch: jax.Array  # [E]; the last rate also applies to all later epochs
     steps_per_epoch: jax.Array
@@ -117,7 +117,7 @@ def scale_by_part(multipliers: Mapping[str, jax.Array]) -> optax.GradientTransfo
 
 
 class UpdateHyperparameters(NamedTuple):
-    """Numbers of the update rule, as inputs of a compiled step: float32 scalars."""
+    """Hyperparameters of the update rule, as inputs to a compiled step: float32 scalars."""
 
     momentum: jax.Array
     weight_decay: jax.Array

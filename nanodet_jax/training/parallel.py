@@ -51,7 +51,7 @@ def _is_parallel(num_devices: int) -> bool:
 
 
 def count_devices(training: Training) -> int:
-    """Return the number of devices of this process that train.
+    """Return the number of devices that this process trains on.
 
     Raises:
       UserError: if fewer than `config.training.devices` devices are available.
@@ -177,7 +177,7 @@ def replicate(state: Any, num_devices: int = 1) -> Any:
 
     All processes must pass the same state.
 
-    jit would also copy a state from a single device, but would compile the step a second time.
+    jit would also copy a state from a single device, but would then compile the step again.
     """
     if not _is_parallel(num_devices):
         return state

@@ -8,7 +8,7 @@ from typing import Any, Generic, TypeVar
 
 import jax
 
-DEPTH = 2  # batches that are prefetched
+DEPTH = 2  # number of prefetched batches
 
 HostBatch = TypeVar("HostBatch")
 DeviceBatch = TypeVar("DeviceBatch")

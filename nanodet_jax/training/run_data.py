@@ -1,4 +1,4 @@
-"""Data of a run: both splits, the config that they complete, and the length of the run."""
+"""Data of a run: both splits, the config completed from them, and the length of the run."""
 
 import copy
 from collections.abc import Iterator
@@ -31,7 +31,7 @@ class RunData:
     train: Source
     val: Source | None
     images: TrainingImages
-    slots: int  # ground-truth slots of an image
+    slots: int  # ground-truth slots per image
     over: list[tuple[str, int]]  # images with more boxes than slots, and how many do not fit
     length: RunLength
 

@@ -1,4 +1,4 @@
-"""Training steps whose update was skipped because loss or gradient was not finite."""
+"""Training steps whose update was skipped because the loss or a gradient was not finite."""
 
 from collections.abc import Callable
 

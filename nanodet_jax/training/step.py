@@ -119,7 +119,7 @@ def loss_and_gradients(
 
 
 class EmaDecay(NamedTuple):
-    """Decay of a moving average as an input of a compiled step.
+    """Decay of a moving average, as an input to a compiled step.
 
     `rest` is 1 - decay, subtracted in float64: in float32, 1 - 0.9998 is off by 0.01 %.
     """
@@ -131,8 +131,8 @@ class EmaDecay(NamedTuple):
 def ema_weight(step: Int[Array, "*n"], decay: float | EmaDecay) -> Float[Array, "*n"]:
     """Return the weight of the new values in the moving average after `step` steps.
 
-    As in the original, it falls from nearly 1 to 1 - decay, so that the average follows the new
-    values closely at first.
+    As in the original, it falls from nearly 1 to 1 - decay, so the average follows the new values
+    closely at first.
     """
     early = jnp.exp(-(1 + step) / 2000)
     if isinstance(decay, EmaDecay):

@@ -20,7 +20,7 @@ from nanodet_jax.terminal import join_first
 
 DATA = "data.json"  # names of the images of the current leg
 DATA_LIMIT = 1 << 28  # bytes; enough for the names of a million images
-SAME_DATA = 0.5  # minimum fraction of the previous training images that remain in the same dataset
+SAME_DATA = 0.5  # data with fewer of the previous training images, as a fraction, is different
 # Fields that do not affect what is trained.
 IGNORED_FIELDS = ("config.training.resume", "config.distributed.process_index")
 
@@ -62,7 +62,7 @@ def image_names(train: Source, val: Source | None) -> DataNames:
 
 
 def previous_leg(workdir: Path) -> Previous | None:
-    """Return the leg that `about.json` describes; None if it is missing or damaged.
+    """Return the leg that `about.json` describes; None if the file is missing or damaged.
 
     A damaged description does not stop a run. Checkpoints are verified separately, and their arrays
     must fit the network.
@@ -116,13 +116,13 @@ def check_same_run(
         if old != new:
             raise UserError(
                 f"{workdir} holds a run with {what} {old}, not {new}; "
-                "use another --workdir, resume that run with its own config, or start from its "
+                "use a different --workdir, resume that run with its own config, or start from its "
                 f"weights with --config.training.init_weights={workdir}"
             )
     if config.training.resume == "new_data":
         return
     allow = (
-        "use another --workdir, resume that run with its own config, or set "
+        "use a different --workdir, resume that run with its own config, or set "
         "--config.training.resume=new_data to resume with the new data"
     )
     if saved.input_size != config.input_size:
@@ -135,13 +135,13 @@ def check_same_run(
         left = len(before & set(names.train))
         if left < SAME_DATA * len(before):
             raise UserError(
-                f"{workdir} holds a run on other data: {left} of its {len(before)} training images "
-                f"are among the {len(names.train)} of the config; {allow}"
+                f"{workdir} holds a run on different data: {left} of its {len(before)} training "
+                f"images are among the {len(names.train)} of this config; {allow}"
             )
 
 
 def offset_after(previous: Previous, config: Config, step: int, steps_per_epoch: int) -> int:
-    """Return the `RunLength.offset` with which a run continues at the same image of its epoch.
+    """Return the `RunLength.offset` with which a run continues at the same image in its epoch.
 
     Args:
       previous: the previous leg.
@@ -162,7 +162,7 @@ def offset_after(previous: Previous, config: Config, step: int, steps_per_epoch:
 
 
 def finished_message(workdir: Path, training: Training, step: int, length: RunLength) -> str:
-    """Return a message that the run is finished, and how to train longer."""
+    """Return a message saying that the run is finished, and how to train longer."""
     schedule = {
         "cosine": "the learning rate first rises again, as the cosine becomes longer",
         "multistep": "the learning rate falls at the same milestones",
@@ -219,7 +219,7 @@ def description(config: Config, class_names: tuple[str, ...], workdir: Path) -> 
     """Return the part of `about.json` that describes the weights.
 
     Raises:
-      UserError: if the class names are too long for it.
+      UserError: if the class names are too long for the file.
     """
     text = describe(config, class_names)
     if len(text) > ABOUT_LIMIT:

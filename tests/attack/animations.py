@@ -1,4 +1,4 @@
-"""Image files with several frames, of which the first is the image; built byte by byte.
+"""Image files with several frames, built byte by byte. The first frame is the image.
 
 10,000 frames are written quickly, because all frames after the first are the same few bytes.
 """

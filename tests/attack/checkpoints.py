@@ -1,6 +1,6 @@
 """Malicious checkpoints: consistent and with valid checksums, but not what was saved.
 
-Files of OCDBT, the format of their databases, are built here because its library does not write
+Files of OCDBT, the format of their databases, are built here because its library cannot write
 such content: a manifest names the root of a tree whose nodes contain keys and values. Format:
 https://google.github.io/tensorstore/kvstore/ocdbt/index.html
 """
@@ -56,7 +56,7 @@ def write_keys(part: Path, values: dict[str, bytes]) -> None:
 def repeated(byte: int, blocks: int, first: bytes = b"") -> bytes:
     """Return a zstd frame of `first` and `blocks` blocks that repeat one byte, 4 bytes each.
 
-    It has a window of 1 MiB, no content size and no checksum.
+    The frame has a window of 1 MiB, no content size and no checksum.
     """
     frame = b"\x28\xb5\x2f\xfd\x00\x50" + _block(0, len(first)) + first
     run = _block(1, BLOCK) + bytes([byte])
@@ -117,7 +117,7 @@ def leaf(
 ) -> bytes:
     """Return a node of keys, each given as the length of the prefix that it shares and the rest.
 
-    A value is bytes, or offset and length in the data file.
+    A value is either bytes, or an offset and a length in the data file.
     """
     inline = [value for value in values if isinstance(value, bytes)]
     placed = [value for value in values if not isinstance(value, bytes)]
@@ -133,6 +133,6 @@ def leaf(
 
 
 def replace_tree(part: Path, node: bytes) -> None:
-    """Replace the database of a part by one node."""
+    """Replace the database of a part with one node."""
     (part / "d" / "node").write_bytes(node)
     (part / "manifest.ocdbt").write_bytes(manifest("", "d/node", len(node)))

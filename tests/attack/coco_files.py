@@ -35,7 +35,7 @@ def write(
 
 
 def config_of(folder: Path) -> Config:
-    """Return the config of two steps on such a dataset, which is also its validation data."""
+    """Return the config of a run of two steps that trains and validates on such a dataset."""
     config = tiny_config(steps=2)
     config.training.warmup_steps = 1
     data = config.data

@@ -1,4 +1,4 @@
-"""Files with several frames: the first is decoded, of the size in the header, quickly."""
+"""Files with several frames: the first is decoded quickly, at the size in the header."""
 
 import json
 import subprocess

@@ -74,7 +74,7 @@ def repeat_mean(step: Path) -> bytes:
 
 
 def shared_prefixes(step: Path) -> None:
-    """Write a node of 0.25 MB with 1.3 GB of keys, which share 65000 bytes with each other."""
+    """Write a node of 0.25 MB with 1.3 GB of keys, which share a prefix of 65000 bytes."""
     keys = [(0, b"a"), (0, b"b" + bytes(65_000))]
     keys += [(65_001, number.to_bytes(3, "big")) for number in range(1, 20_000)]
     made.replace_tree(step / "variables", made.leaf(keys, [b""] * len(keys), made.varint(0)))

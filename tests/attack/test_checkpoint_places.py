@@ -2,7 +2,7 @@
 
 The file driver of tensorstore rejects keys with `..`, an empty part or a double slash. Every data
 file of a node or manifest is therefore inside the folder of the database. OCDBT files do not name
-drivers. A `.zarray`, `zarr.json` or `_METADATA` could name a server only if it was read, and
+drivers. A `.zarray`, `zarr.json` or `_METADATA` could name a server only if it were read, and
 `array_reader` reads none of them.
 """
 
@@ -26,7 +26,7 @@ LIKE = corrupt.state_of(7)
 
 @pytest.fixture
 def server():
-    """Loopback server that records connections without answering: its port and the connections."""
+    """Run a loopback server that only records connections; yield its port and the connections."""
     connections = []
     listening = socket.create_server(("127.0.0.1", 0))
     listening.settimeout(0.1)

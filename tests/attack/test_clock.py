@@ -21,7 +21,7 @@ NOW = 1_700_000_000.0
 
 
 def all_events(folder):
-    """Read the events in the order of TensorBoard, files by name."""
+    """Read the events in TensorBoard's order: the files sorted by name."""
     return [event for path in sorted(folder.iterdir()) for event in read_events(path)]
 
 

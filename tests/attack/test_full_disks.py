@@ -35,8 +35,8 @@ WRITES = {
     "a later checkpoint": (Checkpoints, "save", 2, "cannot be written"),
     "metrics of a checkpoint": (CheckpointMetrics, "save", 1, "cannot be written"),
 }
-# They take minutes, and objects that Orbax leaves after an error are reported in later tests of the
-# same process. `tests/training/test_full_disk.py` tests a checkpoint in a subprocess.
+# These cases take minutes. Objects that Orbax leaves after an error are reported in later tests of
+# the same process. `tests/training/test_full_disk.py` tests a checkpoint in a subprocess.
 CASES = [pytest.param(name, marks=pytest.mark.long) for name in WRITES]
 
 

@@ -26,7 +26,7 @@ CLASSES, BOXES = 1000, 500
 
 
 def long_name(index):
-    """Return a name of the largest length, in letters that json writes as six bytes each."""
+    """Return a name of the maximum length, in letters that json writes as six bytes each."""
     return f"{index:06d} " + "ü" * (NAME_LIMIT - 7)
 
 

@@ -129,7 +129,7 @@ def test_predict_interrupted_by_an_error_writes_the_results_so_far(
     assert predict(*files)[0] == (130 if isinstance(error, KeyboardInterrupt) else 2)
     found = json.loads((tmp_path / "out" / "detections.json").read_text())
     assert list(found) == [str(file) for file in files[:2]]
-    assert "contains 2 of 3 images" in capsys.readouterr().out
+    assert "contains the objects in 2 of 3 images" in capsys.readouterr().out
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="symbolic links need rights there")

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from nanodet_jax.training.interrupt import Interrupt
-from tests.runs import ONE_DEVICE, REPO, TINY, final_state
+from tests.runs import ONE_DEVICE, REPO, SHALLOW_TRAIN, TINY, final_state
 from tests.tools import kill
 
 HANGUP = signal.SIGHUP
@@ -44,8 +44,9 @@ def test_hangup_ignored_by_the_parent_stays_ignored():
 
 
 @pytest.mark.long
+@pytest.mark.usefixtures("shallow")
 def test_run_continues_after_its_output_is_closed(tmp_path):
-    command = [sys.executable, "train.py", *SHORT, f"--workdir={tmp_path / 'run'}"]
+    command = [sys.executable, SHALLOW_TRAIN, *SHORT, f"--workdir={tmp_path / 'run'}"]
     with subprocess.Popen(
         command,
         cwd=REPO,
@@ -61,6 +62,7 @@ def test_run_continues_after_its_output_is_closed(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("shallow")
 def test_run_is_saved_when_its_terminal_closes(tmp_path):
     flags = [*SHORT[:-1], "--config.training.steps=100000"]
     ours, theirs = pty.openpty()
@@ -69,7 +71,7 @@ def test_run_is_saved_when_its_terminal_closes(tmp_path):
     script += "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
     workdir = tmp_path / "run"
     process = subprocess.Popen(
-        [sys.executable, "-c", script, "train.py", *flags, f"--workdir={workdir}"],
+        [sys.executable, "-c", script, SHALLOW_TRAIN, *flags, f"--workdir={workdir}"],
         cwd=REPO, env=os.environ | ONE_DEVICE,
         stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True,
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Weights that are made to take time or memory: read or rejected within about a second."""
+"""Weights crafted to take time or memory: read or rejected within about a second."""
 
 import os
 import time
@@ -147,7 +147,7 @@ def test_entries_that_share_memory_are_not_copied_before_their_shape_is_checked(
     names = [torch_names.pytorch_name(path) for path in torch_names.flatten(like)]
     tracemalloc.start()
     try:
-        with pytest.raises(UserError, match="other shape"):
+        with pytest.raises(UserError, match="wrong shape"):
             torch_names.convert(dict.fromkeys(names, one), like)
         assert tracemalloc.get_traced_memory()[1] < 10e6
     finally:

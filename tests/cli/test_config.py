@@ -52,10 +52,9 @@ def test_search_finds_names_and_meanings(printed):
 @pytest.mark.parametrize(
     ("arguments", "error"),
     [
-        (["--search=leanring_rate"], "--search=leanring_rate: no field contains it; did you mean "
+        (["--search=leanring_rate"], "--search=leanring_rate: no field matches; did you mean "
                                      "--config.training.learning_rate?"),
-        (["--search=xyzzy"], "--search=xyzzy: no field contains it; leave it out to see all "
-                             "fields"),
+        (["--search=xyzzy"], "--search=xyzzy: no field matches; omit it to see all fields"),
         (["vok"], "vok: no such config; did you mean voc? use a file, or one of coco, custom, "
                   "shapes, voc, yolo"),
     ],

@@ -22,7 +22,7 @@ def workdir(tmp_path):
 
 @pytest.fixture
 def evaluated(monkeypatch):
-    """Configs that `evaluate` is called with; it computes nothing."""
+    """Replace `evaluate`, and return the configs that it is called with."""
     used = []
     monkeypatch.setattr(eval, "evaluate", lambda config, *_: used.append(config))
     monkeypatch.setattr(eval, "format_table", lambda _: "")

@@ -16,7 +16,7 @@ REPO = Path(__file__).parents[2]
 
 @pytest.fixture
 def config_of(monkeypatch, tmp_path):
-    """Run a command in an empty folder, without its work; return the config that it loads."""
+    """Run a command in an empty folder until it loads its config, and return the config."""
     monkeypatch.chdir(tmp_path)
 
     def call(*arguments):
@@ -196,7 +196,7 @@ def test_memory_error_gives_one_line_and_code_2(monkeypatch, capsys):
     monkeypatch.setattr(train, "train_and_evaluate", fail)
     assert main(["train"]) == 2
     expected = (
-        "error: out of memory on this machine; close other programs, or use less data at once\n"
+        "error: out of memory on this machine; close other programs, or process less at once\n"
     )
     assert capsys.readouterr().err == expected
 

@@ -1,4 +1,4 @@
-"""From exports of labeling programs to a trained and evaluated run, by the command line."""
+"""From exports of labeling programs to a trained and evaluated run, on the command line."""
 
 import json
 
@@ -14,7 +14,7 @@ RECORDS = list(ShapesSource("train", 64, 20))
 
 
 @pytest.fixture
-def command(monkeypatch, capsys, tmp_path):
+def command(shallow, monkeypatch, capsys, tmp_path):
     """Run a command with a tiny network; return its exit code and output."""
     monkeypatch.setattr(jax, "local_device_count", lambda: 1)
     monkeypatch.chdir(tmp_path)

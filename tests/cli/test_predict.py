@@ -17,7 +17,7 @@ from tests.inference.stub import FRACTIONS, LABELS, NAMES, stub_detector
 
 @pytest.fixture
 def photos(tmp_path):
-    """Images in a folder and in a folder in it, a broken one, and another file."""
+    """A folder with images, a subfolder, a broken image and a text file."""
     folder = tmp_path / "photos"
     for name in ("a.png", "b.ppm", "in/c.jpg"):
         write_image(folder / name, noise(40, 80))
@@ -28,7 +28,7 @@ def photos(tmp_path):
 
 @pytest.fixture
 def predict(monkeypatch, tmp_path, capsys):
-    """Function that runs the command; returns its exit code and the lines it prints."""
+    """Return a function that runs the command and returns its exit code and printed lines."""
     monkeypatch.chdir(tmp_path)
 
     def call(*arguments, scores=(0.9, 0.5, 0.375)):
@@ -157,7 +157,7 @@ def test_labels_of_an_earlier_run_are_an_error_before_anything_is_written(
     code, lines = predict(*arguments)
     assert code == 2
     assert lines == [
-        f"error: {out / 'labels'}: exists, and corrections in it would be lost; use another "
+        f"error: {out / 'labels'}: exists, and corrections in it would be lost; use a different "
         "--out, or move this file"
     ]
     assert (out / "labels" / "a.txt").read_text() == "0 .5 .5 .5 .5\n"

@@ -12,7 +12,7 @@ from nanodet_jax.config.renamed import RENAMED
 from nanodet_jax.errors import UserError
 
 SHAPES = str(Path(__file__).parents[2] / "configs" / "shapes.py")
-# Values by old name, other than the defaults.
+# Values other than the defaults, by old name.
 OLD = {
     "assigner.cell_scale": 4.0,
     "training.rate_batch": 64,

@@ -200,7 +200,7 @@ def test_device_cache_beyond_its_limit_is_an_error_with_a_sufficient_one():
 
 @pytest.mark.parametrize("augment", ["host", "device"])
 def test_batches_do_not_depend_on_cache_or_workers(augment):
-    """Over several epochs, with a cache that holds all, some and none."""
+    """Over several epochs, with a cache that holds all, some or none of the images."""
 
     def batches(**data):
         config = make_config(augment=augment, **data)

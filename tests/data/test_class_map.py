@@ -73,7 +73,7 @@ def test_ignored_class_becomes_regions_without_a_class():
     assert class_counts(found).tolist() == [1, 1, 0]
     annotations = found.ground_truth()["annotations"]
     regions = [item for item in annotations if item["iscrowd"]]
-    # A region of COCO belongs to one class, so that each class gets one.
+    # A region of COCO belongs to one class, so each class gets its own.
     assert [item["category_id"] for item in regions] == [10, 30, 40] * 2
     assert [item["bbox"] for item in regions] == [[1, 1, 7, 7]] * 3 + [[3, 3, 3, 3]] * 3
     assert len({item["id"] for item in annotations}) == 8
@@ -113,7 +113,7 @@ def test_classes_without_boxes_are_left_out_on_request():
         ),
         (
             Data(ignore=("cat", "dog", "cow", "owl")),
-            "config.data: leaves none of the classes cat, dog, cow, owl",
+            "config.data: excludes all of the classes cat, dog, cow, owl",
         ),
     ],
 )
@@ -186,7 +186,7 @@ def test_classes_of_voc_are_filtered_ordered_and_merged(tmp_path):
         ({"merge": ("a:b", "a:c")}, "data.merge=('a:b', 'a:c'): list each OLD once"),
         (
             {"classes": ("a",), "ignore": ("a",)},
-            "data.ignore=('a',): also in data.classes; leave it out of one of them",
+            "data.ignore=('a',): a class is also in data.classes; list it in only one of the two",
         ),
         ({"sources": ("voc",)}, "data.sources=('voc',): use FORMAT:ROOT, such as voc:cells; "),
         ({"val_fraction": 0.9}, "data.val_fraction=0.9: must be between 0 and 0.5"),

@@ -184,7 +184,7 @@ def test_device_augmentation_gives_the_images_and_boxes_of_the_host(pixel_indice
 
 @pytest.mark.parametrize("pixel_indices", [True, False])
 def test_reduced_image_is_warped_to_the_same_position(pixel_indices):
-    """A smooth image of five times the input, which loses nothing; a canvas of 1.5 times it."""
+    """The image is five times as large as the input, and smooth, so reducing it loses nothing."""
     noise = np.random.default_rng(0).integers(0, 256, (6, 8, 3), np.uint8)
     smooth = cv2.resize(noise, (480, 320), interpolation=cv2.INTER_CUBIC)
     record = make_record(0, "a", smooth, (320, 480), [[60, 60, 200, 200]], [1], [False], [1])

@@ -1,4 +1,4 @@
-"""Images under names of Windows, in another case, and of the machine of the annotator."""
+"""Images named by Windows paths, in a different case, or by paths of the annotator's machine."""
 
 import pytest
 

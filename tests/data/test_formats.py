@@ -60,11 +60,11 @@ def test_format_gives_the_records_that_were_written(write, tmp_path):
 
 @pytest.mark.slow
 def test_format_of_the_same_images_gives_the_same_loss(tmp_path, monkeypatch):
-    """Each format is trained by the step that is compiled for the first."""
+    """Each format is trained with the step that was compiled for the first format."""
     monkeypatch.setattr(jax, "local_device_count", lambda: 1)
     # Compile as users do. The last digit of a coordinate in the text, or of a sum, may decide an
-    # assignment, which changes the loss by a percent. So compiled, no assignment of these images
-    # is that close.
+    # assignment, which changes the loss by a percent. Compiled this way, no assignment of these
+    # images is that close.
     options = (backend.compiler_options() or {}) | {"xla_backend_optimization_level": 3}
     monkeypatch.setattr(backend, "compiler_options", lambda: options)
     configs = {}

@@ -61,7 +61,7 @@ def test_decode_applies_the_exif_orientation_and_names_it_if_sides_are_swapped()
     rotated = with_exif(encode(".jpg"), orientation=6)  # a quarter turn clockwise
     upright = decode(record(encode(".jpg")))
     np.testing.assert_array_equal(decode(record(rotated, (80, 60))), np.rot90(upright, -1))
-    with pytest.raises(UserError, match="EXIF orientation swaps the sides"):
+    with pytest.raises(UserError, match="EXIF orientation swaps width and height"):
         decode(record(rotated, (60, 80)))
     with pytest.raises(UserError, match="60x80 but annotated as 99x60: correct the annotation"):
         decode(record(rotated, (60, 99)))

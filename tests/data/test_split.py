@@ -135,7 +135,7 @@ def test_split_file_keeps_the_validation_images_of_a_run(tmp_path):
     assert keep_split(tmp_path, DATA, train, val) == [
         f"note: 1 validation images listed in {tmp_path / SPLIT} are missing from the data, such "
         f"as {gone}",
-        f"note: {tmp_path / SPLIT} was written for 100 images, and now there are 104; the "
+        f"note: {tmp_path / SPLIT} was written for 100 images, but now there are 104; the "
         "validation images stay the same, and added images are used for training",
     ]
     assert (tmp_path / SPLIT).read_bytes() == written

@@ -56,12 +56,12 @@ def test_unreadable_training_image_is_replaced_by_the_next_readable_one(messages
         "4.png (image 4)",
         "11.png (image 11)",
     ]
-    assert messages[2].endswith("(3 unreadable images, at most 12 of 12)")
+    assert messages[2].endswith("(3 unreadable images; at most 12 of 12 are allowed)")
 
 
 @pytest.mark.parametrize("augment", ["host", "device"])
 def test_batches_with_unreadable_images_depend_on_data_and_step_alone(augment, messages):
-    """They are the same for every cache, number of workers and step of resuming."""
+    """Cache, number of workers and the step of resuming make no difference."""
     source = album(bad={0, 1, 6, 11})
 
     def batches(start, count, **data):

@@ -101,7 +101,7 @@ def repeat_box(drawn):
     drawn.content["train"]["annotations"].append(twin)
 
 
-# Ten faults: the change that makes it, its kind, and a part of its message.
+# Ten faults: for each, the change that causes it, its kind, and a part of its message.
 CHANGES = {
     "truncated": (
         truncate,
@@ -111,7 +111,7 @@ CHANGES = {
     "missing": (
         lambda d: d.image(1).unlink(),
         FaultKind.MISSING,
-        "train-000001.png' of image 2",
+        "train-000001.png' (image 2)",
     ),
     "another size": (
         another_size,
@@ -174,8 +174,8 @@ def test_doctor_names_a_class_of_one_split_alone(doctor, drawn):
         content["annotations"][0]["category_id"] = 9
     code, output = doctor()
     assert code == 1
-    assert "1 of 6 classes have no training box: elk; validation has elk, with AP 0" in output
-    assert "1 classes have no validation box: owl; AP does not include them" in output
+    assert "no training boxes for 1 of 6 classes: elk; validation has elk, with AP 0" in output
+    assert "no validation boxes for 1 of 6 classes: owl; AP does not include them" in output
     code, output = doctor("--config.data.merge=elk:star,owl:star")
     assert code == 0
     assert "8 validation images, 4 classes" in output
@@ -186,7 +186,7 @@ def test_doctor_without_validation_examines_training_alone(doctor, drawn):
     code, output = doctor("--config.data.val=none")
     assert code == 0
     assert "24 training and 0 validation images, 4 classes" in output
-    assert "no validation box" not in output
+    assert "no validation boxes" not in output
     code, output = doctor("--config.data.val_fraction=0.25")
     assert code == 0
     assert "18 training and 6 validation images, 4 classes" in output
@@ -194,7 +194,7 @@ def test_doctor_without_validation_examines_training_alone(doctor, drawn):
 
 @pytest.fixture
 def faulty(drawn):
-    """Dataset with all ten faults, each on another image."""
+    """Dataset with all ten faults, each on a different image."""
     for position, index in enumerate((3, 4, 5, 6, 8, 10)):  # move their annotations
         drawn.annotation(position)["image_id"] = index + 1
     for change, _, _ in CHANGES.values():
@@ -323,7 +323,7 @@ def test_doctor_finds_a_class_without_training_boxes(drawn, doctor):
     train["annotations"] = [item for item in train["annotations"] if item["category_id"] != 3]
     code, output = doctor()
     assert code == 1
-    assert "1 of 4 classes have no training box: square; validation has square" in output
+    assert "no training boxes for 1 of 4 classes: square; validation has square" in output
 
 
 def test_doctor_finds_many_images_without_boxes(drawn, doctor):
@@ -350,8 +350,8 @@ def test_brief_finds_problems_of_annotations_without_images(drawn):
         return quick_warnings(config, *(open_source(config, split) for split in COUNTS))
 
     absent, rare = lines()
-    assert absent.startswith("note: 1 of 4 classes have no training box: square; validation has")
-    assert rare.startswith("note: classes with under 50 training boxes: circle (")
+    assert absent.startswith("note: no training boxes for 1 of 4 classes: square; validation has")
+    assert rare.startswith("note: classes with fewer than 50 training boxes: circle (")
     longer = lines("--config.training.warmup_steps=60", "--config.input_size=64,64")
     assert longer[0] == (
         "note: the warm-up takes 60 of the 60 steps of the run: the full learning rate is never "
@@ -455,9 +455,11 @@ def test_warnings_before_training_name_a_class_of_one_split_in_yolo(tmp_path):
     config = Config(data=Data(format="yolo", root=str(tmp_path), batch_size=1))
     config.training.warmup_steps = 0
     notes = quick_warnings(config, *(open_source(config, split) for split in COUNTS))
-    assert any("no training box: owl; validation has owl, with AP 0" in note for note in notes)
-    assert any("1 classes have no validation box: dog" in note for note in notes)
+    assert any(
+        "no training boxes for 1 of 3 classes: owl; validation has owl" in note for note in notes
+    )
+    assert any("no validation boxes for 1 of 3 classes: dog" in note for note in notes)
     config.data.val = "none"
     notes = quick_warnings(config, open_source(config, "train"), None)
-    assert any("no training box: owl -> add boxes" in note for note in notes)
+    assert any("no training boxes for 1 of 3 classes: owl -> add" in note for note in notes)
     assert not any("validation" in note for note in notes)

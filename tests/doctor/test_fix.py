@@ -1,4 +1,4 @@
-"""Corrected copies: every fault is gone, and training data are those of tolerated faults."""
+"""Corrected copies: no fault is left, and training data are as with tolerated faults."""
 
 import json
 from pathlib import Path
@@ -59,7 +59,7 @@ def with_flags(config: Config, flags: list[str]) -> Config:
 
 
 def expected_boxes(record: Record, image: int) -> list[list[float]]:
-    """Return what training learns of an image with tolerated faults, without repetitions."""
+    """Return what training learns from an image with tolerated faults, without repetitions."""
     boxes = np.clip(record.boxes, 0, [WIDTH, HEIGHT, WIDTH, HEIGHT]).tolist()
     if image == 1:
         boxes.insert(0, [5.0, 10.0, 45.0, 60.0])

@@ -98,7 +98,7 @@ def test_of_sizes_suggests_the_input_size_that_small_classes_need():
         "times the finest stride; a box of this size that is one pixel off in x and y has an iou "
         "of 0.85"
     )
-    assert small.fix == "--config.input_size=448,352, for 1.9 times the computation"
+    assert small.fix == "--config.input_size=448,352, at 1.9 times the computation"
     _, smaller = of_sizes("abc", of_two._replace(labels=np.array([0, 0, 0, 1, 1, 1, 2])), config)
     assert smaller.title.startswith("class 'c' is small") and smaller.title.endswith(
         "also small: a (24 px)"
@@ -112,10 +112,10 @@ def test_of_classes_finds_absent_unevaluated_and_rare_classes():
         ["a", "b", "c", "d"], np.array([0, 60, 49, 0]), np.array([1, 0, 5, 0])
     )
     assert absent.title == (
-        "2 of 4 classes have no training box: a, d; validation has a, with AP 0"
+        "no training boxes for 2 of 4 classes: a, d; validation has a, with AP 0"
     )
-    assert unevaluated.title.startswith("1 classes have no validation box: b;")
-    assert rare.title == "classes with under 50 training boxes: c (49)"
+    assert unevaluated.title.startswith("no validation boxes for 1 of 4 classes: b;")
+    assert rare.title == "classes with fewer than 50 training boxes: c (49)"
 
 
 @pytest.mark.parametrize(("warmup", "found"), [(20, 0), (21, 1), (100, 1)])

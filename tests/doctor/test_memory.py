@@ -124,8 +124,8 @@ def test_description_has_the_step_the_batch_and_the_cache():
     config.data.batch_size = 8
     assert describe_memory(ENOUGH._replace(cache=int(5 * GB)), config) == (
         "memory: a step of 8 images takes about 0.40 GB on each device (an estimate); 8.00 GB is "
-        "free, enough for batches of about 127; the image cache takes 4.00 GB of RAM (5.00 GB for "
-        "all images)"
+        "free, enough for batches of about 127 images; the image cache takes 4.00 GB of RAM "
+        "(5.00 GB for all images)"
     )
 
 

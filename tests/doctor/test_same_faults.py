@@ -1,4 +1,4 @@
-"""The same fault in each format: the same kind, severity and count, and nothing that follows."""
+"""The same fault in each format: the same kind, severity and count, and no other findings."""
 
 import json
 from collections.abc import Callable
@@ -35,7 +35,7 @@ Splits = dict[str, list[Image]]
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch):
-    """Replace what does not depend on faults, and takes a second: priors and memory."""
+    """Replace the slow parts that do not depend on faults: priors and memory."""
     monkeypatch.setattr(report, "priors_per_object", lambda records, *_: np.ones(count(records)))
     enough = Memory(
         step=1, state=1, image=1, device_free=9, largest_batch=9, cache=1, cache_limit=1,
@@ -259,7 +259,7 @@ def test_a_missing_split_is_one_finding(data_format, split, tmp_path):
 
 
 def test_a_broken_xml_of_voc_is_one_finding(tmp_path):
-    """Classes are read from the training split; the xml may hold the only box of one."""
+    """Classes are read from the training split; the xml may hold the only box of a class."""
     splits = dataset()
     new_class("val")(splits)
     splits["train"][3].boxes.append(("owl", 5, 10, 45, 60))

@@ -1,4 +1,4 @@
-"""A checkpoint with a truncated, changed or extended file: a true state, or a message."""
+"""A checkpoint with a truncated, changed or extended file: a saved state, or a message."""
 
 import shutil
 

@@ -9,7 +9,7 @@ from nanodet_jax.inference.image_list import list_images
 
 @pytest.fixture
 def folder(tmp_path):
-    """A folder of images with other files, inner folders, hidden ones and links."""
+    """A folder of images with other files, subfolders, hidden files and folders, and links."""
     root = tmp_path / "photos"
     for name in ("b.jpg", "A.PNG", "notes.txt", "in/c.jp2", "in/deep/d.ppm", ".git/e.png"):
         file = root / name

@@ -1,4 +1,4 @@
-"""Images that a detector accepts, and the sentence for each that it does not."""
+"""Images that a detector accepts, and the one-sentence error for each that it rejects."""
 
 import cv2
 import numpy as np

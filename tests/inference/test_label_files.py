@@ -19,7 +19,7 @@ LABELS = np.array([2, 0, 1], np.int32)
 
 @pytest.fixture
 def files(tmp_path):
-    """Images in a folder and in a folder in it, one of them rotated by its EXIF orientation."""
+    """Images in a folder and in its subfolder, one of them rotated by its EXIF orientation."""
     photos = tmp_path / "photos"
     return [
         write_image(photos / "a.png"),
@@ -98,7 +98,7 @@ def test_names_are_relative_to_the_common_folder_of_the_given_paths(files, tmp_p
 def test_existing_labels_are_never_overwritten(files, tmp_path, kind, name):
     path = tmp_path / name
     path.mkdir() if name == "labels" else path.write_text("corrected by hand")
-    with pytest.raises(UserError, match=f"{name}: exists, .*use another --out"):
+    with pytest.raises(UserError, match=f"{name}: exists, .*use a different --out"):
         LabelFiles(kind, tmp_path, [tmp_path / "photos"], files, NAMES)
     assert name == "labels" or path.read_text() == "corrected by hand"
 
@@ -112,7 +112,7 @@ def test_images_that_would_share_a_label_file_are_refused(files, tmp_path):
 
 def test_yolo_labels_below_a_folder_of_the_name_images_are_refused(tmp_path):
     file = write_image(tmp_path / "set" / "images" / "train" / "a.png")
-    with pytest.raises(UserError, match=r"relative to .*set/images; run predict on this folder"):
+    with pytest.raises(UserError, match=r"relative to .*set/images; run predict on that folder"):
         LabelFiles("yolo", tmp_path / "out", [tmp_path / "set"], [file], NAMES)
     LabelFiles("yolo", tmp_path / "out", [tmp_path / "set" / "images"], [file], NAMES)
 

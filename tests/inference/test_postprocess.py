@@ -103,7 +103,7 @@ def test_box_with_iou_at_the_threshold_is_kept():
 
 def test_suppressed_box_suppresses_none():
     boxes, scores = np.zeros((P, 4)), np.zeros((P, C))
-    for i, left in enumerate((0, 2, 4)):  # neighbours overlap by 8/12, the first and last by 6/14
+    for i, left in enumerate((0, 2, 4)):  # neighbors overlap by 8/12, the first and last by 6/14
         boxes[i] = [left, 0, left + 10, 10]
         scores[i, 0] = 0.9 - 0.1 * i
     found = check(boxes, scores)

@@ -114,7 +114,7 @@ def test_draw_accepts_every_kind_of_image(found, tmp_path):
 def test_draw_without_the_image_names_the_fix(found, tmp_path):
     with pytest.raises(UserError, match=r"not kept; pass it, as in draw\(image\)"):
         replace(found, image=None).draw()
-    with pytest.raises(UserError, match="is 60x50, but the boxes are for one of 100x70"):
+    with pytest.raises(UserError, match="is 60x50, but the boxes are for 100x70 pixels"):
         found.draw(noise(50, 60))
     cv2.imwrite(str(tmp_path / "a.png"), noise(71, 100))
     with pytest.raises(UserError, match=r"a\.png.*100x71"):

@@ -1,7 +1,7 @@
 """Malicious weight files are refused with the reason, without executing code or using much memory.
 
-Each is loaded with `load_weights`, as users do. If its code were executed, or a member's name used
-as a path, that would write a file, the canary.
+Each file is loaded with `load_weights`, as users do. Executing its code, or using a member's name
+as a path, would write another file, the canary.
 """
 
 import functools
@@ -239,7 +239,7 @@ PTH = {
     ),
     "pickle without an archive": (
         lambda p, c: p.write_bytes(pickle.dumps(Canary(c))) and p,
-        "is not a zip archive written by torch.save",
+        "is neither a zip archive written by torch.save",
     ),
 }
 NPZ = {

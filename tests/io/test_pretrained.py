@@ -203,7 +203,7 @@ def test_failed_download_names_the_address_and_the_file_to_save(
     else:
         monkeypatch.setattr(pretrained, "TIMEOUT_S", 0.2)
         server.may_answer.clear()
-        reason = "no answer within 0.2 s"
+        reason = "no response within 0.2 s"
     path = folder / FILE
     assert failure() == (
         f"{address}: cannot be downloaded ({reason}); download it elsewhere and save it as {path}"
@@ -217,7 +217,8 @@ def test_failed_download_names_the_address_and_the_file_to_save(
 def test_answer_that_is_not_weights_is_refused_and_not_kept(publish, server, folder):
     publish(b"<html>Log in to this network</html>")
     message = failure()
-    assert message.startswith(f"{server.address}/{FILE}: not intact weights: is not a zip archive ")
+    start = f"{server.address}/{FILE}: not an intact weights file: is neither a zip archive "
+    assert message.startswith(start)
     assert message.endswith(f"; try again, or save an intact copy as {folder / FILE}")
     assert kept(folder) == []
 
@@ -227,7 +228,7 @@ def test_file_whose_content_changes_after_the_download_is_refused(publish, folde
     path = pretrained.download(NAME)
     path.write_bytes(content[:-1] + b"x")
     message = (
-        f"{path}: has changed since it was downloaded: its SHA-256 is not the one in "
+        f"{path}: has changed since it was downloaded: its SHA-256 differs from the one in "
         f"{FILE}.sha256; delete it to download it again"
     )
     assert failure() == message
@@ -246,7 +247,7 @@ def test_empty_record_is_written_again_after_a_check_of_the_file(publish, folder
     record.write_text("")
     path.write_bytes(content[:500])
     message = failure()
-    assert message.startswith(f"{path}: not intact weights: damaged archive")
+    assert message.startswith(f"{path}: not an intact weights file: damaged archive")
     assert message.endswith("; delete it to download it again")
 
 
@@ -287,7 +288,7 @@ def test_threads_that_ask_at_once_download_once(publish, server, folder, content
     assert server.requests == {f"/{FILE}": 1}
     assert sorted(lines) == [
         f"downloading {NAME} from {server.address}/{FILE} to {folder}",
-        *[f"waiting for another process that downloads {FILE}"] * 3,
+        *[f"waiting for another process that is downloading {FILE}"] * 3,
     ]
 
 
@@ -331,7 +332,8 @@ def test_folder_that_cannot_be_written_is_named(publish, folder, content):
     folder.write_text("a file")
     publish(content)
     assert failure() == (
-        f"{folder}: cannot be written: File exists; set {pretrained.ENVIRONMENT} to another folder"
+        f"{folder}: cannot be written: File exists; set {pretrained.ENVIRONMENT} to a "
+        "different folder"
     )
 
 

@@ -176,7 +176,7 @@ def test_prefixes_of_names_are_removed(torch, tmp_path, monkeypatch):
     assert names({"model.a": one, "model.module.b": two}) == {"a": 1, "b": 2}
     assert names({"model.a": one, "avg_model.a": two, "loss.b": one}) == {"a": 2}
     assert names({"module.model.a": one}) == {"a": 1}
-    with pytest.raises(UserError, match="two tensors are called 'a'"):
+    with pytest.raises(UserError, match="two tensors have the name 'a'"):
         names({"model.a": one, "module.a": two})
     for nothing in ({}, {"state_dict": {}}, {"a": 1}, one, [one], None):
         with pytest.raises(UserError, match="contains no named tensors"):
@@ -339,7 +339,7 @@ def test_damaged_archives_are_refused_before_their_tensors_are_read(torch, tmp_p
     refused("more bytes than the file")
     for content in (b"", b"PK", b"not a zip", pickle.dumps({"a": 1}), b"<html>"):
         path.write_bytes(content)
-        refused("not a zip archive written by torch.save")
+        refused("neither a zip archive written by torch.save")
     with zipfile.ZipFile(path, "w") as file:
         file.writestr("readme", "x")
     refused("not written by torch.save: it has no NAME/data.pkl")
@@ -361,9 +361,8 @@ def test_archive_without_byteorder_is_little_endian(torch, tmp_path):
     assert read_state_dict(archive(path, pickled, {"0": raw}, order=None))["a"].item() == 2
 
 
-def test_altered_bytes_give_user_errors_only(torch, tmp_path):
-    path = save(tmp_path / "m.pth", {f"a{i}": tensor(str(i), [i, 2]) for i in range(3)})
-    raw = path.read_bytes()
+def assert_altered_bytes_give_user_errors_only(path, raw):
+    """Change random bytes of a file 400 times; reading it succeeds or names the file."""
     dice = random.Random(0)
     for _ in range(400):
         altered = bytearray(raw)
@@ -374,6 +373,11 @@ def test_altered_bytes_give_user_errors_only(torch, tmp_path):
             read_state_dict(path)
         except UserError as error:
             assert str(error).startswith(str(path))
+
+
+def test_altered_bytes_give_user_errors_only(torch, tmp_path):
+    path = save(tmp_path / "m.pth", {f"a{i}": tensor(str(i), [i, 2]) for i in range(3)})
+    assert_altered_bytes_give_user_errors_only(path, path.read_bytes())
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 import io
 import pickle
-import random
 import sys
 from collections import OrderedDict
 
@@ -18,6 +17,7 @@ from tests.io.test_torch_archive import (
     Called,
     StorageStub,
     TensorStub,
+    assert_altered_bytes_give_user_errors_only,
     tensor,
     text,
 )
@@ -139,7 +139,7 @@ def test_list_becomes_a_mapping_only_once():
 BAD = {
     "version": (
         {"version": 1000},
-        "is not a zip archive written by torch.save, nor ",
+        "is neither a zip archive written by torch.save nor ",
     ),
     "machine": ({"machine": 3}, "written on a big-endian machine"),
     "big-endian": ({"machine": {"little_endian": False}}, "written on a big-endian machine"),
@@ -148,8 +148,8 @@ BAD = {
     "missing key": ({"keys": []}, "it has no storage '0'"),
     "unknown key": ({"keys": ["0", "x"]}, "storage 'x' is unexpected"),
     "key twice": ({"keys": ["0", "0"]}, "storage '0' is unexpected"),
-    "count": ({"counts": {"0": 3}}, "storage '0' does not have its length"),
-    "huge count": ({"counts": {"0": 2**62}}, "storage '0' does not have its length"),
+    "count": ({"counts": {"0": 3}}, "storage '0' has the wrong length"),
+    "huge count": ({"counts": {"0": 2**62}}, "storage '0' has the wrong length"),
     "view of a storage": ({"view": ("0", 0, 2)}, "damaged pickle .*persistent id"),
 }
 
@@ -201,13 +201,4 @@ def test_cut_and_altered_files_give_user_errors_only(torch, tmp_path):
         path.write_bytes(raw[:length])
         with pytest.raises(UserError, match=r"m\.pth: "):
             read_state_dict(path)
-    dice = random.Random(0)
-    for _ in range(400):
-        altered = bytearray(raw)
-        for _ in range(dice.choice((1, 1, 4))):
-            altered[dice.randrange(len(raw))] = dice.choice((0, 1, 0x7F, 0xFF, dice.randrange(256)))
-        path.write_bytes(altered)
-        try:
-            read_state_dict(path)
-        except UserError as error:
-            assert str(error).startswith(str(path))
+    assert_altered_bytes_give_user_errors_only(path, raw)

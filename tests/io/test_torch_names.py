@@ -201,7 +201,7 @@ def test_scalars_keep_their_shape():
         factor = back["params"]["guidance"]["head"][f"scale_{level}"]["factor"]
         assert isinstance(factor, np.ndarray) and factor.shape == ()
     entries["aux_head.scales.1.scale"] = np.ones(1)
-    fails(entries, "other shape: aux_head.scales.1.scale (1,) instead of ()", name="plus")
+    fails(entries, "wrong shape: aux_head.scales.1.scale (1,) instead of ()", name="plus")
 
 
 def fails(entries, *messages, name="shared"):
@@ -216,14 +216,14 @@ def test_convert_names_missing_entries():
     entries = entries_of("shared")
     del entries["backbone.conv1.1.running_var"]
     message = fails(entries, "missing: backbone.conv1.1.running_var")
-    assert "left over" not in message and "other shape" not in message
+    assert "unexpected" not in message and "wrong shape" not in message
     del entries["head.gfl_cls.2.bias"]
     fails(entries, "missing: ", "backbone.conv1.1.running_var", "head.gfl_cls.2.bias")
 
 
 def test_convert_names_entries_left_over():
     entries = entries_of("shared") | {"other_head.scales.0.scale": np.float32(1)}
-    message = fails(entries, "left over: other_head.scales.0.scale")
+    message = fails(entries, "unexpected: other_head.scales.0.scale")
     assert "missing" not in message
     for i in range(9):
         entries[f"neck.{i}"] = np.zeros(1)
@@ -238,7 +238,7 @@ def test_convert_names_entries_of_another_shape():
     entries["head.gfl_cls.0.bias"] = np.zeros(24)
     fails(
         entries,
-        "other shape: ",
+        "wrong shape: ",
         "fpn.lateral_convs.0.conv.weight (1, 1, 32, 48) instead of (1, 1, 48, 32)",
         "head.gfl_cls.0.bias (24,) instead of (23,)",
     )
@@ -247,14 +247,14 @@ def test_convert_names_entries_of_another_shape():
 def test_convert_ignores_only_entries_that_no_forward_pass_uses():
     shared = entries_of("shared")
     for name in ("head.gfl_reg.3.weights", "gfl_reg.0.weight", "head.gfl_reg.0.conv.weight"):
-        fails(shared | {name: np.zeros(1)}, f"left over: {name}")
-    fails(shared | {"num_batches_tracked": np.zeros(())}, "left over: num_batches_tracked")
+        fails(shared | {name: np.zeros(1)}, f"unexpected: {name}")
+    fails(shared | {"num_batches_tracked": np.zeros(())}, "unexpected: num_batches_tracked")
     # With separate towers the box outputs are used, and required.
     separate = entries_of("separate")
     del separate["head.gfl_reg.1.weight"]
     fails(separate, "missing: head.gfl_reg.1.weight", name="separate")
     surplus = entries_of("separate") | {"head.gfl_reg.3.weight": np.zeros(1)}
-    fails(surplus, "left over: head.gfl_reg.3.weight", name="separate")
+    fails(surplus, "unexpected: head.gfl_reg.3.weight", name="separate")
 
 
 def test_deployed_network_ignores_the_guidance(monkeypatch, tmp_path):
@@ -262,13 +262,13 @@ def test_deployed_network_ignores_the_guidance(monkeypatch, tmp_path):
     like = strip_guidance(shapes("plus"))
     assert_same(torch_names.convert(entries, like), strip_guidance(variables))
     assert_same(torch_names.convert(without_guidance(entries), like), strip_guidance(variables))
-    # Of a whole one it must all be there, and nothing but it may be too much.
+    # For a network with guidance, all entries of the guidance are required, and nothing else.
     message = fails(without_guidance(entries), "missing: aux_", name="plus")
-    assert "left over" not in message and "other shape" not in message
+    assert "unexpected" not in message and "wrong shape" not in message
     for name in ("aux_head.scales.4.scale", "aux_scales.0.scale", "aux_fpn"):
-        fails(entries | {name: np.float32(1)}, f"left over: {name}", name="plus")
+        fails(entries | {name: np.float32(1)}, f"unexpected: {name}", name="plus")
     surplus = entries | {"auxiliary_head.gfl_cls.weight": np.zeros(1)}
-    with pytest.raises(UserError, match=r"left over: auxiliary_head\.gfl_cls\.weight"):
+    with pytest.raises(UserError, match=r"unexpected: auxiliary_head\.gfl_cls\.weight"):
         torch_names.convert(surplus, like)
     # load_weights also returns the deployed network.
     monkeypatch.setattr(weights, "read_state_dict", lambda path: entries)
@@ -280,9 +280,9 @@ def test_deployed_network_ignores_the_guidance(monkeypatch, tmp_path):
 
 
 def test_entries_of_nanodet_plus_do_not_fit_nanodet():
-    message = fails(entries_of("plus"), "missing: fpn.lateral_convs.0.conv.bias", "left over: ")
+    message = fails(entries_of("plus"), "missing: fpn.lateral_convs.0.conv.bias", "unexpected: ")
     assert "aux_" not in message
-    fails(entries_of("shared"), "missing: ", "left over: fpn.lateral_convs.0.conv", name="plus")
+    fails(entries_of("shared"), "missing: ", "unexpected: fpn.lateral_convs.0.conv", name="plus")
 
 
 def test_load_matching_loads_the_box_rows_with_other_classes():
@@ -339,7 +339,7 @@ def test_load_matching_reports_new_variables():
     same, report = torch_names.load_matching(entries, fresh, num_bins=BINS)
     assert_same(same, drawn(shapes("shared")))
     assert report.box_rows == report.new == []
-    # With another width of the neck, every layer of that width is new; no rows are loaded.
+    # With a neck of a different width, every layer of that width is new; no rows are loaded.
     wider = config.Model(num_classes=5, width=0.5, channels=36, stacked_convs=1, reg_max=4)
     fresh = drawn(abstract_variables(build_model(wider)), seed=1)
     taken, report = torch_names.load_matching(entries, fresh, num_bins=BINS)

@@ -25,7 +25,7 @@ def ground_truth(objects=(), regions=(), labels=0, slots=8):
 
     Args:
       objects, regions: boxes, xyxy.
-      labels: of the objects, or one for all.
+      labels: labels of the objects, or one label for all.
       slots: G.
     """
     boxes = np.zeros((slots, 4), np.float32)
@@ -39,7 +39,7 @@ def ground_truth(objects=(), regions=(), labels=0, slots=8):
 
 
 def stack(images):
-    """Images, each a tree of arrays, as a batch."""
+    """Stack images, each a tree of arrays, into a batch."""
     return jax.tree.map(lambda *leaves: np.stack(leaves), *images)
 
 

@@ -67,8 +67,8 @@ def assignments(truth):
 def loop(predictions, truth, slots, frozen):
     """The original's loss (gfl_head.py, in float64), one prior at a time.
 
-    `frozen` are the predictions that qualities and weights come from: the gradient is that of
-    `predictions` alone.
+    `frozen` are the predictions that qualities and weights come from. The gradient is with respect
+    to `predictions` alone.
     """
     samples = weight_sum = 0.0
     focal = giou = distribution = 0.0
@@ -112,7 +112,7 @@ def test_loss_and_gradient_match_the_loop(seed):
         assert float(metrics[name]) == pytest.approx(expected, rel=1e-5), name
     assert float(metrics["positives"]) == sum(np.sum(slot >= 0) for slot in slots)
 
-    # Along a random direction, by differences; once per leaf, as their scales differ.
+    # Finite differences along a random direction, separately for each leaf: their scales differ.
     random = np.random.default_rng(seed)
     for moved in (0, 1):
         direction = [random.normal(0, 1, leaf.shape) * (i == moved) for i, leaf in enumerate(exact)]

@@ -67,7 +67,7 @@ def plus_loss_and_gradients(branches, truth):
     return metrics, gradients
 
 
-@backend.jit_once  # as all below that is called a few times
+@backend.jit_once  # as for all functions below that are called only a few times
 def own_loss_and_gradients(branches, truth):
     of_branches = jax.value_and_grad(partial(plus_loss, rule="own"), has_aux=True)
     (_, metrics), gradients = of_branches(branches, truth)
@@ -141,14 +141,14 @@ def plus_loop(branches, truth, targets, frozen):
 
 
 def shifted(branches, head, guidance):
-    """Branches that are surer, or less sure, of all classes."""
+    """Branches with higher or lower logits for all classes."""
     return tuple(
         branch._replace(class_logits=branch.class_logits + np.float32(shift))
         for branch, shift in zip(branches, (head, guidance))
     )
 
 
-# The sums of weights are many, less than one in one of the branches, less than one in both.
+# The sums of weights are large in both branches, below 1 in one branch, or below 1 in both.
 @pytest.mark.parametrize(
     "rule, shift", [("any", (0, 0)), ("own", (0, -7)), ("any", (-7, 0)), ("own", (-6, -8))]
 )
@@ -167,8 +167,8 @@ def test_loss_and_gradient_match_the_loop(rule, shift):
         sum(map(float, (metrics[n] for n in PLUS_PARTS)))
     )
 
-    # Along a random direction, by differences; once per leaf. Slots and overlaps stay: no gradient
-    # enters the assignment.
+    # Finite differences along a random direction, separately for each leaf. Slots and overlaps are
+    # fixed: no gradient enters the assignment.
     random = np.random.default_rng(0)
     for moved in range(4):
         directions = [
@@ -209,7 +209,7 @@ def test_targets_depend_on_the_guidance_alone():
 
 
 def test_soft_labels_of_both_branches_are_those_of_the_guidance():
-    # Where the head's boxes move, what its classes are to learn stays.
+    # If the head's boxes move, the soft labels of its classes stay the same.
     truth = batch_truth(PLUS_IMAGES)
     (head, guidance), (other, _) = random_branches(3), random_branches(4)
     before, gradients = plus_loss_and_gradients((head, guidance), truth)
@@ -222,7 +222,7 @@ def test_soft_labels_of_both_branches_are_those_of_the_guidance():
     np.testing.assert_allclose(
         moved_gradients[0].class_logits, gradients[0].class_logits, rtol=1e-5, atol=1e-8
     )
-    # Two branches that say the same lose the same.
+    # Two branches with equal predictions have equal losses.
     same = plus_loss_and_gradients((guidance, guidance), truth)[0]
     for name in PARTS:
         assert float(same[name]) == pytest.approx(float(same["aux_" + name]), rel=1e-6), name
@@ -299,7 +299,7 @@ def plus_on_eight_devices():
     return backend.jit_once(jax.shard_map(of_device, mesh=mesh, in_specs=spec, out_specs=spec))
 
 
-# Boxes on all devices but four, all on one, hardly any weight on any, and none.
+# Boxes on all but four devices, all on one device, hardly any weight on any, and no boxes.
 @pytest.mark.parametrize(
     "images, shift",
     [

@@ -10,7 +10,7 @@ from tests import oracles
 
 LOGITS = [-50.0, -20.0, -3.0, -0.1, 0.0, 0.1, 3.0, 20.0, 50.0]
 BINS = 8
-# Boxes in strides: a point, lines, one pixel, inside out, far apart, far too large.
+# Boxes in strides: a point, lines, one pixel, inverted, far apart, extremely large.
 HOSTILE = [
     [0, 0, 0, 0],
     [2, 2, 2, 5],
@@ -75,7 +75,7 @@ def test_distribution_focal_matches_the_loop():
     expected = [oracles.distribution_focal(*c) for c in zip(logits.tolist(), targets.tolist())]
     actual = functional.distribution_focal(jnp.asarray(logits), jnp.asarray(targets))
     np.testing.assert_allclose(actual, expected, rtol=2e-5, atol=1e-6)
-    # Leading axes are a loop too.
+    # With leading axes, the result equals a loop over them.
     grid = functional.distribution_focal(
         jnp.asarray(logits[:48].reshape(4, 3, 4, BINS)), jnp.asarray(targets[:48].reshape(4, 3, 4))
     )
@@ -103,7 +103,7 @@ def test_giou_loss_matches_the_loop():
         [HOSTILE, np.concatenate([low, low + random.uniform(0, 12, (20, 2))], axis=1)]
     ).astype(np.float32)
     actual = functional.giou_loss(jnp.asarray(every)[:, None], jnp.asarray(every)[None])
-    ordered = [i for i in range(len(every)) if i != 4]  # the loop has no box inside out
+    ordered = [i for i in range(len(every)) if i != 4]  # the loop does not support inverted boxes
     for i in ordered:
         expected = [1 - oracles.giou(every[i], every[j]) for j in ordered]
         np.testing.assert_allclose(actual[i, np.array(ordered)], expected, rtol=1e-4, atol=1e-5)

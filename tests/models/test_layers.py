@@ -149,7 +149,7 @@ def max_pool_loop(x, cotangent):
 @pytest.mark.parametrize("form", [shifted_max_pool, reduce_window_max_pool])
 @pytest.mark.parametrize("size", [(1, 1), (4, 6), (7, 5)])
 def test_max_pool_forms_equal_a_loop_in_value_and_gradient(size, form):
-    # Negative values, of which padding with zeros would be the maximum; then many equal values.
+    # Negative values, so zero padding would be the maximum; then many equal values.
     below, ties = normal(2, *size, C, offset=-9), np.round(normal(2, *size, C))
     for x in (below, ties):
         cotangent = normal(2, (size[0] + 1) // 2, (size[1] + 1) // 2, C, seed=1)

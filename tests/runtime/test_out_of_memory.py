@@ -1,4 +1,4 @@
-"""Errors for a batch or a cache that does not fit: one line with what helps."""
+"""Errors for a batch or a cache that does not fit in memory: one line that names a fix."""
 
 import types
 
@@ -24,7 +24,7 @@ from nanodet_jax.runtime.out_of_memory import (
 from nanodet_jax.training import build
 from tests.builders import tiny_config
 
-# Of XLA on each platform, at run time, and on a TPU at compile time.
+# Messages of XLA: at run time on each platform, and at compile time on a TPU.
 CPU = "RESOURCE_EXHAUSTED: Out of memory allocating 64500000000 bytes."
 GPU = "RESOURCE_EXHAUSTED: Out of memory while trying to allocate 12.50GiB."
 TPU = "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space hbm."

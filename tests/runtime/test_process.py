@@ -1,4 +1,4 @@
-"""Settings of the whole process: import and detection change none, `setup_process` all."""
+"""Process-wide settings: importing and detecting change none, `setup_process` changes all."""
 
 import json
 import os
@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.io.test_hostile_weights import weights
+from tests.runs import ONE_DEVICE
 
 REPO = Path(__file__).parents[2]
 # A program that embeds the package. It prints, as json, which settings differ after each stage.
@@ -98,7 +99,7 @@ def stages(tmp_path):
         inherited = {name: os.environ[name] for name in os.environ if not name.startswith("JAX_")}
         done = subprocess.run(
             [sys.executable, "-c", PROGRAM, file, image, *cache],
-            env=inherited | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "PYTHONPATH": str(REPO)}
+            env=inherited | ONE_DEVICE | {"PYTHONPATH": str(REPO)}
             | {"XDG_CACHE_HOME": str(tmp_path)} | environment,
             capture_output=True, text=True, cwd=tmp_path,
         )  # fmt: skip

@@ -16,7 +16,7 @@ from nanodet_jax.runtime import distributed
 def main(port: str, count: str, index: str) -> None:
     settings = Distributed(f"127.0.0.1:{port}", int(count), int(index))
     distributed.join(settings)
-    distributed.join(settings)  # harmless
+    distributed.join(settings)  # a second call has no effect
     here = jax.process_index()
     ballot = distributed.Ballot()
     results = {

@@ -226,14 +226,14 @@ def entries(folder: Path) -> tuple[dict[str, Any], list[Entry]]:
         for value in values:
             id = 1000 + len(images)
             images.append({"id": id, "file_name": "valid.png"} | {field: value})
-            name = f"image {len(images) - 1} of the list" if field == "id" else f"image {id}"
+            name = f"image {len(images) - 1} in the list" if field == "id" else f"image {id}"
             named.append(Entry(f"image: {field}", name))
     for field, values in ANNOTATION_FIELDS.items():
         for value in values:
             id = 1000 + len(annotations)
             item = {"id": id, "image_id": 1, "category_id": 1, "bbox": [1, 2, 30, 40]}
             annotations.append(item | {field: value})
-            position = f"annotation {len(annotations) - 1} of the list"
+            position = f"annotation {len(annotations) - 1} in the list"
             named.append(
                 Entry(f"annotation: {field}", position if field == "id" else f"annotation {id} ")
             )

@@ -1,13 +1,15 @@
 """Kill training runs at random moments, resume them, and compare their final state.
 
     python tests/kill.py [--runs 50] [--kills 2] [--signal KILL|TERM|HUP ...] [--overlap]
+        [--shallow]
 
 Each run is `train.py` on synthetic shapes. It is killed up to `--kills` times and restarted until
 it is complete, each time with one to three loader threads. Its final state and its log must equal
 those of an uninterrupted run, bit for bit. One row per run shows when it was killed: some seconds
 after the start, after a line of the log, or while a checkpoint was being written. For TERM and HUP
 the row also shows how long the process took to exit. With `--overlap` the next process starts
-before the previous one is killed. The exit status is 1 if any run ended differently.
+before the previous one is killed. With `--shallow` the network has a shallow backbone, which
+compiles faster. The exit status is 1 if any run ended differently.
 """
 
 import argparse
@@ -17,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import closing, suppress
+from contextlib import closing, nullcontext, suppress
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -26,7 +28,7 @@ import jax
 import numpy as np
 
 from nanodet_jax.io.checkpoint import CHECKPOINTS, Checkpoints
-from tests.runs import TINY, Launch, abstract_state, final_state, journal
+from tests.runs import TINY, Launch, abstract_state, final_state, journal, shallow_backbone
 
 STEPS, STEPS_EACH, BATCH = 24, 4, 4
 FLAGS = (
@@ -132,6 +134,7 @@ def run(
     number: signal.Signals,
     max_kills: int,
     overlap: bool,
+    shallow: bool,
 ) -> tuple[str, list[str]]:
     """Kill a new run up to `max_kills` times, then let it end.
 
@@ -141,7 +144,8 @@ def run(
     workdir, kills = folder / name, []
 
     def launch() -> Launch:
-        return Launch(workdir, [*FLAGS, f"--config.data.workers={draw.randint(1, 3)}"])
+        workers = f"--config.data.workers={draw.randint(1, 3)}"
+        return Launch(workdir, [*FLAGS, workers], shallow)
 
     current = launch()
     for _ in range(max_kills):
@@ -173,16 +177,19 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--overlap", action="store_true", help="start the next process before the previous one ends"
     )
+    parser.add_argument("--shallow", action="store_true", help="train a shallow backbone")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
     numbers = [signal.Signals[f"SIG{name}"] for name in args.signal]
     draw, failed, kills = random.Random(args.seed), 0, 0
-    with tempfile.TemporaryDirectory() as scratch:
+    network = shallow_backbone() if args.shallow else nullcontext()
+    with network, tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         expected = folder / "uninterrupted"
-        # With several runs, a first one fills the compilation cache.
-        for name in ("compiles", "uninterrupted")[args.runs == 1 :]:
-            launch = Launch(folder / name, FLAGS)
+        # With several runs, the first process only fills the compilation cache.
+        names = ("compiles", "uninterrupted") if args.runs > 1 else ("uninterrupted",)
+        for name in names:
+            launch = Launch(folder / name, FLAGS, args.shallow)
             status, seconds = launch.end()
             if status:
                 print((folder / f"{name}.log").read_text(), file=sys.stderr)
@@ -191,8 +198,9 @@ def main(argv: list[str] | None = None) -> int:
         for index in range(args.runs):
             number = numbers[index % len(numbers)]
             reason, when = run(
-                folder, f"run{index}", expected, draw, seconds, number, args.kills, args.overlap
-            )
+                folder, f"run{index}", expected, draw, seconds, number, args.kills, args.overlap,
+                args.shallow,
+            )  # fmt: skip
             failed, kills = failed + bool(reason), kills + len(when)
             verdict = f"FAILED: {reason}" if reason else "same"
             moments = "; ".join(when) or "ended before it was killed"

@@ -61,7 +61,7 @@ def fault_of_history(workdir: Path, commands: list[list[str]]) -> str:
         return f"{len(legs)} legs in the history, {len(commands)} took a step"
     for leg, command in zip(legs, commands):
         if [flag for flag in leg["command"][1:] if not flag.startswith("--workdir")] != command:
-            return f"leg {leg['leg']} has another command line"
+            return f"leg {leg['leg']} has a different command line"
     for leg, following in itertools.pairwise(legs):
         if leg["end_step"] != following["start_step"] or leg["reason"] != "killed":
             return f"leg {leg['leg']} ends at {leg['end_step']}: {leg['reason']}"

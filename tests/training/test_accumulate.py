@@ -136,7 +136,7 @@ def test_step_of_micro_batches_agrees_with_a_python_loop(assigner, accumulate):
 
 
 def test_step_of_equal_micro_batches_is_that_of_the_whole_batch():
-    """Batch norm makes no difference here, so divisors of single micro-batches would show."""
+    """Batch norm makes no difference here, so divisors of single micro-batches would be noticed."""
     parts, batch = parts_with("atss"), make_batch((MANY, FEW))
     whole, expected = train(make_train_step(**parts), batch, parts)
     state, metrics = train(make_train_step(**parts, accumulate=2), batch, parts)

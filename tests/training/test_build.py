@@ -1,4 +1,4 @@
-"""`build`: what it opens is closed again where a later part fails."""
+"""`build`: what it opens is closed again if a later part fails."""
 
 import jax
 import pytest

@@ -19,7 +19,7 @@ MAX_LINE = 1000  # characters
 
 def test_checkpoint_that_cannot_be_written_ends_the_run_with_one_line(tmp_path):
     workdir = tmp_path / "run"
-    run = Launch(workdir, FLAGS)
+    run = Launch(workdir, FLAGS, shallow=True)
     checkpoints = workdir / "checkpoints"
     assert run.wait_for(lambda: (checkpoints / str(STEPS_EACH)).is_dir())
     resource.prlimit(run.process.pid, resource.RLIMIT_FSIZE, (MAX_FILE_SIZE, MAX_FILE_SIZE))

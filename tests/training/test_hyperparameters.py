@@ -1,4 +1,4 @@
-"""The step of a run has its hyperparameters as inputs: equal results, one program for all runs."""
+"""The step takes the run's hyperparameters as inputs: equal results, one program for all runs."""
 
 from dataclasses import replace
 

@@ -303,7 +303,7 @@ def test_run_with_another_config_is_not_resumed(unbroken, what):
     else:
         OTHERS[what](config)
     names = image_names(source, open_source(config, "val"))
-    with pytest.raises(UserError, match=f"{workdir} holds a run with {what} .*another --workdir"):
+    with pytest.raises(UserError, match=f"{workdir} holds a run with {what} .*different --workdir"):
         check_same_run(workdir, previous_leg(workdir), config, classes, names)
 
 
@@ -441,7 +441,7 @@ def test_run_with_a_split_resumes_with_the_same_validation_images(tmp_path, caps
     train_and_evaluate(config, tmp_path)
     output = capsys.readouterr().out
     assert "20 training and 6 validation images" in output
-    assert "split.json was written for 22 images, and now there are 26; the" in output
+    assert "split.json was written for 22 images, but now there are 26; the" in output
     assert json.loads((tmp_path / "split.json").read_text()) == split
     evaluate.evaluate(config, tmp_path, tmp_path / "eval")
     assert evaluated == [split["validation"]] * 3

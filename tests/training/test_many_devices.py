@@ -1,7 +1,7 @@
 """The training step of whole networks on 1, 2, 4 and 8 devices, with batch norm over all of them.
 
-In float64, because in float32 a deep network amplifies rounding beyond 1e-6, with jumps where an
-activation changes its sign. `python tests/tools/many_devices.py` prints the differences of both.
+The tests use float64. In float32, a deep network amplifies rounding beyond 1e-6, with jumps where
+an activation changes its sign. `python tests/tools/many_devices.py` prints the differences in both.
 """
 
 import functools
@@ -44,7 +44,7 @@ def plainly_compiled(monkeypatch):
 
 @pytest.fixture(scope="module")
 def on_one():
-    """Return a function from a variant to its task, and the result of it on one device."""
+    """Return a function that maps a variant to its task and to the results on one device."""
 
     @functools.cache
     def step(variant):
@@ -93,7 +93,7 @@ def test_batch_norm_reduces_over_devices_only_with_sync_batch_norm(sync):
 @pytest.mark.long
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_step_equals_the_documented_pmap_bit_for_bit(variant):
-    """For whole networks; `test_parallel.py` tests the same for a tiny one."""
+    """This test uses whole networks; `test_parallel.py` has the same test for a tiny one."""
     task = small_task(variant, "float32")
     found = results_of(*step_of_the_document(task.parts, task.state, task.batch))
     jax.tree.map(np.testing.assert_array_equal, found, after_a_step(task, 8))

@@ -1,8 +1,8 @@
 """The step over several devices against the step on one.
 
-Batch norm normalises within a device. With the same images on each device its statistics are those
-of the whole batch, so that all must agree with one device, whatever the boxes: losses, what they
-are divided by, gradients, the optimizer's state.
+Batch norm normalizes within a device. With the same images on each device, its statistics are those
+of the whole batch. All results must then agree with one device, whatever the boxes: losses, their
+divisors, gradients, and the optimizer's state.
 """
 
 import re
@@ -151,7 +151,7 @@ def test_step_of_two_devices_with_equal_parts_agrees_with_that_of_one_part(steps
 
 
 def step_of_the_document(parts, state, batch):
-    """State and metrics that the example in docs/many_devices.md comes to."""
+    """State and metrics that the example in docs/many_devices.md computes."""
     code = re.search(r"```python\n(.*?)```", DOC.read_text(), re.DOTALL)[1]
     names = {"parts": parts, "state": state, "batch": batch}
     exec(code, names)
@@ -160,7 +160,7 @@ def step_of_the_document(parts, state, batch):
 
 @pytest.mark.filterwarnings("ignore:The function jit.*includes a pmap:UserWarning")  # of jax 0.7
 def test_step_under_pmap_as_documented_is_equal_to_the_last_bit():
-    """The step runs under a named axis, whatever names it."""
+    """The step runs under a named axis, whichever transformation defines it."""
     count = jax.local_device_count()
     batch = make_batch((MANY, FEW, NONE, MANY) * (count // 4))
     found = step_of_the_document(PARTS, make_state(), batch)
@@ -171,7 +171,7 @@ def test_step_under_pmap_as_documented_is_equal_to_the_last_bit():
 
 @pytest.mark.parametrize("plus", [False, True])
 def test_step_of_the_network_can_be_traced_over_two_devices(plus):
-    """Its custom gradients have to work under the axis too; tracing shows that in seconds."""
+    """The network's custom gradients must work under the axis; tracing shows that in seconds."""
     settings = configs.Model(num_classes=CLASSES, width=0.5, channels=32, stacked_convs=1)
     if plus:
         settings.neck, settings.guidance_channels, settings.guidance_convs = "ghost_pan", 32, 1

@@ -27,8 +27,8 @@ NETWORK = {"input_size": (64, 64), "model.channels": 32, "model.stacked_convs": 
 def settings_of(trained):
     """Return settings of two epochs from weights that detect something.
 
-    Two or four processes cannot split the validation images evenly. SGD, because AdamW turns
-    rounding errors into steps of full size.
+    Two or four processes cannot split the validation images evenly. The optimizer is
+    SGD, because AdamW turns rounding errors into steps of full size.
     """
     return NETWORK | {
         "model.sync_batch_norm": True,
@@ -91,7 +91,7 @@ def alone(settings, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def together(settings, tmp_path_factory):
-    """Return a function that trains in so many processes: workdir, exit codes and output."""
+    """Return a function that trains in N processes and returns workdir, exit codes and output."""
 
     @functools.cache
     def run(count):

@@ -1,4 +1,4 @@
-"""Resuming a run with another config or other data: what is refused, told, written and trained."""
+"""Resuming a run with a different config or data: what is refused, printed, written and trained."""
 
 import json
 from dataclasses import replace
@@ -26,7 +26,7 @@ IMAGES = 16
 
 @pytest.fixture(autouse=True)
 def counting(monkeypatch):
-    """Replace the step by one that only counts, and the evaluation by one without results."""
+    """Replace the step with one that only counts, and the evaluation with one without results."""
     monkeypatch.setattr(jax, "local_device_count", lambda: 1)
     monkeypatch.setattr(build, "make_adjustable_step", fake_step(1.0))
     monkeypatch.setattr(evaluate, "run_evaluation", lambda *_, **__: NO_EVALUATION)
@@ -185,7 +185,7 @@ def test_other_dataset_is_refused_unless_it_is_allowed(tmp_path):
     before = files(workdir)
     config = voc_config(write_voc(tmp_path / "new", "dwxyz"), 2)
     with pytest.raises(
-        UserError, match=r"on other data: 1 of its 4 training images are among the 5 of the config"
+        UserError, match=r"on different data: 1 of its 4 training images are among the 5 of this"
     ):
         train_and_evaluate(config, workdir)
     assert files(workdir) == before
@@ -207,7 +207,7 @@ def previous_of(batch_size, offset=0, images=IMAGES):
         (4, 4, 8, 2),  # at the end of an epoch
         (3, 8, 4, 6),
         (5, 4, 16, 1),  # the epoch of one step starts again
-        (7, 4, 8, 3),  # 12 of 16 images done: the last 4 of the 8 of a batch are repeated
+        (7, 4, 8, 3),  # 12 of 16 images done: the last 4 images of a batch of 8 repeat
     ],
 )
 def test_position_is_kept_in_images_when_the_batch_changes(step, before, after, expected):

@@ -55,7 +55,7 @@ def test_non_finite_image_changes_only_the_step_number(step, value):
     theirs, expected = step(untouched.replace(opt_state=skip_update(untouched.opt_state)), batch)
     assert metrics["loss"] == expected["loss"]
     assert int(ours.step) == 2 and int(theirs.step) == 1
-    # The average alone knows the number of the step: it moves by a share that shrinks.
+    # Only the average depends on the number of the step: new values get less and less weight.
     assert_same(ours.replace(step=0, ema=0), theirs.replace(step=0, ema=0))
     moved = [np.any(a != b) for a, b in zip(*map(jax.tree.leaves, (ours.params, before)))]
     assert all(moved)

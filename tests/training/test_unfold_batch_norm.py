@@ -106,7 +106,7 @@ class Unfolded(NamedTuple):
 
 @pytest.fixture(scope="module")
 def plus():
-    # Constant over squares of 8 x 8, whose mean the backbone takes.
+    # Constant over squares of 8 x 8 pixels, which the backbone averages.
     images = np.random.RandomState(2).randn(4, 8, 8, 3).repeat(8, 1).repeat(8, 2)
     images = images.astype(np.float32)
     patch = with_tiny_backbone()

@@ -77,7 +77,7 @@ class CocoSource(InMemorySource):
                 _check_area(item, annotation, annotations)
                 if not item.get("bbox"):
                     where = f"{annotations}: annotation {annotation.id}"
-                    derived = f"{where}: bbox={annotation.box} from its segmentation"
+                    derived = f"{where}: bbox={annotation.box} derived from its segmentation"
                     on_fault(Fault(FaultKind.DERIVED, derived, tolerated=True))
             except Fault as fault:
                 on_fault(fault)
@@ -100,7 +100,7 @@ class CocoSource(InMemorySource):
         return self._annotation_ids[index]
 
     def ground_truth(self) -> dict[str, Any]:
-        """Read the file again and return it. COCO's train2017 would take 2 GB if kept in memory."""
+        """Read the file again. In memory, the content of COCO's train2017 would take 2 GB."""
         return read_ground_truth(self._file)
 
 
@@ -127,7 +127,7 @@ def read_coco(path: Path, loads: Callable[[str], Any] = loads_unique) -> dict[st
 
     Raises:
       UserError: if the file is missing, not a regular file or invalid json (with line and column),
-        if an object has a key twice, or if it is not in COCO format.
+        if an object has a key twice, or if the file is not in COCO format.
     """
     try:
         content = loads(_read_text(path))
@@ -163,8 +163,8 @@ def read_categories(
 ) -> tuple[Category, ...]:
     """Return the categories of a COCO file in ascending id order. Indices are labels.
 
-    Category 0 is left out if it has no annotations and is the `supercategory` of another one, as in
-    Roboflow exports.
+    Category 0 is left out if it has no annotations and is the `supercategory` of another
+    category, as in Roboflow exports.
 
     Raises:
       UserError: if there are no categories, a category lacks an id or a name, or two share an id.
@@ -220,14 +220,14 @@ def _read_image_id(item: dict[str, Any], position: int, path: Path) -> int:
     """Return the id of an image, after checking all its fields."""
     id, name = item.get("id"), item.get("file_name")
     if not _is_id(id):
-        message = f"{path}: image {position} of the list needs an integer 'id'"
+        message = f"{path}: image {position} in the list needs an integer 'id'"
         raise Fault(FaultKind.IDS, message)
     if not is_name(name):
         raise Fault(FaultKind.MISSING, f"{path}: image {id} needs a 'file_name'")
     for side in ("width", "height"):
         value = item.get(side) or 0
         if not _is_number(value) or value < 0 or value != int(value):
-            found = f"{side}={reprlib.repr(value)} is not a number of pixels"
+            found = f"{side}={reprlib.repr(value)} is not a whole number of pixels"
             raise Fault(FaultKind.NUMBERS, f"{path}: image {id}: {found}")
     return id
 
@@ -246,12 +246,12 @@ def _find_files(
             on_fault(fault)
             continue
         if file is None:
-            missing.append(f"{image['file_name']!r} of image {id}")
+            missing.append(f"{image['file_name']!r} (image {id})")
         else:
             files[id] = file
     for entry in missing:
         found = f"{len(missing)} of {len(images)} images are missing, such as {entry}"
-        fix = f"copy them there or remove them from {path}"
+        fix = f"copy them to this folder or remove them from {path}"
         on_fault(Fault(FaultKind.MISSING, f"{folder.path}: {found}; {fix}"))
     return files
 
@@ -265,7 +265,7 @@ def _read_annotation(
 ) -> _Annotation:
     id, image, category = item.get("id"), item.get("image_id"), item.get("category_id")
     if not _is_id(id):
-        message = f"{path}: annotation {position} of the list needs an integer 'id'"
+        message = f"{path}: annotation {position} in the list needs an integer 'id'"
         raise Fault(FaultKind.IDS, message)
 
     def fault(kind: FaultKind, reason: str) -> Fault:
@@ -308,7 +308,7 @@ def _check_area(item: dict[str, Any], annotation: _Annotation, path: Path) -> No
 
 
 def _may_leave(rows: list[_Annotation], record: Record) -> bool:
-    """Return whether a box extends beyond its image; for a few boxes, arrays are slower."""
+    """Return whether a box extends beyond its image. Arrays would be slower for few boxes."""
     width, height = record.width, record.height
     return any(
         x < 0 or y < 0 or x + w > width or y + h > height for x, y, w, h in (r.box for r in rows)

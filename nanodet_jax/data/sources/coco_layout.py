@@ -1,4 +1,4 @@
-"""Where the usual layouts of a COCO dataset keep the images and annotations of a split."""
+"""Locations of the images and annotations of a split, in the usual layouts of COCO datasets."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ def find_split(root: Path, split: str) -> tuple[Path, Path]:
     """Return the folder of images and the annotation file of a split, `train` or `val`.
 
     Raises:
-      UserError: naming the layouts, if `root` has none of them for this split.
+      UserError: listing the layouts, if `root` has none of them for this split.
     """
     if not root.is_dir():
         raise UserError(f"{root}: folder is missing")

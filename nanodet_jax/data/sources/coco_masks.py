@@ -25,7 +25,7 @@ def box_and_area(segmentation: Any) -> tuple[list[float], float]:
         `size` [height, width] and `counts`, a list of numbers or pycocotools' compressed text.
 
     Raises:
-      ValueError: if it is none of these, or empty.
+      ValueError: if the segmentation has another form, or is empty.
     """
     if isinstance(segmentation, list):
         return _of_polygons(segmentation)
@@ -35,7 +35,7 @@ def box_and_area(segmentation: Any) -> tuple[list[float], float]:
 
 
 def _of_polygons(polygons: list[Any]) -> tuple[list[float], float]:
-    """Overlaps of polygons count twice in the area."""
+    """Return the box and the area of polygons. Overlaps count twice in the area."""
     points = []
     for polygon in polygons:
         if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2:

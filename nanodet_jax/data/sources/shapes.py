@@ -1,8 +1,8 @@
 """Synthetic dataset of circles, triangles, squares and stars, drawn on demand.
 
 It needs no download, and a laptop trains on it in minutes. Shapes vary in size by a factor of
-three, are rotated, may be partly hidden, and have textured, noisy backgrounds. The color of a
-shape differs from the background and from other shapes, so that each shape has a clear outline.
+three, are rotated, may be partly hidden, and have textured, noisy backgrounds. Each shape
+differs in color from the background and from other shapes, so its outline is clear.
 """
 
 import math
@@ -93,7 +93,7 @@ def _draw(
             if np.all(remains[1:] >= MIN_VISIBLE * np.asarray(areas)):
                 break
         else:
-            continue  # no free space found: draw one object fewer
+            continue  # no free space found: draw one fewer object
         boxes.append((x, y, x + width, y + height))
         labels.append(label)
         areas.append(int(np.count_nonzero(inside)))
@@ -135,7 +135,7 @@ def _mask(rng: np.random.Generator, size: int, label: int) -> np.ndarray:
 def _distinct_color(rng: np.random.Generator, others: list[np.ndarray]) -> np.ndarray:
     """Return the random color most distinct from all `others`: uint8 [3].
 
-    The distance of two colors is their difference in the channel that differs most.
+    The distance between two colors is their difference in the channel that differs most.
     """
     candidates = rng.integers(0, 256, (COLOR_CANDIDATES, 3))
     distances = np.abs(candidates[:, None] - np.stack(others)).max(axis=2)
@@ -143,7 +143,7 @@ def _distinct_color(rng: np.random.Generator, others: list[np.ndarray]) -> np.nd
 
 
 def _background(rng: np.random.Generator, size: int) -> tuple[np.ndarray, list[np.ndarray]]:
-    """Mix two colors by a gradient, stripes or clouds: uint8 [size, size, 3], and the colors."""
+    """Blend two colors in a gradient, stripes or clouds: uint8 [size, size, 3], and the colors."""
     first, second = rng.uniform(20, 235, (2, 3))
     angle = rng.uniform(0, 2 * np.pi)
     position = np.arange(size, dtype=np.float32) / size - 0.5

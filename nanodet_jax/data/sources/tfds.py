@@ -28,12 +28,12 @@ class TfdsSource:
 
     `root` is the TFDS data_dir of `name` (with the version, such as "coco/2017:1.1.0"), or the
     folder of the dataset itself if `name` is empty. Labels and class names come from TFDS.
-    With `annotations`, a COCO json file, category ids and ground truth are read from it, which
-    makes the metrics official: TFDS lacks the original category ids, and truncates areas.
+    If `annotations`, a COCO json file, is given, category ids and ground truth come from this file.
+    The metrics are then official: TFDS lacks the original category ids, and truncates areas.
 
     Raises:
-      UserError: if TFDS is not installed; if the dataset or split is missing, or prepared in
-        another format or with other features; if `annotations` has other categories.
+      UserError: if TFDS is not installed; if the dataset or split is missing, or prepared in a
+        different format or with different features; if `annotations` has different categories.
     """
 
     def __init__(self, name: str, root: Path, split: str, annotations: Path | None) -> None:
@@ -41,7 +41,7 @@ class TfdsSource:
         folder = root / name.replace(":", "/") if name else root
         if not (folder / "features.json").is_file():
             raise UserError(
-                f"{folder}: not a prepared TFDS dataset (features.json is missing); use its name "
+                f"{folder}: not a prepared TFDS dataset (features.json is missing); give the name "
                 "with the version, such as coco/2017:1.1.0, or write one with `nanodet-jax prepare`"
             )
         builder = tfds.builder_from_directory(folder)
@@ -83,7 +83,7 @@ class TfdsSource:
         height, width = shown_size(data) or (0, 0)
         fractions = np.asarray(objects["bbox"], np.float32).reshape(-1, 4).astype(np.float64)
         boxes = fractions[:, [1, 0, 3, 2]] * (width, height, width, height)  # from y x y x
-        # As for a COCO file, but ignoring the area, which TFDS truncates to 0 for tiny objects.
+        # As for a COCO file, but the area is ignored: TFDS truncates it to 0 for tiny objects.
         kept = np.all(boxes[:, 2:] - boxes[:, :2] >= 1 - ROUNDING, axis=1)
         return make_record(
             image_id=int(item["image/id"]),
@@ -109,11 +109,11 @@ class TfdsSource:
         return len(self._data[index]["objects"]["label"])
 
     def image_size(self, index: int) -> tuple[int, int]:
-        """Return (0, 0) for unknown: TFDS stores the size only in the image itself."""
+        """Return (0, 0), which means unknown: TFDS stores the size only in the image itself."""
         return 0, 0
 
     def ground_truth(self) -> dict[str, Any]:
-        """Return the content of `annotations`, or if None, read the split into COCO format."""
+        """Return the content of `annotations`, or, if it is None, the split in COCO format."""
         if self._annotations is not None:
             return read_ground_truth(self._annotations)
         return coco_ground_truth((self[i] for i in range(len(self))), self.categories)

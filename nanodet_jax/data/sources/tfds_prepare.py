@@ -48,7 +48,7 @@ def prepare(
     validation = CocoSource(val_images, val_annotations)
     if train.categories != validation.categories:
         found = f"categories differ from {train_annotations}"
-        raise UserError(f"{val_annotations}: {found}; list the same in both")
+        raise UserError(f"{val_annotations}: {found}; list the same categories in both")
     names = [category.name for category in train.categories]
     repeated = [name for name in names if names.count(name) > 1]
     if repeated:
@@ -62,7 +62,7 @@ def prepare(
 def _builder_class(
     tfds: Any, dataset_name: str, names: list[str], splits: dict[str, CocoSource]
 ) -> type[Any]:
-    """Return a TFDS builder class; defined in a function because TFDS is optional."""
+    """Return a TFDS builder class. It is defined in a function because TFDS is optional."""
 
     class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
         name = dataset_name

@@ -79,7 +79,7 @@ def voc_classes(
     names = voc_class_names(root, split, follow_links=follow_links, on_fault=on_fault)
     if not names:
         _, annotations, files = find_split(root, split, follow_links, on_fault)
-        raise UserError(f"{annotations.path}: no objects in any of {len(files)} xml files")
+        raise UserError(f"{annotations.path}: no objects in any xml file ({len(files)} read)")
     return names
 
 
@@ -109,7 +109,7 @@ class _Xml(NamedTuple):
 
 
 class _NoDoctype(ElementTree.TreeBuilder):
-    """Tree builder that rejects declared entities, whose expansion could exhaust the memory."""
+    """Tree builder that rejects declared entities, whose expansion could exhaust memory."""
 
     def doctype(self, name: str, *_: Any) -> None:
         raise ValueError("declares a DOCTYPE, which is not allowed; delete that line")
@@ -137,7 +137,7 @@ def _read_xml(name: str, annotations: Folder, on_fault: OnFault) -> _Xml:
     try:
         sides = [_number(root, f"size/{side}", "0") for side in ("height", "width")]
         if min(sides) < 0 or any(side != int(side) for side in sides):
-            raise ValueError(f"size (height, width) {sides} is not a number of pixels")
+            raise ValueError(f"size (height, width) {sides} must be whole numbers of pixels")
     except ValueError as error:
         raise Fault(FaultKind.FILE, f"{file}: {error}") from error
     objects = []
@@ -222,7 +222,7 @@ def find_image(
     annotations: Folder,
     on_fault: OnFault,
 ) -> Path:
-    """Return the image named in <filename>, or else the one named like the xml file.
+    """Return the image named in <filename>, or else one with the name of the xml file.
 
     Raises:
       Fault: if neither exists.

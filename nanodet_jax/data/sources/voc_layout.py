@@ -107,7 +107,7 @@ def _checked(images: Folder, annotations: Folder, names: list[str], origin: Path
 def _exists(annotations: Folder, name: str, where: str) -> bool:
     try:
         return annotations.find(name, where) is not None
-    except Fault:  # points outside the folder, and is never read
+    except Fault:  # the name points outside the folder; its target is never read
         return name in annotations  # a link: reported when it is read
 
 

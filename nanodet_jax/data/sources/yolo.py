@@ -19,8 +19,8 @@ from nanodet_jax.data.sources.yolo_layout import LabeledImage, read_split
 
 LABELS_LIMIT = 1 << 22  # bytes; a thousand polygons of two hundred points take 3.6 million
 OVERHANG = 0.01  # tolerated beyond 0 and 1; Ultralytics interprets larger values as pixels
-ROUNDING = 1e-3  # fraction of the image; a smaller overhang is rounding, and is not reported
-PIXEL_ROUNDING = 1e-2  # pixels; error of six-digit fractions of a side of 10,000 pixels
+ROUNDING = 1e-3  # fraction of the image; a smaller overhang is due to rounding, and is not reported
+PIXEL_ROUNDING = 1e-2  # pixels; rounding error of six-digit fractions of a side of 10,000 pixels
 
 
 class _Annotated(NamedTuple):
@@ -94,12 +94,12 @@ class YoloSource:
     def num_boxes(self, index: int) -> int:
         """Return the number of boxes of image `index`, without reading the image.
 
-        Boxes smaller than one pixel are counted.
+        Boxes smaller than one pixel are included.
         """
         return len(self._images[index].labels)
 
     def image_size(self, index: int) -> tuple[int, int]:
-        """Return the decoded (height, width), read from the header; 0 if it cannot be read."""
+        """Return the (height, width) after decoding, from the header; 0 if it cannot be read."""
         size = self._sizes[index]
         if size is None:
             size = self._sizes[index] = shown_size(self._images[index].image.file) or (0, 0)
@@ -164,7 +164,7 @@ def _read_line(line: bytes, num_classes: int, where: str) -> tuple[int, Box]:
         found = f"has {len(numbers)} numbers after the class"
         raise fault(FaultKind.NUMBERS, f"{found}; a box has 4, a polygon 6, 8, 10, ...")
     if not 0 <= label < num_classes or label != int(label):
-        known = f"names in data.yaml defines classes 0 to {num_classes - 1}"
+        known = f"`names` in data.yaml defines classes 0 to {num_classes - 1}"
         raise fault(FaultKind.CLASSES, f"has unknown class {label:g}; {known}")
     if not is_polygon and min(numbers[2:]) < 0:
         found = "has a negative width or height"

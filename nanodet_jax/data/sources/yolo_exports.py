@@ -17,7 +17,7 @@ def describe_export(folder: Folder) -> tuple[str, dict[str, Any]] | None:
     - Label Studio and labelImg: `classes.txt`, `images/` and `labels/`, possibly with `train/` and
       `val/` in each.
 
-    Returns None if the folder has none of them.
+    Return None if the folder has neither layout.
 
     Raises:
       Fault: if one of the files cannot be read.
@@ -60,7 +60,7 @@ def _describe_folders(folder: Folder) -> dict[str, Any]:
 
 def _lines(folder: Folder, name: str) -> list[str]:
     """Return the non-empty lines of a text file."""
-    folder.find(name, str(folder.path / name))  # rejects paths and links out of the folder
+    folder.find(name, str(folder.path / name))  # rejects paths and links to the outside
     data = read_annotation(folder.path / name, NAMES_LIMIT, "the description of a dataset")
     text = data.decode("utf-8-sig", "replace")
     return [line.strip() for line in text.splitlines() if line.strip()]

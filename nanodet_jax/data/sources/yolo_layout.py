@@ -3,7 +3,7 @@
 Format: https://docs.ultralytics.com/datasets/detect/
 
 A data.yaml is distributed with its images, but its paths refer to the machine where it was
-written. Paths are therefore looked up below its folder, and nothing outside is ever read.
+written. Paths are therefore looked up below the folder of data.yaml. Nothing outside is ever read.
 """
 
 import os
@@ -27,7 +27,7 @@ EXAMPLE = "{train: images/train, val: images/val, names: [cat, dog]}"
 
 
 class LabeledImage(NamedTuple):
-    """Image and its label file; `labels` is None without such a file, which means no boxes."""
+    """Image and its label file. Without a label file, `labels` is None, and there are no boxes."""
 
     id: int  # from 1, in the order of names
     name: str  # relative to the folder of data.yaml, with /
@@ -43,8 +43,8 @@ def read_split(
     Paths are resolved as in Ultralytics: relative to `path`, or if that is missing here or points
     elsewhere, relative to the folder of data.yaml. A leading ../ that leads nowhere is dropped,
     because Roboflow exports contain it by mistake. A split is a folder, a .txt file of image paths,
-    or a list of these. The path of a label file is that of its image, with the last folder `images`
-    replaced by `labels`, and the suffix .txt.
+    or a list of these. The path of a label file is the path of its image, with the last folder
+    `images` replaced by `labels`, and the suffix by .txt.
 
     Raises:
       UserError: naming the file and the key that is wrong, or what is missing.
@@ -78,7 +78,7 @@ def read_split(
     images = _with_labels(found, folder, file, on_fault)
     if images and all(image.labels is None for image in images):
         expected = folder.path / _label_name(images[0].name)
-        found_none = f"none of {len(images)} images has a label file"
+        found_none = f"none of the {len(images)} images has a label file"
         raise UserError(f"{file}: {split}: {found_none}; expected {expected} for the first")
     for name in sorted(searched):
         _report_orphans(folder, name, on_fault)
@@ -101,7 +101,7 @@ def _find_description(root: Path, follow_links: bool) -> tuple[Path, Folder, dic
 
 
 class _PlainLoader(yaml.SafeLoader):
-    """Loader that rejects aliases, with which a few lines can expand to fill the memory."""
+    """Loader that rejects aliases. With aliases, a few lines can expand until memory is full."""
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
@@ -122,9 +122,9 @@ def _read_yaml(file: Path) -> dict[Any, Any]:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise UserError(f"{file}: not yaml: {reason}") from error
     if not isinstance(content, dict):
-        raise UserError(f"{file}: not a YOLO data.yaml; write for example {EXAMPLE}")
+        raise UserError(f"{file}: not a YOLO data.yaml; write, for example, {EXAMPLE}")
     if "kpt_shape" in content:
-        raise UserError(f"{file}: kpt_shape: pose labels are not supported, only boxes, polygons")
+        raise UserError(f"{file}: kpt_shape: pose labels are not supported; use boxes or polygons")
     return content
 
 
@@ -174,7 +174,7 @@ def _locate(folder: Folder, bases: Sequence[str], text: str, where: str) -> str 
     """Return the name below `folder` that `text` refers to, or None if nothing exists there.
 
     Raises:
-      Fault: if every interpretation of it is outside, or a link points outside.
+      Fault: if every interpretation of `text` is outside the folder, or a link points outside.
     """
     top = os.path.abspath(folder.path)
     has_drive = bool(PureWindowsPath(text).drive)
@@ -189,7 +189,7 @@ def _locate(folder: Folder, bases: Sequence[str], text: str, where: str) -> str 
                     return name
     if not inside:
         found = f"{text!r} points outside the folder {folder.path}"
-        fix = "move its target there, and use a path below the folder"
+        fix = "move its target into the folder, and use a path below it"
         raise Fault(FaultKind.PATH, f"{where}: {found}; {fix}")
     return None
 
@@ -198,7 +198,7 @@ def _spellings(text: str) -> list[str]:
     """Return the paths that `text` may stand for, in the order they are tried.
 
     Roboflow writes a leading ../ and CVAT a leading data/ that lead nowhere. Windows paths use
-    \\ as the separator; if they start with a drive, any of their folders may be this one.
+    \\ as the separator; if they start with a drive, any of their folders may be the dataset.
     """
     found = [text, text.removeprefix("../")]
     plain = text.replace("\\", "/")
@@ -264,7 +264,7 @@ def _is_image(name: str) -> bool:
 
 
 def _report_orphans(folder: Folder, images: str, on_fault: OnFault) -> None:
-    """Report label files without an image in the folder `images`, where it should be."""
+    """Report label files whose image is missing from the folder `images`."""
     labels = os.path.dirname(_label_name(f"{images}/x"))
     try:
         path = folder.find(labels, images)

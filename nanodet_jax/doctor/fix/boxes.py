@@ -13,7 +13,7 @@ UNUSABLE = "unusable annotation files: left out"
 RESIZED = "wrong width or height: replaced by the size of the image"
 RENUMBERED = "repeated ids: renumbered"
 
-Changes = Counter[str]  # how often each of these changes was made
+Changes = Counter[str]  # how many times each of these changes was made
 
 
 def correct_box(
@@ -29,10 +29,10 @@ def correct_box(
 
     Args:
       box: xyxy, in any unit.
-      size: (width, height) of the image in this unit; 0 if unknown.
+      size: (width, height) of the image in the same unit; 0 if unknown.
       changes: counter of the changes, updated in place.
       smallest: (width, height) of the smallest box that is kept.
-      tolerance: a box that extends beyond the image by at most this is not clipped.
+      tolerance: a box that extends beyond the image by no more than this is not clipped.
       move: before clipping, move a box that extends beyond the image at the left or top, as
         `clip_box` does for VOC and YOLO.
     """

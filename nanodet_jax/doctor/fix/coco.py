@@ -26,7 +26,7 @@ from nanodet_jax.doctor.fix.boxes import (
 from nanodet_jax.doctor.fix.copy_image import write_bytes
 from nanodet_jax.progress import track
 
-Item = dict[str, Any]  # of one of the lists of a COCO file
+Item = dict[str, Any]  # an entry in a list of a COCO file
 Sizes = dict[Any, tuple[int, int]]  # (height, width) by image id; 0 if unknown
 
 
@@ -58,7 +58,7 @@ def _correct_images(
         id, name = item.get("id"), item.get("file_name")
         try:
             file = search.find(name, "", ignore_fault) if is_name(name) else None
-        except Fault:  # points outside the folder
+        except Fault:  # the name points outside the folder
             file = None
         if file is None:
             changes[MISSING] += 1
@@ -90,7 +90,7 @@ def _correct_annotations(items: list[Item], sizes: Sizes, changes: Changes) -> l
         if box is not None:
             inverted = box[2] < box[0] or box[3] < box[1]
             if not inverted and _has_no_area(item):
-                changes[TOO_SMALL] += 1  # training skips it, whatever its box is
+                changes[TOO_SMALL] += 1  # training skips it regardless of its box
                 continue
             height, width = sizes[image]
             corrected = correct_box(
@@ -129,7 +129,7 @@ def _box_of(item: Item) -> Box | None:
 
 
 def _with_box(item: Item, box: Box) -> Item:
-    """Return an annotation with another box; without a mask, it also gets the area of the box."""
+    """Return an annotation with a different box and, if it has no mask, the area of that box."""
     x1, y1, x2, y2 = box
     item = {**item, "bbox": [x1, y1, x2 - x1, y2 - y1]}
     if not item.get("segmentation") or _has_no_area(item):

@@ -18,14 +18,14 @@ class Fixed(NamedTuple):
     """A corrected copy."""
 
     changes: dict[str, Changes]  # by split
-    flags: list[str]  # config flags that select it
+    flags: list[str]  # config flags that select the copy
 
 
 def correct_dataset(config: Config, out: Path) -> Fixed:
     """Write corrected annotations of the splits that a config uses to a new folder `out`.
 
-    The data of the config is not changed. What training would skip is dropped, and what it would
-    clip is clipped. `out` is written completely or not at all.
+    The data of the config is not changed. Entries that training would skip are dropped, and
+    boxes that it would clip are clipped. `out` is written completely or not at all.
 
     Raises:
       UserError: if `out` is not empty, the format has no annotation files, or a file cannot be read

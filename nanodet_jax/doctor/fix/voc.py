@@ -49,7 +49,7 @@ def correct_voc(root: Path, split: str, out: Path, follow_links: bool) -> Change
 
 
 def _correct(xml: ElementTree.Element, size: tuple[int, int] | None, changes: Changes) -> None:
-    """Correct the size and the boxes of an image of `size`, (height, width), in place."""
+    """Correct size and boxes in place; `size` is the (height, width) of the image, if known."""
     if size is not None:
         texts = [xml.findtext(f"size/{side}", "0") for side in ("height", "width")]
         if any(_number(text) not in (0, side) for text, side in zip(texts, size)):

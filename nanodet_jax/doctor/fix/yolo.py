@@ -54,7 +54,7 @@ def correct_yolo(
 
 
 def _correct(file: Path, size: tuple[int, int] | None, changes: Changes) -> str:
-    """Return the corrected text of the label file of an image of `size`, (height, width)."""
+    """Return the corrected text of a label file; `size` is the (height, width) of its image."""
     content = read_annotation(file, LABELS_LIMIT, "the boxes of an image")
     text = content.decode("utf-8-sig", "replace")
     smallest = (0.0, 0.0)

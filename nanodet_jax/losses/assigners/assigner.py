@@ -16,7 +16,7 @@ from nanodet_jax.structures import GroundTruth, Predictions, Targets
 
 
 class Assigner(ABC):
-    """Policy of a `Criterion`. Its methods are pure functions of arrays."""
+    """Assignment policy of a `Criterion`. Its methods are pure functions of arrays."""
 
     giou_epsilon: ClassVar[float] = EPSILON  # lower bound of areas in the giou loss
 

@@ -42,14 +42,14 @@ class ATSS(Assigner):
     """Adaptive training sample selection, as in the original NanoDet.
 
     The candidates of a box are the `topk` priors of each level whose centers are nearest to the
-    center of the box. The box takes a candidate if the iou of its anchor and the box is at least
-    the mean plus the standard deviation of all candidates' ious, and if its center lies inside the
-    box by more than 0.01 pixel. A prior that several boxes take is assigned to the box with the
-    highest iou. Predictions are not used.
+    center of the box. The box takes a candidate if the iou of the candidate's anchor and the
+    box is at least the mean plus the standard deviation of all candidates' ious, and if the
+    candidate's center lies more than 0.01 pixel inside the box. A prior that several boxes take is
+    assigned to the box with the highest iou. Predictions are not used.
 
     The losses follow the original's NanoDet. Boxes are in strides. The quality is the iou of the
-    branch's own box. Every image counts at least one sample. The box losses are divided by the sum
-    of their weights, however small.
+    branch's own box. Every image counts as at least one sample. The box losses are divided by the
+    sum of their weights, however small.
 
     Attributes:
       topk: candidates per box and level.
@@ -107,7 +107,7 @@ class ATSS(Assigner):
             positive &= counted
 
         # A prior that is positive for several boxes learns the box with the highest iou
-        # (section 4.1), or the first of equal ones.
+        # (section 4.1). Ties go to the first box.
         rows = np.arange(gt_boxes.shape[0])[:, None]
         positive_ious = (
             jnp.full(ious.shape, -1.0)

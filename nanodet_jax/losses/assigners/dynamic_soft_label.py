@@ -74,11 +74,11 @@ class DynamicSoftLabel(Assigner):
 
     A box takes the k candidates with the lowest cost. k is the sum of its `topk` largest ious with
     predictions, rounded down, and at least 1. A prior that several boxes take is assigned to the
-    box with the lowest cost, even if that box did not take it. So a box may end up with no prior.
+    box with the lowest cost, even if that box did not take it. So a box may end up without priors.
 
     The losses follow the original's NanoDet-Plus. Boxes are in pixels. The quality of all branches
-    is the iou that was used for the assignment. A batch counts at least one sample. The box losses
-    are divided by at least 1.
+    is the iou that was used for the assignment. A batch counts as at least one sample. The box
+    losses are divided by at least 1.
 
     Attributes:
       topk: largest number of priors of a box.
@@ -123,7 +123,7 @@ class DynamicSoftLabel(Assigner):
             own = candidates_of_own_box(inside, centers, gt_boxes)
             candidate = own & ground_truth.valid[:, None]
 
-        # 2. Cost of every pair of box and prior: classes plus iou_factor times boxes.
+        # 2. Cost of every pair of box and prior: class cost plus iou_factor times box cost.
         ious = boxes.iou(predicted_boxes[None], gt_boxes[:, None])  # [G, P]
         cost = assignment_cost(class_logits, ious, ground_truth.labels, self.iou_factor)
         cost = jnp.where(candidate, cost, jnp.inf)

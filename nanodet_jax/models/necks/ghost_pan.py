@@ -50,7 +50,7 @@ class GhostPAN(nn.Module):
     """Fuse the backbone's features across levels.
 
     Takes features [B, H, W, C] of strides 8, 16 and 32, finest first. Returns levels
-    [B, H, W, channels] of the same strides and, with `extra_level`, of stride 64.
+    [B, H, W, channels] at the same strides and, with `extra_level`, also at stride 64.
 
     Attributes:
       channels: width of every level, even.

@@ -1,6 +1,6 @@
 """PAN without 3 x 3 convolutions, the neck of NanoDet.
 
-After Liu et al., "Path Aggregation Network for Instance Segmentation"
+Based on Liu et al., "Path Aggregation Network for Instance Segmentation"
 (https://arxiv.org/abs/1803.01534). Reproduces nanodet/model/fpn/pan.py of
 https://github.com/RangiLyu/nanodet, which replaces the convolutions between levels with
 interpolation.

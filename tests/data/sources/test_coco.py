@@ -113,10 +113,10 @@ FAULTS = {
     "area": (set_annotation(area="big"), r"annotation 1 .*area='big' is not a finite number"),
     "crowd": (set_annotation(iscrowd="no"), r"annotation 1 .*iscrowd='no' must be 0 or 1"),
     "annotation twice": (set_annotation(id=2), "annotation id 2 occurs twice"),
-    "annotation without id": (set_annotation(id=None), "annotation 0 of the list needs an integer"),
+    "annotation without id": (set_annotation(id=None), "annotation 0 in the list needs an integer"),
     "image twice": (lambda c: c["images"][0].update(id=7), "image id 7 occurs twice"),
     "image without name": (lambda c: c["images"][0].pop("file_name"), "image 42 needs a 'file_"),
-    "image size": (lambda c: c["images"][0].update(width=-1), "image 42: width=-1 is not a number"),
+    "image size": (lambda c: c["images"][0].update(width=-1), "image 42: width=-1 is not a whole"),
     "no images": (lambda c: c["images"].clear(), "lists no images"),
     "category twice": (lambda c: c["categories"][0].update(id=3), "category id 3 occurs twice"),
     "category without name": (lambda c: c["categories"][0].pop("name"), "category 0 needs an int"),
@@ -128,7 +128,7 @@ FAULTS = {
     "wrong list": (lambda c: c.update(images=[3]), "not in COCO format: .* named 'images'"),
     "missing file": (
         lambda c: c["images"][0].update(file_name="gone.png"),
-        "1 of 2 images are missing, such as 'gone.png' of image 42",
+        r"1 of 2 images are missing, such as 'gone.png' \(image 42\)",
     ),
 }
 
@@ -152,10 +152,10 @@ def test_coco_fault_is_an_error_that_names_the_entry(fault, content, tmp_path):
         ("[1]", "labels.json: not in COCO format"),
         ("[" * 100_000, "labels.json: not json text"),
         ("9" * 5000, "labels.json: not json text"),
-        ('{"images": [], "images": [1]}', "labels.json: .*key 'images' occurs twice in an object"),
+        ('{"images": [], "images": [1]}', "labels.json: .*key 'images' occurs twice in the object"),
         (
             '{"annotations": [{"id": 7, "bbox": [1, 2, 3, 4], "bbox": [1]}]}',
-            r"labels.json: .*key 'bbox' occurs twice in an object .*'id': 7",
+            r"labels.json: .*key 'bbox' occurs twice in the object .*'id': 7",
         ),
         (r'{"\u001b[2J": 1, "\u001b[2J": 1}', r"key '\\x1b\[2J' occurs twice"),
     ],

@@ -123,7 +123,7 @@ def test_box_without_bbox_is_derived_and_counted(tmp_path):
     np.testing.assert_array_equal(source[0].areas, [40, 150])
     assert counter.notes("train")[1:] == [
         "note: boxes derived from polygons or masks, because bbox is missing in train: 2; the "
-        f"first: {file}: annotation 0: bbox=[1.0, 2.0, 4.0, 20.0] from its segmentation"
+        f"first: {file}: annotation 0: bbox=[1.0, 2.0, 4.0, 20.0] derived from its segmentation"
     ]
     truth = source.ground_truth()["annotations"]
     assert [item["bbox"] for item in truth] == [[1, 2, 4, 20], [30, 5, 9, 10]]

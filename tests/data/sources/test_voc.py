@@ -18,7 +18,7 @@ CLASSES = ("cat", "dog")
 
 
 def boxes_of(root: Path, *box: object) -> np.ndarray:
-    """Read back the boxes of an image that is annotated with one."""
+    """Read back the boxes of an image that is annotated with a single box."""
     write_voc_split(root, "train", {"a": voc_xml(("cat", *box))})
     return VocSource(root, "train", CLASSES)[0].boxes
 
@@ -49,7 +49,7 @@ def test_voc_records_have_labels_boxes_and_image_of_the_xml(tmp_path):
     [
         # As in the original, the corner moves in and the width stays.
         ((-5, -3, 20, 30), [[0, 0, 25, 33]]),
-        # The width is limited to that of the image, but not the right edge.
+        # The width is limited to the image's width, but the right edge is not limited.
         ((50, 40, 400, 500), [[50, 40, 150, 120]]),
         ((5, 5, 5.5, 30), []),
         ((5, 5, 5, 5), []),
@@ -114,7 +114,7 @@ FAULTS = {
         "class 'cow' is not one of .*: cat, dog",
     ),
     "size": (voc_xml(width="wide"), "size/width is 'wide', not a finite number"),
-    "negative size": (voc_xml(height=-3), "not a number of pixels"),
+    "negative size": (voc_xml(height=-3), "must be whole numbers of pixels"),
     "broken": ("<annotation><object>", "invalid xml: no element found: line 1"),
     "empty": ("", "invalid xml"),
     "entities": (BOMB, "declares a DOCTYPE, which is not allowed"),
@@ -158,7 +158,7 @@ def test_voc_folder_or_image_that_is_missing_is_an_error(tmp_path):
     with pytest.raises(UserError, match="annotations: no xml files"):
         VocSource(tmp_path, "train", CLASSES)
     write_voc_split(tmp_path, "train", {"a": voc_xml(filename="b.jpg")})
-    with pytest.raises(UserError, match="annotations: no objects in any of 1 xml files"):
+    with pytest.raises(UserError, match=r"annotations: no objects in any xml file \(1 read\)"):
         voc_classes(tmp_path)
     (tmp_path / "train" / "images" / "a.png").unlink()
     with pytest.raises(UserError, match=r"a\.xml: no image 'b\.jpg' or a\.\* in .*images"):

@@ -230,7 +230,7 @@ FAULTS = {
     "class too high": (
         "3 .5 .5 .25 .5",
         FaultKind.CLASSES,
-        r"unknown class 3; names .* 0 to 2",
+        r"unknown class 3; `names` in .* 0 to 2",
     ),
     "class too low": ("-1 .5 .5 .25 .5", FaultKind.CLASSES, "unknown class -1"),
     "half a class": ("1.5 .5 .5 .25 .5", FaultKind.CLASSES, "unknown class 1.5"),
@@ -282,5 +282,5 @@ def test_yolo_image_without_label_file_has_no_boxes(root):
         decode(source[2])
     for labels in (root / "labels/train").iterdir():
         labels.unlink()
-    with pytest.raises(UserError, match=r"none of 3 images has a label.*labels/train/a\.txt"):
+    with pytest.raises(UserError, match=r"none of the 3 images has a label.*labels/train/a\.txt"):
         YoloSource(root, "train")

@@ -156,7 +156,7 @@ def test_yolo_file_behind_a_link_is_read_only_with_follow_links(root, tmp_path):
 YAMLS = {
     "no yaml": ("train: [", r"invalid yaml at line 1, column 9"),
     "tabs": ("train:\n\timages", "invalid yaml at line 2"),
-    "list": ("[train]", "not a YOLO data.yaml; write for example {train: images/train"),
+    "list": ("[train]", "not a YOLO data.yaml; write, for example, {train: images/train"),
     "nothing": ("", "not a YOLO data.yaml"),
     "code": ("train: !!python/object/apply:os.system [true]", "could not determine a constructor"),
     "bad date": ("train: 2020-99-99", "not yaml: ValueError"),

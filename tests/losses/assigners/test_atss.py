@@ -29,7 +29,7 @@ def assign(truth, size, ignore_threshold):
 
 
 def random_boxes(count, size, seed, grid=None):
-    """Boxes around points of the image, in part outside; on multiples of `grid` if given."""
+    """Boxes around points of the image, some partly outside; on multiples of `grid` if given."""
     random = np.random.default_rng(seed)
     height, width = SIZES[size]
     centers = random.uniform(0, 1, (count, 2)) * (width, height)
@@ -100,7 +100,7 @@ def test_assignment_of_three_hundred_boxes_matches_the_loop(grid):
 
 def test_priors_in_ignore_regions_are_ignored_unless_positive():
     everything = [[-100, -100, 500, 500]]
-    # No prior is left but the ignored: nine of each level still are candidates, in their order.
+    # All priors are ignored. Nine per level are still candidates, in their usual order.
     for gt_boxes in ([], [[3, 5, 27, 30]], [[40, 8, 90, 60]]):
         index = check(ground_truth(gt_boxes, everything), "wide")
         assert set(index) <= {-2, 0}
@@ -109,7 +109,7 @@ def test_priors_in_ignore_regions_are_ignored_unless_positive():
     left = [[-100, -100, 80, 200]]
     assert set(check(ground_truth([], left), "wide")) == {-1, -2}
     check(ground_truth([[3, 5, 27, 30], [70, 10, 100, 40]], left), "wide")
-    # On an image with fewer priors than candidates, an ignored prior may be positive all the same.
+    # On an image with fewer priors than candidates, an ignored prior may still be positive.
     index = check(ground_truth([[-20, -20, 52, 52]], everything), "small")
     assert 0 in index and -2 in index
 

@@ -38,9 +38,9 @@ def ground_truth(objects=(), regions=(), slots=SLOTS, labels=None):
 
 
 def random_truth(size, seed, learned, ignored=0, slots=SLOTS):
-    """Boxes from 2 pixels to more than the image, clipped to it: some are left without area.
+    """Boxes from 2 pixels to more than the image, clipped to it: some end up without area.
 
-    On eighths of a pixel, so that the overlap of a box with itself is 1 in any arithmetic.
+    Coordinates are multiples of 1/8 pixel, so that the overlap of a box with itself is exactly 1.
     """
     random = np.random.default_rng(seed)
     height, width = SIZES[size]
@@ -56,8 +56,8 @@ def random_truth(size, seed, learned, ignored=0, slots=SLOTS):
 def predictions(truth, size, seed, kind="near"):
     """Class logits and boxes of all priors; `kind` names how the boxes relate to the ground truth.
 
-    near: most of them are a box of the truth, more or less; the others lie around their prior.
-    exact: all are a box of the truth. points: at the prior, without area. away: nowhere near.
+    near: most are close to a ground-truth box; the others lie around their prior. exact: each
+    equals a ground-truth box. points: at the prior, without area. away: far from all boxes.
     """
     random = np.random.default_rng(seed)
     priors = PRIORS[size]
@@ -175,7 +175,7 @@ def test_assignment_by_extreme_logits_matches_the_loop(level):
     + [(r, *pair) for r in RULES for pair in ((4, 2), (7, 3), (13, 6), (40, 6))],
 )
 def test_number_of_priors_of_a_box_is_the_sum_of_its_ious(rule, held, expected):
-    # Of all 85 predictions some overlap half the box, the others none of it.
+    # Of the 85 predictions, some overlap half of the box, and the others none of it.
     truth = ground_truth([[-8, -8, 72, 72]])
     class_logits, predicted = predictions(truth, "square", 4, "away")
     predicted[:held] = -8, -8, 72, 32
@@ -193,7 +193,7 @@ def test_box_takes_topk_priors_or_all_of_fewer(rule):
 
 @pytest.mark.parametrize("rule", RULES)
 def test_first_of_boxes_with_equal_cost_takes_the_prior(rule):
-    # No prediction overlaps any box, so that all cost the same, whatever their classes.
+    # No prediction overlaps any box, so all boxes cost the same, whatever their classes.
     large = [[-8, -8, 72, 72], [-7, -7, 71, 71], [-9, -9, 70, 70]]
     for seed in range(20):
         for labels in ([3, 1, 4], [0, 2, 1], [4, 4, 0]):
@@ -201,14 +201,14 @@ def test_first_of_boxes_with_equal_cost_takes_the_prior(rule):
             class_logits, predicted = predictions(truth, "square", seed, "away")
             index = check(truth, class_logits + 2, predicted, "square", rule)
             assert sorted(index)[-2:] == [-1, 0]
-    # Or all overlap all: a box, and the same one again.
+    # Every prediction overlaps every box: three copies of one box.
     truth = ground_truth(large[:1] * 3, labels=[2, 2, 2])
     index = check(truth, *predictions(truth, "square", 6, "exact"), "square", rule)
     assert np.sum(index == 0) == 13 and not np.any(index > 0)
 
 
 def test_cost_of_boxes_without_overlap_is_equal_to_the_last_bit():
-    # Without the weight of the overlaps, whose large constant would round differences away.
+    # Leave out the overlap term, whose large constant would round differences away.
     class_logits = np.random.default_rng(9).normal(-2, 3, (2000, CLASSES)).astype(np.float32)
     cost = backend.jit(partial(assignment_cost, iou_factor=0.0))
     nothing, labels = np.zeros((CLASSES, 2000), np.float32), np.arange(CLASSES)
@@ -220,7 +220,7 @@ def test_cost_of_boxes_without_overlap_is_equal_to_the_last_bit():
 
 @pytest.mark.parametrize("rule", RULES)
 def test_prior_taken_by_two_boxes_goes_to_a_third_that_costs_less(rule):
-    # Of two priors, both inside all boxes, the last box takes one, the other two both the other.
+    # Two priors lie inside all boxes. The last box takes one, and the other boxes take the other.
     priors = PRIORS["square"]
     claimed, other = np.flatnonzero((priors.centers == 16).all(axis=1))
     truth = ground_truth([[0, 0, 20, 20], [0, 0, 20, 20], [8, 8, 40, 40]])
@@ -245,7 +245,7 @@ def test_box_without_a_prior_inside_takes_the_nearest_or_one_of_another_box():
         for truth in (both, alone):
             index = check(truth, *predicted, "square", "own")
             assert np.flatnonzero(index == 0) == nearest
-    # It does take one there: the small box costs it less than the large one.
+    # The small box takes a prior there that costs less for the small box than for the large one.
     class_logits, predicted = predictions(both, "square", 0, "away")
     there = 5 * 8 + 5
     predicted[there] = small
@@ -273,7 +273,7 @@ def test_prior_outside_a_box_takes_it_only_as_the_nearest():
                     assert set(takers) <= {np.argmin(distance)}
                     seen["nearest"] += len(takers)
                 assert rule == "any" or oracles.area(box) > 0 or not len(takers)
-    assert min(seen.values()) > 0, seen  # of each kind there were some
+    assert min(seen.values()) > 0, seen  # each kind occurs
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -289,7 +289,7 @@ def test_predicted_boxes_in_ignore_regions_are_ignored_unless_positive(rule):
     off = check(truth, class_logits, predicted, "square", rule, ignore_threshold=0.0)
     np.testing.assert_array_equal(off, without)
 
-    # It is the predicted box that counts, not where its prior is; over half of it, not half.
+    # More than half of the predicted box must be covered. The position of its prior is irrelevant.
     truth = ground_truth([], region)
     class_logits, predicted = predictions(truth, "square", 8, "away")
     predicted[:5] = [
@@ -301,7 +301,7 @@ def test_predicted_boxes_in_ignore_regions_are_ignored_unless_positive(rule):
     ]
     index = check(truth, class_logits, predicted, "square", rule)
     assert np.flatnonzero(index == -2).tolist() == [0, 2, 4] and set(index) == {-1, -2}
-    # A box without area lies nowhere.
+    # A box without area lies in no region.
     points = predictions(truth, "square", 8, "points")
     assert np.all(check(truth, *points, "square", rule) == -1)
 

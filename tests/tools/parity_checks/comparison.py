@@ -87,7 +87,7 @@ def compare_network(
     """Compare the numbers of a network with recorded ones, and return the worst.
 
     A deep network in float32 does not determine every number to its tolerance. An activation within
-    rounding of its kink takes either slope, which changes a gradient norm upstream by 1e-3; each
+    rounding of its kink may take either slope, which changes a gradient norm upstream by 1e-3; each
     optimizer step amplifies this tenfold. The recorded numbers contain such jumps, which no other
     order of summation reproduces (nor does float64). Where a number exceeds its tolerance, the
     network is therefore run again with weights changed by at most their last bit. Twice the largest
@@ -95,7 +95,7 @@ def compare_network(
     numbers of one `kind` share the largest resolution.
 
     Args:
-      compute: returns numbers by name; for None those of the weights, for a seed of jittered ones.
+      compute: returns numbers by name: of the weights for None, of jittered weights for a seed.
       expected: recorded numbers by the same names.
     """
     actual = compute(None)

@@ -18,7 +18,7 @@ from tests.tools.parity_checks.comparison import Comparisons, Worst, of_scale
 from tests.tools.parity_checks.networks import joined
 
 PIXELS, SCORE = 0.05, 1e-4
-MIN_SCORE = 0.06  # below it, a detection may fall on the other side of the threshold of 0.05
+MIN_SCORE = 0.06  # below this, a detection may fall on the other side of the threshold of 0.05
 
 
 def detections_check(path: Path, weights: Path, images: Path) -> Callable[[], Worst] | None:
@@ -34,7 +34,7 @@ def detections_check(path: Path, weights: Path, images: Path) -> Callable[[], Wo
 
 
 def _missing(file: Path) -> Worst:
-    raise FileNotFoundError(f"{file}; give --weights-dir")
+    raise FileNotFoundError(f"{file}; pass --weights-dir")
 
 
 def check_detections(path: Path, weights: Weights, images: Path) -> Worst:

@@ -176,7 +176,7 @@ def training_expectations(fixture) -> dict[str, Expected]:
     for name, norm in norms.items():
         if re.fullmatch(torch_names.UNUSED_IF_SHARED, name) and norm == 0:
             continue
-        # A bias before a batch norm has gradient zero. The recorded value is noise of some 1e-8 of
+        # A bias before a batch norm has gradient zero. The recorded value is noise of about 1e-8 of
         # the largest norm, and this project's must be as small.
         noise = norm < 1e-6 * largest
         value = Expected(norm, 1e-6, largest) if noise else relative(norm, 1e-3)
