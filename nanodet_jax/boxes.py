@@ -9,7 +9,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Float32
+from jaxtyping import Array, Bool, Float, Float32, Int
 
 EPSILON = 1e-6  # lower bound for unions and enclosing areas, as in the original
 
@@ -38,6 +38,11 @@ def make_priors(input_size: tuple[int, int], strides: tuple[int, ...], offset: f
         per_prior.append(np.full(len(grid), stride, np.float32))
     sizes = tuple(len(level) for level in centers)
     return Priors(np.concatenate(centers), np.concatenate(per_prior), sizes)
+
+
+def inside(priors: Priors, size: Int[Array, "2"]) -> Bool[Array, "P"]:
+    """Return whether each prior, at the upper left of its cell, is within (height, width)."""
+    return jnp.all(jnp.asarray(priors.centers) < size[None, ::-1], axis=-1)
 
 
 def anchors(priors: Priors, scale: float) -> Float32[np.ndarray, "P 4"]:

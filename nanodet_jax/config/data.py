@@ -10,6 +10,7 @@ Format = Literal["coco", "voc", "yolo", "tfds", "shapes"]
 Cache = Literal["none", "ram", "device"]
 PixelStage = Literal["host", "device"]
 Validation = Literal["given", "none"]
+Resize = Literal["to_input", "short_side"]
 
 
 @dataclass(slots=True)
@@ -113,6 +114,12 @@ class Data(Section):
     keep_ratio: bool = False
     """Resize images without distortion and pad them; False stretches them to input_size."""
 
+    resize: Resize = "to_input"
+    """to_input: all inputs have input_size. short_side, as in mmdetection: scale each image without
+    distortion until its shorter side equals the smaller value of input_size, or its longer side the
+    larger value. Inputs are padded to one of five sizes, so at most five programs are compiled;
+    padding does not change the results. Needs the networks of GFL."""
+
     mean: tuple[float, float, float] = (103.53, 116.28, 123.675)
     """Mean that is subtracted from the pixels: blue, green, red, which is the channel order of
     OpenCV and of the published weights."""
@@ -175,6 +182,10 @@ class Data(Section):
 class Augment(Section):
     """Training-time transforms; every factor is drawn uniformly, independently for each image."""
 
+    short_side: tuple[int, int] = (0, 0)
+    """data.resize=short_side: range of the length of the shorter side in pixels; 0,0 = the smaller
+    value of input_size. The only other geometric transform is then the flip."""
+
     perspective: float = 0.0
     """Largest coefficient, per pixel, of the perspective distortion, in either direction."""
 
@@ -214,4 +225,6 @@ class Augment(Section):
         fields = Fields(self, "config.augment")
         fields.in_range("scale", "stretch_x", "stretch_y", "contrast", "saturation")
         fields.not_negative("perspective", "rotation", "shear", "translate", "brightness")
+        low, high = self.short_side
+        fields.require("short_side", 0 < low <= high or low == high == 0, "use LOW,HIGH in pixels")
         fields.require("flip", 0 <= self.flip <= 1, "must be between 0 and 1")

@@ -57,6 +57,10 @@ class Model(Section):
     width: float = field(default=1.0, metadata=one_of(0.5, 1.0, 1.5, 2.0))
     """Width multiplier of shufflenet_v2, mobilenet_v2 and ghostnet."""
 
+    channel_order: Literal["bgr", "rgb"] = "bgr"
+    """Channel order in which the backbone takes images. Images are bgr; rgb reverses their channels
+    first, as the weights of mmdetection and torchvision expect."""
+
     backbone_strides: tuple[int, ...] = BACKBONE_STRIDES
     """Strides of the backbone's features that the neck takes, finest first."""
 

@@ -28,7 +28,8 @@ class Config(Section):
     """Name of the run; the default workdir is runs/NAME."""
 
     input_size: tuple[int, int] = (320, 320)
-    """Height and width of the network's input in pixels, multiples of 32."""
+    """Height and width of the network's input in pixels, multiples of 32. With
+    data.resize=short_side: the shorter and the longer side of images, any values."""
 
     precision: Precision = "float32"
     """Precision of the network's computation. Parameters, batch statistics, losses, assignment and
@@ -66,6 +67,7 @@ def check(config: Config, num_devices: int = 1) -> None:
     ):
         section.check()
     _check_input(config)
+    _check_short_side(config)
     _check_parallel(config, num_devices)
 
 
@@ -74,7 +76,8 @@ def _check_input(config: Config) -> None:
     largest = BACKBONE_STRIDES[-1]
     fields.require(
         "input_size",
-        all(side > 0 and side % largest == 0 for side in config.input_size),
+        all(side > 0 and side % largest == 0 for side in config.input_size)
+        or (config.data.resize == "short_side" and min(config.input_size) > 0),
         f"height and width must be multiples of {largest}, the backbone's largest stride",
     )
     fields.require(
@@ -83,6 +86,37 @@ def _check_input(config: Config) -> None:
     scores = num_priors(config) * config.model.num_classes
     fields.require(
         "input_size", scores < MAX_SCORES, f"too large for {config.model.num_classes} classes"
+    )
+
+
+def _check_short_side(config: Config) -> None:
+    """Require a network whose results do not depend on padding, and no other transforms."""
+    data = Fields(config.data, "config.data")
+    augment = Fields(config.augment, "config.augment")
+    if config.data.resize == "to_input":
+        augment.require(
+            "short_side", config.augment.short_side == (0, 0), "needs data.resize=short_side"
+        )
+        return
+    model = config.model
+    data.require(
+        "resize",
+        model.backbone.startswith("resnet")
+        and model.backbone_activation in ("", "relu")
+        and model.norm_eval
+        and (model.neck, model.head) == ("fpn", "simple_conv"),
+        "needs model.backbone=resnet18 to resnet152, backbone_activation=relu, norm_eval, "
+        "neck=fpn and head=simple_conv",
+    )
+    data.require("resize", config.data.augment == "host", "needs data.augment=host")
+    for name in ("perspective", "rotation", "shear", "translate"):
+        augment.require(name, getattr(config.augment, name) == 0, "must be 0 for short_side")
+    for name in ("scale", "stretch_x", "stretch_y"):
+        augment.require(name, getattr(config.augment, name) == (1, 1), "must be 1,1 for short_side")
+    augment.require(
+        "short_side",
+        config.augment.short_side[1] <= min(config.input_size),
+        f"must be at most {min(config.input_size)}, the shorter side of config.input_size",
     )
 
 

@@ -67,6 +67,10 @@ class TrainingImages:
     def __len__(self) -> int:
         return len(self._source)
 
+    def image_size(self, index: int) -> tuple[int, int]:
+        """Return the (height, width) of an image, without decoding it."""
+        return self._source.image_size(index)
+
     def __getitem__(self, index: int) -> Record:
         kept = self._kept.get(index)
         if kept is not None:

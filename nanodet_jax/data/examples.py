@@ -7,10 +7,12 @@ differ only in where the pixels are warped.
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import jax
 import numpy as np
 
 from nanodet_jax.config import Config
 from nanodet_jax.data import transforms
+from nanodet_jax.data.buckets import bucket_of, short_side_size
 from nanodet_jax.data.cache import TrainingImages, reduced_size, stack_on_canvases
 from nanodet_jax.data.records import Record, decode
 from nanodet_jax.structures import Batch, GroundTruth, RawBatch
@@ -32,16 +34,24 @@ class HostExamples:
         """Warp one example. `indexed` is the index and the decoded record."""
         config, (_, record) = self._config, indexed
         warp, color = transforms.sample(rng, config.augment)
-        matrix, filled = _warp_matrix(record, warp, config)
-        warped = transforms.warp_image(
-            decode(record), matrix, filled, config.compat.pixel_index_warp
-        )
+        if config.data.resize == "short_side":
+            low, high = config.augment.short_side
+            short_side = int(rng.integers(low, high, endpoint=True))
+            filled = short_side_size((record.height, record.width), config.input_size, short_side)
+            warped, matrix = transforms.resize(decode(record), filled, warp.flip)
+        else:
+            matrix, filled = _warp_matrix(record, warp, config)
+            warped = transforms.warp_image(
+                decode(record), matrix, filled, config.compat.pixel_index_warp
+            )
         return _Warped(warped, color, _ground_truth(record, matrix, filled, config, self._slots))
 
     def batch(self, items: Sequence[_Warped]) -> Batch:
         """Transform the colors of B examples, and stack them. Each pixel is written only once."""
-        data = self._config.data
-        images = np.zeros((len(items), *self._config.input_size, 3), np.float32)
+        data, input_size = self._config.data, self._config.input_size
+        if data.resize == "short_side":
+            input_size = bucket_of([item.pixels.shape[:2] for item in items], input_size)
+        images = np.zeros((len(items), *input_size, 3), np.float32)
         for image, item in zip(images, items):
             height, width = item.pixels.shape[:2]
             colored = transforms.color_image(item.pixels, item.color)
@@ -107,8 +117,15 @@ def _ground_truth(
     kept = np.full(len(boxes), True)
     if not config.compat.keep_lost_boxes:
         kept = transforms.is_visible(boxes)
-    return transforms.fill_slots(boxes[kept], record.labels[kept], record.ignore[kept], slots)
+    ground_truth = transforms.fill_slots(
+        boxes[kept], record.labels[kept], record.ignore[kept], slots
+    )
+    if config.data.resize == "short_side":
+        padded = np.array(transforms.padded_size(filled), np.int32)
+        return ground_truth._replace(padded_size=padded, image_size=np.array(filled, np.int32))
+    return ground_truth
 
 
 def _stack(ground_truth: Sequence[GroundTruth]) -> GroundTruth:
-    return GroundTruth(*(np.stack(each) for each in zip(*ground_truth)))
+    """Stack each array. Optional arrays are absent from all or none."""
+    return jax.tree.map(lambda *arrays: np.stack(arrays), *ground_truth)

@@ -8,8 +8,10 @@ import numpy as np
 
 from nanodet_jax.config import Config
 from nanodet_jax.data import transforms
+from nanodet_jax.data.buckets import bucket_of, short_side_size
 from nanodet_jax.data.cache import TrainingImages
 from nanodet_jax.data.examples import DeviceExamples, HostExamples
+from nanodet_jax.data.grouped_order import GroupedOrder
 from nanodet_jax.data.records import Record, Source, decode
 from nanodet_jax.data.run_length import steps_per_epoch
 from nanodet_jax.data.unreadable import UnreadableImages
@@ -43,30 +45,49 @@ def _make_read_options(config: Config, buffer_size: int) -> grain.ReadOptions:
     return grain.ReadOptions(num_threads=config.data.workers, prefetch_buffer_size=buffer_size)
 
 
-def _shuffled(images: "Sequence[int] | _Indexed", config: Config) -> grain.MapDataset:
-    """Return one epoch in random order. `repeat` shuffles each epoch differently."""
-    return grain.MapDataset.source(images).seed(config.training.seed).shuffle()
+class _Indexed:
+    """Records with their indices, for the worker threads.
+
+    Attributes:
+      order: position to index; by default the same.
+    """
+
+    def __init__(self, images: Source | TrainingImages, order: Sequence[int] | None = None) -> None:
+        self.images = images
+        self.order = range(len(images)) if order is None else order
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __getitem__(self, position: int) -> tuple[int, Record]:
+        index = self.order[position]
+        return index, self.images[index]
+
+
+def _shuffled(images: Source | TrainingImages, config: Config) -> grain.MapDataset:
+    """Return (index, record) of images in random order, endlessly.
+
+    Each epoch has another order, and leaves out the images that do not fill a batch.
+    """
+    data, seed = config.data, config.training.seed
+    if data.resize == "short_side":
+        sizes = [images.image_size(index) for index in range(len(images))]
+        groups = [
+            bucket_of([short_side_size(s, config.input_size)], config.input_size) for s in sizes
+        ]
+        order = GroupedOrder(groups, data.batch_size, seed)
+        return grain.MapDataset.source(_Indexed(images, order)).seed(seed)
+    used = steps_per_epoch(len(images), data.batch_size) * data.batch_size
+    shuffled = grain.MapDataset.source(_Indexed(images)).seed(seed).shuffle()
+    # The second slice [:] has no effect but stays: grain derives the seed of `random_map` from its
+    # position in this chain, and a given seed must keep producing the same random numbers.
+    return shuffled[:used][:].repeat()
 
 
 def images_of_step(source: Source, config: Config, step: int) -> list[str]:
     """Return the names of the images of training step `step`, counted from 1."""
-    size = config.data.batch_size
-    used = steps_per_epoch(len(source), size) * size
-    order = _shuffled(range(len(source)), config)[:used].repeat()
-    return [source[order[position]].name for position in range((step - 1) * size, step * size)]
-
-
-class _Indexed:
-    """Records with their indices, for the worker threads."""
-
-    def __init__(self, images: Source | TrainingImages) -> None:
-        self.images = images
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> tuple[int, Record]:
-        return index, self.images[index]
+    size, order = config.data.batch_size, _shuffled(source, config)
+    return [order[position][1].name for position in range((step - 1) * size, step * size)]
 
 
 def training_batches(
@@ -98,16 +119,13 @@ def training_batches(
     transforms.check_pixels(config.data.mean, config.data.std, config.augment)
     process_index, process_count = process
     size = config.data.batch_size // process_count
-    used = steps_per_epoch(len(source), config.data.batch_size) * config.data.batch_size
+    steps_per_epoch(len(source), config.data.batch_size)  # raises
     images = source if isinstance(source, TrainingImages) else TrainingImages(source, config)
     examples_class = DeviceExamples if config.data.augment == "device" else HostExamples
     examples = examples_class(config, slots, images)
     part = slice(process_index, None, process_count)
-    # The second slice [:] has no effect but stays: grain derives the seed of `draw` from its
-    # position in this chain, and a given seed must keep producing the same random numbers.
     dataset = (
-        _shuffled(_Indexed(images), config)[:used][:]
-        .repeat()
+        _shuffled(images, config)
         .random_map(examples.draw)
         .batch(size, drop_remainder=True, batch_fn=examples.batch)[part][start_step:]
     )
@@ -122,6 +140,8 @@ class Prepared(NamedTuple):
     image: np.ndarray  # [H, W, 3] float32, padded
     inverse_warp: np.ndarray  # [3, 3] float64: input to image pixels
     size: np.ndarray  # [2] int32: height and width of the original image
+    # [2] int32: part of the input that counts, if the rest must not change the result.
+    padded_size: np.ndarray | None
 
 
 class EvaluationBatch(NamedTuple):
@@ -130,6 +150,7 @@ class EvaluationBatch(NamedTuple):
     images: np.ndarray  # [B, H, W, 3] float32
     inverse_warps: np.ndarray  # [B, 3, 3] float32
     sizes: np.ndarray  # [B, 2] float32
+    padded_sizes: np.ndarray | None  # [B, 2] int32
     indices: list[int]  # of the images in the source
 
 
@@ -137,21 +158,34 @@ def prepare_for_inference(pixels: np.ndarray, config: Config) -> Prepared:
     """Resize and normalize an image, uint8 BGR, for inference.
 
     With keep_ratio, each side is padded to the next multiple of 32, so that the detections do not
-    depend on other images.
+    depend on other images. With resize=short_side, the image is padded to a bucket, and only the
+    part up to the next multiple of 32 counts.
 
     Raises:
       UserError: if config.data.mean and std make pixels too large.
     """
-    transforms.check_pixels(config.data.mean, config.data.std)
-    matrix, size = transforms.warp_matrix(
-        transforms.Warp(), pixels.shape[:2], config.input_size, config.data.keep_ratio
-    )
-    warped = transforms.warp_image(pixels, matrix, size, config.compat.pixel_index_warp)
+    data, image_size, input_size = config.data, pixels.shape[:2], config.input_size
+    transforms.check_pixels(data.mean, data.std)
+    if data.resize == "short_side":
+        size = short_side_size(image_size, input_size)
+        warped, matrix = transforms.resize(pixels, size)
+    else:
+        matrix, size = transforms.warp_matrix(
+            transforms.Warp(), image_size, input_size, data.keep_ratio
+        )
+        warped = transforms.warp_image(pixels, matrix, size, config.compat.pixel_index_warp)
     image = transforms.normalize(
-        transforms.color_image(warped, transforms.Color()), config.data.mean, config.data.std
+        transforms.color_image(warped, transforms.Color()), data.mean, data.std
     )
-    padded = transforms.pad(image, transforms.padded_size(size))
-    return Prepared(padded, np.linalg.inv(matrix), np.array(pixels.shape[:2], np.int32))
+    canvas, padded_size = transforms.padded_size(size), None
+    if data.resize == "short_side":
+        padded_size, canvas = np.array(canvas, np.int32), bucket_of([size], input_size)
+    return Prepared(
+        transforms.pad(image, canvas),
+        np.linalg.inv(matrix),
+        np.array(image_size, np.int32),
+        padded_size,
+    )
 
 
 def evaluation_batches(
@@ -199,11 +233,16 @@ def stack(group: list[tuple[int, Prepared]], batch_size: int) -> EvaluationBatch
     """Stack images of one shape into a batch, padded with zeros to `batch_size` images."""
     empty = batch_size - len(group)
     first = group[0][1].image
+    padded_sizes = None
+    if group[0][1].padded_size is not None:
+        parts = [item.padded_size for _, item in group if item.padded_size is not None]
+        padded_sizes = np.stack(parts + parts[:1] * empty).astype(np.int32)
     return EvaluationBatch(
         images=np.stack([item.image for _, item in group] + [np.zeros_like(first)] * empty),
         inverse_warps=np.stack(
             [item.inverse_warp for _, item in group] + [np.eye(3)] * empty
         ).astype(np.float32),
         sizes=np.stack([item.size for _, item in group] + [np.zeros(2)] * empty).astype(np.float32),
+        padded_sizes=padded_sizes,
         indices=[index for index, _ in group],
     )

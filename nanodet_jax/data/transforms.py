@@ -115,6 +115,24 @@ def warp_matrix(
     return to_center @ scaling(ratio, ratio) @ to_origin @ matrix, size
 
 
+def resize(
+    image: np.ndarray, size: tuple[int, int], flip: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
+    """Resize an image to `size` as mmdetection does, and flip it left to right.
+
+    Interpolation is bilinear between pixel centers, and shrinking does not average.
+
+    Returns:
+      The image [height, width, 3] uint8, and the matrix [3, 3] float64 for boxes.
+    """
+    height, width = image.shape[:2]
+    matrix = scaling(size[1] / width, size[0] / height)
+    image = cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)
+    if flip:
+        return cv2.flip(image, 1), translation(size[1], 0) @ scaling(-1.0, 1.0) @ matrix
+    return image, matrix
+
+
 def _ratio(image_size: tuple[int, int], input_size: tuple[int, int]) -> float:
     (height, width), (out_height, out_width) = image_size, input_size
     return out_height / height if width / height < out_width / out_height else out_width / width

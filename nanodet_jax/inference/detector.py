@@ -199,6 +199,12 @@ class Detector:
         return results
 
     def _detect(
-        self, variables: Any, images: Array, inverse_warps: Array, sizes: Array
+        self,
+        variables: Any,
+        images: Array,
+        inverse_warps: Array,
+        sizes: Array,
+        padded_sizes: Array | None,
     ) -> Detections:
-        return self._program(images.shape)(variables, images, inverse_warps, sizes)
+        program = self._program(images.shape)
+        return program(variables, images, inverse_warps, sizes, padded_sizes)

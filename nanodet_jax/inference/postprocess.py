@@ -48,12 +48,17 @@ def gfl_detections_of(
     priors: boxes.Priors,
     inverse_warp: Float[Array, "3 3"],
     size: Real[Array, "2"],
+    padded_size: Int[Array, "2"] | None,
 ) -> Detections:
     """Return the detections of one image as GFL does: map to the image, then suppress.
 
-    The best pairs of each level are candidates. Arguments are those of `detections_of`.
+    The best pairs of each level are candidates. Arguments are those of `detections_of`. Priors
+    beyond `padded_size`, (height, width) in input pixels, are left out; None keeps all.
     """
     decoded, scores = decode(predictions, priors)
+    if padded_size is not None:
+        inside = boxes.inside(priors, padded_size)
+        scores = jnp.where(inside[:, None], scores, 0.0)
     return non_maximum_suppression(
         boxes_to_image(decoded, inverse_warp, size),
         scores,

@@ -1,7 +1,6 @@
 """Compile the network with its postprocessing, and run it on batches of images."""
 
 from collections.abc import Callable, Iterable, Iterator
-from functools import partial
 from typing import Any, cast
 
 import jax
@@ -14,8 +13,9 @@ from nanodet_jax.runtime import backend
 from nanodet_jax.runtime.out_of_memory import reporting_image_out_of_memory
 from nanodet_jax.structures import Array, Detections, Predictions
 
-# (variables, images [B, H, W, 3], inverse_warps [B, 3, 3], sizes [B, 2]) -> detections [B, N]
-Detect = Callable[[Any, Array, Array, Array], Detections]
+# (variables, images [B, H, W, 3], inverse_warps [B, 3, 3], sizes [B, 2], padded_sizes [B, 2] or
+# None) -> detections [B, N]
+Detect = Callable[[Any, Array, Array, Array, Array | None], Detections]
 
 
 def make_detect(
@@ -24,25 +24,34 @@ def make_detect(
     """Return a compiled function from a batch of images to its detections.
 
     The function takes the variables of the model, normalized images [B, H, W, 3], matrices
-    [B, 3, 3] from input pixels to image pixels, and image sizes [B, 2] as height and width. It
-    returns boxes in pixels of each image. The function is compiled once per shape of `images`.
+    [B, 3, 3] from input pixels to image pixels, image sizes [B, 2] as height and width, and the
+    sizes [B, 2] of the part of each input that counts, or None if all of it does. It returns boxes
+    in pixels of each image. The function is compiled once per shape of `images`.
 
     Args:
       model: the network.
       split: transforms the function before it is compiled, for example to map it over devices.
     """
 
-    def detect(variables: Any, images: Array, inverse_warps: Array, sizes: Array) -> Detections:
+    def detect(
+        variables: Any,
+        images: Array,
+        inverse_warps: Array,
+        sizes: Array,
+        padded_sizes: Array | None,
+    ) -> Detections:
         input_size = images.shape[1:3]
-        predictions = cast(Predictions, model.apply(variables, images))
+        predictions = cast(Predictions, model.apply(variables, images, padded_sizes=padded_sizes))
         priors = priors_of(model.model, input_size)
         if model.model.head == "simple_conv":
-            of_image = partial(postprocess.gfl_detections_of, priors=priors)
-        else:
-            of_image = partial(postprocess.detections_of, priors=priors, input_size=input_size)
+            return jax.vmap(
+                lambda predictions, inverse_warp, size, padded_size: postprocess.gfl_detections_of(
+                    predictions, priors, inverse_warp, size, padded_size
+                )
+            )(predictions, inverse_warps, sizes, padded_sizes)
         return jax.vmap(
-            lambda predictions, inverse_warp, size: of_image(
-                predictions, inverse_warp=inverse_warp, size=size
+            lambda predictions, inverse_warp, size: postprocess.detections_of(
+                predictions, priors, input_size, inverse_warp, size
             )
         )(predictions, inverse_warps, sizes)
 
@@ -73,7 +82,9 @@ def detect_batches(
     """
     pending: tuple[EvaluationBatch, Detections] | None = None
     for batch in batches:
-        detections = detect(variables, batch.images, batch.inverse_warps, batch.sizes)
+        detections = detect(
+            variables, batch.images, batch.inverse_warps, batch.sizes, batch.padded_sizes
+        )
         if pending is not None:
             yield from _fetch(*pending)
         pending = batch, detections

@@ -16,8 +16,10 @@ from nanodet_jax.ops.convolution import Conv
 from nanodet_jax.ops.depthwise import DepthwiseConv
 from nanodet_jax.runtime.precision import at_least_float32
 
+Layer = Callable[[jax.Array], jax.Array]
+
 # Builds a layer, given its `name`: a module class, or a `functools.partial` of one.
-LayerFactory = Callable[..., Callable[[jax.Array], jax.Array]]
+LayerFactory = Callable[..., Layer]
 
 Activation = Callable[[jax.Array], jax.Array]
 

@@ -20,6 +20,7 @@ from nanodet_jax.models.necks.fpn import FPN, NanoDetFPN
 from nanodet_jax.models.necks.ghost_pan import GhostPAN
 from nanodet_jax.models.necks.pan import PAN
 from nanodet_jax.models.necks.tan import TAN
+from nanodet_jax.models.padding import Padding
 from nanodet_jax.runtime.precision import at_least_float32, matmul_precision
 from nanodet_jax.structures import Predictions
 
@@ -45,14 +46,20 @@ class NanoDet(nn.Module):
         """Whether training needs a random key for dropout."""
         return self.model.neck == "tan" or architecture_of(self.model).is_random
 
-    def __call__(self, images: jax.Array, train: bool = False) -> Predictions:
+    def __call__(
+        self, images: jax.Array, train: bool = False, padded_sizes: jax.Array | None = None
+    ) -> Predictions:
         """Return predictions of the head: class logits [B, P, C], box logits [B, P, 4, R].
 
         Args:
-          images: [B, H, W, 3] float32 BGR, normalized; H and W multiples of 32.
+          images: [B, H, W, 3] float32 BGR, normalized; H and W multiples of 32. They are reversed
+            to RGB if `model.channel_order` says so.
           train: normalize by the statistics of the batch. `batch_stats` must then be mutable.
+          padded_sizes: height and width [B, 2] of the part of each image that counts, in pixels.
+            The result is that of images of these sizes. Only for networks that
+            `config.data.resize=short_side` accepts.
         """
-        return self.branches(images, train=train, guided=False)[0]
+        return self.branches(images, train=train, guided=False, padded_sizes=padded_sizes)[0]
 
     @nn.compact
     def branches(
@@ -63,6 +70,7 @@ class NanoDet(nn.Module):
         train: bool = True,
         guided: bool = True,
         axis_name: str | None = None,
+        padded_sizes: jax.Array | None = None,
     ) -> tuple[Predictions, ...]:
         """Return the predictions of the head and, in training, those of the guidance.
 
@@ -72,11 +80,15 @@ class NanoDet(nn.Module):
           train: as for `__call__`.
           guided: run the guidance, if the config has one.
           axis_name: mapped axis over which a batch is split, for `sync_batch_norm`.
+          padded_sizes: as for `__call__`.
         """
+        if self.model.channel_order == "rgb":
+            images = images[..., ::-1]
         if self.precision == "bf16":  # every layer computes in the dtype of its input
             images = images.astype(jnp.bfloat16)
         with matmul_precision(self.precision):
-            branches = self._branches(images, detach, train, guided, axis_name)
+            padding = Padding(images.shape[1:3], padded_sizes)
+            branches = self._branches(images, detach, train, guided, axis_name, padding)
         return jax.tree.map(at_least_float32, branches)
 
     def _branches(
@@ -86,6 +98,7 @@ class NanoDet(nn.Module):
         train: bool,
         guided: bool,
         axis_name: str | None,
+        padding: Padding,
     ) -> tuple[Predictions, ...]:
         model = self.model
         norm = partial(
@@ -93,10 +106,11 @@ class NanoDet(nn.Module):
             use_running_average=not train,
             axis_name=axis_name if model.sync_batch_norm else None,
         )
-        neck = _neck_factory(model, norm, train)
-        features = Backbone(model, norm, train, self.fused, name="backbone")(images)
+        neck = _neck_factory(model, norm, train, padding)
+        backbone = Backbone(model, norm, train, self.fused, padding, name="backbone")
+        features = backbone(images)
         levels = neck(name="neck")(features)
-        predictions = _head_factory(model, norm)(name="head")(levels)
+        predictions = _head_factory(model, norm, padding)(name="head")(levels)
         if not (guided and model.guidance_channels):
             return (predictions,)
         guidance_head = partial(
@@ -106,12 +120,15 @@ class NanoDet(nn.Module):
             stacked_convs=model.guidance_convs,
             reg_max=model.reg_max,
             activation=ACTIVATIONS["leaky_relu"],
+            padding=padding,
         )
         guidance = Guidance(neck, guidance_head, name=GUIDANCE)
         return predictions, guidance(features, levels, detach)
 
 
-def _neck_factory(model: config.Model, norm: LayerFactory, train: bool) -> NeckFactory:
+def _neck_factory(
+    model: config.Model, norm: LayerFactory, train: bool, padding: Padding
+) -> NeckFactory:
     activation = ACTIVATIONS[model.activation]
     match model.neck:
         case "pan":
@@ -133,11 +150,11 @@ def _neck_factory(model: config.Model, norm: LayerFactory, train: bool) -> NeckF
         case "nanodet_fpn":
             return partial(NanoDetFPN, model.channels)
         case "fpn":
-            return partial(FPN, model.channels, model.fpn_levels)
+            return partial(FPN, model.channels, model.fpn_levels, padding)
     raise ValueError(f"config.model.neck={model.neck!r}: unknown neck")
 
 
-def _head_factory(model: config.Model, norm: LayerFactory) -> HeadFactory:
+def _head_factory(model: config.Model, norm: LayerFactory, padding: Padding) -> HeadFactory:
     activation = ACTIVATIONS[model.activation]
     match model.head:
         case "nanodet":
@@ -161,6 +178,7 @@ def _head_factory(model: config.Model, norm: LayerFactory) -> HeadFactory:
                 stacked_convs=model.stacked_convs,
                 reg_max=model.reg_max,
                 activation=activation,
+                padding=padding,
             )
     raise ValueError(f"config.model.head={model.head!r}: unknown head")
 

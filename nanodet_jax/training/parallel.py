@@ -218,7 +218,7 @@ def split_detection(num_devices: int = 1) -> Callable[[Callable[..., Any]], Call
     return partial(
         jax.shard_map,
         mesh=_mesh(num_devices).local_mesh,
-        in_specs=(REPLICATED, SPLIT, SPLIT, SPLIT),
+        in_specs=(REPLICATED, SPLIT, SPLIT, SPLIT, SPLIT),
         out_specs=SPLIT,
         check_vma=False,
     )

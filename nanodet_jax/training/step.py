@@ -10,7 +10,7 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from nanodet_jax.losses.criterion import Criterion, Divisors
-from nanodet_jax.models.nanodet import NanoDet
+from nanodet_jax.models.nanodet import NanoDet, priors_of
 from nanodet_jax.state import TrainState
 from nanodet_jax.structures import Batch, Predictions
 from nanodet_jax.training.optimizer import skip_update
@@ -40,7 +40,7 @@ def loss_and_gradients(
       variables: `params` and `batch_stats`.
       batch: B images.
       model: network to train.
-      criterion: assignment and loss.
+      criterion: assignment and loss; its priors are replaced by those of the size of the images.
       detach: whether the guidance's gradients stop before the backbone and the neck; may be
         traced.
       accumulate: number of micro-batches that the batch is split into, to save memory; must divide
@@ -51,16 +51,24 @@ def loss_and_gradients(
       key: random key of dropout; needed if `model.is_random`.
     """
     params, batch_stats = variables["params"], variables["batch_stats"]
+    criterion = replace(criterion, priors=priors_of(model.model, batch.images.shape[1:3]))
     if key is not None and axis_name is not None:
         key = jax.random.fold_in(key, jax.lax.axis_index(axis_name))
 
     def forward(
-        params: Tree, batch_stats: Tree, images: jax.Array, key: jax.Array | None
+        params: Tree, batch_stats: Tree, batch: Batch, key: jax.Array | None
     ) -> tuple[tuple[Predictions, ...], dict[str, Tree]]:
+        padded_sizes = batch.ground_truth.padded_size
+        if (
+            padded_sizes is not None
+        ):  # the batch is as large as its largest image, as in mmdetection
+            largest = jnp.max(padded_sizes, axis=0, keepdims=True)
+            padded_sizes = jnp.broadcast_to(largest, padded_sizes.shape)
         output = model.apply(
             {"params": params, "batch_stats": batch_stats},
-            images,
+            batch.images,
             detach,
+            padded_sizes=padded_sizes,
             axis_name=axis_name,
             method="branches",
             mutable=["batch_stats"],
@@ -76,7 +84,7 @@ def loss_and_gradients(
         axis_name: str | None = None,
     ) -> tuple[Metrics, Tree, Tree]:
         def loss_fn(params: Tree) -> tuple[jax.Array, tuple[Metrics, Tree]]:
-            branches, updated = forward(params, batch_stats, batch.images, key)
+            branches, updated = forward(params, batch_stats, batch, key)
             loss, metrics = criterion(
                 branches, batch.ground_truth, divisors=divisors, axis_name=axis_name
             )
@@ -87,7 +95,7 @@ def loss_and_gradients(
 
     def divisors_of(micro_batch: tuple[Batch, jax.Array | None]) -> Divisors:
         batch, key = micro_batch
-        branches, _ = forward(params, batch_stats, batch.images, key)
+        branches, _ = forward(params, batch_stats, batch, key)
         return criterion.divisors(branches, batch.ground_truth)
 
     if accumulate == 1:
@@ -168,7 +176,7 @@ def train_step(
 
     Args:
       state: donated by the caller.
-      batch: B images of the input size of the criterion's priors.
+      batch: B images.
       model, criterion, accumulate, axis_name: as for `loss_and_gradients`.
       optimizer, schedule: from `training.optimizer`.
       ema_decay: decay of the moving average, if the state has one.

@@ -38,9 +38,7 @@ class GFLAssigner(ATSS):
         """Return whether each prior's cell begins within the padded size of the image."""
         usable = jnp.ones(len(priors.centers), bool)
         if ground_truth.padded_size is not None:
-            # A prior lies in the upper left corner of its cell.
-            inside = jnp.asarray(priors.centers) < ground_truth.padded_size[None, ::-1]
-            usable &= jnp.all(inside, axis=-1)
+            usable &= boxes.inside(priors, ground_truth.padded_size)
         if self.allowed_border >= 0 and ground_truth.image_size is not None:
             anchors = jnp.asarray(boxes.anchors(priors, self.anchor_scale))
             limit = (ground_truth.image_size[::-1] + self.allowed_border)[None]

@@ -16,6 +16,7 @@ import jax
 
 from nanodet_jax import config
 from nanodet_jax.models.layers import ACTIVATIONS, Activation, LayerFactory
+from nanodet_jax.models.padding import Padding
 
 # Pattern of paths below "backbone", PyTorch name, and what replaces {} in it; see `io.torch_names`.
 TorchNames = tuple[tuple[str, str, Mapping[str, str]], ...]
@@ -28,6 +29,7 @@ class Layers(NamedTuple):
     activation: Activation
     train: bool  # whether random layers are active
     fused: bool  # build the deployed form of layers that have one
+    padding: Padding  # to clear before convolutions of more than one pixel
 
 
 class Stage(NamedTuple):
@@ -79,12 +81,14 @@ class Backbone(nn.Module):
       norm: builds a batch norm, with its train flag set.
       train: whether random layers are active.
       fused: build the deployed form of layers that have one.
+      padding: of the images. None: none.
     """
 
     model: config.Model
     norm: LayerFactory
     train: bool
     fused: bool = False
+    padding: Padding | None = None
 
     @nn.compact
     def __call__(self, images: jax.Array) -> list[jax.Array]:
@@ -93,11 +97,13 @@ class Backbone(nn.Module):
         architecture = architecture_of(model)
         activation = ACTIVATIONS[model.backbone_activation or architecture.activation]
         stored = partial(self.norm, use_running_average=True)
+        padding = self.padding or Padding(images.shape[1:3], None)
         features, x = {}, images
         for stage in architecture.stages:
             frozen = stage.stride <= model.frozen_stride
             norm = stored if frozen or model.norm_eval else self.norm
-            x = stage.apply(x, Layers(norm, activation, self.train and not frozen, self.fused))
+            random = self.train and not frozen
+            x = stage.apply(x, Layers(norm, activation, random, self.fused, padding))
             if frozen:
                 x = jax.lax.stop_gradient(x)
             features[stage.stride] = x

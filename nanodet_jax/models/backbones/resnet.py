@@ -58,17 +58,19 @@ class ResidualBlock(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         norm, activation, shortcut = self.layers.norm, self.layers.activation, x
+        clear = self.layers.padding.clear
         conv = partial(Conv, use_bias=False, kernel_init=he_normal)
         if self.bottleneck:
             features = EXPANSION * self.channels
             x = activation(norm(name="norm1")(conv(self.channels, name="conv1")(x)))
-            x = conv(self.channels, 3, self.stride, name="conv2")(x)
+            x = conv(self.channels, 3, self.stride, name="conv2")(clear(x))
             x = conv(features, name="conv3")(activation(norm(name="norm2")(x)))
             x = norm(name="norm3")(x)
         else:
             features = self.channels
-            x = conv(features, 3, self.stride, name="conv1")(x)
-            x = conv(features, 3, name="conv2")(activation(norm(name="norm1")(x)))
+            x = conv(features, 3, self.stride, name="conv1")(clear(x))
+            x = activation(norm(name="norm1")(x))
+            x = conv(features, 3, name="conv2")(clear(x))
             x = norm(name="norm2")(x)
         if self.stride != 1 or shortcut.shape[-1] != features:
             shortcut = conv(features, stride=self.stride, name="shortcut")(shortcut)
@@ -85,7 +87,8 @@ def architecture(model: config.Model) -> Architecture:
 
     def stem(x: jax.Array, layers: Layers) -> jax.Array:
         conv = Conv(CHANNELS[0], 7, 2, use_bias=False, kernel_init=he_normal, name="conv1")
-        return max_pool_3x3(layers.activation(layers.norm(name="norm1")(conv(x))))
+        x = layers.activation(layers.norm(name="norm1")(conv(layers.padding.clear(x))))
+        return max_pool_3x3(layers.padding.clear(x))  # after ReLU, zeros change no maximum
 
     def stage(index: int, x: jax.Array, layers: Layers) -> jax.Array:
         for block in range(blocks[index]):

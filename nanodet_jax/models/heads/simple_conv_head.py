@@ -5,8 +5,6 @@ nanodet/model/head/simple_conv_head.py of https://github.com/RangiLyu/nanodet an
 network of mmdet/models/dense_heads/gfl_head.py of https://github.com/open-mmlab/mmdetection.
 """
 
-from functools import partial
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -14,7 +12,8 @@ from flax.typing import Initializer
 
 from nanodet_jax.config import NORM_GROUPS
 from nanodet_jax.models.heads.nanodet_head import PRIOR_BIAS, split_logits
-from nanodet_jax.models.layers import Activation, ConvNormAct, normal
+from nanodet_jax.models.layers import Activation, ConvNormAct, Layer, normal
+from nanodet_jax.models.padding import Padding
 from nanodet_jax.ops.convolution import Conv
 from nanodet_jax.structures import Predictions
 
@@ -40,6 +39,7 @@ class SimpleConvHead(nn.Module):
       stacked_convs: depth of the two towers.
       reg_max: R - 1.
       activation: of the towers.
+      padding: of the levels.
     """
 
     num_classes: int
@@ -47,17 +47,20 @@ class SimpleConvHead(nn.Module):
     stacked_convs: int
     reg_max: int
     activation: Activation
+    padding: Padding
 
     @nn.compact
     def __call__(self, features: list[jax.Array]) -> Predictions:
-        # Without `dtype`, the float32 parameters would promote the output to float32.
-        norm = partial(
-            nn.GroupNorm,
-            NORM_GROUPS,
-            epsilon=1e-5,
-            use_fast_variance=False,
-            dtype=features[0].dtype,
-        )
+        def norm(name: str) -> Layer:
+            # Without `dtype`, the float32 parameters would promote the output to float32.
+            group_norm = nn.GroupNorm(
+                NORM_GROUPS,
+                epsilon=1e-5,
+                use_fast_variance=False,
+                dtype=features[0].dtype,
+                name=name,
+            )
+            return lambda x: group_norm(x, mask=self.padding.inside_channels(x))
 
         def tower(name: str) -> list[ConvNormAct]:
             return [
@@ -85,7 +88,8 @@ class SimpleConvHead(nn.Module):
         for i, x in enumerate(features):
             cls = reg = x
             for cls_layer, reg_layer in zip(cls_layers, reg_layers):
-                cls, reg = cls_layer(cls), reg_layer(reg)
+                cls = cls_layer(self.padding.clear(cls))
+                reg = reg_layer(self.padding.clear(reg))
             reg = Scale(name=f"scale_{i}")(reg)
             fused = jnp.concatenate([cls, reg], axis=-1)
             levels.append(fused.reshape(fused.shape[0], -1, fused.shape[-1]))

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from nanodet_jax.models.layers import upsample_2x
+from nanodet_jax.models.padding import Padding
 from nanodet_jax.ops.convolution import Conv
 
 xavier = nn.initializers.xavier_uniform()
@@ -43,10 +44,12 @@ class FPN(nn.Module):
     Attributes:
       channels: of every level.
       extra_levels: number of coarser levels.
+      padding: of the features.
     """
 
     channels: int
     extra_levels: int
+    padding: Padding
 
     @nn.compact
     def __call__(self, features: list[jax.Array]) -> list[jax.Array]:
@@ -54,13 +57,13 @@ class FPN(nn.Module):
         for i in range(len(levels) - 1, 0, -1):
             levels[i - 1] = levels[i - 1] + _nearest(levels[i], *levels[i - 1].shape[1:3])
         outputs = [
-            Conv(self.channels, 3, kernel_init=xavier, name=f"output_{i}")(x)
+            Conv(self.channels, 3, kernel_init=xavier, name=f"output_{i}")(self.padding.clear(x))
             for i, x in enumerate(levels)
         ]
         for _ in range(self.extra_levels):
             name = f"output_{len(outputs)}"
             conv = Conv(self.channels, 3, stride=2, kernel_init=xavier, name=name)
-            outputs.append(conv(outputs[-1]))
+            outputs.append(conv(self.padding.clear(outputs[-1])))
         return outputs
 
 
