@@ -65,7 +65,7 @@ def color_batch(
     Args:
       pixels: [B, H, W, 3] uint8 BGR.
       filled, colors: as in `RawBatch`.
-      mean, std: of blue, green and red, from 0 to 255.
+      mean, std: of blue, green and red, for pixel values from 0 to 255.
 
     Returns:
       [B, H, W, 3] float32, 0 outside the filled part.

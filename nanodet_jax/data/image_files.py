@@ -32,7 +32,7 @@ MAX_HEADER = 1 << 24  # bytes of metadata, color profiles and thumbnails
 
 
 def read_bytes(path: Path, max_pixels: float) -> bytes:
-    """Read an image file that is at most as large as `max_pixels` raw pixels plus metadata.
+    """Read an image file, no larger than `max_pixels` raw pixels with metadata would be.
 
     Raises:
       OSError, ValueError: as in `read_regular`.
@@ -49,7 +49,7 @@ def stored_size(data: bytes) -> tuple[int, int] | None:
 
 
 def shown_size(image: bytes | Path) -> tuple[int, int] | None:
-    """Return the (height, width) after decoding with OpenCV, or None if `image` is not an image.
+    """Return the (height, width) that OpenCV would decode, or None if `image` is not an image.
 
     EXIF orientation is applied, as in OpenCV. Only the header is read; no pixels are decoded.
     """

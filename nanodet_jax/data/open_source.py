@@ -15,7 +15,7 @@ from nanodet_jax.data.sources.coco import CocoSource
 from nanodet_jax.data.sources.coco_layout import find_split
 from nanodet_jax.data.sources.shapes import ShapesSource
 from nanodet_jax.data.sources.tfds import TfdsSource
-from nanodet_jax.data.sources.voc import VocSource, voc_class_names, voc_classes
+from nanodet_jax.data.sources.voc import VocSource, require_voc_class_names, voc_class_names
 from nanodet_jax.data.sources.yolo import YoloSource
 from nanodet_jax.data.split import split_source
 from nanodet_jax.errors import UserError
@@ -104,7 +104,7 @@ def _open(config: Config, data: Data, split: str, on_fault: OnFault) -> Source:
             return CocoSource(images, annotations, follow_links=links, on_fault=on_fault)
         case "voc":
             root = _path(data, "root", "the folder with train/ and val/, or VOC2007")
-            classes = voc_classes(root, follow_links=links, on_fault=on_fault)
+            classes = require_voc_class_names(root, follow_links=links, on_fault=on_fault)
             if split != "train":  # other formats also list classes that only one split has
                 found = voc_class_names(root, split, follow_links=links, on_fault=on_fault)
                 classes = tuple(dict.fromkeys([*classes, *found]))

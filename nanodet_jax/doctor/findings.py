@@ -57,7 +57,7 @@ class Lost(NamedTuple):
     entries: int = 0  # boxes, or other entries that may each affect an image
 
     @property
-    def any(self) -> bool:
+    def has_any(self) -> bool:
         """Whether boxes of any class may be hidden."""
         return bool(self.images or self.entries)
 
@@ -194,7 +194,7 @@ def of_classes(
     """
     found = []
     val = train if val is None else val
-    absent = [name for name, count in zip(names, train) if count == 0 and not lost[0].any]
+    absent = [name for name, count in zip(names, train) if count == 0 and not lost[0].has_any]
     if absent:
         evaluated = [name for name in absent if val[list(names).index(name)]]
         found.append(
@@ -209,7 +209,7 @@ def of_classes(
                 tuple(absent),
             )
         )
-    unevaluated = [n for n, t, v in zip(names, train, val) if t and not v and not lost[1].any]
+    unevaluated = [n for n, t, v in zip(names, train, val) if t and not v and not lost[1].has_any]
     if unevaluated:
         found.append(
             Finding(

@@ -18,7 +18,7 @@ CLASS_METRICS = {"AP", "AP50"}
 
 
 class CheckpointMetrics:
-    """Metrics by step. They are stored only in the checkpoints, so no second copy can differ."""
+    """Metrics by step, read from the checkpoints themselves: no separate list can disagree."""
 
     def __init__(self, folder: Path):
         self._folder = folder

@@ -94,7 +94,7 @@ def _shape_and_dtype(leaf: Any) -> dict[str, Any]:
 
 
 def _digest(leaf: Any) -> str:
-    array = np.asarray(leaf, order="C")  # np.ascontiguousarray would turn a scalar into [1]
+    array = np.asarray(leaf, order="C")  # np.ascontiguousarray would give a scalar the shape [1]
     return hashlib.sha256(f"{array.dtype.name}{array.shape}".encode() + array.tobytes()).hexdigest()
 
 

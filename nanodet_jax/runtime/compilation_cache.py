@@ -31,7 +31,7 @@ def use_folder(folder: str | Path) -> None:
     """
     folder = str(folder)
     if "://" not in folder:  # the owner of a bucket controls write access
-        check_folder(Path(folder))
+        ensure_private_folder(Path(folder))
     if getattr(jax.config, OPTION) != folder:
         jax.config.update(OPTION, folder)
     for name, (default, ours) in THRESHOLDS.items():
@@ -72,7 +72,7 @@ def _default_folder() -> Path:
         ) from error
 
 
-def check_folder(folder: Path) -> None:
+def ensure_private_folder(folder: Path) -> None:
     """Create a folder for this user alone if it is missing. Refuse one that others can write to.
 
     The folder and all files in it must belong to this user or to root, and other users must not

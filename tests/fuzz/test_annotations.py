@@ -13,7 +13,7 @@ from PIL import Image
 from nanodet_jax.data.records import decode, make_record
 from nanodet_jax.data.sources.coco import CocoSource
 from nanodet_jax.data.sources.coco_masks import box_and_area
-from nanodet_jax.data.sources.voc import VocSource, voc_classes
+from nanodet_jax.data.sources.voc import VocSource, require_voc_class_names
 from nanodet_jax.data.sources.yolo import YoloSource
 from tests.builders import exif, noise, write_image
 from tests.fuzz.inputs import JSON, SCALARS, accepts, fuzz
@@ -163,7 +163,7 @@ def voc(folder, text):
     if not (split / "images").exists():
         (split / "images").symlink_to(folder / "images")
     (split / "annotations" / "a.xml").write_bytes(text)
-    accepts(voc_classes, folder)
+    accepts(require_voc_class_names, folder)
     return VocSource(folder, "train", ("cat", "dog"))
 
 

@@ -20,7 +20,7 @@ MIN_DISTANCE = 0.9  # from a shape's center to the image border, as a fraction o
 MIN_VISIBLE = 0.85  # visible fraction of each object's pixels once all objects are drawn
 MAX_ATTEMPTS = 10  # to place an object
 COLOR_CANDIDATES = 16  # random colors per object; the most distinct one is used
-NOISE = 8  # largest change of a pixel; a power of two, to divide the range of a byte evenly
+NOISE = 8  # largest change to a pixel value; a power of two, to divide the range of a byte evenly
 SUBPIXEL_BITS = 4
 
 

@@ -63,7 +63,7 @@ class VocSource(InMemorySource):
         super().__init__(tuple(Category(i, name) for i, name in enumerate(classes, 1)), records)
 
 
-def voc_classes(
+def require_voc_class_names(
     root: Path,
     split: str = "train",
     *,

@@ -22,7 +22,7 @@ class Fixed(NamedTuple):
 
 
 def correct_dataset(config: Config, out: Path) -> Fixed:
-    """Write corrected annotations of the splits that a config uses to a new folder `out`.
+    """Write corrected annotations to a new folder `out`, for the splits that a config uses.
 
     The data of the config is not changed. Entries that training would skip are dropped, and
     boxes that it would clip are clipped. `out` is written completely or not at all.

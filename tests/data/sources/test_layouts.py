@@ -2,7 +2,7 @@
 
 import pytest
 
-from nanodet_jax.data.sources.voc import VocSource, voc_classes
+from nanodet_jax.data.sources.voc import VocSource, require_voc_class_names
 from nanodet_jax.data.sources.yolo import YoloSource
 from nanodet_jax.errors import UserError
 from tests.builders import voc_xml, write_image, write_voc, write_yolo_image
@@ -16,7 +16,7 @@ FIX = (
 def test_voc_without_lists_has_training_images_alone(tmp_path):
     texts = {"a": voc_xml(("cat", 1, 1, 9, 9)), "b": voc_xml()}
     write_voc(tmp_path / "Annotations", tmp_path / "images", texts)
-    assert voc_classes(tmp_path) == ("cat",)
+    assert require_voc_class_names(tmp_path) == ("cat",)
     assert [record.name for record in VocSource(tmp_path, "train", ("cat",))] == ["a.png", "b.png"]
     with pytest.raises(UserError) as caught:
         VocSource(tmp_path, "val", ("cat",))

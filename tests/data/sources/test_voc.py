@@ -9,7 +9,7 @@ import pytest
 from nanodet_jax.config import Config
 from nanodet_jax.data.open_source import open_source
 from nanodet_jax.data.records import decode
-from nanodet_jax.data.sources.voc import VocSource, voc_classes
+from nanodet_jax.data.sources.voc import VocSource, require_voc_class_names
 from nanodet_jax.errors import UserError
 from tests.builders import voc_xml, write_voc, write_voc_split
 
@@ -75,7 +75,7 @@ def test_voc2007_layout_is_read(inside, tmp_path):
     lists.mkdir(parents=True)
     (lists / "train.txt").write_text("3  1\n\n1 -1\n")
     (lists / "val.txt").write_text("2\n")
-    assert voc_classes(tmp_path) == CLASSES
+    assert require_voc_class_names(tmp_path) == CLASSES
     assert [r.name for r in VocSource(tmp_path, "train", CLASSES)] == ["1.JPG", "3.JPG"]
     assert [r.name for r in VocSource(tmp_path, "val", CLASSES)] == ["2.JPG"]
     (lists / "val.txt").write_text("2\n4\n")
@@ -136,7 +136,7 @@ def test_voc_doctype_in_utf16_is_an_error(tmp_path):
     text = f'<?xml version="1.0" encoding="UTF-16"?>{BOMB}'
     (tmp_path / "train" / "annotations" / "bad.xml").write_bytes(text.encode("utf-16"))
     with pytest.raises(UserError, match=r"bad\.xml: declares a DOCTYPE"):
-        voc_classes(tmp_path)
+        require_voc_class_names(tmp_path)
 
 
 def test_voc_xml_that_is_a_pipe_is_an_error(tmp_path):
@@ -159,7 +159,7 @@ def test_voc_folder_or_image_that_is_missing_is_an_error(tmp_path):
         VocSource(tmp_path, "train", CLASSES)
     write_voc_split(tmp_path, "train", {"a": voc_xml(filename="b.jpg")})
     with pytest.raises(UserError, match=r"annotations: no objects in any xml file \(1 read\)"):
-        voc_classes(tmp_path)
+        require_voc_class_names(tmp_path)
     (tmp_path / "train" / "images" / "a.png").unlink()
     with pytest.raises(UserError, match=r"a\.xml: no image 'b\.jpg' or a\.\* in .*images"):
         VocSource(tmp_path, "train", CLASSES)
@@ -169,7 +169,7 @@ def test_voc_folder_or_image_that_is_missing_is_an_error(tmp_path):
 
 @pytest.mark.skipif(not BCCD.is_dir(), reason="shared/data/bccd is absent")
 def test_bccd_has_the_known_images_and_boxes():
-    classes = voc_classes(BCCD)
+    classes = require_voc_class_names(BCCD)
     assert classes == ("Platelets", "RBC", "WBC")
     train, val = (VocSource(BCCD, split, classes) for split in ("train", "val"))
     assert (len(train), len(val)) == (292, 72)

@@ -14,7 +14,7 @@ from nanodet_jax.data.open_source import open_source
 from nanodet_jax.data.pipeline import count_slots, training_batches
 from nanodet_jax.data.records import decode
 from nanodet_jax.data.sources.coco import CocoSource
-from nanodet_jax.data.sources.voc import VocSource, voc_classes
+from nanodet_jax.data.sources.voc import VocSource, require_voc_class_names
 from nanodet_jax.data.sources.yolo import YoloSource
 from nanodet_jax.errors import UserError
 from tests.builders import (
@@ -150,7 +150,7 @@ def test_yolo_and_coco_sources_of_the_same_boxes_agree(tmp_path):
 
 @pytest.mark.skipif(not BCCD.is_dir(), reason="shared/data/bccd is absent")
 def test_bccd_as_yolo_has_the_boxes_of_voc(tmp_path):
-    val = VocSource(BCCD, "val", voc_classes(BCCD))
+    val = VocSource(BCCD, "val", require_voc_class_names(BCCD))
     truth = val.ground_truth()
     coco_as_yolo(truth, BCCD / "val" / "images", tmp_path)
     source = YoloSource(tmp_path, "val")
