@@ -17,6 +17,7 @@ import numpy as np
 
 from nanodet_jax import config as configs
 from nanodet_jax.io.checkpoint import Checkpoints
+from nanodet_jax.models.backbones import shufflenet_v2
 from nanodet_jax.models.backbones.backbone import trained_parameters
 from nanodet_jax.models.nanodet import build_model
 from nanodet_jax.state import TrainState, abstract_variables, create_state

@@ -48,7 +48,7 @@ def gfl_detections_of(
     priors: boxes.Priors,
     inverse_warp: Float[Array, "3 3"],
     size: Real[Array, "2"],
-    padded_size: Int[Array, "2"] | None,
+    padded_size: Int[Array, "2"] | None = None,
 ) -> Detections:
     """Return the detections of one image as GFL does: map to the image, then suppress.
 
