@@ -36,7 +36,8 @@ VARIANTS = ("nanodet-m_320", "nanodet-m_416", "nanodet-m-0.5x", "nanodet-m-1.5x"
             "nanodet-m-1.5x_416", "nanodet-plus-m_320", "nanodet-plus-m_416",
             "nanodet-plus-m-1.5x_320", "nanodet-plus-m-1.5x_416", "nanodet-t_320",
             "nanodet-g_416", "nanodet-EfficientNet-Lite0_320", "nanodet-EfficientNet-Lite1_416",
-            "nanodet-EfficientNet-Lite2_512", "nanodet-RepVGG-A0_416")  # fmt: skip
+            "nanodet-EfficientNet-Lite2_512", "nanodet-RepVGG-A0_416", "gfl-r50_1x", "gfl-r50_2x",
+            "gfl-r101_2x")  # fmt: skip
 
 
 def resolve(variant: str) -> str:
@@ -102,6 +103,38 @@ def make_efficientnet(
         reg_max=reg_max,
     )
     config.data.mean, config.data.std = (127.0, 127.0, 127.0), (128.0, 128.0, 128.0)
+
+
+def make_gfl(config: Config, backbone: str) -> None:
+    """Change the recipe of nanodet-m_320 into mmdetection's gfl_r50_fpn_1x_coco, in place."""
+    config.input_size = (800, 1333)
+    config.data.batch_size = 16
+    config.data.resize = "short_side"
+    config.augment = Augment(flip=0.5)
+    config.model = Model(
+        backbone=backbone,
+        channel_order="rgb",
+        frozen_stride=4,
+        norm_eval=True,
+        neck="fpn",
+        fpn_levels=2,
+        channels=256,
+        activation="relu",
+        head="simple_conv",
+        stacked_convs=4,
+        reg_max=16,
+        prior_offset=0.0,
+    )
+    config.assigner = Assigner(name="gfl", anchor_scale=8.0, ignore_threshold=0.0)
+    # Warm-up reaches the full rate at step 499, as in mmdetection.
+    config.training = recipe(config.training, 12, 0.01, (8, 11), 499, 0.001)
+    config.training.eval_every = config.training.keep_every = 1
+
+
+def make_multiscale(config: Config) -> None:
+    """Change a 1x recipe of GFL into the 2x recipe, with short sides of 480 to 800 pixels."""
+    config.augment.short_side = (480, 800)
+    config.training = replace(config.training, epochs=24, milestones=(16, 22))
 
 
 def make_plus(config: Config) -> None:
@@ -253,4 +286,12 @@ def get_config(variant: str = "nanodet-m_320") -> Config:
             config.augment.scale = (0.5, 1.5)
             config.assigner.anchor_scale = 8.0
             config.training = recipe(config.training, 170, 0.07, (130, 150, 160, 165))
+        case "gfl-r50_1x":
+            make_gfl(config, "resnet50")
+        case "gfl-r50_2x":
+            make_gfl(config, "resnet50")
+            make_multiscale(config)
+        case "gfl-r101_2x":
+            make_gfl(config, "resnet101")
+            make_multiscale(config)
     return config

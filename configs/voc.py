@@ -33,7 +33,13 @@ def get_config(variant: str = "nanodet-m") -> Config:
     config = Config(
         name=ALIASES.get(variant, f"voc-{variant.removeprefix('nanodet-')}"),
         input_size=network.input_size,
-        data=Data(format="voc", batch_size=16, mean=network.data.mean, std=network.data.std),
+        data=Data(
+            format="voc",
+            batch_size=16,
+            mean=network.data.mean,
+            std=network.data.std,
+            resize=network.data.resize,
+        ),
         augment=replace(coco.get_config().augment, stretch_x=(0.8, 1.2), stretch_y=(0.8, 1.2)),
         model=network.model,
         assigner=replace(network.assigner, ignore_threshold=0.5),
@@ -51,6 +57,8 @@ def get_config(variant: str = "nanodet-m") -> Config:
             eval_every=10,
         ),
     )
+    if network.data.resize == "short_side":
+        config.augment = network.augment
     if network.model.guidance_channels:
         config.training.ema_decay = 0.9998
         config.training.detach_epoch = 10

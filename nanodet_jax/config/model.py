@@ -142,6 +142,16 @@ class Model(Section):
         coarsest = self.backbone_strides[-1]
         return self.backbone_strides + tuple(coarsest << level for level in range(1, extra + 1))
 
+    @property
+    def ignores_padding(self) -> bool:
+        """Whether padding of the images can be kept from changing the result."""
+        return (
+            self.backbone.startswith("resnet")
+            and self.backbone_activation in ("", "relu")
+            and self.norm_eval
+            and (self.neck, self.head) == ("fpn", "simple_conv")
+        )
+
     def check(self) -> None:
         """Raise a UserError for the first invalid value."""
         fields = Fields(self, "config.model")

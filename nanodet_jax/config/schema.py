@@ -98,13 +98,9 @@ def _check_short_side(config: Config) -> None:
             "short_side", config.augment.short_side == (0, 0), "needs data.resize=short_side"
         )
         return
-    model = config.model
     data.require(
         "resize",
-        model.backbone.startswith("resnet")
-        and model.backbone_activation in ("", "relu")
-        and model.norm_eval
-        and (model.neck, model.head) == ("fpn", "simple_conv"),
+        config.model.ignores_padding,
         "needs model.backbone=resnet18 to resnet152, backbone_activation=relu, norm_eval, "
         "neck=fpn and head=simple_conv",
     )
@@ -133,6 +129,11 @@ def _check_parallel(config: Config, num_devices: int) -> None:
         "cache",
         not config.distributed.coordinator or config.data.cache != "device",
         "needs a single process; data.cache=ram works with several",
+    )
+    fields.require(
+        "resize",
+        not config.distributed.coordinator or config.data.resize == "to_input",
+        "short_side needs a single process, which may have several devices",
     )
 
 

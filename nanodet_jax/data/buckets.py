@@ -6,7 +6,10 @@ smallest of five buckets that contains it. Sizes are (height, width) in pixels.
 
 from collections.abc import Iterable
 
-from nanodet_jax.data.transforms import padded_size
+import numpy as np
+
+from nanodet_jax.config import Config
+from nanodet_jax.data.transforms import Warp, padded_size, scaling, warp_matrix
 
 Size = tuple[int, int]
 COMMON_RATIO = 4 / 3  # of most photos: width / height
@@ -28,6 +31,15 @@ def short_side_size(image_size: Size, input_size: Size, short_side: int = 0) -> 
     scale = min(max(input_size) / max(image_size), short_side / min(image_size))
     height, width = (max(1, int(side * scale + 0.5)) for side in image_size)
     return height, width
+
+
+def input_matrix(image_size: Size, config: Config) -> tuple[np.ndarray, Size]:
+    """Return the matrix [3, 3] float64 from image to input pixels without augmentation, and the
+    size that the image fills."""
+    if config.data.resize == "short_side":
+        size = short_side_size(image_size, config.input_size)
+        return scaling(size[1] / image_size[1], size[0] / image_size[0]), size
+    return warp_matrix(Warp(), image_size, config.input_size, config.data.keep_ratio)
 
 
 def buckets(input_size: Size) -> tuple[Size, ...]:

@@ -1,6 +1,7 @@
 """Object sizes at the network's input, and the number of priors that learn each object."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
@@ -10,8 +11,10 @@ import numpy as np
 
 from nanodet_jax.config import Config
 from nanodet_jax.data import transforms
+from nanodet_jax.data.buckets import buckets, input_matrix
 from nanodet_jax.data.records import Record
 from nanodet_jax.losses.criterion import build_criterion
+from nanodet_jax.models.nanodet import priors_of
 from nanodet_jax.runtime import backend
 from nanodet_jax.structures import GroundTruth, Predictions
 
@@ -54,9 +57,7 @@ def objects_at_input(records: Sequence[Record], config: Config) -> Objects:
 
 def boxes_at_input(record: Record, config: Config) -> np.ndarray:
     """Return the boxes of a record in pixels of the input: [n, 4] float32 xyxy."""
-    matrix, filled = transforms.warp_matrix(
-        transforms.Warp(), (record.height, record.width), config.input_size, config.data.keep_ratio
-    )
+    matrix, filled = input_matrix((record.height, record.width), config)
     return transforms.warp_boxes(record.boxes, matrix, filled)
 
 
@@ -74,6 +75,9 @@ def priors_per_object(records: Sequence[Record], config: Config, num_classes: in
     if not ground_truths:
         return np.zeros(0, int)
     criterion = build_criterion(config)
+    if config.data.resize == "short_side":
+        square = buckets(config.input_size)[-1]  # contains landscape and portrait images
+        criterion = replace(criterion, priors=priors_of(config.model, square))
     num_priors = len(criterion.priors.centers)
     uniform = Predictions(
         jnp.zeros((num_priors, num_classes)),
@@ -84,6 +88,6 @@ def priors_per_object(records: Sequence[Record], config: Config, num_classes: in
         learned = criterion.assign((uniform,), ground_truth).gt_index
         return jnp.sum(learned[None] == jnp.arange(slots)[:, None], axis=1)
 
-    stacked = GroundTruth(*(np.stack(part) for part in zip(*ground_truths)))
+    stacked = jax.tree.map(lambda *parts: np.stack(parts), *ground_truths)
     counted = backend.jit(partial(jax.lax.map, count, batch_size=CHUNK))(stacked)
     return np.asarray(counted)[stacked.valid]

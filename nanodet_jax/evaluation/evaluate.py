@@ -207,8 +207,13 @@ def evaluate(
     validation = read_split(Path(weights), config.data) if config.data.val_fraction else None
     source = open_source(config, "val", validation=validation)
     loaded = load_weights(weights, max_input_side=None)  # the input size comes from `config`
+    if config.data.resize == "short_side" and not loaded.config.model.ignores_padding:
+        raise UserError(
+            f"config.data.resize=short_side: the network of {weights} is not one of GFL; use "
+            "config.data.resize=to_input"
+        )
     source = with_classes_of(loaded, source, exclude_others=config.data.exclude_empty_classes)
-    for name in ("input_size", "data.keep_ratio", "compat.pixel_index_warp"):
+    for name in ("input_size", "data.keep_ratio", "data.resize", "compat.pixel_index_warp"):
         value, trained = (_field(c, name) for c in (config, loaded.config))
         if value != trained:
             say(f"note: config.{name}={value}, but the weights were trained with {trained}")

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from nanodet_jax import config
+from nanodet_jax.config import Config
 from nanodet_jax.errors import UserError
 from nanodet_jax.io import torch_names
 from nanodet_jax.models.backbones.backbone import Backbone
@@ -16,6 +17,7 @@ from nanodet_jax.state import SMALLEST_INPUT
 Entries = Mapping[str, np.ndarray]
 Shapes = Mapping[str, tuple[int, ...]]
 
+GFL_SIZE = 800, 1333  # shorter and longer side of images
 WIDTHS = (1.0, 0.5, 1.5, 2.0)
 LATERALS = ("fpn.lateral_convs", "fpn.reduce_layers")
 # Activations of neck and head in the original's configs; all others use LeakyReLU.
@@ -125,12 +127,22 @@ def _infer_plus(entries: Entries, model: config.Model) -> None:
 def _infer_gfl(entries: Entries, model: config.Model) -> None:
     model.neck, model.head = "fpn", "simple_conv"
     model.activation, model.prior_offset = "relu", 0.0
-    model.frozen_stride, model.norm_eval = 4, True
+    model.frozen_stride, model.norm_eval, model.channel_order = 4, True, "rgb"
     model.channels = entries["fpn.lateral_convs.0.conv.weight"].shape[0]
     model.fpn_levels = _count(entries, r"fpn\.fpn_convs\.(\d+)\.") - len(model.backbone_strides)
     model.stacked_convs = _count(entries, r"head\.cls_convs\.(\d+)\.")
     model.num_classes = entries["head.gfl_cls.weight"].shape[0]
     model.reg_max = entries["head.gfl_reg.weight"].shape[0] // 4 - 1
+
+
+def set_preprocessing(config: Config) -> None:
+    """Set how the original's config, or mmdetection's, prepares images for an inferred model."""
+    model, data = config.model, config.data
+    data.keep_ratio = model.neck != "ghost_pan"
+    if model.backbone.startswith("efficientnet"):
+        data.mean, data.std = (127.0, 127.0, 127.0), (128.0, 128.0, 128.0)
+    if model.head == "simple_conv":
+        data.resize, config.input_size = "short_side", GFL_SIZE
 
 
 def _count(entries: Entries, pattern: str) -> int:

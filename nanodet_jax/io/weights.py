@@ -16,7 +16,7 @@ from nanodet_jax.errors import UserError, did_you_mean
 from nanodet_jax.files import atomic_write, read_regular
 from nanodet_jax.io import pretrained, torch_names
 from nanodet_jax.io.checkpoint import CHECKPOINTS, Checkpoints
-from nanodet_jax.io.infer_model import infer_model
+from nanodet_jax.io.infer_model import infer_model, set_preprocessing
 from nanodet_jax.io.npz import read_npz
 from nanodet_jax.io.torch_archive import read_state_dict
 from nanodet_jax.models.guidance import strip_guidance
@@ -99,11 +99,11 @@ def _load(path: Path) -> Weights:
         raise UserError(f"{path}: weights must be a .pth, .pt, .ckpt or .npz file, or a workdir")
     entries = torch_names.from_mmdetection(read_state_dict(path))
     config = Config(model=infer_model(entries, str(path)))
+    set_preprocessing(config)
     try:
         configs.check(config)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
-    config.data.keep_ratio = config.model.neck == "pan"
     variables = torch_names.convert(entries, _abstract(config), str(path))
     known = config.model.num_classes == len(COCO_CLASSES)
     return Weights(variables, config, COCO_CLASSES if known else ())

@@ -82,7 +82,7 @@ def plus_targets(branches, truth):
 def expected_targets(guidance, truth, rule="any"):
     """(slot per prior, its overlap) of every image, by the loop."""
     targets = []
-    for class_logits, box_logits, *image in zip(*guidance, *truth):
+    for class_logits, box_logits, *image in zip(*guidance, *truth[:4]):
         predicted = [
             stride * np.array(box_of(bins, center / stride))
             for bins, center, stride in zip(box_logits, PLUS_PRIORS.centers, PLUS_PRIORS.strides)
