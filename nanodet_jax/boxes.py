@@ -42,7 +42,8 @@ def make_priors(input_size: tuple[int, int], strides: tuple[int, ...], offset: f
 
 def inside(priors: Priors, size: Int[Array, "2"]) -> Bool[Array, "P"]:
     """Return whether each prior, at the upper left of its cell, is within (height, width)."""
-    return jnp.all(jnp.asarray(priors.centers) < size[None, ::-1], axis=-1)
+    limit = jnp.asarray(size, jnp.float32)[None, ::-1]
+    return jnp.all(jnp.asarray(priors.centers) < limit, axis=-1)
 
 
 def anchors(priors: Priors, scale: float) -> Float32[np.ndarray, "P 4"]:

@@ -7,7 +7,6 @@ differ only in where the pixels are warped.
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import jax
 import numpy as np
 
 from nanodet_jax.config import Config
@@ -127,5 +126,7 @@ def _ground_truth(
 
 
 def _stack(ground_truth: Sequence[GroundTruth]) -> GroundTruth:
-    """Stack each array. Optional arrays are absent from all or none."""
-    return jax.tree.map(lambda *arrays: np.stack(arrays), *ground_truth)
+    """Stack each array. Optional arrays are present in all or in none."""
+    return GroundTruth(
+        *(None if each[0] is None else np.stack(each) for each in zip(*ground_truth))
+    )

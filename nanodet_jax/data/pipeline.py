@@ -141,7 +141,7 @@ class Prepared(NamedTuple):
     inverse_warp: np.ndarray  # [3, 3] float64: input to image pixels
     size: np.ndarray  # [2] int32: height and width of the original image
     # [2] int32: part of the input that counts, if the rest must not change the result.
-    padded_size: np.ndarray | None
+    padded_size: np.ndarray | None = None
 
 
 class EvaluationBatch(NamedTuple):
@@ -150,8 +150,8 @@ class EvaluationBatch(NamedTuple):
     images: np.ndarray  # [B, H, W, 3] float32
     inverse_warps: np.ndarray  # [B, 3, 3] float32
     sizes: np.ndarray  # [B, 2] float32
-    padded_sizes: np.ndarray | None  # [B, 2] int32
     indices: list[int]  # of the images in the source
+    padded_sizes: np.ndarray | None = None  # [B, 2] int32
 
 
 def prepare_for_inference(pixels: np.ndarray, config: Config) -> Prepared:

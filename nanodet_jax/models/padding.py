@@ -47,3 +47,6 @@ class Padding:
         """Set the features beyond the image to zero."""
         inside = self.inside(x)
         return x if inside is None else jnp.where(inside, x, jnp.zeros((), x.dtype))
+
+
+NO_PADDING = Padding((0, 0), None)

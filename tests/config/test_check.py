@@ -40,7 +40,13 @@ def test_closed_sets_are_found():
         "data.val",
         "training.resume",
         "model.width",
+        "data.resize",
+        "model.backbone",
+        "model.backbone_activation",
+        "model.channel_order",
+        "model.activation",
         "model.neck",
+        "model.head",
         "assigner.name",
         "training.optimizer",
         "training.schedule",
@@ -69,8 +75,19 @@ def test_flag_with_a_choice_is_parsed(name, value):
     needed = {
         "data.cache": ["--config.data.augment=device"],  # cache=device needs it
         "data.format": [],
+        "data.resize": [
+            "--config.model.backbone=resnet18",
+            "--config.model.norm_eval",
+            "--config.model.neck=fpn",
+            "--config.model.head=simple_conv",
+            "--config.model.channels=32",
+            *(f"--config.augment.{name}=1,1" for name in ("scale", "stretch_x", "stretch_y")),
+            "--config.augment.translate=0",
+        ],
+        "model.head": ["--config.model.channels=32"],
     }
-    config = load_config(SHAPES, [*needed.get(name, []), f"--config.{name}={value}"])
+    width = ["--config.model.width=1"] if name in ("model.backbone", "data.resize") else []
+    config = load_config(SHAPES, [*width, *needed.get(name, []), f"--config.{name}={value}"])
     for part in name.split("."):
         config = getattr(config, part)
     assert config == value

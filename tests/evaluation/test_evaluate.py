@@ -33,7 +33,7 @@ class Images(list):
         return coco_ground_truth(self, self.categories)
 
 
-def detect(variables, images, inverse_warps, sizes):
+def detect(variables, images, inverse_warps, sizes, padded_sizes):
     """Detect two boxes in every image, one of them the whole image; in padding images too."""
     whole = np.concatenate([np.zeros_like(sizes), sizes[:, ::-1]], axis=-1)
     gray = np.abs(images[:, 0, 0, 0]) / 10

@@ -25,7 +25,7 @@ class StubPrograms:
         shapes = set()
         self.programs.append(shapes)
 
-        def detect(variables, images, inverse_warps, sizes):
+        def detect(variables, images, inverse_warps, sizes, padded_sizes):
             shapes.add(images.shape)
             self.calls.append(images.shape)
             count = len(images)

@@ -20,7 +20,7 @@ def batches(count, size):
     ]
 
 
-def detect(variables, images, inverse_warps, sizes):
+def detect(variables, images, inverse_warps, sizes, padded_sizes):
     """Return k % 4 detections for image k, and all slots for the images that pad a batch."""
     first = images[:, 0, 0, 0]
     count = np.where(sizes[:, 0] > 0, first % 4, SLOTS)

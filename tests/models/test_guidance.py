@@ -15,12 +15,13 @@ from nanodet_jax.io.torch_names import flatten
 from nanodet_jax.models import nanodet
 from nanodet_jax.models.guidance import (
     Guidance,
-    SimpleConvHead,
     copy_neck_to_guidance,
     strip_guidance,
 )
+from nanodet_jax.models.heads.simple_conv_head import SimpleConvHead
 from nanodet_jax.models.layers import ConvNormAct, LayerFactory
 from nanodet_jax.models.nanodet import build_model
+from nanodet_jax.models.padding import Padding
 from nanodet_jax.runtime import backend
 from nanodet_jax.state import abstract_variables, init_variables
 from nanodet_jax.structures import Predictions
@@ -32,10 +33,13 @@ TINY = config.Model(
 
 
 class TinyBackbone(nn.Module):
-    """Stand-in for ShuffleNetV2, which takes most of the compilation time."""
+    """Stand-in for `Backbone`, which takes most of the compilation time."""
 
-    width: float
+    model: config.Model
     norm: LayerFactory
+    train: bool
+    fused: bool
+    padding: Padding
 
     @nn.compact
     def __call__(self, x):
@@ -50,7 +54,7 @@ class TinyBackbone(nn.Module):
 def with_tiny_backbone():
     """Patch networks to be built on `TinyBackbone`, until `undo`."""
     patch = pytest.MonkeyPatch()
-    patch.setattr(nanodet, "ShuffleNetV2", TinyBackbone)
+    patch.setattr(nanodet, "Backbone", TinyBackbone)
     return patch
 
 

@@ -41,7 +41,8 @@ class GFLAssigner(ATSS):
             usable &= boxes.inside(priors, ground_truth.padded_size)
         if self.allowed_border >= 0 and ground_truth.image_size is not None:
             anchors = jnp.asarray(boxes.anchors(priors, self.anchor_scale))
-            limit = (ground_truth.image_size[::-1] + self.allowed_border)[None]
+            size = jnp.asarray(ground_truth.image_size, jnp.float32)
+            limit = (size[::-1] + self.allowed_border)[None]
             inside = (anchors[:, :2] >= -self.allowed_border) & (anchors[:, 2:] < limit)
             usable &= jnp.all(inside, axis=-1)
         return usable

@@ -16,7 +16,7 @@ import jax
 
 from nanodet_jax import config
 from nanodet_jax.models.layers import ACTIVATIONS, Activation, LayerFactory
-from nanodet_jax.models.padding import Padding
+from nanodet_jax.models.padding import NO_PADDING, Padding
 
 # Pattern of paths below "backbone", PyTorch name, and what replaces {} in it; see `io.torch_names`.
 TorchNames = tuple[tuple[str, str, Mapping[str, str]], ...]
@@ -81,14 +81,14 @@ class Backbone(nn.Module):
       norm: builds a batch norm, with its train flag set.
       train: whether random layers are active.
       fused: build the deployed form of layers that have one.
-      padding: of the images. None: none.
+      padding: of the images.
     """
 
     model: config.Model
     norm: LayerFactory
     train: bool
     fused: bool = False
-    padding: Padding | None = None
+    padding: Padding = NO_PADDING
 
     @nn.compact
     def __call__(self, images: jax.Array) -> list[jax.Array]:
@@ -97,13 +97,12 @@ class Backbone(nn.Module):
         architecture = architecture_of(model)
         activation = ACTIVATIONS[model.backbone_activation or architecture.activation]
         stored = partial(self.norm, use_running_average=True)
-        padding = self.padding or Padding(images.shape[1:3], None)
         features, x = {}, images
         for stage in architecture.stages:
             frozen = stage.stride <= model.frozen_stride
             norm = stored if frozen or model.norm_eval else self.norm
             random = self.train and not frozen
-            x = stage.apply(x, Layers(norm, activation, random, self.fused, padding))
+            x = stage.apply(x, Layers(norm, activation, random, self.fused, self.padding))
             if frozen:
                 x = jax.lax.stop_gradient(x)
             features[stage.stride] = x

@@ -16,6 +16,7 @@ from nanodet_jax.models.layers import (
     ConvNormAct,
     DepthwiseSeparableConv,
     LayerFactory,
+    leaky_relu,
     normal,
 )
 from nanodet_jax.ops.convolution import Conv
@@ -50,9 +51,9 @@ class NanoDetHead(nn.Module):
     stacked_convs: int
     share_cls_reg: bool
     reg_max: int
-    depthwise: bool
-    activation: Activation
     norm: LayerFactory
+    depthwise: bool = True
+    activation: Activation = leaky_relu
 
     @nn.compact
     def __call__(self, features: list[jax.Array]) -> Predictions:

@@ -12,8 +12,8 @@ from flax.typing import Initializer
 
 from nanodet_jax.config import NORM_GROUPS
 from nanodet_jax.models.heads.nanodet_head import PRIOR_BIAS, split_logits
-from nanodet_jax.models.layers import Activation, ConvNormAct, Layer, normal
-from nanodet_jax.models.padding import Padding
+from nanodet_jax.models.layers import Activation, ConvNormAct, Layer, leaky_relu, normal
+from nanodet_jax.models.padding import NO_PADDING, Padding
 from nanodet_jax.ops.convolution import Conv
 from nanodet_jax.structures import Predictions
 
@@ -46,8 +46,8 @@ class SimpleConvHead(nn.Module):
     channels: int
     stacked_convs: int
     reg_max: int
-    activation: Activation
-    padding: Padding
+    activation: Activation = leaky_relu
+    padding: Padding = NO_PADDING
 
     @nn.compact
     def __call__(self, features: list[jax.Array]) -> Predictions:

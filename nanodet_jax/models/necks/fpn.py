@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from nanodet_jax.models.layers import upsample_2x
-from nanodet_jax.models.padding import Padding
+from nanodet_jax.models.padding import NO_PADDING, Padding
 from nanodet_jax.ops.convolution import Conv
 
 xavier = nn.initializers.xavier_uniform()
@@ -49,7 +49,7 @@ class FPN(nn.Module):
 
     channels: int
     extra_levels: int
-    padding: Padding
+    padding: Padding = NO_PADDING
 
     @nn.compact
     def __call__(self, features: list[jax.Array]) -> list[jax.Array]:

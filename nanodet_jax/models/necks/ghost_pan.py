@@ -17,6 +17,7 @@ from nanodet_jax.models.layers import (
     DepthwiseSeparableConv,
     LayerFactory,
     he_normal,
+    leaky_relu,
     pytorch_uniform,
     upsample_2x,
 )
@@ -66,7 +67,7 @@ class GhostPAN(nn.Module):
     blocks: int
     extra_level: bool
     norm: LayerFactory
-    activation: Activation
+    activation: Activation = leaky_relu
 
     @nn.compact
     def __call__(self, features: list[jax.Array]) -> list[jax.Array]:
