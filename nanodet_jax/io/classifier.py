@@ -1,7 +1,7 @@
 """Taking the arrays of a backbone from an ImageNet classifier."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -120,22 +120,20 @@ def _layer(path: str) -> str:
 
 def _fix(entries: Entries, model: config.Model) -> str:
     """Return how to change the config so that it fits the classifier."""
-    for candidate in _candidates(entries, model):
-        if compare(entries, candidate).fits:
-            changed = [
-                f"config.model.{field}={value}"
-                for field, value in (("backbone", candidate.backbone), ("width", candidate.width))
-                if value != getattr(model, field)
-            ]
-            return f"set {' and '.join(changed)}, which the file fits"
-    return "use the file of a classifier with this backbone, or another config.model.backbone"
-
-
-def _candidates(entries: Entries, model: config.Model) -> Iterator[config.Model]:
-    """Yield other sizes of the backbone, then other backbones whose classifiers drop an array."""
     for backbone in sorted(config.BACKBONES, key=lambda name: name != model.backbone):
         for width in WIDTHS if backbone in config.SCALABLE_BACKBONES else WIDTHS[:1]:
             candidate = replace(model, backbone=backbone, width=width, backbone_last_channels=0)
             dropped = architecture_of(candidate).classifier.dropped
-            if any(re.fullmatch(dropped, name) for name in entries):
-                yield candidate
+            if not any(re.fullmatch(dropped, name) for name in entries):
+                break  # the file belongs to another classifier; comparing takes a second
+            compared = compare(entries, candidate)
+            if compared.fits:
+                changed = [
+                    f"config.model.{field}={value}"
+                    for field, value in (("backbone", backbone), ("width", width))
+                    if value != getattr(model, field)
+                ]
+                return f"set {' and '.join(changed)}, which the file fits"
+            if compared.missing or compared.left_over:
+                break  # other widths have the same names
+    return "use the file of a classifier with this backbone, or another config.model.backbone"
