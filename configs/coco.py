@@ -9,7 +9,7 @@
 Cost: an epoch of 117,266 images has 610 steps of 192 images for nanodet-m, and 1,221 steps of
 96 images for nanodet-plus-m. The expected AP on val2017, listed below, is the value that the
 original reports. The original starts from a backbone pretrained on ImageNet; here, set
-`--config.training.init_weights`.
+`--config.training.init_backbone`, for example to shufflenet_v2_x1_0.
 
     variant             input  epochs  AP    GMAC   parameters
     nanodet-m_320       320    280     20.6  0.342  0.95 M

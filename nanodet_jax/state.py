@@ -9,7 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from nanodet_jax import config
+from nanodet_jax.models.backbones.backbone import Backbone
 from nanodet_jax.models.guidance import copy_neck_to_guidance
+from nanodet_jax.models.layers import BatchNorm
 from nanodet_jax.models.nanodet import NanoDet
 from nanodet_jax.runtime import backend
 
@@ -48,6 +51,13 @@ def abstract_variables(model: NanoDet, guided: bool = False) -> Any:
     """
     init = partial(model.init, method="branches", guided=guided)
     return jax.eval_shape(init, jax.random.key(0), SMALLEST_INPUT)
+
+
+def abstract_backbone(model: config.Model) -> Any:
+    """Return the shapes and dtypes of the variables of a backbone, as part of the network's."""
+    backbone = Backbone(model, lambda **options: BatchNorm(True, **options), train=False)
+    variables = jax.eval_shape(backbone.init, jax.random.key(0), SMALLEST_INPUT)
+    return {collection: {"backbone": tree} for collection, tree in variables.items()}
 
 
 def init_variables(model: NanoDet, seed: int) -> Any:

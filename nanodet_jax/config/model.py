@@ -59,7 +59,8 @@ class Model(Section):
 
     channel_order: Literal["bgr", "rgb"] = "bgr"
     """Channel order in which the backbone takes images. Images are bgr; rgb reverses their channels
-    first, as the weights of mmdetection and torchvision expect."""
+    first, as the weights of mmdetection and torchvision expect. The original's recipes start from
+    torchvision's weights, and still use bgr."""
 
     backbone_strides: tuple[int, ...] = BACKBONE_STRIDES
     """Strides of the backbone's features that the neck takes, finest first."""

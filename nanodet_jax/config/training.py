@@ -110,6 +110,12 @@ class Training(Section):
     """Weights to start from: a .pth, .ckpt or .npz file, a workdir, or the name of published
     weights, which are downloaded once; "" = random."""
 
+    init_backbone: str = ""
+    """Classifier whose weights the backbone starts from, while neck and head start from random
+    weights: a .pth file, or the name of a published classifier, such as resnet18. Classifiers
+    usually expect model.channel_order=rgb; the original starts from them with bgr all the same.
+    "" = none."""
+
     seed: int = 0
     """Seed of initial weights, data order and augmentation."""
 
@@ -149,6 +155,12 @@ class Training(Section):
             "more_epochs", "weight_decay", "clip_norm", "warmup_steps", "keep_every", "detach_epoch"
         )
         fields.require("ema_decay", 0 <= self.ema_decay < 1, "must be at least 0 and less than 1")
+        fields.require(
+            "init_backbone",
+            not (self.init_backbone and self.init_weights),
+            f"remove it, because config.training.init_weights={self.init_weights!r} includes a "
+            "backbone; or remove init_weights to start from the classifier",
+        )
         fields.require("seed", 0 <= self.seed < 2**32, "must be at least 0 and less than 2**32")
         self.lr_multipliers.check()
 

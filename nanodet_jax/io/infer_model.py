@@ -3,16 +3,13 @@
 import re
 from collections.abc import Iterator, Mapping
 
-import jax
 import numpy as np
 
 from nanodet_jax import config
 from nanodet_jax.config import Config
 from nanodet_jax.errors import UserError
 from nanodet_jax.io import torch_names
-from nanodet_jax.models.backbones.backbone import Backbone
-from nanodet_jax.models.layers import BatchNorm
-from nanodet_jax.state import SMALLEST_INPUT
+from nanodet_jax.state import abstract_backbone
 
 Entries = Mapping[str, np.ndarray]
 Shapes = Mapping[str, tuple[int, ...]]
@@ -81,12 +78,9 @@ def _candidates(entries: Entries) -> Iterator[config.Model]:
 
 def backbone_shapes(model: config.Model) -> Shapes:
     """Return the shapes of all variables of a backbone, by the original's names."""
-    backbone = Backbone(model, lambda **options: BatchNorm(True, **options), train=False)
-    variables = jax.eval_shape(backbone.init, jax.random.key(0), SMALLEST_INPUT)
-    tree = {collection: {"backbone": tree} for collection, tree in variables.items()}
     return {
         torch_names.pytorch_name(path): torch_names.pytorch_shape(leaf.shape)
-        for path, leaf in torch_names.flatten(tree).items()
+        for path, leaf in torch_names.flatten(abstract_backbone(model)).items()
     }
 
 

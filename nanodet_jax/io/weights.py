@@ -145,6 +145,25 @@ def load_entries(path: str | Path) -> dict[str, np.ndarray]:
     return torch_names.to_entries(loaded.variables)
 
 
+def load_classifier(path: str | Path) -> dict[str, np.ndarray]:
+    """Load the arrays of a classifier from a PyTorch file or by a name in `pretrained.BACKBONES`.
+
+    Raises:
+      UserError: if there is no such file or name, it cannot be downloaded or read, or contains a
+        detector.
+    """
+    fix = "use the .pth file or the name of a classifier, or config.training.init_weights"
+    if str(path) in pretrained.DETECTORS:
+        raise UserError(f"{path}: is the name of a detector; {fix}")
+    file, _ = _find(path)
+    if file.is_dir() or file.suffix not in PYTORCH_SUFFIXES:
+        raise UserError(f"{path}: is not a PyTorch file; {fix}")
+    entries = read_state_dict(file)
+    if any(name.startswith("backbone.") for name in entries):
+        raise UserError(f"{path}: contains a detector; {fix}")
+    return entries
+
+
 def load_config_of(path: str | Path) -> Config | None:
     """Return the config that comes with a workdir or a `.npz` file; None for other weights.
 

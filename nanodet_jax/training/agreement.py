@@ -12,6 +12,7 @@ from nanodet_jax.state import TrainState
 OWN_FIELDS = {
     "config.distributed.process_index",
     "config.training.init_weights",
+    "config.training.init_backbone",
     *(f"config.data.{name}" for name in (
         "train_images", "train_annotations", "val_images", "val_annotations", "root", "sources",
         "workers", "cache", "cache_gb",

@@ -114,6 +114,12 @@ CASES = {
         Config(model=Model(neck="ghost_pan", channels=33)),
         "config.model.channels=33: must be even for ghost_pan",
     ),
+    "a detector and a classifier to start from": (
+        Config(training=Training(init_weights="a.pth", init_backbone="resnet18")),
+        "config.training.init_backbone='resnet18': remove it, because "
+        "config.training.init_weights='a.pth' includes a backbone; or remove init_weights to start "
+        "from the classifier",
+    ),
     "a negative multiplier": (
         Config(training=Training(lr_multipliers=dataclasses.replace(Training().lr_multipliers,
                                                                     neck=-1.0))),

@@ -2,7 +2,8 @@
 
 To add a backbone, write a file like the others of this package: `architecture` describes it, and
 `TORCH_NAMES` has the rules of `io.torch_names` for the names of its layers, below "backbone". Then
-add its name to `config.BACKBONES`.
+add its name to `config.BACKBONES`. If a classifier with this backbone is published under other
+names, or with layers that the backbone lacks, describe it with a `Classifier`.
 """
 
 import importlib
@@ -41,6 +42,20 @@ class Stage(NamedTuple):
     modules: str  # regular expression that matches the names of the layers
 
 
+class Classifier(NamedTuple):
+    """Names in the published PyTorch files of a classifier that has the backbone."""
+
+    dropped: str = ""  # regular expression for the arrays that the backbone lacks
+    # Regular expressions for parts of the names that `TORCH_NAMES` gives, and their replacements.
+    renamed: tuple[tuple[str, str], ...] = ()
+
+    def name_of(self, name: str) -> str:
+        """Return the classifier's name of an array, given its name by `TORCH_NAMES`."""
+        for pattern, replacement in self.renamed:
+            name = re.sub(pattern, replacement, name)
+        return name
+
+
 class Architecture(NamedTuple):
     """Structure of a backbone.
 
@@ -50,12 +65,15 @@ class Architecture(NamedTuple):
       is_random: whether training needs a random key.
       fuse_block: (parameters, statistics) of a layer to the parameters of its deployed form, for
         all layers of the backbone. None if there is no other form.
+      classifier: the published classifiers. By default, they have the names of `TORCH_NAMES`, and
+        only the layers of the backbone.
     """
 
     stages: tuple[Stage, ...]
     activation: str
     is_random: bool = False
     fuse_block: Callable[[Mapping[str, Any], Mapping[str, Any]], dict[str, Any]] | None = None
+    classifier: Classifier = Classifier()
 
 
 def architecture_of(model: config.Model) -> Architecture:

@@ -15,7 +15,13 @@ import jax
 import jax.numpy as jnp
 
 from nanodet_jax import config
-from nanodet_jax.models.backbones.backbone import Architecture, Layers, Stage, TorchNames
+from nanodet_jax.models.backbones.backbone import (
+    Architecture,
+    Classifier,
+    Layers,
+    Stage,
+    TorchNames,
+)
 from nanodet_jax.models.layers import ConvNormAct, LayerFactory, he_normal, round_to_multiple
 from nanodet_jax.ops.convolution import Conv
 from nanodet_jax.ops.depthwise import DepthwiseConv
@@ -65,6 +71,8 @@ TORCH_NAMES: TorchNames = (
         },
     ),
 )
+# Of https://github.com/RangiLyu/EfficientNet-Lite.
+CLASSIFIER = Classifier(dropped=r"(head|fc)\..*")
 
 
 class MBConv(nn.Module):
@@ -138,4 +146,4 @@ def architecture(model: config.Model) -> Architecture:
     for index, setting in enumerate(SETTINGS):
         stride *= setting.stride
         stages.append(Stage(partial(stage, index), stride, rf"blocks{index}_\d+"))
-    return Architecture(tuple(stages), activation="relu6", is_random=True)
+    return Architecture(tuple(stages), activation="relu6", is_random=True, classifier=CLASSIFIER)

@@ -11,7 +11,13 @@ import flax.linen as nn
 import jax
 
 from nanodet_jax import config
-from nanodet_jax.models.backbones.backbone import Architecture, Layers, Stage, TorchNames
+from nanodet_jax.models.backbones.backbone import (
+    Architecture,
+    Classifier,
+    Layers,
+    Stage,
+    TorchNames,
+)
 from nanodet_jax.models.ghost import GhostModule, GhostShortcut
 from nanodet_jax.models.layers import (
     LayerFactory,
@@ -85,6 +91,8 @@ TORCH_NAMES: TorchNames = (
     ("last", "blocks.9.0.conv", {}),
     ("last_norm", "blocks.9.0.bn1", {}),
 )
+# Of https://github.com/huawei-noah/Efficient-AI-Backbones.
+CLASSIFIER = Classifier(dropped=r"(conv_head|classifier)\..*")
 
 
 class GhostBottleneck(nn.Module):
@@ -159,4 +167,4 @@ def architecture(model: config.Model) -> Architecture:
         stride *= settings[0].stride
         stages.append(Stage(partial(stage, index), stride, rf"blocks{index}_\d"))
     stages.append(Stage(last, stride, "last|last_norm"))
-    return Architecture(tuple(stages), activation="relu")
+    return Architecture(tuple(stages), activation="relu", classifier=CLASSIFIER)

@@ -12,7 +12,13 @@ import flax.linen as nn
 import jax
 
 from nanodet_jax import config
-from nanodet_jax.models.backbones.backbone import Architecture, Layers, Stage, TorchNames
+from nanodet_jax.models.backbones.backbone import (
+    Architecture,
+    Classifier,
+    Layers,
+    Stage,
+    TorchNames,
+)
 from nanodet_jax.models.layers import ConvNormAct, normal
 from nanodet_jax.ops.convolution import Conv
 from nanodet_jax.ops.depthwise import DepthwiseConv
@@ -47,6 +53,22 @@ TORCH_NAMES: TorchNames = (
     (r"stage0_0/(\w+)", r"stage0.0.conv.{}", FIRST_POSITIONS),
     (r"stage(\d)_(\d+)/(\w+)", r"stage\1.\2.conv.{}", POSITIONS),
     (r"last_layer/(\w+)", "stage6.1.{}", {"conv": "0", "norm": "1"}),
+)
+# The blocks of all stages, as (stage, block) in the order of computation.
+BLOCKS = [
+    (stage, block) for stage, setting in enumerate(SETTINGS) for block in range(setting.blocks)
+]
+# torchvision numbers all layers, from the first layer, 0, to the last one.
+CLASSIFIER = Classifier(
+    dropped=r"classifier\..*",
+    renamed=(
+        (r"^first_layer\.", "features.0."),
+        *(
+            (rf"^stage{stage}\.{block}\.conv\.", f"features.{number}.conv.")
+            for number, (stage, block) in enumerate(BLOCKS, start=1)
+        ),
+        (r"^stage6\.1\.", f"features.{len(BLOCKS) + 1}."),
+    ),
 )
 
 
@@ -109,4 +131,4 @@ def architecture(model: config.Model) -> Architecture:
         stride *= setting.stride
         stages.append(Stage(partial(stage, index), stride, rf"stage{index}_\d+"))
     stages.append(Stage(last, stride, "last_layer"))
-    return Architecture(tuple(stages), activation="relu")
+    return Architecture(tuple(stages), activation="relu", classifier=CLASSIFIER)

@@ -14,7 +14,13 @@ import jax
 import numpy as np
 
 from nanodet_jax import config
-from nanodet_jax.models.backbones.backbone import Architecture, Layers, Stage, TorchNames
+from nanodet_jax.models.backbones.backbone import (
+    Architecture,
+    Classifier,
+    Layers,
+    Stage,
+    TorchNames,
+)
 from nanodet_jax.models.layers import NORM_EPSILON, pytorch_uniform
 from nanodet_jax.ops.convolution import Conv
 
@@ -67,6 +73,14 @@ TORCH_NAMES: TorchNames = (
             "pointwise_norm": "1x1.1",
             "fused": "reparam",
         },
+    ),
+)
+# Of https://github.com/DingXiaoH/RepVGG, in training form.
+CLASSIFIER = Classifier(
+    dropped=r"linear\..*",
+    renamed=(
+        (r"(rbr_dense|rbr_1x1)\.0", r"\1.conv"),
+        (r"(rbr_dense|rbr_1x1)\.1", r"\1.bn"),
     ),
 )
 
@@ -167,4 +181,5 @@ def architecture(model: config.Model) -> Architecture:
         ),
         activation="relu",
         fuse_block=fuse_block,
+        classifier=CLASSIFIER,
     )

@@ -11,7 +11,13 @@ import flax.linen as nn
 import jax
 
 from nanodet_jax import config
-from nanodet_jax.models.backbones.backbone import Architecture, Layers, Stage, TorchNames
+from nanodet_jax.models.backbones.backbone import (
+    Architecture,
+    Classifier,
+    Layers,
+    Stage,
+    TorchNames,
+)
 from nanodet_jax.models.layers import he_normal
 from nanodet_jax.ops.convolution import Conv
 from nanodet_jax.ops.max_pool import max_pool_3x3
@@ -41,6 +47,7 @@ TORCH_NAMES: TorchNames = (
         },
     ),
 )
+CLASSIFIER = Classifier(dropped=r"fc\..*")  # of torchvision
 
 
 class ResidualBlock(nn.Module):
@@ -107,4 +114,5 @@ def architecture(model: config.Model) -> Architecture:
             ),
         ),
         activation="relu",
+        classifier=CLASSIFIER,
     )

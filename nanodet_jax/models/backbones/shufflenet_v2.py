@@ -12,7 +12,13 @@ import jax
 import jax.numpy as jnp
 
 from nanodet_jax import config
-from nanodet_jax.models.backbones.backbone import Architecture, Layers, Stage, TorchNames
+from nanodet_jax.models.backbones.backbone import (
+    Architecture,
+    Classifier,
+    Layers,
+    Stage,
+    TorchNames,
+)
 from nanodet_jax.models.layers import Activation, LayerFactory, inverse_fan_in
 from nanodet_jax.ops.convolution import Conv
 from nanodet_jax.ops.depthwise import DepthwiseConv
@@ -49,6 +55,7 @@ TORCH_NAMES: TorchNames = (
         },
     ),
 )
+CLASSIFIER = Classifier(dropped=r"(conv5|fc)\..*")  # of torchvision
 
 
 def channel_shuffle(x: jax.Array) -> jax.Array:
@@ -163,4 +170,5 @@ def architecture(model: config.Model) -> Architecture:
             ),
         ),
         activation="leaky_relu",
+        classifier=CLASSIFIER,
     )
