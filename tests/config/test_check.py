@@ -37,16 +37,16 @@ def test_closed_sets_are_found():
         "data.format",
         "data.cache",
         "data.augment",
+        "data.resize",
         "data.val",
         "training.resume",
-        "model.width",
-        "data.resize",
+        "model.activation",
         "model.backbone",
         "model.backbone_activation",
         "model.channel_order",
-        "model.activation",
-        "model.neck",
         "model.head",
+        "model.width",
+        "model.neck",
         "assigner.name",
         "training.optimizer",
         "training.schedule",
@@ -74,20 +74,19 @@ def test_json_with_a_wrong_choice_names_field_and_choices(name):
 def test_flag_with_a_choice_is_parsed(name, value):
     needed = {
         "data.cache": ["--config.data.augment=device"],  # cache=device needs it
-        "data.format": [],
-        "data.resize": [
+        "data.resize": [  # short_side needs the network of GFL
             "--config.model.backbone=resnet18",
-            "--config.model.norm_eval",
+            "--config.model.backbone_activation=relu",
+            "--config.model.norm_eval=True",
             "--config.model.neck=fpn",
             "--config.model.head=simple_conv",
-            "--config.model.channels=32",
-            *(f"--config.augment.{name}=1,1" for name in ("scale", "stretch_x", "stretch_y")),
+            "--config.model.width=1",
             "--config.augment.translate=0",
+            "--config.augment.scale=1,1",
         ],
-        "model.head": ["--config.model.channels=32"],
+        "model.backbone": ["--config.model.width=1"],  # most have no other width
     }
-    width = ["--config.model.width=1"] if name in ("model.backbone", "data.resize") else []
-    config = load_config(SHAPES, [*width, *needed.get(name, []), f"--config.{name}={value}"])
+    config = load_config(SHAPES, [*needed.get(name, []), f"--config.{name}={value}"])
     for part in name.split("."):
         config = getattr(config, part)
     assert config == value

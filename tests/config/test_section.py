@@ -17,8 +17,7 @@ UNKNOWN = {
     "config.training.epoch": "did you mean config.training.epochs?",
     "config.batch_size": "did you mean config.data.batch_size?",
     "config.data.epochs": "did you mean config.training.epochs?",
-    "config.training.bakbone": "did you mean config.model.backbone or "
-    "config.training.lr_multipliers.backbone?",
+    "config.training.guidence": "did you mean config.training.lr_multipliers.guidance?",
     "config.traning": "did you mean config.training?",
     "config.loss.iou": "did you mean config.loss.giou?",
     "config.model.name": "did you mean config.name or config.data.name or config.assigner.name?",
