@@ -25,6 +25,18 @@ the guidance module:
     nanodet-plus-m_416       416  300  30.4  0.762  1.20 M  4.33 M
     nanodet-plus-m-1.5x_320  320  300  29.9  0.879  2.48 M  7.96 M
     nanodet-plus-m-1.5x_416  416  300  34.1  1.486  2.48 M  7.96 M
+
+Other backbones and necks of the original (RepVGG: deployed), and GFL of mmdetection:
+
+    nanodet-t_320                   320       190  21.7  0.464    1.33 M
+    nanodet-g_416                   416       190  22.9  2.090    3.79 M
+    nanodet-EfficientNet-Lite0_320  320       190  24.7  0.821    3.10 M
+    nanodet-EfficientNet-Lite1_416  416       170  30.3  1.933    3.99 M
+    nanodet-EfficientNet-Lite2_512  512       135  32.6  3.405    4.69 M
+    nanodet-RepVGG-A0_416           416       170  27.8  5.631    6.74 M
+    gfl-r50_1x                      800x1333  12   40.2  217.156  32.44 M
+    gfl-r50_2x                      800x1333  24   42.9  217.156  32.44 M
+    gfl-r101_2x                     800x1333  24   44.7  296.703  51.43 M
 """
 
 from dataclasses import replace
