@@ -97,6 +97,10 @@ CASES = {
         Config(model=Model(neck="ghost_pan", channels=33)),
         "config.model.channels=33: must be even for ghost_pan",
     ),
+    "an extra level of a neck without one": (
+        Config(model=Model(extra_level=True)),
+        "config.model.extra_level=True: needs model.neck=ghost_pan or lc_pan",
+    ),
     "a negative multiplier": (
         Config(training=Training(lr_multipliers=dataclasses.replace(Training().lr_multipliers,
                                                                     neck=-1.0))),
