@@ -52,6 +52,16 @@ PUBLISHED = {
     "gfl-r50_1x": (217.156, 32_440_537, 32_440_537),
     "gfl-r50_2x": (217.156, 32_440_537, 32_440_537),
     "gfl-r101_2x": (296.703, 51_432_665, 51_432_665),
+    "picodet-s_320": (0.481, 1_186_492, 1_186_492),
+}
+# PaddleDetection's figures for PicoDet at 320 x 320: the width of the backbone, the channels that
+# its squeeze-and-excitation scales, channels and depth of the head, and millions of parameters and
+# GFLOPs, both cut to two decimals.
+PICODET = {
+    "XS": ("x0_35", (88, 176), 96, 2, 0.70, 0.67),
+    "S": ("x0_75", (192, 384), 96, 2, 1.18, 0.97),
+    "M": ("x1_5", (384, 768), 128, 4, 3.46, 2.57),
+    "L": ("x2_0", (512, 1024), 160, 4, 5.80, 4.20),
 }
 
 
@@ -73,6 +83,27 @@ def test_summary_of_each_variant_matches_the_published_figures(variant):
         assert sum(cost[i] for cost in summary.parts.values()) == training[i]
         if summary.fused_backbone is None:
             assert training[i] - guidance[i] == deployed[i]
+
+
+@pytest.mark.parametrize("size", PICODET)
+def test_costs_of_picodet_equal_those_of_paddledetection(size):
+    width, squeezed, channels, depth, millions, gflops = PICODET[size]
+    model = replace(
+        coco.get_config("picodet-s_320").model,
+        num_classes=80,
+        backbone=f"pplcnet_{width}",
+        channels=channels,
+        stacked_convs=depth,
+    )
+    summary = summarize(model, (320, 320))
+    cost = summary.deployed
+    # The figures agree with two operations for each multiply-add, and two for each output of a
+    # norm. Only output layers and squeeze-and-excitation have convolutions without a norm.
+    unnormalized = (80 + 32) * summary.class_logits[0] + len(summary.levels) * channels
+    unnormalized += sum(scaled + scaled // 4 for scaled in squeezed)
+    flops = 2 * cost.macs + 2 * (cost.outputs - unnormalized)
+    assert math.floor(cost.params / 1e4) / 100 == millions
+    assert math.floor(flops / 1e7) / 100 == gflops
 
 
 def convolutions(jaxpr):

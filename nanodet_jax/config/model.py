@@ -6,8 +6,8 @@ from typing import Literal
 from nanodet_jax.config.section import Section
 from nanodet_jax.config.values import Fields, one_of
 
-Neck = Literal["pan", "ghost_pan", "tan", "nanodet_fpn", "fpn"]
-Head = Literal["nanodet", "simple_conv"]
+Neck = Literal["pan", "ghost_pan", "tan", "nanodet_fpn", "fpn", "lc_pan"]
+Head = Literal["nanodet", "simple_conv", "pico"]
 Activation = Literal["leaky_relu", "relu", "relu6", "hard_swish", "silu", "gelu", "elu", "selu"]
 
 # Backbones, and the file of `nanodet_jax/models/backbones` that defines each.
@@ -23,6 +23,7 @@ BACKBONES = {
     "mobilenet_v2": "mobilenet_v2",
     "ghostnet": "ghostnet",
     **{f"resnet{depth}": "resnet" for depth in (18, 34, 50, 101, 152)},
+    **{f"pplcnet_{size}": "pplcnet" for size in ("x0_35", "x0_75", "x1_0", "x1_5", "x2_0")},
 }  # fmt: skip
 SCALABLE_BACKBONES = ("shufflenet_v2", "mobilenet_v2", "ghostnet")  # by `width`
 LAST_CHANNEL_BACKBONES = ("mobilenet_v2", *(name for name in BACKBONES if "repvgg" in name))
@@ -81,13 +82,13 @@ class Model(Section):
 
     neck: Neck = "pan"
     """PAN of NanoDet, Ghost-PAN of NanoDet-Plus, the transformer TAN of NanoDet-t, the original's
-    FPN without 3 x 3 convolutions, or the FPN of GFL."""
+    FPN without 3 x 3 convolutions, the FPN of GFL, or the LC-PAN of PicoDet."""
 
     neck_blocks: int = 1
     """ghost_pan: ghost bottlenecks at each merge of two levels."""
 
     extra_level: bool = False
-    """ghost_pan: add a level of stride 64, coarser than the levels of the backbone."""
+    """ghost_pan and lc_pan: add a level of stride 64, coarser than the levels of the backbone."""
 
     position_grid: tuple[int, int] = (20, 20)
     """tan: rows and columns of the learned positions, one for each pixel of stride 16. At another
@@ -103,14 +104,14 @@ class Model(Section):
     """Activation of neck and head."""
 
     head: Head = "nanodet"
-    """NanoDetHead with separate towers for each level, or SimpleConvHead with group norm and towers
-    shared by all levels, which is the head of GFL."""
+    """NanoDetHead with separate towers for each level, SimpleConvHead with group norm and towers
+    shared by all levels, which is the head of GFL, or the task-aligned PicoHead of PicoDet."""
 
     depthwise_head: bool = True
     """head=nanodet: depthwise separable convolutions; False uses dense ones."""
 
     kernel_size: int = 3
-    """Kernel size of the depthwise convolutions in ghost_pan and the head; odd."""
+    """Kernel size of the depthwise convolutions in ghost_pan, lc_pan and the head; odd."""
 
     stacked_convs: int = 2
     """Depthwise separable convolutions in the head, per level."""
@@ -166,8 +167,12 @@ class Model(Section):
         if self.neck == "ghost_pan":
             fields.require("channels", self.channels % 2 == 0, "must be even for ghost_pan")
         else:
-            fields.require("extra_level", not self.extra_level, "needs model.neck=ghost_pan")
             fields.require("neck_blocks", self.neck_blocks == 1, "needs model.neck=ghost_pan")
+        fields.require(
+            "extra_level",
+            not self.extra_level or self.neck in ("ghost_pan", "lc_pan"),
+            "needs model.neck=ghost_pan or lc_pan",
+        )
         if self.neck == "tan":
             fields.require("channels", self.channels % 8 == 0, "must be a multiple of 8 for tan")
             rows, columns = self.position_grid

@@ -47,6 +47,8 @@ RULES: tuple[Rule, ...] = (
         r"fpn.\1_blocks.\2.blocks.\3.shortcut.{}",
         {"depthwise": "0", "dwnorm": "1", "pointwise": "2", "pwnorm": "3"},
     ),
+    # LC-PAN; its other layers have the names of GhostPAN.
+    (r"neck/(top_down|bottom_up)_(\d)_(\d)/(\w+)", r"fpn.\1_blocks.\2.\3.\4", {}),
     (r"neck/downsample_(\d)/(\w+)", r"fpn.downsamples.\1.\2", {}),
     (r"neck/extra_entry/(\w+)", r"fpn.extra_lvl_in_conv.0.\1", {}),
     (r"neck/extra_last/(\w+)", r"fpn.extra_lvl_out_conv.0.\1", {}),
@@ -73,6 +75,11 @@ RULES: tuple[Rule, ...] = (
     ),
     (r"head/output_(\d)", r"head.gfl_cls.\1", {}),
     (r"head/(cls|reg)_output_(\d)", r"head.gfl_\1.\2", {}),
+    # Layers that only PicoHead has, by PaddleDetection's names.
+    (r"head/excite_(\d)/gate", r"head.se.\1.fc", {}),
+    (r"head/excite_(\d)_conv/(\w+)", r"head.se.\1.conv.\2", {}),
+    (r"head/align_(\d)_0/(\w+)", r"head.cls_align.\1.{}", {"conv": "dwconv", "norm": "bn1"}),
+    (r"head/align_(\d)_1/(\w+)", r"head.cls_align.\1.{}", {"conv": "pwconv", "norm": "bn2"}),
     # Head of the guidance module. The original uses the prefix aux_ for everything below guidance/.
     (
         r"head/(cls|reg)_tower_(\d)/(\w+)",

@@ -40,6 +40,9 @@ ACTIVATIONS: Mapping[str, Activation] = {
 # with a named activation. Other convolutions use PyTorch's default.
 he_normal = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 pytorch_uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+# He initialization by the inputs of a convolution, as in PaddleDetection.
+paddle_normal = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
+paddle_uniform = nn.initializers.variance_scaling(2.0, "fan_in", "uniform")
 
 
 def normal(stddev: float) -> Initializer:
@@ -155,6 +158,8 @@ class DepthwiseSeparableConv(nn.Module):
 
     [B, H, W, C] to [B, ceil(H / stride), ceil(W / stride), features]. Reproduces
     `DepthwiseConvModule` of https://github.com/RangiLyu/nanodet (nanodet/model/module/conv.py).
+    With `squeeze_excite`, a `SqueezeExcite` with C // 4 features precedes the pointwise
+    convolution.
     """
 
     features: int
@@ -163,6 +168,7 @@ class DepthwiseSeparableConv(nn.Module):
     stride: int = 1
     activation: Activation = leaky_relu
     kernel_init: Initializer = normal(0.01)
+    squeeze_excite: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -170,6 +176,8 @@ class DepthwiseSeparableConv(nn.Module):
             self.kernel_size, self.stride, kernel_init=self.kernel_init, name="depthwise"
         )(x)
         x = self.activation(self.norm(name="dwnorm")(x))
+        if self.squeeze_excite:
+            x = SqueezeExcite(x.shape[-1] // 4, self.kernel_init, name="squeeze")(x)
         x = Conv(self.features, use_bias=False, kernel_init=self.kernel_init, name="pointwise")(x)
         return self.activation(self.norm(name="pwnorm")(x))
 
@@ -200,6 +208,11 @@ def upsample_2x(x: jax.Array) -> jax.Array:
     batch, height, width, channels = x.shape
     shape = (batch, 2 * height, 2 * width, channels)
     return jax.image.resize(x, shape, "bilinear", antialias=False)
+
+
+def upsample_nearest_2x(x: jax.Array) -> jax.Array:
+    """Double height and width by repeating pixels."""
+    return jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
 
 
 def downsample_2x(x: jax.Array) -> jax.Array:

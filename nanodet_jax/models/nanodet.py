@@ -14,10 +14,12 @@ from nanodet_jax import boxes, config
 from nanodet_jax.models.backbones.backbone import Backbone, architecture_of
 from nanodet_jax.models.guidance import GUIDANCE, Guidance, HeadFactory, NeckFactory
 from nanodet_jax.models.heads.nanodet_head import NanoDetHead
+from nanodet_jax.models.heads.pico_head import PicoHead
 from nanodet_jax.models.heads.simple_conv_head import SimpleConvHead
 from nanodet_jax.models.layers import ACTIVATIONS, BatchNorm, LayerFactory
 from nanodet_jax.models.necks.fpn import FPN, NanoDetFPN
 from nanodet_jax.models.necks.ghost_pan import GhostPAN
+from nanodet_jax.models.necks.lc_pan import LCPAN
 from nanodet_jax.models.necks.pan import PAN
 from nanodet_jax.models.necks.tan import TAN
 from nanodet_jax.models.padding import Padding
@@ -143,6 +145,15 @@ def _neck_factory(
                 norm=norm,
                 activation=activation,
             )
+        case "lc_pan":
+            return partial(
+                LCPAN,
+                channels=model.channels,
+                kernel_size=model.kernel_size,
+                extra_level=model.extra_level,
+                norm=norm,
+                activation=activation,
+            )
         case "tan":
             return partial(
                 TAN, model.channels, model.position_grid, norm, activation, dropout=train
@@ -167,6 +178,17 @@ def _head_factory(model: config.Model, norm: LayerFactory, padding: Padding) -> 
                 share_cls_reg=model.share_cls_reg,
                 reg_max=model.reg_max,
                 depthwise=model.depthwise_head,
+                activation=activation,
+                norm=norm,
+            )
+        case "pico":
+            return partial(
+                PicoHead,
+                num_classes=model.num_classes,
+                channels=model.channels,
+                kernel_size=model.kernel_size,
+                stacked_convs=model.stacked_convs,
+                reg_max=model.reg_max,
                 activation=activation,
                 norm=norm,
             )

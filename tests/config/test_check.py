@@ -119,6 +119,10 @@ CASES = {
         "config.training.init_weights='a.pth' includes a backbone; or remove init_weights to start "
         "from the classifier",
     ),
+    "an extra level of a neck without one": (
+        Config(model=Model(extra_level=True)),
+        "config.model.extra_level=True: needs model.neck=ghost_pan or lc_pan",
+    ),
     "a negative multiplier": (
         Config(training=Training(lr_multipliers=dataclasses.replace(Training().lr_multipliers,
                                                                     neck=-1.0))),

@@ -175,6 +175,29 @@ def test_names_of_nanodet_plus_match_the_original():
         torch_names.pytorch_name("params/guidance/other/kernel")
 
 
+def test_names_of_picodet_follow_paddledetection():
+    model = replace(coco.get_config("picodet-s_320").model, num_classes=2)
+    paths = torch_names.flatten(abstract_variables(build_model(model)))
+    names = {path: torch_names.pytorch_name(path) for path in paths}
+    assert len(set(names.values())) == len(names)
+    for path, name in {
+        "backbone/conv1/conv/kernel": "backbone.conv1.conv.weight",
+        "backbone/conv1/norm/scale": "backbone.conv1.bn.weight",
+        "backbone/block2_0/depthwise/kernel": "backbone.blocks2.0.dw_conv.conv.weight",
+        "backbone/block5_5/dwnorm/bias": "backbone.blocks5.5.dw_conv.bn.bias",
+        "backbone/block6_0/squeeze/reduce/kernel": "backbone.blocks6.0.se.conv1.weight",
+        "backbone/block6_1/squeeze/expand/bias": "backbone.blocks6.1.se.conv2.bias",
+        "backbone/block6_1/pointwise/kernel": "backbone.blocks6.1.pw_conv.conv.weight",
+        "backbone/block6_1/pwnorm/scale": "backbone.blocks6.1.pw_conv.bn.weight",
+        "neck/bottom_up_1_0/depthwise/kernel": "fpn.bottom_up_blocks.1.0.depthwise.weight",
+        "head/excite_3/gate/bias": "head.se.3.fc.bias",
+        "head/excite_0_conv/norm/bias": "head.se.0.conv.norm.bias",
+        "head/align_1_0/conv/kernel": "head.cls_align.1.dwconv.weight",
+        "head/align_1_1/norm/scale": "head.cls_align.1.bn2.weight",
+    }.items():
+        assert names[f"params/{path}"] == name
+
+
 def test_every_entry_of_nanodet_plus_is_converted_or_unused():
     manifest = json.loads(MANIFEST.read_text())["nanodet-plus-m"]
     model = coco.get_config("nanodet-plus-m_320").model

@@ -17,6 +17,7 @@ from nanodet_jax.models.layers import (
     upsample_2x,
 )
 from nanodet_jax.ops.max_pool import max_pool_3x3, reduce_window_max_pool, shifted_max_pool
+from tests.models.plain_layers import PlainLayers, drawn
 
 C = 3
 
@@ -221,3 +222,20 @@ def test_depthwise_separable_conv_equals_numpy():
     assert set(params["pointwise"]) == set(params["depthwise"]) == {"kernel"}
     given = jax.tree.map(np.float32, given)
     np.testing.assert_allclose(module.apply(given, x), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_separable_convolution_with_squeeze_and_excitation_equals_numpy():
+    class Layer(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            norm = partial(BatchNorm, use_running_average=True)
+            return DepthwiseSeparableConv(
+                5, norm, 3, 2, nn.hard_swish, squeeze_excite=True, name="layer"
+            )(x)
+
+    x = normal(2, 5, 6, 8)
+    given = drawn(jax.eval_shape(Layer().init, jax.random.key(0), x))
+    assert given["params"]["layer"]["squeeze"]["reduce"]["kernel"].shape == (1, 1, 8, 2)
+    expected = PlainLayers(given).separable(x, "layer", stride=2, squeeze_excite=True)
+    output = jax.jit(Layer().apply)(given, x)
+    np.testing.assert_allclose(output, expected, atol=1e-5 * np.abs(expected).max())

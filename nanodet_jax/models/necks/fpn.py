@@ -5,9 +5,8 @@ Lin et al., "Feature Pyramid Networks for Object Detection" (https://arxiv.org/a
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
-from nanodet_jax.models.layers import upsample_2x
+from nanodet_jax.models.layers import upsample_2x, upsample_nearest_2x
 from nanodet_jax.models.padding import NO_PADDING, Padding
 from nanodet_jax.ops.convolution import Conv
 
@@ -76,5 +75,4 @@ def _laterals(channels: int, features: list[jax.Array]) -> list[jax.Array]:
 
 def _nearest(x: jax.Array, height: int, width: int) -> jax.Array:
     """Double height and width by repeating pixels, and cut the result to the given size."""
-    doubled = jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
-    return doubled[:, :height, :width]
+    return upsample_nearest_2x(x)[:, :height, :width]

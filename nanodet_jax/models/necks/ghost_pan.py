@@ -1,9 +1,8 @@
 """GhostPAN, the neck of NanoDet-Plus: a PAN that fuses levels in ghost bottlenecks.
 
-PAN is from Liu et al. (https://arxiv.org/abs/1803.01534). Ghost modules are from Han et al.,
-"GhostNet: More Features from Cheap Operations" (https://arxiv.org/abs/1911.11907). Reproduces
-nanodet/model/fpn/ghost_pan.py and nanodet/model/backbone/ghostnet.py of
-https://github.com/RangiLyu/nanodet.
+Ghost modules are from Han et al., "GhostNet: More Features from Cheap Operations"
+(https://arxiv.org/abs/1911.11907). Reproduces nanodet/model/fpn/ghost_pan.py and
+nanodet/model/backbone/ghostnet.py of https://github.com/RangiLyu/nanodet.
 """
 
 import flax.linen as nn
@@ -21,6 +20,7 @@ from nanodet_jax.models.layers import (
     pytorch_uniform,
     upsample_2x,
 )
+from nanodet_jax.models.necks.path_aggregation import aggregate
 
 
 class GhostBottleneck(nn.Module):
@@ -97,19 +97,4 @@ class GhostPAN(nn.Module):
             )
             for i, x in enumerate(features)
         ]
-        levels = laterals.copy()
-        top = len(levels) - 1
-        # Top-down: fuse each level, upsampled, with the next finer one. Modules are numbered in the
-        # order in which they are applied.
-        for i in range(top, 0, -1):
-            levels[i - 1] = fuse(upsample_2x(levels[i]), levels[i - 1], f"top_down_{top - i}")
-        # Bottom-up: fuse each level, reduced by a strided convolution, with the next coarser one.
-        for i in range(top):
-            resized = reduce_2x(levels[i], f"downsample_{i}")
-            levels[i + 1] = fuse(resized, levels[i + 1], f"bottom_up_{i}")
-        # Extra level: reduce the coarsest lateral and the coarsest fused level, and add them.
-        if self.extra_level:
-            levels.append(
-                reduce_2x(laterals[-1], "extra_entry") + reduce_2x(levels[-1], "extra_last")
-            )
-        return levels
+        return aggregate(laterals, upsample_2x, fuse, reduce_2x, self.extra_level)

@@ -38,6 +38,8 @@ CHANNELS = {
     "resnet18": (128, 256, 512),
     "resnet50": (512, 1024, 2048),
     "resnet152": (512, 1024, 2048),
+    "pplcnet_x0_75": (96, 192, 384),
+    "pplcnet_x2_0": (256, 512, 1024),
 }
 # Parameters of torchvision's classifiers without their last layer.
 PARAMETERS = {
