@@ -79,10 +79,11 @@ def previous_leg(workdir: Path) -> Previous | None:
     except (UserError, OSError, ValueError, AttributeError) as error:
         distributed.say(f"note: {error}; the file will be rewritten")
         return None
-    return Previous(config, class_names, numbers[0], numbers[1], _read_names(workdir))
+    return Previous(config, class_names, numbers[0], numbers[1], read_names(workdir))
 
 
-def _read_names(workdir: Path) -> ImageNames | None:
+def read_names(workdir: Path) -> ImageNames | None:
+    """Return the names of the images of the last leg; None if they are missing or damaged."""
     try:
         content = read_json(workdir / DATA, DATA_LIMIT)
         names = ImageNames(content["train"], content["val"])
@@ -106,9 +107,15 @@ def check_same_run(
       UserError: naming the difference, and the flag that allows it if there is one.
     """
     saved = previous.config
+    fields = dict(configs.values_of(config.model, "config.model"))
+    different = [
+        (name, old, fields[name])
+        for name, old in configs.values_of(saved.model, "config.model")
+        if old != fields[name]
+    ]
     for what, old, new in (
         ("classes", previous.class_names, class_names),
-        ("config.model", saved.model, config.model),
+        *different,
         ("config.training.optimizer", saved.training.optimizer, config.training.optimizer),
         ("gradient clipping", saved.training.clip_norm > 0, config.training.clip_norm > 0),
         ("weight averaging", saved.training.ema_decay > 0, config.training.ema_decay > 0),
