@@ -14,6 +14,7 @@ from nanodet_jax.evaluation.evaluate import evaluate
 from nanodet_jax.files import make_folder
 from nanodet_jax.io.weights import MAX_INPUT_SIDE, load_config_of
 from nanodet_jax.terminal import say, say_lines
+from nanodet_jax.training.workdir import read_names
 
 # Upper bounds on fields of `data` in the config of weights. Only flags can exceed them.
 LIMITS = {"max_megapixels": MAX_MEGAPIXELS, "batch_size": 256, "workers": 64, "val_size": 100_000}
@@ -58,12 +59,15 @@ def run(args: argparse.Namespace, overrides: Sequence[str]) -> int:
     weights = args.weights or args.workdir
     if not weights or (args.weights and args.workdir):
         raise UserError("use either --workdir RUN or --weights FILE")
+    if args.workdir and not args.workdir.is_dir():
+        raise UserError(f"--workdir={args.workdir}: no such folder; use the workdir of a run")
     config, own = _config(args.config, weights, overrides)
     # A workdir may come from someone else: its eval/ must not be a link to another folder.
     default = args.workdir / "eval" if args.workdir else Path("runs/eval")
     out = args.out or make_folder(default)
     try:
-        metrics = evaluate(config, weights, out, args.evaluator or args.old_evaluator)
+        evaluator = args.evaluator or args.old_evaluator
+        metrics = evaluate(config, weights, out, evaluator, _trained_on(weights))
     except UserError as error:
         moved = _missing_paths(config) if own else ""
         if not moved:
@@ -86,6 +90,12 @@ def _config(name: str, weights: Path, overrides: Sequence[str]) -> tuple[Config,
     check(config)
     say(f"using the config of {weights}: {config.name}, data in {config.data.format} format")
     return config, True
+
+
+def _trained_on(weights: Path) -> set[str]:
+    """Return the names of the images that a run was trained but not validated on."""
+    names = read_names(weights) if weights.is_dir() else None
+    return set() if names is None else set(names.train) - set(names.val)
 
 
 def _within_limits(own: Config, weights: Path, overrides: Sequence[str]) -> Config:

@@ -86,6 +86,8 @@ def run(args: argparse.Namespace, _: Sequence[str]) -> int:
     If an error or Ctrl-C ends the command, the written files contain all results up to that point.
     """
     check_selection((), args.threshold, None, None)
+    if args.threshold < SCORE_THRESHOLD:
+        say(f"note: objects with a score of {SCORE_THRESHOLD} or less are never reported")
     listed = list_images(args.images, args.recursive, args.out)
     files = listed.files
     names = name_pictures(files)
@@ -122,7 +124,8 @@ def run(args: argparse.Namespace, _: Sequence[str]) -> int:
     _write(args.out, found, labels)
     count = len(files) - len(unreadable)
     more = f"; {len(unreadable)} of {len(files)} images could not be read" if unreadable else ""
-    say(f"{args.out} contains {count} pictures and {DETECTIONS}{more}")
+    pictures = "1 picture" if count == 1 else f"{count} pictures"
+    say(f"{args.out} contains {pictures} and {DETECTIONS}{more}")
     if labels:
         say(f"{labels.path} contains the labels of {count} images; {labels.next_step()}")
     _report_skipped(listed, unreadable, args.recursive)
@@ -143,7 +146,7 @@ def _draw(
     )
     shown = found[chosen]
     visualize.save_image(picture, shown.draw(pixels, draw_all=True))
-    counts = ", ".join(f"{count} {name}" for name, count in Counter(shown.names).items())
+    counts = ", ".join(f"{count} {name}" for name, count in sorted(Counter(shown.names).items()))
     if len(result):
         nothing = f"nothing above {args.threshold:g}; best {result.scores[0]:.2f}"
     else:

@@ -33,5 +33,6 @@ def run(args: argparse.Namespace, overrides: Sequence[str]) -> int:
     if distributed.is_writer():
         if metrics:
             say_lines(format_table(metrics))
-        say(f"{workdir} contains checkpoints, metrics.jsonl and pictures of detections")
+        pictures = "detections" if metrics else "a training batch"
+        say(f"{workdir} contains checkpoints, metrics.jsonl and pictures of {pictures}")
     return 0

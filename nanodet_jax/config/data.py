@@ -11,6 +11,7 @@ Cache = Literal["none", "ram", "device"]
 PixelStage = Literal["host", "device"]
 Validation = Literal["given", "none"]
 Resize = Literal["to_input", "short_side"]
+FILE_FIELDS = ("root", "train_images", "train_annotations", "val_images", "val_annotations")
 
 
 @dataclass(slots=True)
@@ -137,6 +138,14 @@ class Data(Section):
             self.val != "none" or self.val_fraction == 0,
             "splits off validation images, but data.val=none uses none; remove one of the two",
         )
+        if self.format == "shapes" and not self.sources:
+            for name in FILE_FIELDS:
+                fields.require(
+                    name,
+                    not getattr(self, name),
+                    "data.format=shapes reads no files; use --config voc, yolo or custom, or set "
+                    "data.format",
+                )
         self._check_names(fields)
         fields.require("max_unreadable", 0 <= self.max_unreadable <= 1, "must be between 0 and 1")
         fields.require(

@@ -76,7 +76,7 @@ class DeviceExamples:
         reduced = reduced_size(size, self._largest)
         from_canvas = matrix
         if reduced != size:
-            from_canvas = matrix @ transforms.from_reduced(size, reduced, pixel_indices)
+            from_canvas = matrix @ transforms.reduced_to_original(size, reduced, pixel_indices)
         shrunk, from_shrunk = transforms.resampling(from_canvas, reduced, pixel_indices)
         return RawBatch(
             canvases=np.asarray(index, np.int32) if self._stored else decode(record),

@@ -42,7 +42,7 @@ class Fault(UserError):
         self.kind, self.tolerated = kind, tolerated
 
 
-# Advice on data without validation images, appended to errors about a missing split.
+# Advice for datasets without validation images, used in errors about a missing split.
 NO_VALIDATION = (
     "split some off the training images with --config.data.val_fraction=0.1, or train without "
     "validation with --config.data.val=none"

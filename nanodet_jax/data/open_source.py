@@ -46,9 +46,9 @@ def open_source(
     data = config.data
     if split == "val" and data.val == "none":
         raise UserError(
-            "config.data.val=none: there are no validation images; use the dataset's own with "
-            "--config.data.val=given, or also set --config.data.val_fraction=0.1 to split some off "
-            "the training images"
+            "config.data.val=none: there are no validation images; set --config.data.val=given to "
+            "use those of the dataset, and --config.data.root=FOLDER for another dataset; images "
+            "that were trained on give an AP that is too high"
         )
     read = "train" if data.val_fraction else split
 

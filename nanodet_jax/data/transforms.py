@@ -271,14 +271,14 @@ def normalize(
     return out
 
 
-def from_reduced(
-    image_size: tuple[int, int], reduced: tuple[int, int], pixel_indices: bool
+def reduced_to_original(
+    image_size: tuple[int, int], reduced_size: tuple[int, int], pixel_indices: bool
 ) -> np.ndarray:
     """Return the matrix [3, 3] float64 from a reduced image to the original one.
 
     `pixel_indices` is explained in `warp_image`.
     """
-    matrix = scaling(image_size[1] / reduced[1], image_size[0] / reduced[0])
+    matrix = scaling(image_size[1] / reduced_size[1], image_size[0] / reduced_size[0])
     return translation(-0.5, -0.5) @ matrix @ translation(0.5, 0.5) if pixel_indices else matrix
 
 

@@ -1,7 +1,7 @@
 """Run a detector on a dataset, and compute COCO's metrics."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from importlib import metadata
@@ -22,6 +22,7 @@ from nanodet_jax.data.split import read_split
 from nanodet_jax.errors import UserError
 from nanodet_jax.evaluation import coco_metrics
 from nanodet_jax.files import make_folder, write_json
+from nanodet_jax.inference.postprocess import SCORE_THRESHOLD
 from nanodet_jax.inference.predict import Detect, detect_batches, make_detect
 from nanodet_jax.io.weights import Weights, load_weights
 from nanodet_jax.models.fuse import build_fused
@@ -112,6 +113,8 @@ def run_evaluation(
             detected.labels,
             source.categories,
         )
+    if not results and distributed.is_writer():
+        say(f"note: no detections above a score of {SCORE_THRESHOLD}; train longer")
     truncated = [source[i].name for i, detected in detections.items() if detected.truncated]
     if truncated and distributed.is_writer():
         say(
@@ -180,6 +183,7 @@ def evaluate(
     weights: str | Path,
     out: str | Path,
     evaluator: coco_metrics.Evaluator | None = None,
+    trained_on: Collection[str] = (),
 ) -> dict[str, Any]:
     """Evaluate weights on the validation split of `config.data`, and write the results.
 
@@ -191,6 +195,8 @@ def evaluate(
       weights: a file, a workdir or a name, as for `load_weights`.
       out: folder for `metrics.json`, `detections.json` and `pictures/`.
       evaluator: as for `coco_metrics.choose_evaluator`.
+      trained_on: names of the images that the weights were trained on. If any of them are
+        evaluated, a note says so.
 
     Returns:
       The content of `metrics.json`: the metrics of `coco_metrics.coco_metrics`, and `evaluator`,
@@ -217,6 +223,12 @@ def evaluate(
         value, trained = (_field(c, name) for c in (config, loaded.config))
         if value != trained:
             say(f"note: config.{name}={value}, but the weights were trained with {trained}")
+    seen = set(trained_on).intersection(source.name(index) for index in range(len(source)))
+    if seen:
+        say(
+            f"note: {len(seen)} of the {len(source)} images have the name of a training image of "
+            f"{weights}, such as {min(seen)}; if they are the same images, the AP is too high"
+        )
     network, variables = build_fused(loaded.config.model, config.precision, loaded.variables)
     detect = make_detect(network)
     with reporting_out_of_memory(config, training=False):

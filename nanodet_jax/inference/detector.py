@@ -56,6 +56,8 @@ class Detector:
         Raises:
           UserError: if `max_megapixels` is not positive.
         """
+        if not isinstance(weights, Weights):
+            raise UserError(f"weights {describe(weights)}; use Detector.load for a file or workdir")
         self.config: Config = weights.config
         if max_megapixels is None:
             max_megapixels = min(weights.config.data.max_megapixels, MAX_MEGAPIXELS)

@@ -165,7 +165,7 @@ class _Bar:
         self._shown: Progress | None = None
 
     def update(self, n: int) -> None:
-        """Count more bytes. pooch passes the size of whole chunks, and at the end the total."""
+        """Count `n` more bytes. For the last, shorter chunk, pooch also passes the full size."""
         if self._shown is None:
             self._shown = self._stack.enter_context(progress(self.total, self._what, BYTES))
         self._shown.update(min(n, self.total - self._shown.n) if self.total else n)

@@ -115,10 +115,10 @@ class LoadReport(NamedTuple):
         def names(group: list[str]) -> str:
             return f"{len(group)}" + (f" ({join_first(group)})" if group else "")
 
-        return (
-            f"loaded {len(self.kept)} entries, and the box rows of {names(self.box_rows)}; "
-            f"new: {names(self.new)}"
-        )
+        text = f"loaded {len(self.kept)} arrays"
+        if self.box_rows:
+            text += f", and only the rows for boxes of {names(self.box_rows)}"
+        return text + (f"; not loaded: {names(self.new)}" if self.new else "")
 
 
 def pytorch_name(path: str) -> str:

@@ -28,6 +28,7 @@ ABOUT = "about.json"  # in a .npz file, and next to checkpoints: the config and 
 ABOUT_LIMIT = 4 << 20  # bytes; enough for 20 thousand of the longest class names
 # Weights, possibly from an untrusted source, define the input size, and memory grows with it.
 # Prediction at 2048 x 2048 takes up to 2 GB. Only the caller can raise the limit.
+MODEL_ZOO = "https://github.com/RangiLyu/nanodet#model-zoo"
 MAX_INPUT_SIDE = 2048  # pixels
 BYTES_PER_PIXEL = 512  # of the features at the largest input; 80 classes take about 130
 PYTORCH_SUFFIXES = (".pth", ".pt", ".ckpt")
@@ -79,13 +80,21 @@ def _find(path: str | Path) -> tuple[Path, str]:
     except (OSError, RuntimeError) as error:  # the name is too long, or ~user does not exist
         raise UserError(f"{path}: cannot be read: {error}") from error
     name = str(path)
+    if name in pretrained.BACKBONES:
+        raise UserError(
+            f"{name}: weights of a classifier, not of a detector; use one of "
+            f"{', '.join(pretrained.DETECTORS)}"
+        )
     if name in pretrained.ADDRESSES:
         return pretrained.download(name), name
     is_name = path.name == name and path.suffix not in SUFFIXES
-    meant = did_you_mean(name, pretrained.ADDRESSES) if is_name else ""
+    detectors = pretrained.ADDRESSES.keys() - pretrained.BACKBONES.keys()
+    meant = did_you_mean(name, detectors) if is_name else ""
+    of_original = name.startswith("nanodet-m") and path.suffix in PYTORCH_SUFFIXES
+    where = f"; {MODEL_ZOO} links to the files of the original" if of_original else ""
     raise UserError(
         f"{path}: no such weights;{meant} use a .pth, .ckpt or .npz file, a workdir, or the name "
-        "of published weights"
+        f"of published weights{where}"
     )
 
 

@@ -77,7 +77,10 @@ class MetricLogger:
                         kept.write(line)
         except FileNotFoundError:
             return
-        except (OSError, ValueError) as error:
+        except OSError as error:
+            reason = error.strerror or error
+            raise UserError(f"{self._path}: {reason}; move this file elsewhere") from error
+        except ValueError as error:
             raise UserError(f"{self._path}: {error}; move this file elsewhere") from error
         if damaged:
             terminal.say(f"note: {self._path}: removed {damaged} damaged line(s)")

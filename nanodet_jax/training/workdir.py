@@ -1,4 +1,4 @@
-"""Workdir of a run: whether it can be resumed with a config and data, and what has changed."""
+"""Check whether the run in a workdir can be resumed, and describe what has changed."""
 
 import hashlib
 import json
@@ -25,7 +25,7 @@ SAME_DATA = 0.5  # data with fewer of the previous training images, as a fractio
 IGNORED_FIELDS = ("config.training.resume", "config.distributed.process_index")
 
 
-class DataNames(NamedTuple):
+class ImageNames(NamedTuple):
     """Names of the training and validation images of a leg."""
 
     train: list[str]
@@ -45,7 +45,7 @@ class Previous(NamedTuple):
     class_names: tuple[str, ...]
     steps_per_epoch: int  # 0 = unknown: the run was started by an earlier version
     offset: int  # see `RunLength`
-    names: DataNames | None  # None if unknown
+    names: ImageNames | None  # None if unknown
 
 
 def has_checkpoint(workdir: Path) -> bool:
@@ -53,9 +53,9 @@ def has_checkpoint(workdir: Path) -> bool:
     return bool(saved_steps(workdir / CHECKPOINTS))
 
 
-def image_names(train: Source, val: Source | None) -> DataNames:
+def image_names(train: Source, val: Source | None) -> ImageNames:
     """Return the names of all images."""
-    return DataNames(*(
+    return ImageNames(*(
         [] if source is None else [source.name(index) for index in range(len(source))]
         for source in (train, val)
     ))  # fmt: skip
@@ -79,13 +79,14 @@ def previous_leg(workdir: Path) -> Previous | None:
     except (UserError, OSError, ValueError, AttributeError) as error:
         distributed.say(f"note: {error}; the file will be rewritten")
         return None
-    return Previous(config, class_names, numbers[0], numbers[1], _read_names(workdir))
+    return Previous(config, class_names, numbers[0], numbers[1], read_names(workdir))
 
 
-def _read_names(workdir: Path) -> DataNames | None:
+def read_names(workdir: Path) -> ImageNames | None:
+    """Return the names of the images of the last leg; None if they are missing or damaged."""
     try:
         content = read_json(workdir / DATA, DATA_LIMIT)
-        names = DataNames(content["train"], content["val"])
+        names = ImageNames(content["train"], content["val"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
     known = all(isinstance(part, list) and all(isinstance(name, str) for name in part)
@@ -98,7 +99,7 @@ def check_same_run(
     previous: Previous,
     config: Config,
     class_names: tuple[str, ...],
-    names: DataNames,
+    names: ImageNames,
 ) -> None:
     """Check that a run can be resumed with this config and data.
 
@@ -106,9 +107,15 @@ def check_same_run(
       UserError: naming the difference, and the flag that allows it if there is one.
     """
     saved = previous.config
+    fields = dict(configs.values_of(config.model, "config.model"))
+    different = [
+        (name, old, fields[name])
+        for name, old in configs.values_of(saved.model, "config.model")
+        if old != fields[name]
+    ]
     for what, old, new in (
         ("classes", previous.class_names, class_names),
-        ("config.model", saved.model, config.model),
+        *different,
         ("config.training.optimizer", saved.training.optimizer, config.training.optimizer),
         ("gradient clipping", saved.training.clip_norm > 0, config.training.clip_norm > 0),
         ("weight averaging", saved.training.ema_decay > 0, config.training.ema_decay > 0),
@@ -186,7 +193,7 @@ def changes(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
 
 
 def describe_changes(
-    fields: dict[str, tuple[Any, Any]], before: DataNames | None, after: DataNames
+    fields: dict[str, tuple[Any, Any]], before: ImageNames | None, after: ImageNames
 ) -> Iterator[str]:
     """Yield a line for each field and each split of the data that differs from the last leg."""
     for name, (old, new) in fields.items():

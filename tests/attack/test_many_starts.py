@@ -21,7 +21,7 @@ def test_twenty_simultaneous_starts_leave_the_workdir_of_one_run(tmp_path):
     assert set(statuses) <= {0, 2} and 0 in statuses
     busy = f"error: {shared}: in use by another run; wait until it ends"
     assert said.count(busy) == said.count("error: ") == statuses.count(2)
-    assert said.count("; resuming at step 24") == statuses.count(0) - 1
+    assert said.count(": already finished at step 24 of 24; ") == statuses.count(0) - 1
     assert difference(shared, alone) == ""
     names = [sorted(path.name for path in each.iterdir()) for each in (shared, alone)]
     assert names[0] == names[1]

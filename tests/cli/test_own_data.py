@@ -68,6 +68,12 @@ def test_data_without_validation_trains_to_a_last_checkpoint(command, tmp_path):
     assert code == 0
     assert "config.data.val=none: no evaluation; the last checkpoint is the result" in output
     assert "Average precision" not in output
+    assert output.endswith("checkpoints, metrics.jsonl and pictures of a training batch\n")
     code, output = command("eval", *flags, "--config.data.val=none")
     assert code == 2
-    assert "config.data.val=none: there are no validation images" in output
+    assert "config.data.val=none: there are no validation images; set" in output
+    # The run was trained on all images, and so on these.
+    code, output = command("eval", *flags, "--config.data.val_fraction=0.25")
+    assert code == 0
+    assert "note: 4 of the 4 images have the name of a training image of " in output
+    assert "if they are the same images, the AP is too high" in output

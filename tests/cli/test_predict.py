@@ -96,7 +96,7 @@ def test_predict_reads_every_format_of_opencv_with_a_header(predict, tmp_path, s
     ("scores", "line"),
     [
         ((0.254, 0.2, 0.1), "nothing above 0.35; best 0.25"),
-        ((0.9, 0.5, 0.375), "1 dog, 1 cat"),
+        ((0.9, 0.5, 0.375), "1 cat, 1 dog"),
     ],
 )
 def test_predict_prints_the_best_score_of_an_image_without_objects(predict, photos, scores, line):
@@ -115,6 +115,13 @@ def test_predict_without_any_detection_prints_the_limit_of_the_network(
     monkeypatch.setattr(Detector, "detect_one", nothing)
     _, lines = predict(photos / "a.png", "--threshold=0.5")
     assert lines[0] == f"{photos / 'a.png'}: nothing above 0.05"
+
+
+def test_threshold_below_that_of_the_network_prints_a_note(predict, photos):
+    code, lines = predict(photos / "a.png", "--threshold=0.01")
+    assert code == 0
+    assert lines[0] == "note: objects with a score of 0.05 or less are never reported"
+    assert lines[-1] == "predictions contains 1 picture and detections.json"
 
 
 def test_threshold_outside_0_to_1_is_an_error(predict, photos):

@@ -309,7 +309,7 @@ def test_eval_needs_exactly_one_of_workdir_and_weights(command, tmp_path):
         code, _, error = command("eval", *given, out)
         assert_one_line(code, error, "--workdir")
     code, _, error = command("eval", f"--workdir={tmp_path / 'nope'}", out)
-    assert_one_line(code, error, f"{tmp_path / 'nope'}")
+    assert_one_line(code, error, f"--workdir={tmp_path / 'nope'}: no such folder")
     assert not list(tmp_path.iterdir())
 
 

@@ -93,6 +93,11 @@ def test_flag_with_a_choice_is_parsed(name, value):
 
 
 CASES = {
+    "a folder for drawn shapes": (
+        Config(data=Data(format="shapes", root="mine")),
+        "config.data.root='mine': data.format=shapes reads no files; use --config voc, yolo or "
+        "custom, or set data.format",
+    ),
     "a batch for fewer devices": (
         Config(data=Data(batch_size=7)),
         "config.data.batch_size=7: must be divisible by the number of devices, 2, times "

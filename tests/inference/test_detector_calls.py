@@ -24,6 +24,11 @@ def sizes_of(results):
     return [found.size for found in results]
 
 
+def test_path_in_place_of_weights_is_refused():
+    with pytest.raises(UserError, match=r"weights .*; use Detector\.load for a file or workdir"):
+        module.Detector("runs/mine")
+
+
 def test_one_image_of_any_kind_gives_one_result(detector, tmp_path):
     image = noise(40, 50)
     path = tmp_path / "a.png"

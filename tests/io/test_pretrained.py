@@ -378,11 +378,18 @@ def test_existing_path_wins_over_a_name(publish, server, folder, content):
     assert not server.requests
 
 
+def test_classifier_is_not_downloaded_as_a_detector(folder):
+    with pytest.raises(UserError, match=r"^resnet18: weights of a classifier, not of a detector; "):
+        weights.load_weights("resnet18")
+    with pytest.raises(UserError, match=r"; https://\S+ links to the files of the original$"):
+        weights.load_weights("nanodet-m_320.pth")
+
+
 @pytest.mark.parametrize(
     ("given", "meant"),
     [
         ("nanodet-plus-m320", " did you mean nanodet-plus-m_320?"),
-        ("resnet-50", " did you mean resnet50?"),
+        ("resnet-50", ""),  # a classifier
         ("nanodet-plus-m_320.pth", ""),  # a missing file
         ("runs/nanodet-plus-m_320", ""),
         ("mine", ""),

@@ -283,7 +283,7 @@ def test_checkpoint_saved_while_the_next_run_starts_is_resumed(
 
 
 OTHERS = {
-    "config.model": lambda config: setattr(config.model, "channels", 64),
+    "config.model.channels 32, not 64;": lambda config: setattr(config.model, "channels", 64),
     "config.training.optimizer": lambda config: setattr(config.training, "optimizer", "sgd"),
     "weight averaging": lambda config: setattr(config.training, "ema_decay", 0.99),
     "gradient clipping": lambda config: setattr(config.training, "clip_norm", 0.0),

@@ -14,7 +14,7 @@ from nanodet_jax import train_and_evaluate
 from nanodet_jax.evaluation.coco_metrics import to_json
 from nanodet_jax.io.torch_names import flatten
 from nanodet_jax.training.metric_logger import MetricLogger
-from tests.runs import final_state, journal
+from tests.runs import SHALLOW_TRAIN, final_state, journal
 from tests.runtime.test_distributed import finish, free_port, start
 from tests.tools.many_devices import differences, worst
 from tests.training.test_loop import signal_at
@@ -52,7 +52,7 @@ def config_with(settings):
 
 
 def start_processes(workdir, settings, count):
-    """Start `train.py` once for each process."""
+    """Start a process of `train.py` several times, with the shallow backbone of these tests."""
     given = settings | {
         "distributed.coordinator": f"127.0.0.1:{free_port()}",
         "distributed.num_processes": count,
@@ -61,7 +61,12 @@ def start_processes(workdir, settings, count):
     flags = [f"--config.{name}={value}" for name, value in plain.items()]
     return [
         start(
-            ["train.py", f"--workdir={workdir}", f"--config.distributed.process_index={i}", *flags]
+            [
+                SHALLOW_TRAIN,
+                f"--workdir={workdir}",
+                f"--config.distributed.process_index={i}",
+                *flags,
+            ]
         )
         for i in range(count)
     ]
