@@ -52,7 +52,7 @@ def read_split(
     """
     file, folder, content = _find_description(root, follow_links)
     names = _read_names(content, file)
-    bases = _read_bases(content, file)
+    bases = _read_base_folders(content, file)
     found: dict[str, Path] = {}
     searched: set[str] = set()  # folders whose images all belong to the split
     for entry in _read_entries(content, split, file):
@@ -147,7 +147,7 @@ def _read_names(content: dict[Any, Any], file: Path) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _read_bases(content: dict[Any, Any], file: Path) -> tuple[str, ...]:
+def _read_base_folders(content: dict[Any, Any], file: Path) -> tuple[str, ...]:
     """Return the folders that paths are relative to, in the order they are tried."""
     path = content.get("path") or ""
     if not isinstance(path, str):
