@@ -169,5 +169,5 @@ def test_open_source_without_validation_says_how_to_get_it():
     config = Config()
     config.data = Data(format="shapes", val="none")
     assert len(open_source(config, "train")) == 4000
-    with pytest.raises(UserError, match=r"val=none: .*=given, .*--config\.data\.val_fraction"):
+    with pytest.raises(UserError, match=r"val=none: .*=given .*--config\.data\.root=FOLDER"):
         open_source(config, "val")

@@ -358,7 +358,9 @@ def test_brief_finds_problems_of_annotations_without_images(drawn):
         "reached -> --config.training.warmup_steps=3, or more epochs"
     )
     assert longer[1:3] == [absent, rare] and "is small at the input of 64 x 64" in longer[-1]
-    assert lines("--config.data.format=shapes") == []
+    files = ("train_images", "train_annotations", "val_images", "val_annotations")
+    no_files = [f"--config.data.{name}=" for name in files]
+    assert lines("--config.data.format=shapes", *no_files) == []
 
 
 def test_doctor_finds_each_kind_of_fault_of_voc(tmp_path, capsys):
