@@ -38,7 +38,7 @@ def correct_yolo(
         def on_fault(fault: Fault, changes: Changes = changes) -> None:
             changes[MISSING if fault.kind is FaultKind.MISSING else UNUSABLE] += 1
 
-        names, images = read_split(root, split, follow_links, on_fault)
+        names, _, images = read_split(root, split, follow_links, on_fault)
         for image in track(images, len(images), f"correcting {split}", "images"):
             copy_image(image.file, out / image.name)
             if image.labels is not None:
