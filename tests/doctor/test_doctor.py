@@ -389,11 +389,14 @@ def test_brief_finds_problems_of_annotations_without_images(drawn):
     assert absent.startswith("note: no training boxes for 1 of 4 classes: square; validation has")
     assert rare.startswith("note: classes with fewer than 50 training boxes: circle (")
     longer = lines("--config.training.warmup_steps=60", "--config.input_size=64,64")
-    assert longer[0] == (
+    assert longer[1] == (
         "note: the warm-up takes 60 of the 60 steps of the run: the full learning rate is never "
         "reached -> --config.training.warmup_steps=3, or more epochs"
     )
-    assert longer[1:3] == [absent, rare] and "is small at the input of 64 x 64" in longer[-1]
+    assert [longer[0], longer[2]] == [
+        absent,
+        rare,
+    ] and "is small at the input of 64 x 64" in longer[-1]
     assert lines("--config.data.format=shapes") == []
 
 

@@ -93,7 +93,7 @@ def read_split(root: Path, split: str, follow_links: bool, on_fault: OnFault) ->
         raise UserError(f"{file}: {split}: no images found ({', '.join(SUFFIXES)})")
     images = _with_labels(found, folder, file, on_fault)
     if images and all(image.labels is None for image in images):
-        expected = folder.path / _label_name(images[0].name)
+        expected = folder.path / label_name(images[0].name)
         found_none = f"none of the {len(images)} images has a label file"
         raise UserError(f"{file}: {split}: {found_none}; expected {expected} for the first")
     for name in sorted(searched):
@@ -270,7 +270,7 @@ def _with_labels(
     images = []
     for id, name in enumerate(sorted(found), start=1):
         try:
-            labels = folder.find(_label_name(name), f"{file}: image {name}")
+            labels = folder.find(label_name(name), f"{file}: image {name}")
         except Fault as fault:
             on_fault(fault)
             continue
@@ -278,7 +278,8 @@ def _with_labels(
     return images
 
 
-def _label_name(image: str) -> str:
+def label_name(image: str) -> str:
+    """Return the name of the label file of an image, both relative to the dataset."""
     labels = "/labels/".join(f"/{image}".rsplit("/images/", 1))[1:]
     return os.path.splitext(labels)[0] + ".txt"
 
@@ -289,7 +290,7 @@ def _is_image(name: str) -> bool:
 
 def _report_orphans(folder: Folder, images: str, on_fault: OnFault) -> None:
     """Report label files whose image is missing from the folder `images`."""
-    labels = os.path.dirname(_label_name(f"{images}/x"))
+    labels = os.path.dirname(label_name(f"{images}/x"))
     try:
         path = folder.find(labels, images)
     except Fault:  # reported with the images
