@@ -46,12 +46,21 @@ def test_layout_that_is_unknown_is_an_error_with_the_fix(tmp_path):
     with pytest.raises(UserError) as caught:
         find_split(tmp_path, "val")
     assert str(caught.value) == (
-        f"{tmp_path}: no COCO annotations for val in this folder, such as "
-        "train/_annotations.coco.json (Roboflow), annotations/instances_train2017.json (COCO), "
-        "annotations/instances_default.json (CVAT), result.json (Label Studio), train.json; "
+        f"{tmp_path}: no COCO annotations for val in this folder; "
         "split some off the training images with --config.data.val_fraction=0.1, or train without "
         "validation with --config.data.val=none, or set config.data.val_images and "
         "config.data.val_annotations"
+    )
+    assert caught.value.kind is FaultKind.NO_VALIDATION
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "result.json").unlink()
+    with pytest.raises(UserError) as caught:
+        find_split(tmp_path / "empty", "train")
+    assert str(caught.value) == (
+        f"{tmp_path / 'empty'}: no COCO annotations for train in this folder, such as "
+        "train/_annotations.coco.json (Roboflow), annotations/instances_train2017.json (COCO), "
+        "annotations/instances_default.json (CVAT), result.json (Label Studio), train.json; "
+        "set config.data.train_images and config.data.train_annotations"
     )
 
 
