@@ -1,8 +1,10 @@
 """Locations of the images and annotations of a split, in the usual layouts of COCO datasets."""
 
+import os
 from pathlib import Path
 
 from nanodet_jax.data.faults import NO_VALIDATION, Fault, FaultKind
+from nanodet_jax.data.image_files import SUFFIXES
 from nanodet_jax.data.sources.other_layouts import advise_root, coco_files, require_folder
 from nanodet_jax.errors import UserError
 
@@ -39,7 +41,11 @@ def _find_file(root: Path, split: str) -> Path | None:
 
 
 def _find_image_folder(root: Path, file: Path) -> Path:
-    """Return the folder that the names in an annotation file are relative to."""
+    """Return the folder that the names in an annotation file are relative to.
+
+    Raises:
+      UserError: if `root` is the folder of the annotations, without images.
+    """
     if file.name in ("_annotations.coco.json", "result.json"):
         return file.parent  # file names from Label Studio start with images/
     subset = file.stem.removeprefix("instances_")
@@ -47,4 +53,9 @@ def _find_image_folder(root: Path, file: Path) -> Path:
     for name in (subset, f"images/{subset}", year, f"images/{year}", "images"):
         if (root / name).is_dir():
             return root / name
+    has_images = any(name.lower().endswith(SUFFIXES) for name in os.listdir(root))
+    if root.name == "annotations" and not has_images:
+        raise UserError(
+            f"{root}: has annotations but no images; use --config.data.root={root.parent}"
+        )
     return root

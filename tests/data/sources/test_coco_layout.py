@@ -30,6 +30,17 @@ LAYOUTS = {
 }
 
 
+def test_folder_of_annotations_as_root_names_the_folder_above(tmp_path):
+    root = tmp_path / "annotations"
+    root.mkdir()
+    (root / "instances_train2017.json").write_text("{}")
+    with pytest.raises(UserError, match="has annotations but no images; use ") as caught:
+        find_split(root, "train")
+    assert str(caught.value).endswith(f"--config.data.root={tmp_path}")
+    (root / "a.JPG").touch()
+    assert find_split(root, "train") == (root, root / "instances_train2017.json")
+
+
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_layout_of_coco_is_found(name, tmp_path):
     images, split = LAYOUTS[name]
