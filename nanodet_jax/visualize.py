@@ -136,7 +136,7 @@ def draw_detections(
     for rectangle, color in reversed(drawn):  # the best detection last, on top
         cv2.rectangle(picture, rectangle[:2], rectangle[2:], color, style.line)
     for name in names:  # after all boxes, so that no line crosses a name
-        _write(picture, name, style)
+        _draw_label(picture, name, style)
     return picture
 
 
@@ -172,7 +172,7 @@ def draw_ground_truth(
             text = _drawable(class_names[label], label)
             names += _place(text, WHITE, rectangle, names, picture, style)
     for name in names:
-        _write(picture, name, style)
+        _draw_label(picture, name, style)
     return picture
 
 
@@ -329,7 +329,7 @@ def _overlap(a: _Label, b: _Label) -> bool:
     return a.left < b.right and b.left < a.right and a.top < b.bottom and b.top < a.bottom
 
 
-def _write(image: np.ndarray, label: _Label, style: _Style) -> None:
+def _draw_label(image: np.ndarray, label: _Label, style: _Style) -> None:
     image[label.top : label.bottom, label.left : label.right] = label.color
     blue, green, red = label.color
     brightness = 0.114 * blue + 0.587 * green + 0.299 * red

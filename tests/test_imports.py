@@ -20,7 +20,7 @@ LAYERS = (
     {"evaluation"},
     {"training"},
     {"cli"},
-    {""},  # nanodet_jax/__init__.py
+    {"", "__main__"},  # "": nanodet_jax/__init__.py
 )
 
 

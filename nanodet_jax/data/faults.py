@@ -15,6 +15,7 @@ class FaultKind(StrEnum):
 
     CONFIG = "config values that do not fit the data"
     FILE = "unusable annotation files"
+    NO_VALIDATION = "no validation images"
     PATH = "paths outside the dataset"
     MISSING = "missing images"
     UNREADABLE = "unreadable images"

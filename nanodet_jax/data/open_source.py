@@ -19,6 +19,7 @@ from nanodet_jax.data.sources.voc import VocSource, require_voc_class_names, voc
 from nanodet_jax.data.sources.yolo import YoloSource
 from nanodet_jax.data.split import split_source
 from nanodet_jax.errors import UserError
+from nanodet_jax.terminal import say
 
 
 def open_source(
@@ -37,7 +38,8 @@ def open_source(
       split: "train" or "val".
       on_fault: called for each fault.
       validation: with `val_fraction`, names of the validation images, as `read_split` returns
-        them; if None, they are chosen now.
+        them; if None, they are chosen now. If none of the images has one of the names, the data is
+        another dataset, and all of it is the split "val".
 
     Raises:
       UserError: if a path is not set, a class does not occur in the data, or the split is empty or
@@ -67,6 +69,15 @@ def open_source(
     exclude_empty = data.exclude_empty_classes and read == "train"
     source = select_classes(source, data, exclude_empty, other_split)
     if data.val_fraction:
+        is_known = validation is None or any(
+            source.name(index) in validation for index in range(len(source))
+        )
+        if split == "val" and not is_known:
+            say(
+                f"note: none of the {len(source)} images is a validation image of this run: using "
+                "all of them"
+            )
+            return source
         train, val = split_source(source, data, validation)
         return train if split == "train" else val
     return source

@@ -77,6 +77,12 @@ def split_source(source: Source, data: Data, kept: set[str] | None) -> tuple[Sou
     else:
         chosen = {index for index in range(len(source)) if source[index].name in kept}
     rest = [index for index in range(len(source)) if index not in chosen]
+    if kept is not None and not chosen:
+        raise UserError(
+            f"config.data.val_fraction={data.val_fraction:g}: none of the {len(source)} images is "
+            f"a validation image in the {SPLIT} of this run; use a different --workdir for "
+            "different data"
+        )
     if not chosen or not rest:
         raise UserError(
             f"config.data.val_fraction={data.val_fraction:g}: splits {len(source)} images into "

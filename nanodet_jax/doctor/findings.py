@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from nanodet_jax.config import Config
-from nanodet_jax.data.faults import Fault, FaultKind
+from nanodet_jax.data.faults import NO_VALIDATION, Fault, FaultKind
 from nanodet_jax.data.records import Record
 from nanodet_jax.data.run_length import run_length
 from nanodet_jax.doctor.geometry import Objects
@@ -66,14 +66,15 @@ NOTHING_LOST = Lost()
 FIXES = {
     FaultKind.CONFIG: "set the field as the message says",
     FaultKind.FILE: "correct the file or the path in config.data",
+    FaultKind.NO_VALIDATION: NO_VALIDATION,
     FaultKind.PATH: "use paths inside the folder; config.data.follow_links=True allows links",
     FaultKind.MISSING: "add the images, or remove their annotations",
     FaultKind.UNREADABLE: "replace the images, or remove them from the annotations",
     FaultKind.SIZE: "correct width and height, or save the images upright; otherwise boxes are "
     "misplaced",
     FaultKind.IDS: "give each image and annotation a unique integer id; refer to existing ids",
-    FaultKind.CLASSES: "list the class (categories in COCO, names in YOLO, config.data.classes) or "
-    "correct its name",
+    FaultKind.CLASSES: "list the class (categories in COCO, names or classes.txt in YOLO, "
+    "config.data.classes) or correct its name",
     FaultKind.NUMBERS: "correct or delete the annotation",
     FaultKind.INVERTED: "swap the corners, or delete the box",
     FaultKind.OUTSIDE: "clip the boxes to their image; often they were drawn at another resolution",
@@ -138,7 +139,7 @@ def of_faults(faults: Sequence[Fault], split: str, images: int, config: Config) 
             Finding(
                 SEVERITIES.get(kind, severity),
                 kind.name.lower(),
-                f"{kind} in {split}: {len(messages)}",
+                kind if kind is FaultKind.NO_VALIDATION else f"{kind} in {split}: {len(messages)}",
                 FIXES[kind],
                 split,
                 len(messages),
@@ -161,16 +162,15 @@ def of_schedule(config: Config, train_images: int, lost: Lost = NOTHING_LOST) ->
     steps = run_length(config, images).total_steps
     found = []
     if training.warmup_steps > LONG_WARMUP * steps:
-        endless = training.warmup_steps >= steps
-        found.append(
-            Finding(
-                Severity.SERIOUS if endless else Severity.COSTLY,
-                "warmup",
-                f"the warm-up takes {training.warmup_steps} of the {steps} steps of the run"
-                + (": the full learning rate is never reached" if endless else ""),
-                f"--config.training.warmup_steps={max(steps // 20, 1)}, or more epochs",
-            )
-        )
+        title = f"the warm-up takes {training.warmup_steps} of the {steps} steps of the run"
+        if training.warmup_steps > steps:
+            warmup = f"the warm-up ({training.warmup_steps} steps)"
+            title = f"{warmup} is longer than the run ({steps} steps)"
+        if training.warmup_steps >= steps:
+            title += ": the full learning rate is never reached"
+        length = "steps" if training.steps else "epochs"
+        fix = f"--config.training.warmup_steps={max(steps // 20, 1)}, or more {length}"
+        found.append(Finding(Severity.COSTLY, "warmup", title, fix))
     if config.training.eval_every > training.epochs and not training.steps:
         every = f"config.training.eval_every={training.eval_every}"
         title = f"{every} exceeds the {training.epochs} epochs: only the last step is evaluated"
@@ -255,13 +255,16 @@ def of_duplicates(pairs: Sequence[str], val_images: int) -> list[Finding]:
     if not pairs:
         return []
     many = len(pairs) > MANY_DUPLICATES * val_images
+    fix = "remove them from one of the splits"
+    if len(pairs) >= val_images:
+        fix += ", or split validation images off with --config.data.val_fraction=0.1"
     return [
         Finding(
             Severity.SERIOUS if many else Severity.COSTLY,
             "images_in_both_splits",
             f"{len(pairs)} of {val_images} validation images are also training images: AP is "
             "too high",
-            "remove them from one of the splits",
+            fix,
             "val",
             len(pairs),
             tuple(pairs),

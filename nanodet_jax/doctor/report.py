@@ -23,6 +23,7 @@ from nanodet_jax.doctor.memory import (
     findings_of_memory,
 )
 from nanodet_jax.doctor.scan import Scan, scan
+from nanodet_jax.doctor.unannotated import find_unlabeled, find_unlisted
 from nanodet_jax.errors import UserError
 
 JSON_VERSION = 1  # version of the format that `report_to_dict` returns
@@ -88,6 +89,9 @@ def examine(config: Config, *, progress: bool = True) -> Report:
     for split, one, hidden in (("train", train, lost[0]), ("val", val, lost[1])):
         empty = _without_boxes(one.annotated)
         found += findings.of_empty(split, empty, len(one.annotated), hidden)
+        found += find_unlabeled(config, split, one.annotated)
+    both = findings.Lost(*(sum(counts) for counts in zip(*lost)))
+    found += find_unlisted(config, [*train.annotated, *val.annotated], both)
     duplicates = find_duplicates(train.records, val.records)
     pairs = [f"{one.name} in train is {other.name} in val" for one, other in duplicates]
     found += findings.of_duplicates(pairs, val.images)

@@ -45,8 +45,10 @@ def scan(config: Config, split: str, *, progress: bool = True) -> Scan:
     try:
         source = open_source(config, split, add)
     except UserError as error:
-        of_config = str(error).startswith("config.")
-        add(Fault(FaultKind.CONFIG if of_config else FaultKind.FILE, str(error)))
+        kind = FaultKind.CONFIG if str(error).startswith("config.") else FaultKind.FILE
+        if isinstance(error, Fault) and error.kind is FaultKind.NO_VALIDATION:
+            kind = error.kind
+        add(Fault(kind, str(error)))
         return Scan((), [], 0, [*faults.values()], [])
     records: list[Record] = []
     unreadable: list[Record] = []

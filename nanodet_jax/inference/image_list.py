@@ -97,6 +97,6 @@ def refuse_overwriting(files: list[Path], out: Path, names: list[str]) -> None:
     for name in names:
         if Path(os.path.realpath(out), name) in originals:
             raise UserError(
-                f"{out / name}: is one of the images, and its drawn copy would replace it; use "
+                f"{out / name}: is one of the input images, and a drawn copy would replace it; use "
                 "a different --out"
             )

@@ -72,20 +72,20 @@ def refuse_links(folder: Path) -> None:
             )
 
 
-def check_folder(folder: Path, arrays: int, size: int) -> None:
+def check_folder(folder: Path, num_arrays: int, num_bytes: int) -> None:
     """Check that a checkpoint has only regular files and folders, and is not too large.
 
     Args:
       folder: folder of the checkpoint.
-      arrays: number of arrays to read.
-      size: total size of these arrays, in bytes.
+      num_arrays: number of arrays to read.
+      num_bytes: total size of these arrays.
 
     Raises:
       OSError: if the folder cannot be listed.
       ValueError: naming the first entry of a different kind, or the limit that is exceeded.
     """
-    max_files = FILES_PER_ARRAY * arrays + EXTRA_FILES
-    max_size = SIZE_FACTOR * size + SIZE_PER_ARRAY * arrays + EXTRA_SIZE
+    max_files = FILES_PER_ARRAY * num_arrays + EXTRA_FILES
+    max_size = SIZE_FACTOR * num_bytes + SIZE_PER_ARRAY * num_arrays + EXTRA_SIZE
     found, total, folders = 0, 0, [folder]
     while folders:
         with os.scandir(folders.pop()) as entries:

@@ -55,7 +55,7 @@ def restore(folder: Path, parts: dict[str, Any]) -> Any:
         for name, description in _read_descriptions(folder).items()
         if name.partition("/")[0] in parts
     }
-    mismatch = checksums.find_shape_mismatch(saved, parts)
+    mismatch = checksums.find_structure_mismatch(saved, parts)
     if mismatch:
         raise UserError(
             f"{folder}: does not fit the model or optimizer of this config ({mismatch}); use the "

@@ -36,7 +36,7 @@ def flatten(tree: Any) -> dict[str, Any]:
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
 
-def find_shape_mismatch(described: Mapping[str, Any], tree: Any) -> str:
+def find_structure_mismatch(described: Mapping[str, Any], tree: Any) -> str:
     """Compare structure, shapes and dtypes of a tree with a description.
 
     Args:

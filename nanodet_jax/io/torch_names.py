@@ -159,7 +159,7 @@ def flatten(variables: Any) -> dict[str, Any]:
 
 
 def unflatten(leaves: Mapping[str, Any]) -> Any:
-    """Build a tree from leaves by path. This is the inverse of `flatten`."""
+    """Build a tree from a mapping of paths to leaves. This is the inverse of `flatten`."""
     return flax.traverse_util.unflatten_dict(dict(leaves), sep="/")
 
 

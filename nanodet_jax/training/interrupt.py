@@ -36,7 +36,7 @@ class Interrupt:
         return self
 
     def catch(self) -> None:
-        """Start catching signals: from now on there is a state to save."""
+        """Start catching signals. Call this after the first step, when there is state to save."""
         if threading.current_thread() is not threading.main_thread():
             return
         numbers = [signal.SIGINT, signal.SIGTERM]

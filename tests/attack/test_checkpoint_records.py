@@ -199,6 +199,6 @@ def test_checkpoint_with_valid_metrics_returns_them(whole):
 
 def test_array_name_in_a_message_is_escaped_and_truncated():
     described = {f"\x1b[2J{'a' * 1000}": {"shape": [], "dtype": "float32"}}
-    difference = checksums.find_shape_mismatch(described, {})
+    difference = checksums.find_structure_mismatch(described, {})
     assert difference.isprintable()
     assert len(difference) < 300

@@ -175,5 +175,5 @@ def test_predict_never_overwrites_an_input_image(predict, tmp_path, capsys, spel
     make(tmp_path / "out", "x.jpg", "y.png")
     code, detections = predict(tmp_path / spelling)
     assert code == 2 and detections is None
-    assert "x.jpg: is one of the images" in capsys.readouterr().err
+    assert "x.jpg: is one of the input images" in capsys.readouterr().err
     assert {path.read_bytes() for path in (tmp_path / "out").iterdir()} == {PNG}

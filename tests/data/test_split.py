@@ -165,9 +165,22 @@ def test_open_source_with_val_fraction_splits_the_training_images():
     assert record.name in given
 
 
+def test_dataset_without_images_of_a_split_is_evaluated_as_a_whole(capsys):
+    config = Config()
+    config.data = Data(format="shapes", train_size=40, val_fraction=0.25)
+    val = open_source(config, "val", validation={"of another dataset"})
+    assert len(val) == 40
+    note = "note: none of the 40 images is a validation image of this run: using all of them\n"
+    assert capsys.readouterr().out == note
+    with pytest.raises(
+        UserError, match=r"none of the 40 images is a validation image in the split"
+    ):
+        open_source(config, "train", validation={"of another dataset"})
+
+
 def test_open_source_without_validation_says_how_to_get_it():
     config = Config()
     config.data = Data(format="shapes", val="none")
     assert len(open_source(config, "train")) == 4000
-    with pytest.raises(UserError, match=r"val=none: .*=given, .*--config\.data\.val_fraction"):
+    with pytest.raises(UserError, match=r"val=none: .*=given .*--config\.data\.root=FOLDER"):
         open_source(config, "val")

@@ -167,6 +167,36 @@ def test_doctor_reports_images_of_both_splits(doctor, drawn):
     ) in brief_output
 
 
+def test_doctor_of_two_equal_splits_suggests_a_fraction(drawn, doctor):
+    folder = drawn.folder
+    flags = [f"--config.data.val_images={folder / 'train'}"]
+    _, output = doctor(*flags, f"--config.data.val_annotations={folder / 'train.json'}")
+    assert "* 24 of 24 validation images are also training images: AP is too high\n" in output
+    assert (
+        "    -> remove them from one of the splits, or split validation images off with "
+        "--config.data.val_fraction=0.1\n"
+    ) in output
+
+
+def test_doctor_without_a_validation_split_says_so(tmp_path, capsys):
+    for index in range(2):
+        write_yolo_image(tmp_path / "data", f"images/{index}.png", "0 .4 .5 .4 .5\n")
+    (tmp_path / "data" / "classes.txt").write_text("cat\n")
+    config = tmp_path / "config.py"
+    config.write_text(CONFIG.format(format="yolo", paths=f"root={str(tmp_path / 'data')!r}"))
+    assert main(["doctor", str(config)]) == 1
+    fix = (
+        "split some off the training images with --config.data.val_fraction=0.1, or train without "
+        "validation with --config.data.val=none"
+    )
+    file = tmp_path / "data" / "classes.txt"
+    assert (
+        "  * no validation images\n"
+        f"      {file}: has no val; add the folders images/val and labels/val; or {fix}\n"
+        f"    -> {fix}\n"
+    ) in capsys.readouterr().out
+
+
 def test_doctor_names_a_class_of_one_split_alone(doctor, drawn):
     for split, name in (("train", "owl"), ("val", "elk")):
         content = drawn.content[split]
@@ -274,7 +304,7 @@ def test_doctor_json_of_a_config_with_an_error_is_empty(drawn, capsys):
 def test_doctor_sorts_by_severity_and_suggests_fixes(faulty, doctor):
     _, output = doctor("--config.training.warmup_steps=50", "--config.training.epochs=10")
     serious, costly = output.index("SERIOUS"), output.index("COSTLY")
-    assert serious < output.index("-> --config.training.warmup_steps=") < costly
+    assert costly < output.index("-> --config.training.warmup_steps=")
     assert serious < output.index(FaultKind.SIZE) < costly < output.index(FaultKind.OUTSIDE)
     findings = output[: output.index("drawn: ")]
     assert findings.count("  * ") == findings.count("    -> ") > 10
@@ -285,8 +315,14 @@ def test_doctor_sorts_by_severity_and_suggests_fixes(faulty, doctor):
     [
         (
             ["--config.training.warmup_steps=60"],
-            1,
+            0,
             "the warm-up takes 60 of the 60 steps",
+        ),
+        (
+            ["--config.training.warmup_steps=50", "--config.training.steps=40"],
+            0,
+            "  * the warm-up (50 steps) is longer than the run (40 steps): the full learning rate "
+            "is never reached\n    -> --config.training.warmup_steps=2, or more steps\n",
         ),
         (
             ["--config.training.warmup_steps=20"],
@@ -353,12 +389,17 @@ def test_brief_finds_problems_of_annotations_without_images(drawn):
     assert absent.startswith("note: no training boxes for 1 of 4 classes: square; validation has")
     assert rare.startswith("note: classes with fewer than 50 training boxes: circle (")
     longer = lines("--config.training.warmup_steps=60", "--config.input_size=64,64")
-    assert longer[0] == (
+    assert longer[1] == (
         "note: the warm-up takes 60 of the 60 steps of the run: the full learning rate is never "
         "reached -> --config.training.warmup_steps=3, or more epochs"
     )
-    assert longer[1:3] == [absent, rare] and "is small at the input of 64 x 64" in longer[-1]
-    assert lines("--config.data.format=shapes") == []
+    assert [longer[0], longer[2]] == [
+        absent,
+        rare,
+    ] and "is small at the input of 64 x 64" in longer[-1]
+    files = ("train_images", "train_annotations", "val_images", "val_annotations")
+    no_files = [f"--config.data.{name}=" for name in files]
+    assert lines("--config.data.format=shapes", *no_files) == []
 
 
 def test_doctor_finds_each_kind_of_fault_of_voc(tmp_path, capsys):

@@ -197,6 +197,20 @@ def test_doctor_fix_prints_the_changes_and_the_flags(tmp_path, capsys):
     assert "is not empty" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("data_format", WRITERS)
+def test_doctor_fix_counts_the_unreadable_images_that_it_leaves(data_format, tmp_path, capsys):
+    root, out = tmp_path / "data", tmp_path / "out"
+    WRITERS[data_format](root, dataset())
+    images = sorted(root.rglob("*.png"))
+    images[0].write_bytes(b"not an image")
+    images[1].write_bytes(images[1].read_bytes()[:-20])
+    flags = [f"--config.data.format={data_format}", f"--config.data.root={root}"]
+    assert main(["doctor", "voc", "--fix", str(out), *flags]) == 0
+    first, second, *_ = capsys.readouterr().out.splitlines()
+    assert first == "train: 2 unreadable images: left as they are"
+    assert second.startswith(f"{out}: corrected copy; ")
+
+
 def test_doctor_fix_json_is_the_changes_and_the_flags(tmp_path, capsys):
     root, out = tmp_path / "data", tmp_path / "out"
     WRITERS["yolo"](root, dataset())

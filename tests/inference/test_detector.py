@@ -311,7 +311,7 @@ def test_predict_skips_unreadable_images(folder, file, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("options", "count"), [([], "1 dog, 1 cat"), (["--draw-all"], "1 dog, 2 cat")]
+    ("options", "count"), [([], "1 cat, 1 dog"), (["--draw-all"], "2 cat, 1 dog")]
 )
 def test_predict_draws_and_counts_one_class_per_object_unless_asked(
     options, count, file, folder, tmp_path, capsys, monkeypatch

@@ -1,14 +1,13 @@
 """Locations of the images and annotations of a split, in the usual layouts of COCO datasets."""
 
+import os
 from pathlib import Path
 
-from nanodet_jax.data.faults import NO_VALIDATION
+from nanodet_jax.data.faults import NO_VALIDATION, Fault, FaultKind
+from nanodet_jax.data.image_files import SUFFIXES
+from nanodet_jax.data.sources.other_layouts import advise_root, coco_files, require_folder
 from nanodet_jax.errors import UserError
 
-# Names of the splits. The annotations of a dataset without splits are training data.
-SPLITS = {"train": ("train",), "val": ("val", "valid", "validation")}
-UNSPLIT = ("default", "all")
-YEARS = ("2017", "2014", "")
 LAYOUTS = (
     "train/_annotations.coco.json (Roboflow), annotations/instances_train2017.json (COCO), "
     "annotations/instances_default.json (CVAT), result.json (Label Studio), train.json"
@@ -19,38 +18,34 @@ def find_split(root: Path, split: str) -> tuple[Path, Path]:
     """Return the folder of images and the annotation file of a split, `train` or `val`.
 
     Raises:
-      UserError: listing the layouts, if `root` has none of them for this split.
+      UserError: listing the layouts, if `root` has none of them.
+      Fault: of kind NO_VALIDATION, if it has annotations for `train` but none for `val`.
     """
-    if not root.is_dir():
-        raise UserError(f"{root}: folder is missing")
-    for file in _candidates(root, split):
-        if file.is_file():
-            return _find_image_folder(root, file), file
-    found = f"{root}: no COCO annotations for {split} in this folder, such as {LAYOUTS}"
+    require_folder(
+        root, ", or replace it by config.data.train_images and config.data.train_annotations"
+    )
+    file = _find_file(root, split)
+    if file is not None:
+        return _find_image_folder(root, file), file
+    found = f"{root}: no COCO annotations for {split} in this folder"
     fix = f"set config.data.{split}_images and config.data.{split}_annotations"
-    if split == "val":
-        fix = f"{NO_VALIDATION}, or {fix}"
-    raise UserError(f"{found}; {fix}")
+    if split == "val" and _find_file(root, "train") is not None:
+        raise Fault(FaultKind.NO_VALIDATION, f"{found}; {NO_VALIDATION}, or {fix}")
+    advice = advise_root(root, "coco")
+    raise UserError(f"{found}; {advice}" if advice else f"{found}, such as {LAYOUTS}; {fix}")
 
 
-def _candidates(root: Path, split: str) -> list[Path]:
-    names = SPLITS[split]
-    files = [root / name / "_annotations.coco.json" for name in names]
-    stems = [f"instances_{name}{year}" for name in names for year in YEARS]
-    stems += [f"{name}{year}" for name in names for year in YEARS]
-    # CVAT writes subset names as the user typed them, often capitalized.
-    stems += [f"instances_{name.capitalize()}" for name in names]
-    files += [root / "annotations" / f"{stem}.json" for stem in stems]
-    files += [root / f"{stem}.json" for stem in stems]
-    if split == "train":
-        files.append(root / "_annotations.coco.json")
-        files += [root / "annotations" / f"instances_{name}.json" for name in UNSPLIT]
-        files += [root / "result.json", root / "annotations.json", root / "instances.json"]
-    return files
+def _find_file(root: Path, split: str) -> Path | None:
+    files = (root / name for name in coco_files(split))
+    return next((file for file in files if file.is_file()), None)
 
 
 def _find_image_folder(root: Path, file: Path) -> Path:
-    """Return the folder that the names in an annotation file are relative to."""
+    """Return the folder that the names in an annotation file are relative to.
+
+    Raises:
+      UserError: if `root` is the folder of the annotations, without images.
+    """
     if file.name in ("_annotations.coco.json", "result.json"):
         return file.parent  # file names from Label Studio start with images/
     subset = file.stem.removeprefix("instances_")
@@ -58,4 +53,9 @@ def _find_image_folder(root: Path, file: Path) -> Path:
     for name in (subset, f"images/{subset}", year, f"images/{year}", "images"):
         if (root / name).is_dir():
             return root / name
+    has_images = any(name.lower().endswith(SUFFIXES) for name in os.listdir(root))
+    if root.name == "annotations" and not has_images:
+        raise UserError(
+            f"{root}: has annotations but no images; use --config.data.root={root.parent}"
+        )
     return root

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from nanodet_jax.data.faults import NO_VALIDATION, Fault, FaultKind, OnFault
 from nanodet_jax.data.folder import Folder
+from nanodet_jax.data.sources.other_layouts import advise_root, require_folder
 from nanodet_jax.errors import UserError
 
 SPLITS = {"train": ("train",), "val": ("val", "valid")}  # Roboflow calls it valid
@@ -31,25 +32,26 @@ def find_split(root: Path, split: str, follow_links: bool, on_fault: OnFault) ->
 
     Raises:
       UserError: naming the folder or list that is missing or unusable.
+      Fault: of kind NO_VALIDATION, if the split `val` is missing.
       Fault: whatever `on_fault` raises.
     """
-    if not root.is_dir():
-        raise UserError(f"{root}: folder is missing")
+    require_folder(root)
     for name in SPLITS[split]:
         if (root / name).is_dir():
-            return _in_own_folder(root / name, follow_links)
+            return _in_own_folder(root, root / name, follow_links)
     inner = [root / name for name in ("VOC2007", "VOC2012") if (root / name).is_dir()]
     return _in_common_folder(root, inner[0] if inner else root, split, follow_links, on_fault)
 
 
-def _in_own_folder(folder: Path, follow_links: bool) -> VocSplit:
+def _in_own_folder(root: Path, folder: Path, follow_links: bool) -> VocSplit:
     if _is_mixed(folder):
         images = annotations = Folder(folder, follow_links)
     else:
+        _require_both(root, folder / "images", folder / "annotations")
         images = Folder(folder / "images", follow_links)
         annotations = Folder(folder / "annotations", follow_links)
     names = [name for name in annotations.names() if _is_xml(name)]
-    return _checked(images, annotations, names, annotations.path)
+    return _checked(root, images, annotations, names, annotations.path)
 
 
 def _is_mixed(folder: Path) -> bool:
@@ -71,17 +73,21 @@ def _in_common_folder(
         if split == "train" and unsplit.is_file():
             origin = unsplit
         elif split != "train" or has_lists or not annotations_path.is_dir():
-            raise UserError(
+            message = (
                 f"{root}: has neither {split}/images and {split}/annotations nor "
                 f"ImageSets/Main/{split}.txt (VOC2007)"
-                + (f"; {NO_VALIDATION}" if split == "val" else "")
             )
-    images = Folder(_first_folder(base, IMAGES), follow_links)
+            if split == "val":
+                raise Fault(FaultKind.NO_VALIDATION, f"{message}; {NO_VALIDATION}")
+            raise UserError(f"{message}{_advise(root)}")
+    images_path = _first_folder(base, IMAGES)
+    _require_both(root, images_path, annotations_path)
+    images = Folder(images_path, follow_links)
     annotations = Folder(annotations_path, follow_links)
     if not origin.is_file():
         below = annotations.names_below("", str(annotations_path), on_fault)
         names = [name for name in below if _is_xml(name)]
-        return _checked(images, annotations, names, annotations_path)
+        return _checked(root, images, annotations, names, annotations_path)
     names, missing = [], []
     for line in origin.read_text(encoding="utf-8", errors="replace").splitlines():
         if not line.strip():
@@ -95,12 +101,26 @@ def _in_common_folder(
         first = min(missing)
         message = f"{annotations.path / first}: missing, but listed in {origin}"
         on_fault(Fault(FaultKind.MISSING, f"{message} (the first of {len(missing)})"))
-    return _checked(images, annotations, names, origin)
+    return _checked(root, images, annotations, names, origin)
 
 
-def _checked(images: Folder, annotations: Folder, names: list[str], origin: Path) -> VocSplit:
+def _require_both(root: Path, images: Path, annotations: Path) -> None:
+    for folder in (images, annotations):
+        if not folder.is_dir():
+            raise UserError(f"{folder}: folder is missing{_advise(root)}")
+
+
+def _advise(root: Path) -> str:
+    advice = advise_root(root, "voc")
+    return f"; {advice}" if advice else ""
+
+
+def _checked(
+    root: Path, images: Folder, annotations: Folder, names: list[str], origin: Path
+) -> VocSplit:
     if not names:
-        raise UserError(f"{origin}: no xml files; each image needs one, even if it has no objects")
+        fix = advise_root(root, "voc") or "each image needs one, even if it has no objects"
+        raise UserError(f"{origin}: no xml files; {fix}")
     return VocSplit(images, annotations, sorted(set(names)))
 
 

@@ -51,12 +51,12 @@ class YoloSource:
         follow_links: bool = False,
         on_fault: OnFault = raise_fault,
     ) -> None:
-        names, images = read_split(root, split, follow_links, on_fault)
+        names, origin, images = read_split(root, split, follow_links, on_fault)
         self.categories = tuple(Category(i, name) for i, name in enumerate(names, start=1))
         self._images: list[_Annotated] = []
         for image in images:
             try:
-                self._images.append(_read_labels(image, len(names), on_fault))
+                self._images.append(_read_labels(image, len(names), origin, on_fault))
             except Fault as fault:
                 on_fault(fault)
         self._sizes: list[tuple[int, int] | None] = [None] * len(self._images)
@@ -110,14 +110,16 @@ class YoloSource:
         return coco_ground_truth((self[i] for i in range(len(self))), self.categories)
 
 
-def _read_labels(image: LabeledImage, num_classes: int, on_fault: OnFault) -> _Annotated:
+def _read_labels(
+    image: LabeledImage, num_classes: int, names_origin: str, on_fault: OnFault
+) -> _Annotated:
     labels, boxes, file = [], [], str(image.labels)
     for number, line in enumerate(_read_lines(image.labels), start=1):
         if not line or line.isspace():
             continue
         where = f"{file}: line {number}"
         try:
-            label, box = _read_line(line, num_classes, where)
+            label, box = _read_line(line, num_classes, names_origin, where)
         except Fault as fault:
             on_fault(fault)
             continue
@@ -141,7 +143,7 @@ def _read_lines(file: Path | None) -> list[bytes]:
     return content.removeprefix(b"\xef\xbb\xbf").splitlines()
 
 
-def _read_line(line: bytes, num_classes: int, where: str) -> tuple[int, Box]:
+def _read_line(line: bytes, num_classes: int, names_origin: str, where: str) -> tuple[int, Box]:
     """Return the label and the box of a line, xyxy in fractions of width and height.
 
     Raises:
@@ -164,7 +166,7 @@ def _read_line(line: bytes, num_classes: int, where: str) -> tuple[int, Box]:
         found = f"has {len(numbers)} numbers after the class"
         raise fault(FaultKind.NUMBERS, f"{found}; a box has 4, a polygon 6, 8, 10, ...")
     if not 0 <= label < num_classes or label != int(label):
-        known = f"`names` in data.yaml defines classes 0 to {num_classes - 1}"
+        known = f"{names_origin} defines classes 0 to {num_classes - 1}"
         raise fault(FaultKind.CLASSES, f"has unknown class {label:g}; {known}")
     if not is_polygon and min(numbers[2:]) < 0:
         found = "has a negative width or height"

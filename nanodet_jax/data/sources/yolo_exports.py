@@ -1,14 +1,32 @@
 """YOLO datasets without a data.yaml: exports from CVAT and Label Studio."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from nanodet_jax.data.folder import Folder, read_annotation
 
 NAMES_LIMIT = 1 << 18  # bytes; as for a data.yaml
 
 
-def describe_export(folder: Folder) -> tuple[str, dict[str, Any]] | None:
-    """Return the name of the file that describes an export, and its content as in a data.yaml.
+class Export(NamedTuple):
+    """Description of an export."""
+
+    name: str  # of the file that describes it
+    names_file: str  # defines the classes
+    content: dict[str, Any]  # as in a data.yaml
+
+
+# What to add to an export that has no images of a split.
+ADDITIONS = {
+    "obj.data": {
+        "train": "add a line train = train.txt",
+        "val": "add a line valid = valid.txt",
+    },
+    "classes.txt": {"val": "add the folders images/val and labels/val"},
+}
+
+
+def describe_export(folder: Folder) -> Export | None:
+    """Return the description of an export.
 
     The layouts are:
 
@@ -23,23 +41,24 @@ def describe_export(folder: Folder) -> tuple[str, dict[str, Any]] | None:
       Fault: if one of the files cannot be read.
     """
     if folder.find("obj.data", str(folder.path)) is not None:
-        return "obj.data", _read_obj_data(folder)
+        return _read_obj_data(folder)
     if folder.find("classes.txt", str(folder.path)) is not None:
-        return "classes.txt", _describe_folders(folder)
+        return Export("classes.txt", "classes.txt", _describe_folders(folder))
     return None
 
 
-def _read_obj_data(folder: Folder) -> dict[str, Any]:
+def _read_obj_data(folder: Folder) -> Export:
     """Read `obj.data`, which has lines such as `train = data/train.txt`."""
     fields = {}
     for line in _lines(folder, "obj.data"):
         key, _, value = line.partition("=")
         fields[key.strip()] = value.strip()
-    content: dict[str, Any] = {"names": _lines(folder, _below(fields.get("names", "obj.names")))}
+    names_file = _below(fields.get("names", "obj.names"))
+    content: dict[str, Any] = {"names": _lines(folder, names_file)}
     for split, key in (("train", "train"), ("val", "valid")):
         if key in fields:
             content[split] = fields[key]
-    return content
+    return Export("obj.data", names_file, content)
 
 
 def _below(path: str) -> str:

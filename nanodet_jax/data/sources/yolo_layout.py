@@ -18,10 +18,12 @@ from nanodet_jax.data.faults import NO_VALIDATION, Fault, FaultKind, OnFault
 from nanodet_jax.data.folder import Folder, read_annotation
 from nanodet_jax.data.image_files import SUFFIXES
 from nanodet_jax.data.records import is_name
-from nanodet_jax.data.sources.yolo_exports import describe_export
+from nanodet_jax.data.sources.other_layouts import advise_root, require_folder
+from nanodet_jax.data.sources.yolo_exports import ADDITIONS, describe_export
 from nanodet_jax.errors import UserError
 
 YAML_LIMIT = 1 << 18  # bytes; the names of a thousand classes take 30 thousand
+YAML_SUFFIXES = (".yaml", ".yml")
 LIST_LIMIT = 1 << 26  # bytes; enough for the paths of a million images
 EXAMPLE = "{train: images/train, val: images/val, names: [cat, dog]}"
 
@@ -35,10 +37,23 @@ class LabeledImage(NamedTuple):
     labels: Path | None
 
 
-def read_split(
-    root: Path, split: str, follow_links: bool, on_fault: OnFault
-) -> tuple[tuple[str, ...], list[LabeledImage]]:
-    """Return class names by label, and the images of a split; `root` is data.yaml or its folder.
+class YoloSplit(NamedTuple):
+    """Classes and images of a split."""
+
+    names: tuple[str, ...]  # of the classes, by label
+    names_origin: str  # what defines the classes, for error messages
+    images: list[LabeledImage]
+
+
+class _Description(NamedTuple):
+    file: Path
+    folder: Folder  # of the dataset
+    content: dict[Any, Any]  # as in a data.yaml
+    names_origin: str = "`names` in data.yaml"
+
+
+def read_split(root: Path, split: str, follow_links: bool, on_fault: OnFault) -> YoloSplit:
+    """Return the classes and the images of a split; `root` is data.yaml or its folder.
 
     Paths are resolved as in Ultralytics: relative to `path`, or if that is missing here or points
     elsewhere, relative to the folder of data.yaml. A leading ../ that leads nowhere is dropped,
@@ -48,11 +63,12 @@ def read_split(
 
     Raises:
       UserError: naming the file and the key that is wrong, or what is missing.
-      Fault: whatever `on_fault` raises.
+      Fault: of kind NO_VALIDATION, if the split `val` is not described; whatever `on_fault`
+        raises.
     """
-    file, folder, content = _find_description(root, follow_links)
+    file, folder, content, names_origin = _find_description(root, follow_links)
     names = _read_names(content, file)
-    bases = _read_bases(content, file)
+    bases = _read_base_folders(content, file)
     found: dict[str, Path] = {}
     searched: set[str] = set()  # folders whose images all belong to the split
     for entry in _read_entries(content, split, file):
@@ -77,27 +93,32 @@ def read_split(
         raise UserError(f"{file}: {split}: no images found ({', '.join(SUFFIXES)})")
     images = _with_labels(found, folder, file, on_fault)
     if images and all(image.labels is None for image in images):
-        expected = folder.path / _label_name(images[0].name)
+        expected = folder.path / label_name(images[0].name)
         found_none = f"none of the {len(images)} images has a label file"
         raise UserError(f"{file}: {split}: {found_none}; expected {expected} for the first")
     for name in sorted(searched):
         _report_orphans(folder, name, on_fault)
-    return names, images
+    return YoloSplit(names, names_origin, images)
 
 
-def _find_description(root: Path, follow_links: bool) -> tuple[Path, Folder, dict[Any, Any]]:
-    """Return the file that describes a dataset, the folder of the dataset, and the description."""
-    if root.is_file():
-        return root, Folder(root.parent, follow_links), _read_yaml(root)
+def _find_description(root: Path, follow_links: bool) -> _Description:
+    """Return the description of a dataset."""
+    if root.is_file() and root.suffix.lower() in YAML_SUFFIXES:
+        return _Description(root, Folder(root.parent, follow_links), _read_yaml(root))
+    require_folder(root, ", or to its data.yaml")
     folder = Folder(root, follow_links)
     for name in ("data.yaml", "data.yml"):
         file = folder.find(name, str(root))
         if file is not None:
-            return file, folder, _read_yaml(file)
+            return _Description(file, folder, _read_yaml(file))
     export = describe_export(folder)
     if export is None:
-        raise UserError(f"{root}: no data.yaml in this folder; write one, for example {EXAMPLE}")
-    return root / export[0], folder, export[1]
+        write = f"write one, for example {EXAMPLE}"
+        if "images" in folder and "labels" in folder:
+            write += ", or a classes.txt with the name of a class in each line"
+        fix = advise_root(root, "yolo") or write
+        raise UserError(f"{root}: no data.yaml in this folder; {fix}")
+    return _Description(root / export.name, folder, export.content, export.names_file)
 
 
 class _PlainLoader(yaml.SafeLoader):
@@ -147,7 +168,7 @@ def _read_names(content: dict[Any, Any], file: Path) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _read_bases(content: dict[Any, Any], file: Path) -> tuple[str, ...]:
+def _read_base_folders(content: dict[Any, Any], file: Path) -> tuple[str, ...]:
     """Return the folders that paths are relative to, in the order they are tried."""
     path = content.get("path") or ""
     if not isinstance(path, str):
@@ -164,9 +185,12 @@ def _read_entries(content: dict[Any, Any], split: str, file: Path) -> list[str]:
     if not isinstance(entries, list) or not entries or not all(map(is_name, entries)):
         found = f"{split} is {reprlib.repr(entries)}" if split in content else f"has no {split}"
         fix = f"use a folder of images, such as {split}: images/{split}"
-        raise UserError(
-            f"{file}: {found}; {fix}" + (f"; or {NO_VALIDATION}" if split == "val" else "")
-        )
+        message = f"{file}: {found}; {ADDITIONS.get(file.name, {}).get(split, fix)}"
+        if split == "val":
+            message += f"; or {NO_VALIDATION}"
+            if split not in content:
+                raise Fault(FaultKind.NO_VALIDATION, message)
+        raise UserError(message)
     return entries
 
 
@@ -246,7 +270,7 @@ def _with_labels(
     images = []
     for id, name in enumerate(sorted(found), start=1):
         try:
-            labels = folder.find(_label_name(name), f"{file}: image {name}")
+            labels = folder.find(label_name(name), f"{file}: image {name}")
         except Fault as fault:
             on_fault(fault)
             continue
@@ -254,7 +278,8 @@ def _with_labels(
     return images
 
 
-def _label_name(image: str) -> str:
+def label_name(image: str) -> str:
+    """Return the name of the label file of an image, both relative to the dataset."""
     labels = "/labels/".join(f"/{image}".rsplit("/images/", 1))[1:]
     return os.path.splitext(labels)[0] + ".txt"
 
@@ -265,7 +290,7 @@ def _is_image(name: str) -> bool:
 
 def _report_orphans(folder: Folder, images: str, on_fault: OnFault) -> None:
     """Report label files whose image is missing from the folder `images`."""
-    labels = os.path.dirname(_label_name(f"{images}/x"))
+    labels = os.path.dirname(label_name(f"{images}/x"))
     try:
         path = folder.find(labels, images)
     except Fault:  # reported with the images

@@ -10,6 +10,7 @@ TOO_SMALL = "boxes smaller than one pixel: dropped"
 REPEATED = "duplicate boxes: dropped"
 MISSING = "annotations of missing images: dropped"
 UNUSABLE = "unusable annotation files: left out"
+UNREADABLE = "unreadable images: left as they are"
 RESIZED = "wrong width or height: replaced by the size of the image"
 RENUMBERED = "repeated ids: renumbered"
 

@@ -20,10 +20,11 @@ from nanodet_jax.doctor.fix.boxes import (
     REPEATED,
     RESIZED,
     TOO_SMALL,
+    UNREADABLE,
     Changes,
     correct_box,
 )
-from nanodet_jax.doctor.fix.copy_image import write_bytes
+from nanodet_jax.doctor.fix.copy_image import is_unreadable, write_bytes
 from nanodet_jax.progress import track
 
 Item = dict[str, Any]  # an entry in a list of a COCO file
@@ -67,6 +68,7 @@ def _correct_images(
             changes[RENUMBERED] += 1
             id = next(unused)
         item = {**item, "id": id}
+        changes[UNREADABLE] += is_unreadable(file)
         annotated = item.get("height") or 0, item.get("width") or 0
         size = shown_size(file)
         if size is not None and any(a and a != b for a, b in zip(annotated, size)):

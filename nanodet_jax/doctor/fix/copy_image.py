@@ -5,8 +5,11 @@ import shutil
 from contextlib import suppress
 from pathlib import Path
 
+from nanodet_jax.data.image_files import is_truncated, shown_size
 from nanodet_jax.errors import reporting_write_errors
-from nanodet_jax.files import open_regular
+from nanodet_jax.files import open_regular, read_regular
+
+IMAGE_LIMIT = 1 << 30  # bytes; as much memory as the copy may need for an image
 
 
 def copy_image(source: Path, target: Path) -> None:
@@ -28,6 +31,16 @@ def copy_image(source: Path, target: Path) -> None:
             return
         with stream, open(target, "xb") as copy:
             shutil.copyfileobj(stream, copy)
+
+
+def is_unreadable(image: Path) -> bool:
+    """Return whether the header of an image cannot be read, or its end is missing."""
+    if shown_size(image) is None:
+        return True
+    try:
+        return is_truncated(read_regular(image, IMAGE_LIMIT, "an image"))
+    except (OSError, ValueError):
+        return True
 
 
 def write_bytes(path: Path, content: bytes) -> None:

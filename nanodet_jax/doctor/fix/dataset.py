@@ -86,7 +86,7 @@ def _correct(config: Config, splits: list[str], temporary: Path, out: Path) -> F
         case _:
             changes = correct_yolo(root, splits, temporary, links)
             flags.append(f"--config.data.root={out}")
-    return Fixed(changes, flags)
+    return Fixed({split: +found for split, found in changes.items()}, flags)  # without zeros
 
 
 def format_fixed(fixed: Fixed, out: Path) -> str:
@@ -98,7 +98,7 @@ def format_fixed(fixed: Fixed, out: Path) -> str:
     ]
     return "\n".join(
         [
-            *(lines or ["nothing to correct"]),
+            *(lines or ["nothing that --fix corrects; run doctor on the copy for what remains"]),
             f"{out}: corrected copy; the data of the config is unchanged. To use the copy:",
             *(f"  {flag}" for flag in fixed.flags),
         ]

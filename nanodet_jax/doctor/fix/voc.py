@@ -10,8 +10,16 @@ from nanodet_jax.data.image_files import shown_size
 from nanodet_jax.data.sources.clip import Box
 from nanodet_jax.data.sources.voc import find_image, parse_xml
 from nanodet_jax.data.sources.voc_layout import find_split
-from nanodet_jax.doctor.fix.boxes import MISSING, REPEATED, RESIZED, UNUSABLE, Changes, correct_box
-from nanodet_jax.doctor.fix.copy_image import copy_image, write_bytes
+from nanodet_jax.doctor.fix.boxes import (
+    MISSING,
+    REPEATED,
+    RESIZED,
+    UNREADABLE,
+    UNUSABLE,
+    Changes,
+    correct_box,
+)
+from nanodet_jax.doctor.fix.copy_image import copy_image, is_unreadable, write_bytes
 from nanodet_jax.progress import track
 
 SIDES = ("xmin", "ymin", "xmax", "ymax")
@@ -42,6 +50,7 @@ def correct_voc(root: Path, split: str, out: Path, follow_links: bool) -> Change
         _set(xml, "filename", target)
         write_bytes(out / "Annotations" / f"{stem}.xml", ElementTree.tostring(xml, "utf-8"))
         copy_image(image, out / "JPEGImages" / target)
+        changes[UNREADABLE] += is_unreadable(image)
         listed.append(stem)
     lines = "".join(f"{stem}\n" for stem in listed)
     write_bytes(out / "ImageSets" / "Main" / f"{split}.txt", lines.encode())

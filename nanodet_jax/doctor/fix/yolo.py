@@ -12,8 +12,15 @@ from nanodet_jax.data.image_files import shown_size
 from nanodet_jax.data.sources.clip import Box
 from nanodet_jax.data.sources.yolo import LABELS_LIMIT, PIXEL_ROUNDING, ROUNDING
 from nanodet_jax.data.sources.yolo_layout import read_split
-from nanodet_jax.doctor.fix.boxes import MISSING, REPEATED, UNUSABLE, Changes, correct_box
-from nanodet_jax.doctor.fix.copy_image import copy_image, write_bytes
+from nanodet_jax.doctor.fix.boxes import (
+    MISSING,
+    REPEATED,
+    UNREADABLE,
+    UNUSABLE,
+    Changes,
+    correct_box,
+)
+from nanodet_jax.doctor.fix.copy_image import copy_image, is_unreadable, write_bytes
 from nanodet_jax.progress import track
 
 MAX_FRACTION = 2.0  # larger numbers are not fractions of the image, and are not corrected
@@ -38,9 +45,10 @@ def correct_yolo(
         def on_fault(fault: Fault, changes: Changes = changes) -> None:
             changes[MISSING if fault.kind is FaultKind.MISSING else UNUSABLE] += 1
 
-        names, images = read_split(root, split, follow_links, on_fault)
+        names, _, images = read_split(root, split, follow_links, on_fault)
         for image in track(images, len(images), f"correcting {split}", "images"):
             copy_image(image.file, out / image.name)
+            changes[UNREADABLE] += is_unreadable(image.file)
             if image.labels is not None:
                 top = image.file.parents[len(PurePath(image.name).parts) - 1]
                 text = _correct(image.labels, shown_size(image.file), changes)

@@ -30,6 +30,17 @@ LAYOUTS = {
 }
 
 
+def test_folder_of_annotations_as_root_names_the_folder_above(tmp_path):
+    root = tmp_path / "annotations"
+    root.mkdir()
+    (root / "instances_train2017.json").write_text("{}")
+    with pytest.raises(UserError, match="has annotations but no images; use ") as caught:
+        find_split(root, "train")
+    assert str(caught.value).endswith(f"--config.data.root={tmp_path}")
+    (root / "a.JPG").touch()
+    assert find_split(root, "train") == (root, root / "instances_train2017.json")
+
+
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_layout_of_coco_is_found(name, tmp_path):
     images, split = LAYOUTS[name]
@@ -46,12 +57,21 @@ def test_layout_that_is_unknown_is_an_error_with_the_fix(tmp_path):
     with pytest.raises(UserError) as caught:
         find_split(tmp_path, "val")
     assert str(caught.value) == (
-        f"{tmp_path}: no COCO annotations for val in this folder, such as "
-        "train/_annotations.coco.json (Roboflow), annotations/instances_train2017.json (COCO), "
-        "annotations/instances_default.json (CVAT), result.json (Label Studio), train.json; "
+        f"{tmp_path}: no COCO annotations for val in this folder; "
         "split some off the training images with --config.data.val_fraction=0.1, or train without "
         "validation with --config.data.val=none, or set config.data.val_images and "
         "config.data.val_annotations"
+    )
+    assert caught.value.kind is FaultKind.NO_VALIDATION
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "result.json").unlink()
+    with pytest.raises(UserError) as caught:
+        find_split(tmp_path / "empty", "train")
+    assert str(caught.value) == (
+        f"{tmp_path / 'empty'}: no COCO annotations for train in this folder, such as "
+        "train/_annotations.coco.json (Roboflow), annotations/instances_train2017.json (COCO), "
+        "annotations/instances_default.json (CVAT), result.json (Label Studio), train.json; "
+        "set config.data.train_images and config.data.train_annotations"
     )
 
 

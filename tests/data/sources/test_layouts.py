@@ -2,6 +2,7 @@
 
 import pytest
 
+from nanodet_jax.data.faults import FaultKind
 from nanodet_jax.data.sources.voc import VocSource, require_voc_class_names
 from nanodet_jax.data.sources.yolo import YoloSource
 from nanodet_jax.errors import UserError
@@ -72,8 +73,15 @@ def test_yolo_of_labelimg_has_labels_beside_the_images(tmp_path):
     assert (record.name, record.labels.tolist()) == ("a.png", [1])
 
 
-@pytest.mark.parametrize("description", ["data.yaml", "classes.txt", "obj.data"])
-def test_yolo_without_validation_images_says_how_to_get_them(description, tmp_path):
+@pytest.mark.parametrize(
+    ("description", "fix"),
+    [
+        ("data.yaml", "use a folder of images, such as val: images/val"),
+        ("classes.txt", "add the folders images/val and labels/val"),
+        ("obj.data", "add a line valid = valid.txt"),
+    ],
+)
+def test_yolo_without_validation_images_says_how_to_get_them(description, fix, tmp_path):
     write_yolo_image(tmp_path, "images/a.png")
     (tmp_path / "obj.names").write_text("cat\n")
     texts = {
@@ -84,10 +92,8 @@ def test_yolo_without_validation_images_says_how_to_get_them(description, tmp_pa
     (tmp_path / description).write_text(texts[description])
     with pytest.raises(UserError) as caught:
         YoloSource(tmp_path, "val")
-    assert str(caught.value) == (
-        f"{tmp_path / description}: has no val; use a folder of images, such as val: images/val; "
-        f"or {FIX}"
-    )
+    assert str(caught.value) == (f"{tmp_path / description}: has no val; {fix}; or {FIX}")
+    assert caught.value.kind is FaultKind.NO_VALIDATION
 
 
 def test_yolo_description_outside_its_folder_is_not_read(tmp_path):
@@ -112,3 +118,36 @@ def test_yolo_paths_of_windows_are_resolved(path, train, tmp_path):
     write_yolo_image(tmp_path, "images/train/a.png")
     (tmp_path / "data.yaml").write_text(f"path: {path}\ntrain: {train}\nnames: [cat, dog]\n")
     assert [record.name for record in YoloSource(tmp_path, "train")] == ["images/train/a.png"]
+
+
+@pytest.mark.parametrize(
+    ("description", "text", "named"),
+    [
+        ("data.yaml", "{train: images, names: [cat]}", "`names` in data.yaml"),
+        ("classes.txt", "cat\n", "classes.txt"),
+        ("obj.data", "train = images\nnames = data/my.names\n", "my.names"),
+    ],
+)
+def test_yolo_class_that_is_unknown_names_the_file_of_the_classes(
+    description, text, named, tmp_path
+):
+    write_yolo_image(tmp_path, "images/a.png", "5 .5 .5 .25 .5\n")
+    (tmp_path / "my.names").write_text("cat\n")
+    (tmp_path / description).write_text(text)
+    with pytest.raises(UserError) as caught:
+        YoloSource(tmp_path, "train")
+    assert str(caught.value) == (
+        f"{tmp_path / 'labels' / 'a.txt'}: line 1: '5 .5 .5 .25 .5' has unknown class 5; "
+        f"{named} defines classes 0 to 0"
+    )
+
+
+def test_yolo_folder_of_images_and_labels_needs_a_list_of_classes(tmp_path):
+    write_yolo_image(tmp_path / "data", "images/a.png")
+    with pytest.raises(UserError) as caught:
+        YoloSource(tmp_path / "data", "train")
+    assert str(caught.value) == (
+        f"{tmp_path / 'data'}: no data.yaml in this folder; write one, for example "
+        "{train: images/train, val: images/val, names: [cat, dog]}, or a classes.txt with the name "
+        "of a class in each line"
+    )
