@@ -10,6 +10,7 @@ Format = Literal["coco", "voc", "yolo", "tfds", "shapes"]
 Cache = Literal["none", "ram", "device"]
 PixelStage = Literal["host", "device"]
 Validation = Literal["given", "none"]
+# Fields that select files, which data.format=shapes does not read.
 FILE_FIELDS = ("root", "train_images", "train_annotations", "val_images", "val_annotations")
 
 
