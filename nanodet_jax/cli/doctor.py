@@ -16,8 +16,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `doctor`."""
     parser.description = (
         "Read all images and annotations of a config, and print their problems by severity, each "
-        "with a suggested fix. The exit code is 0 if no problem is serious, 1 if any is, and 2 if "
-        "the config cannot be read."
+        "with a suggested fix. The exit code is 0 if no problem is serious (with --fix: if none "
+        "remains), 1 otherwise, and 2 if the config cannot be read or a copy cannot be written."
     )
     add_config(parser)
     parser.add_argument("--all", action="store_true", help="list all examples of each problem")
@@ -26,7 +26,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--fix",
         type=Path,
         metavar="OUT",
-        help="instead of a report, write corrected copies of the annotations to the new folder OUT",
+        help="write corrected copies of the annotations to the new folder OUT, and print the "
+        "serious problems that remain instead of a report",
     )
     parser.set_defaults(run=run)
 
@@ -34,17 +35,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, overrides: Sequence[str]) -> int:
     """Read the data and print the report."""
     config = load_config(args.config, overrides)
+    fixed = None
     if args.fix is not None:
         fixed = correct_dataset(config, args.fix)
-        if args.json:
-            print(json.dumps(fixed._asdict(), indent=1), flush=True)
-        else:
-            say_lines(format_fixed(fixed, args.fix))
-        return 0
+        config = load_config(args.config, [*overrides, *fixed.flags])
     setup_process()
     found = report.examine(config)
     if args.json:
-        print(json.dumps(report.report_to_dict(found), indent=1), flush=True)
-    else:
+        changes = {} if fixed is None else fixed._asdict()
+        print(json.dumps(changes | report.report_to_dict(found), indent=1), flush=True)
+    elif fixed is None:
         say_lines(report.format_report(found, all_examples=args.all))
+    else:
+        say_lines(f"{format_fixed(fixed, args.fix)}\n\n{report.format_serious(found)}")
     return int(found.serious)

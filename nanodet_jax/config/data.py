@@ -11,6 +11,7 @@ Cache = Literal["none", "ram", "device"]
 PixelStage = Literal["host", "device"]
 Validation = Literal["given", "none"]
 Resize = Literal["to_input", "short_side"]
+# Fields that select files, which data.format=shapes does not read.
 FILE_FIELDS = ("root", "train_images", "train_annotations", "val_images", "val_annotations")
 
 

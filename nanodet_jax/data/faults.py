@@ -25,6 +25,7 @@ class FaultKind(StrEnum):
     NUMBERS = "invalid numbers in boxes and fields"
     INVERTED = "inverted boxes"
     OUTSIDE = "boxes outside their image"
+    NOT_FRACTIONS = "coordinates that are not fractions of the image"
     EMPTY = "boxes smaller than one pixel"
     DUPLICATES = "duplicate boxes"
     DERIVED = "boxes derived from polygons or masks, because bbox is missing"

@@ -49,8 +49,8 @@ def open_source(
     if split == "val" and data.val == "none":
         raise UserError(
             "config.data.val=none: there are no validation images; set --config.data.val=given to "
-            "use those of the dataset, and --config.data.root=FOLDER for another dataset; images "
-            "that were trained on give an AP that is too high"
+            "use the validation split of the dataset, and also --config.data.root=FOLDER to use "
+            "that of another dataset; on images that were trained on, the AP is too high"
         )
     read = "train" if data.val_fraction else split
 

@@ -78,6 +78,7 @@ FIXES = {
     FaultKind.NUMBERS: "correct or delete the annotation",
     FaultKind.INVERTED: "swap the corners, or delete the box",
     FaultKind.OUTSIDE: "clip the boxes to their image; often they were drawn at another resolution",
+    FaultKind.NOT_FRACTIONS: "divide pixel coordinates by the width or height of the image",
     FaultKind.EMPTY: "none needed if the boxes were drawn by accident: training skips them",
     FaultKind.DUPLICATES: "delete all but one: no detection can match the second",
     FaultKind.DERIVED: "none needed if the polygons and masks enclose whole objects",
@@ -104,7 +105,14 @@ FIXABLE = {  # kinds of findings that `doctor --fix` corrects
         FaultKind.DUPLICATES,
     )
 }
-LOSES_ENTRY = (FaultKind.CLASSES, FaultKind.NUMBERS, FaultKind.INVERTED, FaultKind.IDS)
+LOSES_ENTRY = (
+    FaultKind.CLASSES,
+    FaultKind.NUMBERS,
+    FaultKind.NOT_FRACTIONS,
+    FaultKind.OUTSIDE,
+    FaultKind.INVERTED,
+    FaultKind.IDS,
+)
 LOSES_IMAGE = (FaultKind.CONFIG, FaultKind.FILE, FaultKind.PATH, FaultKind.MISSING)
 
 

@@ -148,17 +148,32 @@ def format_report(report: Report, *, all_examples: bool = False) -> str:
         if found:
             lines += [heading, ""]
         for finding in found:
-            shown = finding.examples[: None if all_examples else 1]
-            more = len(finding.examples) - len(shown)
-            lines.append(f"  * {finding.title}")
-            lines += [f"      {_printable(example)}" for example in shown]
-            lines += [f"      and {more} more (--all lists them)"] if more else []
-            lines += [f"    -> {finding.fix}", ""]
+            lines += [*_format_finding(finding, all_examples), ""]
     if not report.findings:
         lines += ["no problems found", ""]
     if any(finding.kind in findings.FIXABLE for finding in report.findings):
         lines += ["--fix OUT writes corrected copies of the annotations to a new folder OUT", ""]
     return "\n".join([*lines, report.summary])
+
+
+def format_serious(report: Report) -> str:
+    """Return the serious findings of a corrected copy as text, each with an example and a fix."""
+    serious = [finding for finding in report.findings if finding.severity is Severity.SERIOUS]
+    if not serious:
+        return "no serious problem remains"
+    lines = ["SERIOUS problems that remain in the copy:"]
+    return "\n".join([*lines, *(line for one in serious for line in _format_finding(one, False))])
+
+
+def _format_finding(finding: Finding, all_examples: bool) -> list[str]:
+    shown = finding.examples[: None if all_examples else 1]
+    more = len(finding.examples) - len(shown)
+    return [
+        f"  * {finding.title}",
+        *(f"      {_printable(example)}" for example in shown),
+        *([f"      and {more} more (--all lists them)"] if more else []),
+        f"    -> {finding.fix}",
+    ]
 
 
 def report_to_dict(report: Report) -> dict[str, Any]:

@@ -124,11 +124,9 @@ def read_history(workdir: Path) -> list[dict[str, Any]]:
                     legs.setdefault(event["leg"], {}).update(event)
     except FileNotFoundError:
         return []
-    except OSError as error:
-        reason = error.strerror or error
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
         raise UserError(f"{path}: {reason}; move this file elsewhere") from error
-    except ValueError as error:
-        raise UserError(f"{path}: {error}; move this file elsewhere") from error
     for leg in legs.values():
         del leg["event"]
     return [legs[number] for number in sorted(legs)]

@@ -77,11 +77,9 @@ class MetricLogger:
                         kept.write(line)
         except FileNotFoundError:
             return
-        except OSError as error:
-            reason = error.strerror or error
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
             raise UserError(f"{self._path}: {reason}; move this file elsewhere") from error
-        except ValueError as error:
-            raise UserError(f"{self._path}: {error}; move this file elsewhere") from error
         if damaged:
             terminal.say(f"note: {self._path}: removed {damaged} damaged line(s)")
 

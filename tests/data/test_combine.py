@@ -83,7 +83,7 @@ def test_sources_with_selected_classes_have_these(roots):
 
 def test_sources_are_split_together(roots):
     config = config_of(sources=(*roots[:2], roots[1].replace("yolo:", "voc:")))
-    with pytest.raises(UserError, match=r"yolo: has neither train/images"):
+    with pytest.raises(UserError, match=r"yolo: no VOC annotations for train"):
         open_source(config, "train")
     config = config_of(sources=roots, val_fraction=0.3)
     parts = [open_source(config, split) for split in ("train", "val")]

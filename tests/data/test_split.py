@@ -172,9 +172,7 @@ def test_dataset_without_images_of_a_split_is_evaluated_as_a_whole(capsys):
     assert len(val) == 40
     note = "note: none of the 40 images is a validation image of this run: using all of them\n"
     assert capsys.readouterr().out == note
-    with pytest.raises(
-        UserError, match=r"none of the 40 images is a validation image in the split"
-    ):
+    with pytest.raises(UserError, match="none of the 40 images is a validation image in the split"):
         open_source(config, "train", validation={"of another dataset"})
 
 

@@ -393,10 +393,8 @@ def test_brief_finds_problems_of_annotations_without_images(drawn):
         "note: the warm-up takes 60 of the 60 steps of the run: the full learning rate is never "
         "reached -> --config.training.warmup_steps=3, or more epochs"
     )
-    assert [longer[0], longer[2]] == [
-        absent,
-        rare,
-    ] and "is small at the input of 64 x 64" in longer[-1]
+    assert (longer[0], longer[2]) == (absent, rare)
+    assert "is small at the input of 64 x 64" in longer[-1]
     files = ("train_images", "train_annotations", "val_images", "val_annotations")
     no_files = [f"--config.data.{name}=" for name in files]
     assert lines("--config.data.format=shapes", *no_files) == []

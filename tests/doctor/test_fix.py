@@ -192,6 +192,8 @@ def test_doctor_fix_prints_the_changes_and_the_flags(tmp_path, capsys):
         f"{out}: corrected copy; the data of the config is unchanged. To use the copy:",
         "  --config.data.format=voc",
         f"  --config.data.root={out}",
+        "",
+        "no serious problem remains",
     ]
     assert main(["doctor", "voc", "--fix", str(out), *flags]) == 2
     assert "is not empty" in capsys.readouterr().err
@@ -205,21 +207,28 @@ def test_doctor_fix_counts_the_unreadable_images_that_it_leaves(data_format, tmp
     images[0].write_bytes(b"not an image")
     images[1].write_bytes(images[1].read_bytes()[:-20])
     flags = [f"--config.data.format={data_format}", f"--config.data.root={root}"]
-    assert main(["doctor", "voc", "--fix", str(out), *flags]) == 0
-    first, second, *_ = capsys.readouterr().out.splitlines()
-    assert first == "train: 2 unreadable images: left as they are"
-    assert second.startswith(f"{out}: corrected copy; ")
+    assert main(["doctor", "voc", "--fix", str(out), *flags]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "train: 2 unreadable images: left as they are"
+    assert lines[1].startswith(f"{out}: corrected copy; ")
+    remaining = lines.index("SERIOUS problems that remain in the copy:")
+    assert lines[remaining + 1] == "  * unreadable images in train: 2"
+    assert lines[remaining + 3] == "      and 1 more (--all lists them)"
+    assert lines[remaining + 4] == (
+        "    -> replace the images, or remove them from the annotations"
+    )
+    assert len(lines) == remaining + 5
 
 
-def test_doctor_fix_json_is_the_changes_and_the_flags(tmp_path, capsys):
+def test_doctor_fix_json_is_the_changes_the_flags_and_the_report_of_the_copy(tmp_path, capsys):
     root, out = tmp_path / "data", tmp_path / "out"
     WRITERS["yolo"](root, dataset())
     flags = ["--config.data.format=yolo", f"--config.data.root={root}"]
     assert main(["doctor", "yolo", "--json", "--fix", str(out), *flags]) == 0
-    assert json.loads(capsys.readouterr().out) == {
-        "changes": {"train": {}, "val": {}},
-        "flags": ["--config.data.format=yolo", f"--config.data.root={out}"],
-    }
+    found = json.loads(capsys.readouterr().out)
+    assert found["changes"] == {"train": {}, "val": {}}
+    assert found["flags"] == ["--config.data.format=yolo", f"--config.data.root={out}"]
+    assert (found["serious"], found["splits"]["train"]["images"]) == (False, COUNT)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,6 @@
 """Checkpoints: which are kept, and that a restored state equals the saved one."""
 
 import shutil
-from collections import Counter
 
 import jax
 import jax.numpy as jnp
@@ -205,9 +204,11 @@ def test_restore_fails_if_all_checkpoints_are_damaged(tmp_path):
 # If Orbax cannot read an array, it abandons the reads of others, which then raise warnings.
 @pytest.mark.filterwarnings("ignore:Exception ignored in")
 def test_random_damage_is_always_detected():
-    outcomes = sum(corrupt.check(cases=20, seed=1).values(), Counter())
-    assert set(outcomes) <= {"whole", "before", "refused"}
-    assert outcomes["before"] >= 5
+    outcomes = corrupt.check(cases=20, seed=1)
+    assert set().union(*outcomes.values()) <= {"whole", "before", "refused"}
+    # How many other files Orbax writes, and which of them it reads, differs from run to run.
+    for file in ("record/metadata", "training/manifest.ocdbt"):
+        assert set(outcomes[file]) == {"before"}
 
 
 def test_folder_that_cannot_be_made_is_an_error_with_its_path(tmp_path):

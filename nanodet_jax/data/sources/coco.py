@@ -149,7 +149,10 @@ def _read_text(path: Path) -> str:
     try:
         file = open_regular(path)
     except FileNotFoundError as error:
-        raise UserError("annotation file is missing") from error
+        raise UserError(
+            "annotation file is missing; set config.data.root to the folder of the dataset, or "
+            "correct the annotation file in config.data"
+        ) from error
     except OSError as error:
         raise UserError(f"cannot be read: {error.strerror}") from error
     except ValueError as error:

@@ -13,6 +13,12 @@ UNSPLIT = "default"  # list of all images in CVAT exports
 IMAGES = ("JPEGImages", "images")  # Label Studio uses the second
 ANNOTATIONS = ("Annotations", "annotations")
 
+LAYOUTS = (
+    "ImageSets/Main/{split}.txt with Annotations/ and JPEGImages/ (VOC2007), {split}/annotations/ "
+    "and {split}/images/, or xml files and images together in {split}/ (Roboflow)"
+)
+FIX = "set config.data.root to the folder of the dataset"
+
 
 class VocSplit(NamedTuple):
     """Folders and xml files of a split."""
@@ -73,13 +79,12 @@ def _in_common_folder(
         if split == "train" and unsplit.is_file():
             origin = unsplit
         elif split != "train" or has_lists or not annotations_path.is_dir():
-            message = (
-                f"{root}: has neither {split}/images and {split}/annotations nor "
-                f"ImageSets/Main/{split}.txt (VOC2007)"
-            )
+            found = f"{root}: no VOC annotations for {split} in this folder"
+            layouts = LAYOUTS.format(split=split)
             if split == "val":
-                raise Fault(FaultKind.NO_VALIDATION, f"{message}; {NO_VALIDATION}")
-            raise UserError(f"{message}{_advise(root)}")
+                raise Fault(FaultKind.NO_VALIDATION, f"{found}, such as {layouts}; {NO_VALIDATION}")
+            advice = _advise(root)
+            raise UserError(f"{found}{advice or f', such as {layouts}; {FIX}'}")
     images_path = _first_folder(base, IMAGES)
     _require_both(root, images_path, annotations_path)
     images = Folder(images_path, follow_links)

@@ -19,6 +19,7 @@ from nanodet_jax.data.sources.yolo_layout import LabeledImage, read_split
 
 LABELS_LIMIT = 1 << 22  # bytes; a thousand polygons of two hundred points take 3.6 million
 OVERHANG = 0.01  # tolerated beyond 0 and 1; Ultralytics interprets larger values as pixels
+MAX_FRACTION = 2.0  # larger numbers are not fractions of the image
 ROUNDING = 1e-3  # fraction of the image; a smaller overhang is due to rounding, and is not reported
 PIXEL_ROUNDING = 1e-2  # pixels; rounding error of six-digit fractions of a side of 10,000 pixels
 
@@ -172,8 +173,9 @@ def _read_line(line: bytes, num_classes: int, names_origin: str, where: str) -> 
         found = "has a negative width or height"
         raise fault(FaultKind.INVERTED, f"{found}; correct or delete it")
     if min(numbers) < -OVERHANG or max(numbers) > 1 + OVERHANG:
-        fix = "use fractions of width and height, not pixels"
-        raise fault(FaultKind.OUTSIDE, f"is outside 0 to 1; {fix}")
+        in_pixels = max(map(abs, numbers)) > MAX_FRACTION
+        kind = FaultKind.NOT_FRACTIONS if in_pixels else FaultKind.OUTSIDE
+        raise fault(kind, "is outside 0 to 1; use fractions of width and height, not pixels")
     if is_polygon:
         xs, ys = numbers[::2], numbers[1::2]
         box = min(xs), min(ys), max(xs), max(ys)

@@ -98,7 +98,7 @@ def format_fixed(fixed: Fixed, out: Path) -> str:
     ]
     return "\n".join(
         [
-            *(lines or ["nothing that --fix corrects; run doctor on the copy for what remains"]),
+            *(lines or ["nothing that --fix corrects"]),
             f"{out}: corrected copy; the data of the config is unchanged. To use the copy:",
             *(f"  {flag}" for flag in fixed.flags),
         ]

@@ -10,7 +10,7 @@ from nanodet_jax.data.faults import Fault, FaultKind
 from nanodet_jax.data.folder import read_annotation
 from nanodet_jax.data.image_files import shown_size
 from nanodet_jax.data.sources.clip import Box
-from nanodet_jax.data.sources.yolo import LABELS_LIMIT, PIXEL_ROUNDING, ROUNDING
+from nanodet_jax.data.sources.yolo import LABELS_LIMIT, MAX_FRACTION, PIXEL_ROUNDING, ROUNDING
 from nanodet_jax.data.sources.yolo_layout import read_split
 from nanodet_jax.doctor.fix.boxes import (
     MISSING,
@@ -22,8 +22,6 @@ from nanodet_jax.doctor.fix.boxes import (
 )
 from nanodet_jax.doctor.fix.copy_image import copy_image, is_unreadable, write_bytes
 from nanodet_jax.progress import track
-
-MAX_FRACTION = 2.0  # larger numbers are not fractions of the image, and are not corrected
 
 
 def correct_yolo(

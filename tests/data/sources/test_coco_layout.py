@@ -75,6 +75,18 @@ def test_layout_that_is_unknown_is_an_error_with_the_fix(tmp_path):
     )
 
 
+def test_folder_of_one_split_of_roboflow_names_the_folder_above(tmp_path):
+    for split in ("train", "valid"):
+        (tmp_path / split).mkdir()
+        (tmp_path / split / "_annotations.coco.json").write_text("{}")
+    with pytest.raises(UserError) as caught:
+        find_split(tmp_path / "train", "val")
+    assert str(caught.value) == (
+        f"{tmp_path / 'train'}: no COCO annotations for val in this folder; the folder above "
+        f"has both: use --config.data.root={tmp_path}"
+    )
+
+
 def content(**changes):
     """Return a COCO file of one image and two boxes, in the form of Roboflow."""
     boxes = [[1, 2, 10, 20], [30, 5, 15, 10]]

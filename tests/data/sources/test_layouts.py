@@ -22,8 +22,9 @@ def test_voc_without_lists_has_training_images_alone(tmp_path):
     with pytest.raises(UserError) as caught:
         VocSource(tmp_path, "val", ("cat",))
     assert str(caught.value) == (
-        f"{tmp_path}: has neither val/images and val/annotations nor ImageSets/Main/val.txt "
-        f"(VOC2007); {FIX}"
+        f"{tmp_path}: no VOC annotations for val in this folder, such as ImageSets/Main/val.txt "
+        "with Annotations/ and JPEGImages/ (VOC2007), val/annotations/ and val/images/, or xml "
+        f"files and images together in val/ (Roboflow); {FIX}"
     )
 
 
@@ -31,7 +32,7 @@ def test_voc_with_a_list_of_another_split_is_not_read_whole(tmp_path):
     write_voc(tmp_path / "Annotations", tmp_path / "JPEGImages", {"a": voc_xml()})
     (tmp_path / "ImageSets" / "Main").mkdir(parents=True)
     (tmp_path / "ImageSets" / "Main" / "val.txt").write_text("a\n")
-    with pytest.raises(UserError, match=r"nor ImageSets/Main/train\.txt \(VOC2007\)$"):
+    with pytest.raises(UserError, match=r"ImageSets/Main/train\.txt .*; set config\.data\.root"):
         VocSource(tmp_path, "train", ("cat",))
 
 

@@ -44,10 +44,7 @@ def test_folder_of_another_format_has_one_message_for_each_format(tmp_path):
     use_voc, use_yolo = advise_root(voc, "yolo"), advise_root(yolo, "voc")
     assert error(voc, "yolo") == f"{voc}: no data.yaml in this folder; {use_voc}"
     assert error(voc, "coco") == f"{voc}: no COCO annotations for train in this folder; {use_voc}"
-    assert error(yolo, "voc") == (
-        f"{yolo}: has neither train/images and train/annotations nor ImageSets/Main/train.txt "
-        f"(VOC2007); {use_yolo}"
-    )
+    assert error(yolo, "voc") == f"{yolo}: no VOC annotations for train in this folder; {use_yolo}"
     (yolo / "train").mkdir()
     assert error(yolo, "voc") == f"{yolo / 'train' / 'images'}: folder is missing; {use_yolo}"
 

@@ -149,7 +149,7 @@ def test_voc_xml_that_is_a_pipe_is_an_error(tmp_path):
 def test_voc_folder_or_image_that_is_missing_is_an_error(tmp_path):
     with pytest.raises(UserError, match="gone: folder is missing"):
         VocSource(tmp_path / "gone", "train", CLASSES)
-    with pytest.raises(UserError, match=r"neither train/images .* nor ImageSets/Main/train\.txt"):
+    with pytest.raises(UserError, match=r"no VOC annotations .* ImageSets/Main/train\.txt"):
         VocSource(tmp_path, "train", CLASSES)
     (tmp_path / "train").mkdir()
     with pytest.raises(UserError, match="images: folder is missing"):

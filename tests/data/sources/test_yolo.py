@@ -237,11 +237,11 @@ FAULTS = {
     "negative": ("1 .5 .5 -.005 .5", FaultKind.INVERTED, "negative width or height"),
     "pixels": (
         "1 50 40 25 40",
-        FaultKind.OUTSIDE,
+        FaultKind.NOT_FRACTIONS,
         "use fractions of width and height",
     ),
     "left of the image": ("1 -.02 .5 .25 .5", FaultKind.OUTSIDE, "outside 0 to 1"),
-    "polygon in pixels": ("1 5 4 25 40 3 3", FaultKind.OUTSIDE, "outside 0 to 1"),
+    "polygon in pixels": ("1 5 4 25 40 3 3", FaultKind.NOT_FRACTIONS, "outside 0 to 1"),
 }
 
 
