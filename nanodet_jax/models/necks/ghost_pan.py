@@ -68,7 +68,7 @@ class GhostShortcut(nn.Module):
 
 
 class GhostBottleneck(nn.Module):
-    """Sum of two consecutive ghost modules and a shortcut, without a final activation.
+    """Two ghost modules in sequence, plus a shortcut, without a final activation.
 
     [B, H, W, C] to [B, H, W, features].
     """
