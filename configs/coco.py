@@ -206,7 +206,7 @@ def get_config(variant: str = "nanodet-m_320") -> Config:
             saturation=(0.5, 1.2),
         ),
         model=Model(width=1.0, channels=96),
-        assigner=Assigner(ignore_threshold=0.0),  # the original learns crowd regions as background
+        assigner=Assigner(ignore_threshold=0.0),  # the original treats crowd regions as background
         training=Training(
             epochs=280,
             optimizer="sgd",

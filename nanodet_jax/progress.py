@@ -125,9 +125,9 @@ class _Lines:
         self.n += n
         if time.monotonic() - self._last >= self._every:
             self._last = time.monotonic()
-            self._show(f"{self._what}: {self._count()}")
+            self._show(f"{self._what}: {self._progress_text()}")
 
-    def _count(self) -> str:
+    def _progress_text(self) -> str:
         if self._unit != BYTES:
             return f"{self.n} of {self._total} {self._unit}"
         done, total = (tqdm.tqdm.format_sizeof(size, BYTES) for size in (self.n, self._total))

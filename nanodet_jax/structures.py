@@ -62,7 +62,7 @@ class Targets(NamedTuple):
     """Assignment of priors to boxes."""
 
     gt_index: Int32[Array, "*n P"]  # slot of the box to learn, BACKGROUND or IGNORED
-    # Iou of that box with the prior's anchor (ATSS) or predicted box (dynamic soft labels); -1
+    # IoU of that box with the prior's anchor (ATSS) or predicted box (dynamic soft labels); -1
     # where there is no box.
     overlap: Float32[Array, "*n P"]
 

@@ -127,7 +127,8 @@ def load_config(name: str, overrides: Sequence[str] = ()) -> configs.Config:
     """
     file, colon, variant = name.partition(":")
     if not file:
-        raise UserError(f"--config={name}: use a file, or one of {', '.join(shipped_names())}")
+        known = ", ".join(shipped_names())
+        raise UserError(f"--config={name}: names no config; use a file, or one of {known}")
     try:
         config = _get_config(file, *([variant] if colon else []))
         if not isinstance(config, configs.Config):

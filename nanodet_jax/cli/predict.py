@@ -29,7 +29,7 @@ from nanodet_jax.runtime.process import setup_process
 from nanodet_jax.terminal import join_first, say
 
 DETECTIONS = "detections.json"
-SHOWN_SKIPS = 3  # number of skipped files whose names are printed
+SHOWN_SKIPS = 3  # names printed for each reason for skipping files, at most
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -107,7 +107,7 @@ def select_classes(
       other_split: returns the class names of the other split; called if this split lacks a name.
 
     Raises:
-      UserError: if a name occurs in neither split (the message suggests the most similar one), or
+      UserError: if a name occurs in neither split (the message suggests a similar one), or
         if no class is left.
     """
     if not (data.classes or data.merge or data.ignore or exclude_empty):

@@ -15,8 +15,8 @@ JPEG_START, JPEG_END, JPEG_SCAN = b"\xff\xd8", b"\xff\xd9", 0xDA
 PNG_START, PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
 GIF_STARTS = (b"GIF87a", b"GIF89a")
 # OpenCV formats whose headers Pillow can read too. Other formats are rejected, because their size
-# is unknown before decoding. This module reads the headers of GIF and WebP itself, because Pillow
-# would allocate their pixels first.
+# is unknown before decoding. This module reads GIF and WebP headers itself, because Pillow
+# would allocate memory for their pixels first.
 FORMATS = ("AVIF", "BMP", "DIB", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")  # of images in a folder
 # Suffixes of all files that `shown_size` and OpenCV can read.

@@ -108,7 +108,7 @@ def make_record(
     )
 
 
-def where_of(record: Record) -> str:
+def location_of(record: Record) -> str:
     """Return the name and id of an image, for messages."""
     return f"{record.name} (image {record.image_id})"
 
@@ -186,7 +186,7 @@ def coco_ground_truth(
 def _read(record: Record, max_pixels: float) -> tuple[str, bytes]:
     """Return the image's description for messages, and its encoded bytes."""
     if isinstance(record.image, bytes):
-        return where_of(record), record.image
+        return location_of(record), record.image
     assert isinstance(record.image, Path)
     where = f"{record.image} (image {record.image_id})"
     try:

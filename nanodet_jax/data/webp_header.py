@@ -22,7 +22,7 @@ class Header(NamedTuple):
 
 
 def is_webp(start: bytes) -> bool:
-    """Return whether a file with these first 16 bytes claims to be a WebP file."""
+    """Return whether a file with these first 12 bytes or more claims to be a WebP file."""
     return start.startswith(b"RIFF") and start[8:12] == b"WEBP"
 
 

@@ -74,7 +74,8 @@ def examine(config: Config, *, progress: bool = True) -> Report:
     val = Scan((), [], 0, [], [])
     if config.data.val != "none":
         val = scan(config, "val", progress=progress)
-    # VOC reads the training split for the class names of both splits, so faults in it occur twice.
+    # The VOC source reads the training split for the class names of both splits, so its faults are
+    # reported twice.
     reported = set(map(str, train.faults))
     val_faults = [fault for fault in val.faults if str(fault) not in reported]
     found = [

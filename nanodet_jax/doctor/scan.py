@@ -10,7 +10,7 @@ from typing import NamedTuple
 from nanodet_jax.config import Config
 from nanodet_jax.data.faults import Fault, FaultKind
 from nanodet_jax.data.open_source import open_source
-from nanodet_jax.data.records import Category, Record, Source, decode, where_of
+from nanodet_jax.data.records import Category, Record, Source, decode, location_of
 from nanodet_jax.data.sources.clip import boxes_outside, format_box
 from nanodet_jax.errors import UserError
 from nanodet_jax.progress import track
@@ -90,4 +90,4 @@ def _duplicates(record: Record) -> Iterator[Fault]:
     for (box, _), count in Counter(labeled).items():
         if count > 1:
             found = f"box {format_box(box)} occurs {count} times with the same class"
-            yield Fault(FaultKind.DUPLICATES, f"{where_of(record)}: {found}", tolerated=True)
+            yield Fault(FaultKind.DUPLICATES, f"{location_of(record)}: {found}", tolerated=True)

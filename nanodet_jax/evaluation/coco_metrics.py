@@ -47,8 +47,8 @@ def choose_evaluator(requested: Evaluator | None = None) -> Evaluator:
     """Return the requested evaluator, or by default hotcoco if installed, else pycocotools.
 
     Raises:
-      UserError: if hotcoco is requested but not installed in version HOTCOCO_VERSION, the only one
-        that is tested against pycocotools.
+      UserError: if hotcoco is requested but version HOTCOCO_VERSION is not installed. No other
+        version is tested against pycocotools.
     """
     try:
         available = metadata.version("hotcoco") == HOTCOCO_VERSION

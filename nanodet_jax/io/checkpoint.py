@@ -102,7 +102,7 @@ class Checkpoints:
             self._open_manager().save(
                 step,
                 args=ocp.args.Composite(
-                    **items, **{RECORD: ocp.args.JsonSave(checksums.sign(record))}
+                    **items, **{RECORD: ocp.args.JsonSave(checksums.add_digest(record))}
                 ),
             )
         self._known_steps.add(step)

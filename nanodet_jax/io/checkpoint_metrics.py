@@ -49,7 +49,7 @@ class CheckpointMetrics:
           UserError: if they cannot be written.
         """
         if writing:
-            write_json(self._folder / str(step) / FILE, checksums.sign(metrics))
+            write_json(self._folder / str(step) / FILE, checksums.add_digest(metrics))
         self._loaded[step] = metrics
 
     def _read(self, step: int) -> dict[str, Any] | None:

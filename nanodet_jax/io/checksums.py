@@ -67,14 +67,14 @@ def find_content_mismatch(described: Mapping[str, Any], tree: Any) -> str:
     return ""
 
 
-def sign(value: dict[str, Any]) -> dict[str, Any]:
-    """Return a json object that contains a value and its digest."""
+def add_digest(value: dict[str, Any]) -> dict[str, Any]:
+    """Return a JSON object that contains a value and its digest."""
     value = json.loads(json.dumps(value))  # as it will be read: JSON keys are strings
     return {"value": value, DIGEST: _digest_of_json(value)}
 
 
 def verify(document: Any) -> Any:
-    """Return the value in a document from `sign`.
+    """Return the value in a document from `add_digest`.
 
     The value may be any JSON value. The digest proves that the value is unchanged, not that it
     is trustworthy.

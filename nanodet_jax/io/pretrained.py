@@ -115,7 +115,7 @@ def _locked(path: Path) -> Iterator[None]:
             lock.acquire()
     except OSError as error:
         raise UserError(
-            f"{path.parent}: cannot be written: {error.strerror or error}; set {ENVIRONMENT} to "
+            f"{path.parent}: cannot be written to: {error.strerror or error}; set {ENVIRONMENT} to "
             "a different folder"
         ) from error
     try:
@@ -230,6 +230,6 @@ def _verify(file: Path, path: Path, where: str, fix: str, is_new: bool = False) 
             beside.write(f"{digest}  {path.name}\n".encode())  # the format of sha256sum
     elif recorded.split(" ")[0] != digest:
         raise UserError(
-            f"{where}: has changed since it was downloaded: its SHA-256 differs from the one in "
-            f"{record.name}; {fix}"
+            f"{where}: has changed since it was downloaded (its SHA-256 differs from the one in "
+            f"{record.name}); {fix}"
         )

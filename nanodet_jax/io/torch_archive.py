@@ -30,7 +30,7 @@ NOT_ARCHIVE = (
 
 
 def read_state_dict(path: Path) -> dict[str, np.ndarray]:
-    """Read the tensors of a file that torch.save or Lightning wrote.
+    """Read the tensors in a file that torch.save or Lightning wrote.
 
     Use the file's `state_dict` if it has one, otherwise the whole file. If a Lightning checkpoint
     has averaged weights (`avg_model.`), read only these, as the original does. Remove the prefixes
@@ -78,7 +78,7 @@ def _read(archive: zipfile.ZipFile) -> dict[str, np.ndarray]:
         )
     if len(pickles) > 1:
         several = f"{quoted(pickles[0])} and {quoted(pickles[1])}"
-        raise UserError(f"damaged archive: it has several NAME/data.pkl, such as {several}")
+        raise UserError(f"damaged archive: it has more than one NAME/data.pkl: {several}")
     root = pickles[0].removesuffix("data.pkl")
     if members[pickles[0]].file_size > PICKLE_LIMIT:
         raise UserError(f"data.pkl has over {PICKLE_LIMIT} bytes, too many for weights")
@@ -154,7 +154,7 @@ def _view(name: str, tensor: Tensor, storage: np.ndarray) -> np.ndarray:
     last = tensor.offset + sum((size - 1) * step for size, step in zip(shape, strides))
     if elements and last >= len(storage):
         raise UserError(f"tensor {quoted(name)} extends beyond its storage")
-    # A stride of 0 would allow any size. Weights of a network never have one.
+    # With a stride of 0, a small file could declare a tensor of any size. Weights never have one.
     if elements > len(storage):
         raise UserError(f"tensor {quoted(name)} repeats elements; save a contiguous copy")
     if not elements:

@@ -262,7 +262,7 @@ def _call(name: str, arguments: tuple[Any, ...]) -> Any:
 
 def _counts(numbers: Iterable[Any]) -> tuple[int, ...]:
     counts = (*numbers,)
-    # Not bool, which is an int in Python but not in NumPy.
+    # Reject bool, which is an int in Python but not in NumPy.
     if not all(type(number) is int and 0 <= number < 2**63 for number in counts):
         raise ValueError("an impossible offset, shape or stride")
     return counts

@@ -39,7 +39,7 @@ class Prefetch(Generic[HostBatch, DeviceBatch]):
 
         Args:
           last_output: an output of the step that was dispatched last; None before the first. On
-            return, all steps before that one have ended. Without this limit, a fast host would
+            return, all steps before that one have finished. Without this limit, a fast host would
             dispatch steps whose buffers accumulate in the memory of the devices.
         """
         jax.block_until_ready(self._previous_output)

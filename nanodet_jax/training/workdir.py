@@ -38,7 +38,7 @@ class ImageNames(NamedTuple):
         return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
-class Previous(NamedTuple):
+class PreviousLeg(NamedTuple):
     """The previous leg of a run."""
 
     config: Config
@@ -61,7 +61,7 @@ def image_names(train: Source, val: Source | None) -> ImageNames:
     ))  # fmt: skip
 
 
-def previous_leg(workdir: Path) -> Previous | None:
+def previous_leg(workdir: Path) -> PreviousLeg | None:
     """Return the leg that `about.json` describes; None if the file is missing or damaged.
 
     A damaged description does not stop a run. Checkpoints are verified separately, and their arrays
@@ -79,7 +79,7 @@ def previous_leg(workdir: Path) -> Previous | None:
     except (UserError, OSError, ValueError, AttributeError) as error:
         distributed.say(f"note: {error}; the file will be rewritten")
         return None
-    return Previous(config, class_names, numbers[0], numbers[1], read_names(workdir))
+    return PreviousLeg(config, class_names, numbers[0], numbers[1], read_names(workdir))
 
 
 def read_names(workdir: Path) -> ImageNames | None:
@@ -96,7 +96,7 @@ def read_names(workdir: Path) -> ImageNames | None:
 
 def check_same_run(
     workdir: Path,
-    previous: Previous,
+    previous: PreviousLeg,
     config: Config,
     class_names: tuple[str, ...],
     names: ImageNames,
@@ -147,7 +147,7 @@ def check_same_run(
             )
 
 
-def offset_after(previous: Previous, config: Config, step: int, steps_per_epoch: int) -> int:
+def offset_after(previous: PreviousLeg, config: Config, step: int, steps_per_epoch: int) -> int:
     """Return the `RunLength.offset` with which a run continues at the same image in its epoch.
 
     Args:

@@ -110,12 +110,15 @@ def test_file_of_the_name_of_a_shipped_config_needs_a_path(config_of, tmp_path):
         ("doctor", "use --config NAME_OR_FILE[:VARIANT]"),
         ("info --conf=voc", "nanodet-jax info takes no such argument; did you mean --config?"),
         ("convert --config.name=x a b", "--config.name=x: nanodet-jax convert takes no config"),
-        ("train --config=fly", "fly: no such config; use a file, or one of coco, custom, shapes"),
+        ("train --config=fly", "fly: no such config; use a file, or one of coco, custom"),
         (
             "train --config=vok",
             "vok: no such config; did you mean voc? use a file, or one of coco",
         ),
-        ("train --config=", "--config=: use a file, or one of coco, custom, shapes"),
+        (
+            "train --config=",
+            "--config=: names no config; use a file, or one of coco, custom, shapes",
+        ),
         (
             "train --config=shapes:big",
             "shapes:big: unknown variant 'big'; use one of nanodet-m-tiny, ",

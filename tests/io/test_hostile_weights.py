@@ -231,7 +231,7 @@ PTH = {
     ),
     "two descriptions": (
         lambda p, c: with_members(p, ["other/data.pkl"]),
-        "several NAME/data.pkl, such as 'archive/data.pkl' and 'other/data.pkl'",
+        "more than one NAME/data.pkl: 'archive/data.pkl' and 'other/data.pkl'",
     ),
     "a description of 5 MB": (
         lambda p, c: archive(p, b"}" + b"0}" * (5 << 19) + b"."),

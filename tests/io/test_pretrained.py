@@ -332,7 +332,7 @@ def test_folder_that_cannot_be_written_is_named(publish, folder, content):
     folder.write_text("a file")
     publish(content)
     assert failure() == (
-        f"{folder}: cannot be written: File exists; set {pretrained.ENVIRONMENT} to a "
+        f"{folder}: cannot be written to: File exists; set {pretrained.ENVIRONMENT} to a "
         "different folder"
     )
 

@@ -16,7 +16,7 @@ from nanodet_jax.errors import UserError
 from nanodet_jax.evaluation import evaluate
 from nanodet_jax.training import build
 from nanodet_jax.training.history import Leg, read_history
-from nanodet_jax.training.workdir import Previous, offset_after
+from nanodet_jax.training.workdir import PreviousLeg, offset_after
 from tests.builders import tiny_config, voc_xml, write_image
 from tests.runs import journal
 from tests.training.test_loop import NO_EVALUATION, fake_step
@@ -196,7 +196,7 @@ def test_other_dataset_is_refused_unless_it_is_allowed(tmp_path):
 
 def previous_of(batch_size, offset=0, images=IMAGES):
     config = config_of(batch_size=batch_size)
-    return Previous(config, (), images // batch_size, offset, None)
+    return PreviousLeg(config, (), images // batch_size, offset, None)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 
 from nanodet_jax.data.faults import Fault, FaultKind
-from nanodet_jax.data.records import Record, where_of
+from nanodet_jax.data.records import Record, location_of
 
 OVERHANG = 1.0  # pixels beyond the image that rounding and 1-based indices may cause
 
@@ -31,7 +31,7 @@ def boxes_outside(record: Record) -> Iterator[Fault]:
     out = np.any((record.boxes[:, :2] < low) | (record.boxes[:, 2:] > high), axis=1)
     for box in record.boxes[out]:
         found = f"box {format_box(box)} extends beyond the {record.width}x{record.height} image"
-        yield Fault(FaultKind.OUTSIDE, f"{where_of(record)}: {found}", tolerated=True)
+        yield Fault(FaultKind.OUTSIDE, f"{location_of(record)}: {found}", tolerated=True)
 
 
 def format_box(box: Iterable[float]) -> str:

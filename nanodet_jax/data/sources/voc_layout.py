@@ -79,12 +79,14 @@ def _in_common_folder(
         if split == "train" and unsplit.is_file():
             origin = unsplit
         elif split != "train" or has_lists or not annotations_path.is_dir():
-            found = f"{root}: no VOC annotations for {split} in this folder"
+            problem = f"{root}: no VOC annotations for {split} in this folder"
             layouts = LAYOUTS.format(split=split)
             if split == "val":
-                raise Fault(FaultKind.NO_VALIDATION, f"{found}, such as {layouts}; {NO_VALIDATION}")
+                raise Fault(
+                    FaultKind.NO_VALIDATION, f"{problem}, such as {layouts}; {NO_VALIDATION}"
+                )
             advice = _advise(root)
-            raise UserError(f"{found}{advice or f', such as {layouts}; {FIX}'}")
+            raise UserError(f"{problem}{advice or f', such as {layouts}; {FIX}'}")
     images_path = _first_folder(base, IMAGES)
     _require_both(root, images_path, annotations_path)
     images = Folder(images_path, follow_links)

@@ -24,7 +24,7 @@ from nanodet_jax.models.necks.path_aggregation import aggregate
 
 
 class GhostBottleneck(nn.Module):
-    """Sum of two consecutive ghost modules and a shortcut, without a final activation.
+    """Two ghost modules in sequence, plus a shortcut, without a final activation.
 
     [B, H, W, C] to [B, H, W, features].
     """
