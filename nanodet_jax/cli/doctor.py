@@ -48,4 +48,4 @@ def run(args: argparse.Namespace, overrides: Sequence[str]) -> int:
         say_lines(report.format_report(found, all_examples=args.all))
     else:
         say_lines(f"{format_fixed(fixed, args.fix)}\n\n{report.format_serious(found)}")
-    return int(found.serious)
+    return int(found.serious or bool(fixed and fixed.left_out))

@@ -96,6 +96,10 @@ class Detector:
         """
         return cls(load_weights(weights_or_workdir, max_input_side), max_megapixels)
 
+    def __repr__(self) -> str:
+        size = self.config.input_size
+        return f"Detector({self.config.name!r}, input_size={size}, {len(self.class_names)} classes)"
+
     @property
     def num_programs(self) -> int:
         """Number of compiled programs in memory, at most `MAX_PROGRAMS`."""

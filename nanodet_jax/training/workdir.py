@@ -174,11 +174,17 @@ def finished_message(workdir: Path, training: Training, step: int, length: RunLe
         "cosine": "the learning rate first rises again, as the cosine becomes longer",
         "multistep": "the learning rate falls at the same milestones",
     }[training.schedule]
-    more = "steps" if training.steps else "epochs"
+    longer = "steps" if training.steps else "epochs"
+    more = "set --config.training.more_epochs=N: it adds N epochs after the end of the schedule"
+    if training.more_epochs:
+        more = (
+            f"raise --config.training.more_epochs={training.more_epochs}: it counts all epochs "
+            "after the end of the schedule"
+        )
     return (
         f"{workdir}: already finished at step {step} of {length.total_steps}; nothing is changed. "
-        "To train longer, set --config.training.more_epochs=N: it adds N epochs at the last "
-        f"learning rate. Or raise --config.training.{more}: {schedule}"
+        f"To train longer, {more}, at the last learning rate. Or raise "
+        f"--config.training.{longer}: {schedule}"
     )
 
 

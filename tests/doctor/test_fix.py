@@ -19,7 +19,6 @@ from nanodet_jax.doctor.fix.boxes import (
     RESIZED,
     SWAPPED,
     TOO_SMALL,
-    UNUSABLE,
     Changes,
     correct_box,
 )
@@ -152,9 +151,32 @@ def test_broken_xml_is_left_out(tmp_path):
     WRITERS["voc"](root, dataset())
     (root / "train" / "annotations" / "train3.xml").write_text("<annotation>")
     fixed = correct_dataset(config_of("voc", root), tmp_path / "out")
-    assert fixed.changes == {"train": {UNUSABLE: 1}, "val": {}}
+    assert fixed.changes == {"train": {}, "val": {}}
+    [error] = fixed.left_out
+    assert error.startswith(f"{root / 'train' / 'annotations' / 'train3.xml'}: ")
     found = scan(with_flags(config_of("voc", root), fixed.flags), "train", progress=False)
     assert (found.faults, found.images) == ([], COUNT - 1)
+
+
+def test_doctor_fix_names_the_files_that_it_leaves_out(tmp_path, capsys):
+    root, out = tmp_path / "data", tmp_path / "out"
+    WRITERS["voc"](root, dataset())
+    broken = root / "train" / "annotations" / "train3.xml"
+    broken.write_text("<annotation>")
+    flags = [f"--config.data.root={root}", "--config.data.val_fraction=0.25"]
+    assert main(["doctor", "voc", "--fix", str(out), *flags]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:2] == [
+        "nothing that --fix corrects",
+        f"left out of the copy: {broken}: invalid xml: no element found: line 1, column 12",
+    ]
+    assert lines[3:] == [
+        "  --config.data.format=voc",
+        f"  --config.data.root={out}",
+        "  --config.data.val_fraction=0.25",
+        "",
+        "no serious problem remains",
+    ]
 
 
 @pytest.mark.parametrize("data_format", ["tfds", "shapes"])
@@ -227,6 +249,7 @@ def test_doctor_fix_json_is_the_changes_the_flags_and_the_report_of_the_copy(tmp
     assert main(["doctor", "yolo", "--json", "--fix", str(out), *flags]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["changes"] == {"train": {}, "val": {}}
+    assert found["left_out"] == []
     assert found["flags"] == ["--config.data.format=yolo", f"--config.data.root={out}"]
     assert (found["serious"], found["splits"]["train"]["images"]) == (False, COUNT)
 

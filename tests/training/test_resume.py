@@ -82,6 +82,8 @@ def test_same_command_tells_no_change(tmp_path, capsys):
     said = capsys.readouterr().out
     assert said.count("changed since") == 1
     assert "config.training.more_epochs: 0 -> 1" in said
+    train_and_evaluate(config_of(epochs=1, more_epochs=1), tmp_path)
+    assert "raise --config.training.more_epochs=1: it counts all epochs" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("epochs", [1, 2])
@@ -92,7 +94,7 @@ def test_finished_run_is_left_as_it_is_and_says_how_to_train_longer(tmp_path, ca
     assert train_and_evaluate(config_of(epochs=epochs, rate=1.0), tmp_path) == metrics
     said = capsys.readouterr().out
     assert f"already finished at step 8 of {4 * epochs}; nothing is changed" in said
-    assert "--config.training.more_epochs=N: it adds N epochs at the last learning rate" in said
+    assert "--config.training.more_epochs=N: it adds N epochs after the end of the schedule" in said
     assert "--config.training.epochs: the learning rate first rises again" in said
     assert files(tmp_path) == before
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from nanodet_jax.errors import UserError
 
 MAX_ENTRIES = 10_000  # read from each folder
+MAX_LEVELS = 2  # of folders above the given one, such as train/images
 MAX_FOLDERS = 20  # sub-folders that are listed
 FORMATS = {"coco": "COCO json", "voc": "Pascal VOC", "yolo": "YOLO"}
 # Names of the splits. The annotations of a COCO dataset without splits are training data.
@@ -44,7 +45,7 @@ def require_folder(root: Path, fix: str = "") -> None:
 def advise_root(root: Path, data_format: str) -> str:
     """Return how to select the dataset if `root` has another format or is a part of a dataset.
 
-    Return "" if neither `root` nor the folder above it has a layout that is known.
+    Return "" if neither `root` nor one of the two folders above it has a layout that is known.
     """
     found = _guess_formats(root)
     if data_format in found:
@@ -52,14 +53,14 @@ def advise_root(root: Path, data_format: str) -> str:
     if found:
         flags = f"--config.data.format={found[0]}, or {found[0]}:FOLDER in config.data.sources"
         return f"this folder looks like {FORMATS[found[0]]}: use {flags}"
-    above = Path(os.path.abspath(root)).parent
-    found = _guess_formats(above)
-    if not found:
-        return ""
-    flags = f"--config.data.root={above}"
-    if data_format not in found:
-        flags += f" --config.data.format={found[0]}"
-    return f"the dataset seems to be in the folder above: use {flags}"
+    for above in Path(os.path.abspath(root)).parents[:MAX_LEVELS]:
+        found = _guess_formats(above)
+        if found:
+            flags = f"--config.data.root={above}"
+            if data_format not in found:
+                flags += f" --config.data.format={found[0]}"
+            return f"the dataset seems to be in a folder above: use {flags}"
+    return ""
 
 
 def coco_files(split: str) -> list[str]:

@@ -19,6 +19,7 @@ class Fixed(NamedTuple):
 
     changes: dict[str, Changes]  # by split
     flags: list[str]  # config flags that select the copy
+    left_out: list[str]  # error in each file that the copy lacks
 
 
 def correct_dataset(config: Config, out: Path) -> Fixed:
@@ -60,6 +61,7 @@ def _correct(config: Config, splits: list[str], temporary: Path, out: Path) -> F
     data = config.data
     links = data.follow_links
     changes: dict[str, Changes] = {}
+    left_out: list[str] = []
     flags = [f"--config.data.format={data.format}"]
     root = Path(data.root).expanduser()
     if data.format != "coco" and not data.root:
@@ -81,12 +83,17 @@ def _correct(config: Config, splits: list[str], temporary: Path, out: Path) -> F
                 ]
         case "voc":
             for split in splits:
-                changes[split] = correct_voc(root, split, temporary, links)
+                changes[split] = correct_voc(root, split, temporary, links, left_out)
             flags.append(f"--config.data.root={out}")
         case _:
-            changes = correct_yolo(root, splits, temporary, links)
+            changes = correct_yolo(root, splits, temporary, links, left_out)
             flags.append(f"--config.data.root={out}")
-    return Fixed({split: +found for split, found in changes.items()}, flags)  # without zeros
+    if data.val == "none":
+        flags.append("--config.data.val=none")
+    if data.val_fraction:
+        flags.append(f"--config.data.val_fraction={data.val_fraction:g}")
+    changes = {split: +found for split, found in changes.items()}  # without zeros
+    return Fixed(changes, flags, left_out)
 
 
 def format_fixed(fixed: Fixed, out: Path) -> str:
@@ -99,6 +106,7 @@ def format_fixed(fixed: Fixed, out: Path) -> str:
     return "\n".join(
         [
             *(lines or ["nothing that --fix corrects"]),
+            *(f"left out of the copy: {error}" for error in fixed.left_out),
             f"{out}: corrected copy; the data of the config is unchanged. To use the copy:",
             *(f"  {flag}" for flag in fixed.flags),
         ]

@@ -54,12 +54,13 @@ def test_folder_inside_a_dataset_is_recognized(write, tmp_path):
     root = tmp_path / "data"
     write(root, RECORDS)
     right, _ = formats.FORMATS[write]
-    (root / "part").mkdir()
+    (root / "part" / "inner").mkdir(parents=True)
     for data_format in NAMES:
         flags = "" if data_format == right else f" --config.data.format={right}"
-        assert error(root / "part", data_format).endswith(
-            f"; the dataset seems to be in the folder above: use --config.data.root={root}{flags}"
-        )
+        for inside in (root / "part", root / "part" / "inner"):
+            assert error(inside, data_format).endswith(
+                f"; the dataset seems to be in a folder above: use --config.data.root={root}{flags}"
+            )
 
 
 def test_advice_lists_few_names_and_follows_no_links(tmp_path, monkeypatch):
