@@ -27,7 +27,8 @@ PICKLE_LIMIT = 4 << 20  # bytes; a pickle of 645 tensors takes 80 thousand
 MAX_TENSORS = 20_000  # more than the deepest network that config.check accepts has
 MAX_SHARING = 4  # maximum number of tensor elements per stored element
 NOT_ARCHIVE = (
-    "is neither a zip archive nor a file in the older format of torch.save; download it again"
+    "is neither a zip archive written by torch.save nor a file in its older format; download it "
+    "again"
 )
 
 
