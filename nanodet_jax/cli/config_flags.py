@@ -25,7 +25,7 @@ from nanodet_jax.errors import UserError, did_you_mean
 
 SHIPPED = "nanodet_jax.configs"  # package of the configs that can be used by name
 OVERRIDE = re.compile(r"--?(no)?config\.([^=]*)(=.*)?", re.DOTALL)
-# Fields that are lists of names.
+# Fields that contain a list of names.
 NAME_LISTS = ("data.classes", "data.merge", "data.ignore", "data.sources")
 HELP = """CONFIG is NAME[:VARIANT] or FILE[:VARIANT]. The names are {names}. A file is Python code
 with a function get_config() that returns a Config; VARIANT is its argument. Override fields with

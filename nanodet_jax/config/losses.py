@@ -40,11 +40,11 @@ class Assigner(Section):
 
 @dataclass(slots=True)
 class Compat(Section):
-    """Bugs of the original: True reproduces them, False fixes them (`docs/differences.md`)."""
+    """Bugs of the original. True reproduces a bug, False fixes it (see `docs/differences.md`)."""
 
     priors_of_any_box: bool = True
-    """dynamic_soft_label. True: a box may take priors that lie only in other boxes, and gets none
-    if no prior lies in any box. False: a box takes only priors inside itself, or the nearest
+    """dynamic_soft_label only. True: a box may take priors that lie only in other boxes, and gets
+    none if no prior lies in any box. False: a box takes only priors inside itself, or the nearest
     prior if it contains none."""
 
     keep_lost_boxes: bool = True

@@ -168,9 +168,9 @@ def with_classes_of(weights: Weights, source: Source, *, exclude_others: bool = 
     unknown = [name for name in names if normalize(name) not in known]
     if unknown and not exclude_others:
         raise UserError(
-            f"the weights have {len(weights.class_names)} classes, the dataset has {len(names)} "
-            f"({join_first(names)}); the weights lack {join_first(unknown)}; evaluate on the "
-            "dataset they were trained on, leave those classes out with --config.data.classes, "
+            f"the weights have {len(weights.class_names)} classes, but the dataset has "
+            f"{len(names)} ({join_first(names)}); the weights lack {join_first(unknown)}; evaluate "
+            "on the dataset they were trained on, leave those classes out with --config.data.classes, "
             "or fine-tune the weights with --config.training.init_weights"
         )
     if [*map(normalize, names)] == [*map(normalize, weights.class_names)]:

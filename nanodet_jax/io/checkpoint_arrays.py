@@ -92,7 +92,7 @@ def _run(request: dict[str, Any], folder: Path) -> bytes:
     ready = done.stdout.startswith(array_reader.READY)
     if ready and done.returncode in CRASHES:
         limit = f"{request['memory'] / 1e6:.0f} MB"
-        raise ValueError(f"decoding it needs more than {limit}, or crashes ({reason})")
+        raise ValueError(f"decoding it crashes, or needs more than {limit} ({reason})")
     if ready and done.returncode == array_reader.DAMAGED:
         raise ValueError(reason)
     if not ready or done.returncode:

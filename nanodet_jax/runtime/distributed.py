@@ -141,7 +141,7 @@ def must_agree(facts: dict[str, Any]) -> None:
                 raise UserError(
                     f"process {process_index} differs from process 0 in {name} "
                     f"({others[name]!r}, not {everyone[0][name]!r}); start all processes with the "
-                    "same command except for config.distributed.process_index, on the same files"
+                    "same command, except for config.distributed.process_index, and the same files"
                 )
 
 
