@@ -170,8 +170,8 @@ def with_classes_of(weights: Weights, source: Source, *, exclude_others: bool = 
         raise UserError(
             f"the weights have {len(weights.class_names)} classes, but the dataset has "
             f"{len(names)} ({join_first(names)}); the weights lack {join_first(unknown)}; evaluate "
-            "on the dataset they were trained on, leave those classes out with --config.data.classes, "
-            "or fine-tune the weights with --config.training.init_weights"
+            "on the dataset they were trained on, leave those classes out with "
+            "--config.data.classes, or fine-tune the weights with --config.training.init_weights"
         )
     if [*map(normalize, names)] == [*map(normalize, weights.class_names)]:
         return source
