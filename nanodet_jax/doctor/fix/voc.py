@@ -28,8 +28,8 @@ SIDES = ("xmin", "ymin", "xmax", "ymax")
 def correct_voc(root: Path, split: str, out: Path, follow_links: bool) -> Changes:
     """Write corrected copies of the xml files of a split, and return what was changed.
 
-    `out` gets the layout JPEGImages, Annotations, ImageSets/Main/{split}.txt, because the files of
-    every other layout can be stored in it. Files that cannot be parsed are left out.
+    The layout of `out` is JPEGImages, Annotations and ImageSets/Main/{split}.txt, because the files
+    of every other layout can be stored in it. Files that cannot be parsed are left out.
 
     Raises:
       UserError: if the split is missing, or a file cannot be written.
@@ -70,7 +70,7 @@ def _correct(xml: ElementTree.Element, size: tuple[int, int] | None, changes: Ch
     for item in xml.findall("object"):
         numbers = [_number(item.findtext(f"bndbox/{side}", "")) for side in SIDES]
         if not all(map(math.isfinite, numbers)):
-            continue  # cannot be corrected
+            continue  # the box cannot be corrected
         x1, y1, x2, y2 = numbers
         box: Box = (x1, y1, x2, y2)
         corrected = correct_box(box, (width, height), changes, smallest=(1, 1))
