@@ -5,9 +5,10 @@
     python train.py --config configs/voc.py:nanodet-plus-m --workdir runs/mine-plus \\
         --config.data.root=FOLDER --config.training.init_weights=nanodet-plus-m_320.pth
 
-FOLDER contains `train/` and `val/`, each with `images/` and `annotations/`, or is a VOC2007 folder.
-The classes are all names in the annotations, in alphabetical order, unless
-`--config.data.classes=cat,dog` sets them.
+FOLDER contains `train/` and `val/`, each with `images/` and `annotations/`, or has another of the
+layouts that `docs/training.md` lists, such as that of VOC2007. The classes are all names in the
+annotations of the training split, in alphabetical order, unless `--config.data.classes=cat,dog`
+lists them.
 
 Cost: BCCD (292 images, 3 kinds of blood cells) takes 720 steps in 40 epochs, about 6 minutes on two
 CPU cores with nanodet-m. Expected AP on BCCD: 0.571 (seed 0), and 0.573, 0.570 and 0.574 with the
@@ -25,7 +26,11 @@ VARIANTS = ("nanodet-m", "nanodet-plus-m")
 
 
 def get_config(variant: str = "nanodet-m") -> Config:
-    """Return one of VARIANTS at 320 x 320: AdamW, cosine schedule, the original's bugs fixed."""
+    """Return one of VARIANTS at 320 x 320: AdamW, cosine schedule, the original's bugs fixed.
+
+    Raises:
+      UserError: if there is no such variant.
+    """
     if variant not in VARIANTS:
         raise UserError(f"unknown variant {variant!r}; use one of {', '.join(VARIANTS)}")
     config = Config(

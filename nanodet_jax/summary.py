@@ -1,4 +1,4 @@
-"""Parameters, multiply-adds and output shapes of a network, derived from shapes alone."""
+"""Parameters, multiply-adds and output shapes of a network, computed without running it."""
 
 import math
 from collections import Counter
@@ -24,8 +24,8 @@ class Cost(NamedTuple):
     """Cost of one or more parts of the network."""
 
     params: int  # learned parameters, without running statistics
-    macs: int  # multiply-adds of the convolutions in a forward pass of one image
-    outputs: int  # elements in the outputs of the convolutions, for one image
+    macs: int  # multiply-adds of the convolutions in a forward pass on one image
+    outputs: int  # number of elements in the outputs of the convolutions, for one image
 
 
 class Level(NamedTuple):
@@ -42,9 +42,9 @@ class Level(NamedTuple):
 
 
 class Summary(NamedTuple):
-    """Costs and shapes at one input size. C classes, P priors, R bins per distance."""
+    """Costs and shapes at one input size. Dimensions: C classes, P priors, R bins per distance."""
 
-    parts: dict[str, Cost]  # by name, ordered as PARTS; guidance only if the config has it
+    parts: dict[str, Cost]  # by name, in the order of PARTS; guidance only if the config has one
     levels: tuple[Level, ...]  # finest first
     class_logits: tuple[int, ...]  # shape for one image, (P, C)
     box_logits: tuple[int, ...]  # shape for one image, (P, 4, R)
@@ -72,7 +72,7 @@ def summarize(model: config.Model, input_size: tuple[int, int]) -> Summary:
     outputs: Counter[str] = Counter()
     maps: list[tuple[int, int]] = []  # height and width of each level
 
-    # Counts modules rather than operations: a depthwise convolution is a single operation on one
+    # Count modules rather than operations: a depthwise convolution is a single operation on one
     # platform and a sum of shifted images on another.
     def count(
         call: Callable[..., Any],
@@ -131,7 +131,7 @@ def format_summary(summary: Summary) -> str:
         f"class logits [P, C]     {list(summary.class_logits)}",
         f"box logits   [P, 4, R]  {list(summary.box_logits)}",
         "",
-        "MACs are the multiply-adds of the convolutions in a forward pass of one image.",
+        "MACs are the multiply-adds of the convolutions in a forward pass on one image.",
     ]
     return "\n".join(lines)
 

@@ -1,8 +1,8 @@
 """Assign guidance module of NanoDet-Plus: a larger branch that exists only in training.
 
-Its predictions decide which priors are assigned to which ground truth, because the predictions of
-the small head are poor early in training. In the first epochs the loss of this module also trains
-the backbone and the neck. Inference does not use the module. Reproduces
+Its predictions decide which priors are assigned to which ground-truth box, because the predictions
+of the small head are poor early in training. In the first epochs the loss of the guidance also
+trains the backbone and the neck. Inference does not use the guidance. This module reproduces
 nanodet/model/arch/nanodet_plus.py and nanodet/model/head/simple_conv_head.py of
 https://github.com/RangiLyu/nanodet.
 """
@@ -41,13 +41,14 @@ class Scale(nn.Module):
 class SimpleConvHead(nn.Module):
     """Head of dense 3 x 3 convolutions with group norm. All levels share its weights.
 
-    Only the scale of the box logits differs between levels. Takes levels [B, H, W, channels],
-    finest first. Returns `Predictions` in the order of `NanoDetHead`.
+    Only the scale of the box logits differs between levels. The head takes levels
+    [B, H, W, channels], finest first. It returns `Predictions`, with the priors in the same order
+    as in `NanoDetHead`.
 
     Attributes:
       num_classes: C.
-      channels: width of the two towers.
-      stacked_convs: depth of the two towers.
+      channels: number of channels of each of the two towers.
+      stacked_convs: number of convolutions in each tower.
       reg_max: R - 1, the largest distance in units of the stride.
     """
 

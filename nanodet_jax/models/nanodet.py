@@ -1,6 +1,6 @@
 """NanoDet and NanoDet-Plus: the network from images to predictions.
 
-Reproduces nanodet/model/arch/one_stage_detector.py and nanodet_plus.py of
+This module reproduces nanodet/model/arch/one_stage_detector.py and nanodet_plus.py of
 https://github.com/RangiLyu/nanodet.
 """
 
@@ -24,8 +24,9 @@ from nanodet_jax.structures import Predictions
 class NanoDet(nn.Module):
     """Backbone, neck and head. Training also uses the guidance, if the config has one.
 
-    The backbone has strides 8, 16 and 32. The neck has the same strides, and also stride 64 with
-    `model.extra_level`. P is the number of priors, one for each pixel of all levels.
+    The features of the backbone have strides 8, 16 and 32. The levels of the neck have the same
+    strides and, with `model.extra_level`, also stride 64. P is the number of priors: one for each
+    pixel of each level.
 
     Attributes:
       model: `config.model`; `num_classes` must be set.
@@ -54,7 +55,7 @@ class NanoDet(nn.Module):
         guided: bool = True,
         axis_name: str | None = None,
     ) -> tuple[Predictions, ...]:
-        """Return the predictions of the head and, in training, those of the guidance.
+        """Return the predictions of the head and, if `guided`, the predictions of the guidance.
 
         Args:
           images: as for `__call__`.

@@ -73,7 +73,7 @@ class Run:
       length: length of the run in steps and epochs.
       leg: records the start and the end of this process in the workdir.
       num_devices: number of devices that this process trains on.
-      train_step: compiled function from (state, batch) to (state, metrics). Donates the state.
+      train_step: compiled function from (state, batch) to (state, metrics). It donates the state.
       augment: compiled function that converts an element of `prefetch` to a `Batch`.
       detect: compiled function; see `make_detect`.
       prefetch: yields training batches, starting at the first step of this process.
@@ -151,7 +151,8 @@ def build(config: Config, workdir: Path) -> Run:
         distributed.say(f"{config.name}: building the network")
         model = build_model(config.model, config.precision)
         training = scale_learning_rate(config.training, config.data.batch_size)
-        optimizer = make_optimizer(training, lambda step: jnp.float32(0))  # only for its state
+        # This optimizer only initializes the state, so its schedule is irrelevant.
+        optimizer = make_optimizer(training, lambda step: jnp.float32(0))
         new_state = partial(create_state, optimizer=optimizer, ema=training.ema_decay > 0)
         if not resumed:
             weights = read_initial_weights(config) if weights is None else weights

@@ -140,15 +140,14 @@ def make_optimizer(
     schedule: optax.Schedule,
     hyperparameters: UpdateHyperparameters | None = None,
 ) -> optax.GradientTransformation:
-    """Return SGD with momentum or AdamW, after clipping by the global norm.
-
+    """Return SGD with momentum, or AdamW. If requested, gradients are clipped by global norm first.
     Weight decay applies to every parameter, as in the original's recipes. With `no_norm_decay` it
     does not apply to normalization layers.
 
     Args:
       training: provides the optimizer's name, `no_norm_decay`, and whether gradients are clipped.
       schedule: learning rate by the number of steps done.
-      hyperparameters: of the update rule; None to use the values in `training`.
+      hyperparameters: hyperparameters of the update rule; None: use the values in `training`.
     """
     values = update_hyperparameters(training) if hyperparameters is None else hyperparameters
     mask = decay_mask if training.no_norm_decay else None

@@ -29,7 +29,7 @@ def loss_and_gradients(
     accumulate: int = 1,
     axis_name: str | None = None,
 ) -> tuple[Metrics, Tree, Tree]:
-    """Compute metrics, gradients of the parameters, and new batch statistics, all float32.
+    """Compute metrics, gradients of the parameters, and new batch statistics, all in float32.
 
     Losses and gradients are summed over micro-batches and devices, with the divisors of the whole
     batch. Only batch norm depends on the split. It normalizes within a micro-batch on one device,
@@ -157,7 +157,7 @@ def train_step(
 
     Args:
       state: donated by the caller.
-      batch: B images of the input size of the criterion's priors.
+      batch: B images. Their size is the input size for which the criterion's priors were made.
       model, criterion, accumulate, axis_name: as for `loss_and_gradients`.
       optimizer, schedule: from `training.optimizer`.
       ema_decay: decay of the moving average, if the state has one.
@@ -173,8 +173,8 @@ def train_step(
         axis_name=axis_name,
     )
     gradient_norm = optax.tree.norm(gradients)
-    # A sum is finite only if all of its terms are. It includes the batch statistics, because a
-    # pixel so bright that its square is infinite affects only the running variances.
+    # A sum is finite only if all of its terms are. This sum includes the batch statistics, because
+    # a pixel so bright that its square is infinite affects only the running variances.
     finite = jnp.isfinite(metrics["loss"] + gradient_norm + optax.tree.sum(batch_stats))
     metrics |= {
         "gradient_norm": gradient_norm,

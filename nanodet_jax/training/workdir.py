@@ -20,7 +20,8 @@ from nanodet_jax.terminal import join_first
 
 DATA = "data.json"  # names of the images of the current leg
 DATA_LIMIT = 1 << 28  # bytes; enough for the names of a million images
-SAME_DATA = 0.5  # data with fewer of the previous training images, as a fraction, is different
+# Data counts as the same if it has at least this fraction of the previous training images.
+SAME_DATA = 0.5
 # Fields that do not affect what is trained.
 IGNORED_FIELDS = ("config.training.resume", "config.distributed.process_index")
 
@@ -143,7 +144,7 @@ def check_same_run(
         if left < SAME_DATA * len(before):
             raise UserError(
                 f"{workdir} holds a run on different data: {left} of its {len(before)} training "
-                f"images are among the {len(names.train)} of this config; {allow}"
+                f"images are among the {len(names.train)} images of this config; {allow}"
             )
 
 

@@ -133,8 +133,8 @@ def test_split_file_keeps_the_validation_images_of_a_run(tmp_path):
     train, val = split_source(changed, DATA, read_split(tmp_path, DATA))
     assert {record.name for record in val} == names - {gone}
     assert keep_split(tmp_path, DATA, train, val) == [
-        f"note: 1 validation images listed in {tmp_path / SPLIT} are missing from the data, such "
-        f"as {gone}",
+        f"note: validation images that {tmp_path / SPLIT} lists but the data does not contain: 1, "
+        f"such as {gone}",
         f"note: {tmp_path / SPLIT} was written for 100 images, but now there are 104; the "
         "validation images stay the same, and added images are used for training",
     ]
@@ -172,7 +172,7 @@ def test_dataset_without_images_of_a_split_is_evaluated_as_a_whole(capsys):
     assert len(val) == 40
     note = "note: none of the 40 images is a validation image of this run: using all of them\n"
     assert capsys.readouterr().out == note
-    with pytest.raises(UserError, match="none of the 40 images is a validation image in the split"):
+    with pytest.raises(UserError, match="none of the 40 images is listed as a validation image"):
         open_source(config, "train", validation={"of another dataset"})
 
 

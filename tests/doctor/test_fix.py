@@ -167,7 +167,7 @@ def test_doctor_fix_names_the_files_that_it_leaves_out(tmp_path, capsys):
     assert main(["doctor", "voc", "--fix", str(out), *flags]) == 1
     lines = capsys.readouterr().out.splitlines()
     assert lines[:2] == [
-        "nothing that --fix corrects",
+        "found nothing that --fix corrects",
         f"left out of the copy: {broken}: invalid xml: no element found: line 1, column 12",
     ]
     assert lines[3:] == [
@@ -175,7 +175,7 @@ def test_doctor_fix_names_the_files_that_it_leaves_out(tmp_path, capsys):
         f"  --config.data.root={out}",
         "  --config.data.val_fraction=0.25",
         "",
-        "no serious problem remains",
+        "no serious problems remain",
     ]
 
 
@@ -190,7 +190,7 @@ def test_fix_writes_to_a_new_folder_only(tmp_path):
     WRITERS["coco"](root, dataset())
     out.mkdir()
     (out / "mine.txt").write_text("")
-    with pytest.raises(UserError, match="is not empty; use a new folder"):
+    with pytest.raises(UserError, match="is not an empty folder; use a new folder"):
         correct_dataset(config_of("coco", root), out)
     with pytest.raises(UserError, match="is inside the dataset"):
         correct_dataset(config_of("coco", root), root / "fixed")
@@ -209,16 +209,16 @@ def test_doctor_fix_prints_the_changes_and_the_flags(tmp_path, capsys):
         "train: 2 boxes outside their image: clipped",
         "train: 1 boxes smaller than one pixel: dropped",
         "train: 1 duplicate boxes: dropped",
+        "train: 1 images with a wrong width or height: size corrected",
         "train: 1 inverted boxes: corners swapped",
-        "train: 1 wrong width or height: replaced by the size of the image",
         f"{out}: corrected copy; the data of the config is unchanged. To use the copy:",
         "  --config.data.format=voc",
         f"  --config.data.root={out}",
         "",
-        "no serious problem remains",
+        "no serious problems remain",
     ]
     assert main(["doctor", "voc", "--fix", str(out), *flags]) == 2
-    assert "is not empty" in capsys.readouterr().err
+    assert "is not an empty folder" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("data_format", WRITERS)

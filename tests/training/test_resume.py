@@ -128,7 +128,9 @@ def test_leg_that_fails_or_stops_says_so(tmp_path, monkeypatch):
         train_and_evaluate(config, tmp_path)
     (leg,) = read_history(tmp_path)
     assert leg["end_step"] == 3
-    assert leg["reason"].startswith("failed: loss or gradient was not finite in 3 steps in a row")
+    assert leg["reason"].startswith(
+        "failed: the loss, a gradient or a batch statistic was not finite in 3 steps in a row"
+    )
 
 
 def test_other_input_size_is_refused_unless_new_data_is_allowed(tmp_path, capsys):
@@ -187,7 +189,8 @@ def test_other_dataset_is_refused_unless_it_is_allowed(tmp_path):
     before = files(workdir)
     config = voc_config(write_voc(tmp_path / "new", "dwxyz"), 2)
     with pytest.raises(
-        UserError, match=r"on different data: 1 of its 4 training images are among the 5 of this"
+        UserError,
+        match=r"on different data: 1 of its 4 training images are among the 5 images of this",
     ):
         train_and_evaluate(config, workdir)
     assert files(workdir) == before

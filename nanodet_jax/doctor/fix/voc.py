@@ -29,9 +29,9 @@ def correct_voc(
 ) -> Changes:
     """Write corrected copies of the xml files of a split, and return what was changed.
 
-    `out` gets the layout JPEGImages, Annotations, ImageSets/Main/{split}.txt, because the files of
-    every other layout can be stored in it. Files that cannot be parsed are left out, and the errors
-    are added to `left_out`.
+    The layout of `out` is JPEGImages, Annotations and ImageSets/Main/{split}.txt, because the files
+    of every other layout can be stored in it. Files that cannot be parsed are left out, and the
+    errors are added to `left_out`.
 
     Raises:
       UserError: if the split is missing, or a file cannot be written.
@@ -75,7 +75,7 @@ def _correct(xml: ElementTree.Element, size: tuple[int, int] | None, changes: Ch
     for item in xml.findall("object"):
         numbers = [_number(item.findtext(f"bndbox/{side}", "")) for side in SIDES]
         if not all(map(math.isfinite, numbers)):
-            continue  # cannot be corrected
+            continue  # the box cannot be corrected
         x1, y1, x2, y2 = numbers
         box: Box = (x1, y1, x2, y2)
         corrected = correct_box(box, (width, height), changes, smallest=(1, 1))

@@ -29,10 +29,10 @@ def correct_yolo(
     """Write a corrected copy of a dataset, and return what was changed in each split.
 
     Images and label files keep their names. `data.yaml` refers to one text file per split, which
-    lists its images. Errors in images and label files that cannot be used are added to `left_out`.
+    lists the images of the split. Errors in files that cannot be used are added to `left_out`.
 
     Raises:
-      UserError: if a split is missing, or a file cannot be written.
+      UserError: if a split is missing, or a file cannot be read or written.
     """
     changed, content = {}, {}
     names: tuple[str, ...] = ()

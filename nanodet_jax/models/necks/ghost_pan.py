@@ -1,8 +1,8 @@
-"""GhostPAN, the neck of NanoDet-Plus: a PAN that fuses levels in ghost bottlenecks.
+"""GhostPAN, the neck of NanoDet-Plus: a PAN that fuses levels with ghost bottlenecks.
 
 PAN is from Liu et al. (https://arxiv.org/abs/1803.01534). Ghost modules are from Han et al.,
-"GhostNet: More Features from Cheap Operations" (https://arxiv.org/abs/1911.11907). Reproduces
-nanodet/model/fpn/ghost_pan.py and nanodet/model/backbone/ghostnet.py of
+"GhostNet: More Features from Cheap Operations" (https://arxiv.org/abs/1911.11907). This module
+reproduces nanodet/model/fpn/ghost_pan.py and nanodet/model/backbone/ghostnet.py of
 https://github.com/RangiLyu/nanodet.
 """
 
@@ -26,8 +26,8 @@ from nanodet_jax.ops.depthwise import DepthwiseConv
 class GhostModule(nn.Module):
     """Compute half of the features with a 1 x 1 convolution, and the rest cheaply from that half.
 
-    The cheap operation is a depthwise 3 x 3 convolution. [B, H, W, C] to [B, H, W, features],
-    `features` even.
+    The cheap operation is a depthwise 3 x 3 convolution. [B, H, W, C] to [B, H, W, features], where
+    `features` is even.
     """
 
     features: int
@@ -89,15 +89,15 @@ class GhostBottleneck(nn.Module):
 class GhostPAN(nn.Module):
     """Fuse the backbone's features across levels.
 
-    Takes features [B, H, W, C] of strides 8, 16 and 32, finest first. Returns levels
-    [B, H, W, channels] at the same strides and, with `extra_level`, also at stride 64.
+    The neck takes features [B, H, W, C] of strides 8, 16 and 32, finest first. It returns levels
+    [B, H, W, channels] of the same strides and, with `extra_level`, also of stride 64.
 
     Attributes:
-      channels: width of every level, even.
+      channels: number of channels of every level; must be even.
       kernel_size: kernel size of all depthwise convolutions, except the ghost modules' 3 x 3.
       blocks: number of ghost bottlenecks for each fusion of two levels.
-      extra_level: add a level of half the size of the coarsest one, rounded up.
-      norm: builds a batch norm, with its train flag set.
+      extra_level: add a level half the size of the coarsest one, rounded up.
+      norm: builds a batch norm, with `use_running_average` set.
     """
 
     channels: int
@@ -121,7 +121,7 @@ class GhostPAN(nn.Module):
                 self.channels, self.norm, self.kernel_size, 2, he_normal, name=name
             )(x)
 
-        # Lateral: one width for all levels.
+        # Lateral: give all levels the same number of channels.
         laterals = [
             ConvNormAct(self.channels, self.norm, name=f"lateral_{i}")(x)
             for i, x in enumerate(features)

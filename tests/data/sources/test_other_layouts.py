@@ -28,7 +28,7 @@ def test_folder_of_another_format_is_recognized(write, tmp_path):
     write(root, RECORDS)
     right, _ = formats.FORMATS[write]
     advice = (
-        f"this folder looks like {NAMES[right]}: use --config.data.format={right}, or "
+        f"this folder looks like a {NAMES[right]} dataset: use --config.data.format={right}, or "
         f"{right}:FOLDER in config.data.sources"
     )
     for wrong in NAMES.keys() - {right}:
@@ -80,5 +80,5 @@ def test_root_that_is_a_file_is_an_error_with_the_fix(tmp_path):
     assert error(file, "voc") == start
     assert error(file, "yolo") == f"{start}, or to its data.yaml"
     assert error(file, "coco") == (
-        f"{start}, or replace it by config.data.train_images and config.data.train_annotations"
+        f"{start}, or use config.data.train_images and config.data.train_annotations instead"
     )
