@@ -114,8 +114,8 @@ class Training(Section):
     """Seed of initial weights, data order and augmentation."""
 
     max_skipped: int = 10
-    """Stop the run after this many consecutive steps whose loss or gradient is not finite. Such
-    steps do not update the weights."""
+    """Stop the run after this many consecutive steps whose loss, gradients or batch statistics are
+    not finite. Such steps do not update the weights."""
 
     eval_every: int = 10
     """Epochs between evaluations. The last step is also evaluated, unless data.val=none."""

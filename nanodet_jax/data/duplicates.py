@@ -28,7 +28,7 @@ def find_duplicates(train: Iterable[Record], val: Iterable[Record]) -> list[tupl
     return sorted(pairs, key=lambda pair: pair[1].name)
 
 
-def copies(records: Iterable[Record]) -> list[list[Record]]:
+def group_copies(records: Iterable[Record]) -> list[list[Record]]:
     """Return each group of at least two records whose images have the same content.
 
     Only files that have the same size as another file are read. Files that cannot be read are left

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from nanodet_jax.config import Data
-from nanodet_jax.data.duplicates import copies
+from nanodet_jax.data.duplicates import group_copies
 from nanodet_jax.data.records import Record, Source
 from nanodet_jax.errors import UserError
 from nanodet_jax.files import read_json, write_json
@@ -140,7 +140,7 @@ def _group_copies(source: Source) -> dict[str, _Group]:
         if isinstance(record.image, Path):  # records of other images would keep them in memory
             files.append(record)
     same: dict[str, str] = {}  # name of an equal original, by name of an original
-    for group in copies(files):
+    for group in group_copies(files):
         names = sorted({_follow(same, originals[record.name]) for record in group})
         same.update(dict.fromkeys(names[1:], names[0]))
     groups: dict[str, _Group] = {}
@@ -192,7 +192,7 @@ def read_split(workdir: Path, data: Data) -> set[str] | None:
     return set(names)
 
 
-def keep_split(workdir: Path, data: Data, train: Source, val: Source) -> list[str]:
+def save_split(workdir: Path, data: Data, train: Source, val: Source) -> list[str]:
     """Write `split.json` if it is missing; otherwise return notes about images added or removed.
 
     An existing file is kept, so that training images never become validation images.

@@ -31,7 +31,7 @@ BRIEF_SAMPLE = 2000  # images whose boxes are measured before training
 BRIEF_FORMATS = {"coco", "voc"}  # formats whose annotations are in memory
 # Images in the largest YOLO dataset that is measured before training. Reading the headers of so
 # many images takes two seconds.
-BRIEF_YOLO = 10_000
+MAX_BRIEF_YOLO_IMAGES = 10_000
 
 
 class SplitSize(NamedTuple):
@@ -208,7 +208,7 @@ def quick_warnings(config: Config, train: Source, val: Source | None) -> list[st
     """
     found = findings.of_schedule(config, len(train))
     formats = {entry.partition(":")[0] for entry in config.data.sources} or {config.data.format}
-    is_small = len(train) + (0 if val is None else len(val)) <= BRIEF_YOLO
+    is_small = len(train) + (0 if val is None else len(val)) <= MAX_BRIEF_YOLO_IMAGES
     if formats <= BRIEF_FORMATS | ({"yolo"} if is_small else set()):
         names = [category.name for category in train.categories]
         records = [train[index] for index in range(len(train))]

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from nanodet_jax.data.image_files import READABLE_SUFFIXES
 from nanodet_jax.errors import UserError
 
-LONGEST_STEM = 240  # bytes; most file systems allow names of 255 bytes, including the suffix
+MAX_STEM_BYTES = 240  # bytes; most file systems allow names of 255 bytes, including the suffix
 
 
 class ImageList(NamedTuple):
@@ -77,8 +77,8 @@ def name_pictures(files: list[Path]) -> list[str]:
     used: set[str] = set()
     for file in files:
         stem = file.stem
-        if len(os.fsencode(stem)) > LONGEST_STEM:
-            stem = os.fsencode(stem)[:LONGEST_STEM].decode(errors="ignore")
+        if len(os.fsencode(stem)) > MAX_STEM_BYTES:
+            stem = os.fsencode(stem)[:MAX_STEM_BYTES].decode(errors="ignore")
         name, number = f"{stem}.jpg", 2
         while name.lower() in used:
             name, number = f"{stem}_{number}.jpg", number + 1

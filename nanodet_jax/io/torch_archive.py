@@ -19,7 +19,7 @@ import numpy as np
 from nanodet_jax.errors import UserError
 from nanodet_jax.files import open_regular
 from nanodet_jax.io import torch_legacy, torch_pickle
-from nanodet_jax.io.torch_pickle import STORAGES, Storage, Tensor, quoted
+from nanodet_jax.io.torch_pickle import STORAGE_DTYPES, Storage, Tensor, quoted
 from nanodet_jax.io.zip_limits import open_zip
 from nanodet_jax.terminal import printable
 
@@ -97,7 +97,10 @@ def _read(archive: zipfile.ZipFile) -> dict[str, np.ndarray]:
         name = f"{root}data/{key}"
         if name not in members:
             raise UserError(f"damaged archive: it has no member {quoted(name)}")
-        if members[name].file_size != storage.length * np.dtype(STORAGES[storage.kind]).itemsize:
+        if (
+            members[name].file_size
+            != storage.length * np.dtype(STORAGE_DTYPES[storage.kind]).itemsize
+        ):
             raise UserError(
                 f"damaged archive: {quoted(name)} has a length that does not match its storage"
             )
@@ -113,7 +116,7 @@ def _read_legacy(file: BinaryIO) -> dict[str, np.ndarray]:
         if key not in positions:
             raise UserError(f"damaged file: it has no storage {quoted(key)}")
         file.seek(positions[key])
-        raw = file.read(storage.length * np.dtype(STORAGES[storage.kind]).itemsize)
+        raw = file.read(storage.length * np.dtype(STORAGE_DTYPES[storage.kind]).itemsize)
         arrays[key] = _numbers(raw, storage.kind, "little")
     return _views(tensors, arrays)
 
@@ -141,7 +144,7 @@ def _storages(tensors: dict[str, Tensor]) -> dict[str, Storage]:
 
 
 def _numbers(raw: bytes, kind: str, order: str) -> np.ndarray:
-    stored = np.dtype(STORAGES[kind]).newbyteorder(">" if order == "big" else "<")
+    stored = np.dtype(STORAGE_DTYPES[kind]).newbyteorder(">" if order == "big" else "<")
     numbers = np.frombuffer(raw, stored)
     if kind == "torch.BFloat16Storage":  # the upper half of a float32
         numbers = (numbers.astype(np.uint32) << 16).view(np.float32)

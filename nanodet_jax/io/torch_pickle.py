@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 from nanodet_jax.errors import UserError
 
 # Stored dtypes. NumPy has no bfloat16, so its 16 bits are read as an integer.
-STORAGES = {
+STORAGE_DTYPES = {
     "torch.FloatStorage": "f4",
     "torch.DoubleStorage": "f8",
     "torch.HalfStorage": "f2",
@@ -35,7 +35,7 @@ REBUILD = ("torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_tensor")
 PARAMETER = "torch._utils._rebuild_parameter"
 # Named but never called: Lightning before 1.5 uses this class as a key of its state.
 LABELS = ("pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",)
-KNOWN = {*STORAGES, *MAPPINGS, *LABELS, *REBUILD, PARAMETER, "torch.Size"}
+KNOWN = {*STORAGE_DTYPES, *MAPPINGS, *LABELS, *REBUILD, PARAMETER, "torch.Size"}
 MAX_DIMENSIONS = 32
 # The pickle of NanoDet-Plus has 20 thousand instructions. A Lightning checkpoint, with averages and
 # the optimizer's state, has about five times as many. Each instruction takes about 3 microseconds
@@ -65,7 +65,7 @@ class Global:
 class Storage:
     """A sequence of numbers in the file."""
 
-    kind: str  # one of STORAGES
+    kind: str  # one of STORAGE_DTYPES
     key: str  # in an archive, the member is data/key
     length: int  # elements
 
@@ -232,7 +232,7 @@ def _global(name: str) -> Global:
 def _storage(identity: Any) -> Storage:
     match identity:
         case ("storage", Global(name=kind), str(key), str(), int(length), *views) if (
-            kind in STORAGES and views in ([], [None])  # PyTorch before 1.6 adds None
+            kind in STORAGE_DTYPES and views in ([], [None])  # PyTorch before 1.6 adds None
         ):
             return Storage(kind, key, _counts([length])[0])
     raise ValueError("a persistent id is not a storage")

@@ -166,7 +166,7 @@ def any_of(vote: bool) -> bool:
     return vote if jax.process_count() == 1 else int(_start_vote_count(vote)) > 0
 
 
-class Ballot:
+class DelayedVote:
     """Version of `any_of` that does not wait: it returns the result from VOTE_DELAY calls earlier.
 
     With a single process it returns that process's vote immediately.

@@ -72,13 +72,13 @@ def _reporting_exhaustion(request: str, advice: Callable[[Place], str]) -> Itera
     try:
         yield
     except Exception as error:
-        where = exhausted(error)
+        where = exhausted_memory(error)
         if where is None:
             raise
         raise UserError(f"{_described(error, where, request)}; {advice(where)}") from error
 
 
-def exhausted(error: BaseException) -> Place | None:
+def exhausted_memory(error: BaseException) -> Place | None:
     """Return the place whose memory an error reports as exhausted; None for other errors."""
     if isinstance(error, MemoryError):
         return "host"

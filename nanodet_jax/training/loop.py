@@ -69,7 +69,7 @@ def _train(run: Run, interrupt: Interrupt) -> bool:
     config, length = run.config, run.length
     training = config.training
     start_step = int(run.state.step)
-    votes = distributed.Ballot()
+    votes = distributed.DelayedVote()
     if run.val is None:
         run.logger.say("config.data.val=none: no evaluation; the last checkpoint is the result")
 

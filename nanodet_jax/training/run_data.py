@@ -32,7 +32,7 @@ class RunData:
     val: Source | None
     images: TrainingImages
     slots: int  # ground-truth slots per image
-    over: list[tuple[str, int]]  # images with more boxes than slots, and how many do not fit
+    images_over_limit: list[tuple[str, int]]  # names, and number of boxes that have no slot
     length: RunLength
 
 

@@ -21,7 +21,7 @@ from nanodet_jax.terminal import join_first
 DATA = "data.json"  # names of the images of the current leg
 DATA_LIMIT = 1 << 28  # bytes; enough for the names of a million images
 # Data counts as the same if it has at least this fraction of the previous training images.
-SAME_DATA = 0.5
+MIN_SHARED_IMAGES = 0.5
 # Fields that do not affect what is trained.
 IGNORED_FIELDS = ("config.training.resume", "config.distributed.process_index")
 
@@ -141,7 +141,7 @@ def check_same_run(
     if previous.names is not None:
         before = set(previous.names.train)
         left = len(before & set(names.train))
-        if left < SAME_DATA * len(before):
+        if left < MIN_SHARED_IMAGES * len(before):
             raise UserError(
                 f"{workdir} holds a run on different data: {left} of its {len(before)} training "
                 f"images are among the {len(names.train)} images of this config; {allow}"

@@ -56,7 +56,7 @@ def assignment_cost(
     return jnp.sum(as_background, axis=1)[None] + of_box
 
 
-def candidates_of_own_box(
+def candidates_in_box(
     inside: Bool[Array, "G P"], centers: Float[Array, "P 2"], gt_boxes: Float[Array, "G 4"]
 ) -> Bool[Array, "G P"]:
     """Return the priors inside each box, or the prior nearest to its center if it contains none."""
@@ -124,7 +124,7 @@ class DynamicSoftLabel(Assigner):
         if self.priors_of_any_box:
             candidate = jnp.any(inside, axis=0)[None] & ground_truth.valid[:, None]
         else:
-            own = candidates_of_own_box(inside, centers, gt_boxes)
+            own = candidates_in_box(inside, centers, gt_boxes)
             candidate = own & ground_truth.valid[:, None]
 
         # 2. Cost of every pair of box and prior: class cost plus iou_factor times box cost.
