@@ -1,9 +1,10 @@
-"""Evaluate weights or a run on the validation images of a config; same as `nanodet-jax eval`.
+"""Evaluate weights or a run on the validation images of a config, like `nanodet-jax eval`.
 
     python eval.py --config configs/shapes.py --workdir runs/shapes
     python eval.py --config configs/coco.py --weights nanodet-m_320.pth --out runs/published
 
-Prints the COCO metrics and a table of classes; writes metrics.json, detections.json and pictures.
+This prints the COCO metrics and a table of classes, and writes metrics.json, detections.json and
+pictures of detections.
 """
 
 import sys

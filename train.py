@@ -3,7 +3,8 @@
     python train.py --config configs/shapes.py
     python train.py --config configs/coco.py:nanodet-m_416 --workdir runs/m --config.data.workers=8
 
-Every config field can be set with a flag. Ctrl-C saves the run; the same command resumes it.
+Every config field can be set with a flag. Ctrl-C saves and stops the run; the same command
+resumes it.
 """
 
 import sys

@@ -3,7 +3,7 @@
     python -m benchmarks [--quick] [--only REGEX] [--json FILE] [--reference CHECKOUT]
     python -m benchmarks assignment    # assignment and loss of NanoDet-Plus
     python -m benchmarks evaluation    # COCO's metrics, with each installed evaluator
-    python -m benchmarks engines --reference CHECKOUT    # compared with PyTorch, ONNX Runtime, ncnn
+    python -m benchmarks engines --reference CHECKOUT    # this project, PyTorch, ONNX Runtime, ncnn
 
 Each row is measured in a new process that loads its programs from the compilation cache, and is
 printed immediately. The first run compiles the programs. Later runs with the same cache take a
@@ -32,7 +32,8 @@ from nanodet_jax.config import Precision
 from nanodet_jax.errors import UserError
 from nanodet_jax.runtime.process import setup_process
 
-# For `evaluation`: images in COCO's validation set, and detections that suppression keeps in each.
+# For `evaluation`: images in COCO's validation set, and the most detections that suppression keeps
+# in an image.
 NUM_IMAGES, NUM_DETECTIONS = 5000, 100
 BENCHMARKS = ("table", "assignment", "evaluation", "engines")
 CONFIGS = ("configs/coco.py:nanodet-m_320", "configs/coco.py:nanodet-plus-m_320")
@@ -48,23 +49,25 @@ def parse() -> argparse.Namespace:
     add = parser.add_argument
     # fmt: off
     add("benchmark", nargs="?", choices=BENCHMARKS, default="table",
-        help="default: table, which measures everything except the other three")
+        help="what to measure; default: table, which is everything except the other three")
     add("--config", action="append", metavar="FILE[:VARIANT]",
         help=f"may be repeated; default: {' and '.join(CONFIGS)}")
     add("--precision", action="append", choices=get_args(Precision),
         help="may be repeated; default: float32, and bf16 on accelerators")
     add("--only", default="", metavar="REGEX",
-        help="measure only rows whose names match this expression")
+        help="measure only rows whose names contain a match of this regular expression")
     add("--quick", action="store_true",
         help="measure only the most informative rows, for a second each")
-    add("--seconds", type=float, default=3.0, help="minimum time to measure a row; default: 3")
+    add("--seconds", type=float, default=3.0, help="time to measure a row; default: 3")
     add("--batch", type=int, metavar="IMAGES",
-        help="batch size of a training step; default: 8, 256 on accelerators, 32 for assignment")
+        help="batch size of a training step; default: 8 on a CPU, 256 on an accelerator, 32 for "
+        "assignment")
     add("--reference", type=Path, metavar="CHECKOUT",
         help="compare with the original NanoDet in this folder")
     add("--reference-python", default=sys.executable, metavar="PYTHON",
-        help="Python with PyTorch, for --reference; default: this one")
-    add("--images", type=Path, metavar="FOLDER", help="photographs, for rows that read data")
+        help="Python with PyTorch, for --reference; default: the Python that runs this command")
+    add("--images", type=Path, metavar="FOLDER",
+        help="folder of photographs, for rows that read training data; default: drawn shapes")
     add("--annotations", type=Path, metavar="FILE", help="COCO annotation file of --images")
     add("--cache", type=Path, metavar="FOLDER",
         help="folder of compiled programs; default: the one that train.py uses")
@@ -75,7 +78,7 @@ def parse() -> argparse.Namespace:
     add("--size", type=int, default=320, metavar="PIXELS",
         help="side of the input, for assignment; default: 320")
     add("--runs", type=int, default=5,
-        help="runs to take the median of, for assignment and evaluation; default: 5")
+        help="number of runs to take the median of, for assignment and evaluation; default: 5")
     # fmt: on
     args = parser.parse_args()
     if args.benchmark == "engines" and not args.reference:

@@ -1,4 +1,4 @@
-"""Assignment and loss of NanoDet-Plus: this project's class cost, and one with [P, G, C] arrays.
+"""Assignment and loss of NanoDet-Plus, with this project's cost and with arrays of [P, G, C].
 
 Dimensions: B batch, P priors, G ground-truth slots, C classes.
 
@@ -63,8 +63,8 @@ def direct_cost(
       iou_factor: weight of the iou cost.
       materialized: repeat the logits for each box first, and store the losses before summing them.
         XLA for CPUs drops the barrier but stores what it computes from the repeated logits, because
-        it does not compute exponentials twice. These are one or two arrays of [P, G, C]; without a
-        compiler, there are up to five at a time.
+        it does not compute exponentials twice. It stores one or two arrays of [P, G, C]. Without a
+        compiler, up to five are stored at a time.
 
     Returns:
       [G, P].
@@ -99,7 +99,7 @@ def with_cost(function: Callable, cost: Callable) -> Callable:
 
 
 def functions(priors: boxes.Priors) -> dict[str, Callable]:
-    """Return the functions to measure, of predictions and ground truth, by name."""
+    """Return the functions to measure, by name. They take predictions and ground truth."""
     criterion = Criterion(priors, build_assigner(ASSIGNER, config.Compat()), config.Loss())
     return {
         "assignment": jax.vmap(criterion.assign),
@@ -108,7 +108,7 @@ def functions(priors: boxes.Priors) -> dict[str, Callable]:
 
 
 def random_predictions(batch: int, priors: int, classes: int) -> tuple[Predictions, ...]:
-    """Draw predictions of head and guidance; class logits are about as low as after training."""
+    """Draw predictions of two branches; class logits are about as low as after training."""
     random = np.random.default_rng(0)
 
     def branch():
@@ -120,7 +120,7 @@ def random_predictions(batch: int, priors: int, classes: int) -> tuple[Predictio
 
 
 def random_truth(batch: int, slots: int, classes: int, size: int) -> GroundTruth:
-    """Draw ground truth: in every slot, a box whose sides are 3 to 50 percent of the input's."""
+    """Draw ground truth: in every slot, a box with sides of 3 to 50 percent of the input's side."""
     random = np.random.default_rng(1)
     corner = random.uniform(0, 0.8 * size, (batch, slots, 2))
     extent = random.uniform(0.03 * size, 0.5 * size, (batch, slots, 2))
@@ -184,7 +184,7 @@ def benchmark(batch: int, size: int, runs: int, only: str = "") -> dict[str, dic
     branches = random_predictions(batch, len(priors.strides), CLASSES)
     truths = {slots: random_truth(batch, slots, CLASSES, size) for slots in SLOTS}
     programs: dict[tuple[int, str], dict[str, Program]] = {}
-    for form, cost in FORMS.items():  # the outermost loop, for the order of memory: see `build`
+    for form, cost in FORMS.items():  # the outermost loop, because memory increases: see `build`
         for slots, truth in truths.items():
             for part, function in functions(priors).items():
                 if re.search(only, f"{part}, {form}, G {slots}"):

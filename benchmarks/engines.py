@@ -55,7 +55,7 @@ def benchmark(
         for cores in (available[:1], available) if len(available) > 1 else (available,):
             rows = run_in_new_process(compare, workload, reference, cores, repeats, cache=cache)
             for name, row in zip(("here", *ENGINES), rows, strict=True):
-                full = f"{workload.label}, {len(cores)} cores: {name}"
+                full = f"{workload.label}, {len(cores)} core(s): {name}"
                 measured[full] = row
                 print(f"{full:55s}{row['wall_min_ms']:8.1f}{row['wall_ms']:8.1f}", flush=True)
     return measured

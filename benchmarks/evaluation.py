@@ -1,7 +1,8 @@
-"""Time from detections to COCO's twelve metrics: result rows, and each installed evaluator.
+"""Time from detections to COCO's twelve metrics: making result rows, and evaluating them.
 
-By default, there are 5,000 images. They have as many objects on average as COCO's validation set,
-and as many detections as suppression may keep: about 500,000 detections in total.
+Each installed evaluator is measured. By default, there are 5,000 images. On average they have as
+many objects per image as COCO's validation set. Each image has 100 detections, the most that
+suppression keeps.
 """
 
 import statistics
@@ -53,9 +54,10 @@ def random_truth(images: int) -> dict[str, Any]:
 
 
 def random_detections(truth: dict[str, Any], count: int) -> dict[int, _Detections]:
-    """Draw boxes [count, 4] xyxy, scores [count], some of them tied, and labels [count].
+    """Draw `count` detections for each image; return them by image id.
 
-    Returns a dict by image id. As far as `count` allows, each object has a detection near it.
+    They are boxes [count, 4] xyxy, scores [count], some of which are equal, and labels [count]. As
+    far as `count` allows, each object has a detection near it.
     """
     random = np.random.default_rng(1)
     objects: dict[int, list[dict[str, Any]]] = {image["id"]: [] for image in truth["images"]}
@@ -74,7 +76,7 @@ def random_detections(truth: dict[str, Any], count: int) -> dict[int, _Detection
 
 
 def timed(run: Callable[[], Any], runs: int) -> tuple[Any, dict[str, float]]:
-    """Return the result of the last run, and the median and minimum times in milliseconds."""
+    """Return the result of the last run, and a row of times in milliseconds."""
     walls, cpus = [], []
     for _ in range(runs):
         wall, cpu = time.perf_counter(), time.process_time()
@@ -94,9 +96,9 @@ def benchmark(images: int, detections: int, runs: int) -> dict[str, dict[str, fl
       runs: number of runs to take the median of; pycocotools runs once.
 
     Returns:
-      Rows by name, with `wall_ms`, `wall_min_ms` and `cpu_ms`: from arrays to result rows, and from
-      rows to metrics for each installed evaluator. The row of hotcoco also has `difference`, the
-      largest difference from pycocotools.
+      Rows by name, with `wall_ms`, `wall_min_ms` and `cpu_ms`: one for converting arrays to result
+      rows, and one for each installed evaluator, for computing metrics from result rows. The row of
+      hotcoco also has `difference`, the largest difference from pycocotools.
     """
     truth = random_truth(images)
     found = random_detections(truth, detections)

@@ -20,8 +20,8 @@ from nanodet_jax.models.guidance import strip_guidance
 from nanodet_jax.runtime import backend
 
 NUM_FILES = 32  # image files; they are read repeatedly
-FILE_SIZE = (480, 640)  # height and width of most of COCO's images
-BATCHES_PER_RUN = 4  # if a batch has more than one image
+FILE_SIZE = (480, 640)  # height and width, a common size of COCO's images
+BATCHES_PER_RUN = 4  # if a batch has more than one image; otherwise 1
 
 
 def network(workload: Workload) -> dict[str, Program]:
@@ -80,7 +80,7 @@ def files_to_boxes(workload: Workload, folder: Path) -> dict[str, Program]:
     A batch of one image uses `Detector`; larger batches use the pipeline of `eval.py`.
 
     Args:
-      workload: its batch is the number of images that are detected together.
+      workload: its batch is the number of images that are processed together.
       folder: from `draw_files`.
     """
     built = Network(workload)

@@ -20,7 +20,7 @@ NUM_SHAPES = 512  # drawn images, if no photographs are given
 
 
 def data_fields(images: Path | None, annotations: Path | None) -> dict[str, Any]:
-    """Return fields of `config.data` for photographs in COCO format, or by default drawn shapes."""
+    """Return fields of `config.data` for photographs in COCO format, or for shapes without them."""
     if images is None:
         return {"format": "shapes", "train_size": NUM_SHAPES, "val_size": 8}
     files = {"images": str(images), "annotations": str(annotations)}
@@ -66,8 +66,8 @@ def augment_on_device(workload: Workload, data: dict[str, Any]) -> dict[str, Pro
     """Build the program that augments a batch on the device.
 
     Args:
-      workload: determines the batch.
-      data: fields of `config.data` to set, including augment=device.
+      workload: determines the config.
+      data: fields of `config.data` to set, including batch_size and augment=device.
     """
     loaded = _with_data(workload.load(), data)
     source = open_source(loaded, "train")

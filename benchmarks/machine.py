@@ -23,8 +23,8 @@ DEVICE_LIMITS = {
     "NVIDIA H200": DeviceLimits(4.3e12, {"highest": 67e12, "float32": 490e12, "bf16": 990e12}),
 }
 
-# Bytes that an image of 320 x 320 moves through the device's memory in float32, by config, if
-# element-wise operations are fused with their producers. In bf16, the number is half as large.
+# Bytes read from and written to the device's memory for one image of 320 x 320 in float32, by
+# config, if element-wise operations are fused with their producers. In bf16 there are half as many.
 TRAFFIC = {
     "nanodet-m_320": {"training": 348e6, "inference": 100e6},
     "nanodet-plus-m_320": {"training": 777e6},

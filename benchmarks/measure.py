@@ -31,7 +31,7 @@ class Job(NamedTuple):
     workload: Workload
     repeats: Repeats
     reference: Reference | None = None  # the original, to run alternately
-    mode: str = ""  # of `original_worker.py`: step | network; "": no counterpart
+    mode: str = ""  # mode of `original_worker.py`: step | network; "": no counterpart
 
 
 def measure(job: Job, require_cached: bool) -> dict[str, Row]:

@@ -3,9 +3,10 @@
     python original_worker.py CHECKOUT CONFIG step|network|onnxruntime|ncnn BATCH.npz THREADS
 
 This script imports nothing from nanodet_jax. For onnxruntime and ncnn, the network is exported
-first, with PyTorch's ONNX exporter and with pnnx. BATCH.npz has images [B, 3, H, W] and the fields
-of a `GroundTruth`. After each run, a line of JSON with the wall and CPU seconds is printed. Modules
-that the original imports but does not need here (Lightning, torchvision, plotting) may be missing.
+first, with PyTorch's ONNX exporter or with pnnx. BATCH.npz has images [B, 3, H, W], the fields of a
+`GroundTruth` and the learning rate. After each run, a line of JSON with the wall and CPU seconds is
+printed. Modules that the original imports but does not need here (Lightning, torchvision, plotting)
+may be missing.
 """
 
 import copy

@@ -63,7 +63,7 @@ class Original:
 
     Args:
       reference: the original.
-      mode: of `original_worker.py`: step | network | onnxruntime | ncnn.
+      mode: the mode of `original_worker.py`: step | network | onnxruntime | ncnn.
       workload: must have a counterpart in CONFIGS.
 
     Attributes:

@@ -100,14 +100,17 @@ def parts(workload: Workload) -> dict[str, Program]:
 
 
 def with_backward(rows: dict[str, Row]) -> dict[str, Row]:
-    """Add a row for the backward pass to rows of `parts`: the time it adds to the forward pass."""
+    """Add a row for the backward pass: the time that it adds to the forward pass of `parts`."""
     both, forward = rows["forward + backward"], rows["forward"]
     keys = ("wall_ms", "wall_min_ms", "cpu_ms")
     return rows | {"backward, by difference": {key: both[key] - forward[key] for key in keys}}
 
 
 def assignment_and_loss(workload: Workload) -> dict[str, Program]:
-    """Build assignment, loss and gradient of the predictions; half of the slots are filled."""
+    """Build assignment, loss and gradient with respect to the predictions of the network.
+
+    On average, half of the slots are filled.
+    """
     network = Network(workload)
     batch = on_device(random_batch(workload, network.config.input_size))
     predict = backend.jit_once(partial(network.model.apply, method="branches", train=False))

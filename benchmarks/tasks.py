@@ -1,4 +1,4 @@
-"""Tasks of the benchmark, in order; each yields rows of the table."""
+"""Tasks of the benchmark, in order. Each measures one or more rows of the table."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -25,10 +25,10 @@ DEVICE_CACHE = {"cache": "device", "augment": "device"}
 class Scale(NamedTuple):
     """Sizes of the measurements on a kind of device."""
 
-    batch: int  # of a training step
+    batch: int  # images in a training step
     batches: tuple[int, ...]  # for inference, and for the growth of a step
     sizes: tuple[int, ...]  # sides of the input, for the growth of a step
-    log_every: int  # steps per log line, in training end to end
+    log_every: int  # steps per log line, for `training.end_to_end`
     data_mode: dict[str, str]  # the fastest mode of the data pipeline
     growth_of_all: bool  # measure the growth of all networks, or only of the first to save time
 
@@ -50,7 +50,7 @@ class Settings:
     cpus: int
     quick: bool = False  # only the most informative rows
     reference: Reference | None = None
-    images: Path | None = None  # for the loader and training end to end; None: drawn shapes
+    images: Path | None = None  # for the loader and `training.end_to_end`; None: drawn shapes
     annotations: Path | None = None
 
     def data(self, mode: dict[str, str], workers: int) -> dict[str, Any]:
@@ -67,7 +67,7 @@ class Task(NamedTuple):
 
 
 def tasks(settings: Settings) -> Iterator[Task]:
-    """Yield all tasks. Programs that one task compiles are in the cache for the next."""
+    """Yield all tasks. Programs that one task compiles are in the cache for later tasks."""
     for precision in settings.precisions:
         for file in settings.configs:
             first = file == settings.configs[0]
@@ -123,7 +123,11 @@ def _inference(settings: Settings, workload: Workload) -> Iterator[Task]:
 
 
 def _training(settings: Settings, workload: Workload, detailed: bool) -> Iterator[Task]:
-    """Yield tasks for `train.py` with a cache; if `detailed`, also without, and augmentation."""
+    """Yield a task for `train.py` with a cache of images.
+
+    If `detailed` is set, also yield tasks for `train.py` without this cache, and for augmentation
+    on the device.
+    """
     if detailed:
         pixels = partial(
             loader.augment_on_device, data=settings.data(settings.scale.data_mode, settings.cpus)

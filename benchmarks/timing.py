@@ -114,8 +114,8 @@ def planned_mb(compiled: Any) -> float:
 def peak_resident_mb(process: int | str = "self") -> Row:
     """Return the peak resident memory of a process so far, in MB; an empty row if it is unknown.
 
-    Linux counts from the moment when the process starts its program. `getrusage` would include the
-    memory that the parent had when it started the process.
+    Linux measures this peak from the moment when the process starts its program. `getrusage` would
+    include the memory that the parent had when it started the process.
     """
     try:
         status = Path(f"/proc/{process}/status").read_text()

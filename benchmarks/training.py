@@ -17,7 +17,7 @@ from benchmarks.timing import Repeats, Row, peak_resident_mb
 from nanodet_jax.errors import UserError
 
 ROOT = Path(__file__).parents[1]
-POLL_S = 0.05  # seconds
+POLL_S = 0.05  # seconds between two reads of the log
 
 
 class LogLine(NamedTuple):
@@ -29,9 +29,9 @@ class LogLine(NamedTuple):
 
 
 def follow(flags: list[str], cache: Path) -> Generator[LogLine]:
-    """Run `train.py` in a temporary workdir, and yield its training lines until closed.
+    """Run `train.py` in a temporary workdir, and yield its training lines.
 
-    The run is then stopped with SIGTERM: it saves but does not evaluate.
+    Closing the generator stops the run with SIGTERM: it saves but does not evaluate.
 
     Raises:
       UserError: with the last line of the run's output, if the run ends by itself.
@@ -89,7 +89,8 @@ def end_to_end(flags: list[str], cache: Path, repeats: Repeats) -> dict[str, Row
     Args:
       flags: of `train.py`; `log_every` sets the number of steps per line.
       cache: folder of compiled programs; if the step is missing, a separate run compiles it first.
-      repeats: only `seconds` is used, from the first line on; at least three lines are measured.
+      repeats: only `seconds` is used, the time to measure after the first line. At least three
+        lines are measured.
     """
     for attempt in range(2):
         before = count_cached_files(cache)

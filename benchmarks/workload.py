@@ -69,7 +69,10 @@ class Network:
 
 
 def random_batch(workload: Workload, size: tuple[int, int]) -> Batch:
-    """Draw noise images, and boxes of 3 to 50 percent of the sides; numpy, with a fixed seed."""
+    """Draw noise images, and boxes with sides of 3 to 50 percent of the input's.
+
+    The arrays are numpy arrays and always the same, because the seed is fixed.
+    """
     random = np.random.default_rng(0)
     shape, sides = (workload.batch, workload.slots), np.array(size[::-1])
     corner = random.uniform(0, 0.8, (*shape, 2)) * sides

@@ -7,9 +7,10 @@
         --config.data.val_annotations=coco/annotations/instances_val2017.json
 
 Cost: an epoch of 117,266 images has 610 steps of 192 images for nanodet-m, and 1,221 steps of
-96 images for nanodet-plus-m. The expected AP on val2017, listed below, is the value that the
-original reports. The original starts from a backbone pretrained on ImageNet; here, set
-`--config.training.init_backbone`, for example to shufflenet_v2_x1_0.
+96 images for nanodet-plus-m. The AP on val2017 listed below is the value that the original
+reports. The original starts from a backbone pretrained on ImageNet; here, choose one with
+`--config.training.init_backbone`, for example shufflenet_v2_x1_0. GMAC is billions of multiply-adds
+per image.
 
     variant             input  epochs  AP    GMAC   parameters
     nanodet-m_320       320    280     20.6  0.342  0.95 M
@@ -18,8 +19,8 @@ original reports. The original starts from a backbone pretrained on ImageNet; he
     nanodet-m-1.5x      320    280     23.5  0.696  2.07 M
     nanodet-m-1.5x_416  416    280     26.8  1.177  2.07 M
 
-NanoDet-Plus, with the parameters of the deployed network and of the trained network, which includes
-the guidance module:
+For NanoDet-Plus, the last two columns are the parameters of the deployed network, and of the
+network during training, which includes the guidance module:
 
     nanodet-plus-m_320       320  300  27.0  0.451  1.20 M  4.33 M
     nanodet-plus-m_416       416  300  30.4  0.762  1.20 M  4.33 M
@@ -76,7 +77,7 @@ def resolve(variant: str) -> str:
 
 
 def plus_model(width: float = 1.0, channels: int = 96) -> Model:
-    """Return the model of NanoDet-Plus, with its guidance module."""
+    """Return the model section of NanoDet-Plus, with its guidance module."""
     return Model(
         width=width,
         neck="ghost_pan",
@@ -89,7 +90,7 @@ def plus_model(width: float = 1.0, channels: int = 96) -> Model:
 
 
 def plus_assigner() -> Assigner:
-    """Return the assigner of NanoDet-Plus, with ignore regions turned off."""
+    """Return the assigner section of NanoDet-Plus, with ignore regions turned off."""
     return Assigner(name="dynamic_soft_label", topk=13, ignore_threshold=0.0)
 
 
@@ -183,7 +184,11 @@ def make_plus(config: Config) -> None:
 
 
 def get_config(variant: str = "nanodet-m_320") -> Config:
-    """Return the config of one of VARIANTS. All variants are modifications of the first one."""
+    """Return the config of one of VARIANTS. All are modifications of the first one.
+
+    Raises:
+      UserError: if there is no such variant.
+    """
     config = Config(
         name="nanodet-m_320",
         input_size=(320, 320),

@@ -7,12 +7,12 @@
         --config.data.val_images=DIR --config.data.val_annotations=val.json \\
         --config.training.init_weights=nanodet-m_320.pth
 
-FOLDER has one of the layouts that `docs/training.md` lists, such as a Roboflow export. The json
-file defines the classes. `configs/custom.py:nanodet-plus-m` with nanodet-plus-m_320.pth trains
+FOLDER has one of the layouts that `docs/training.md` lists, such as that of a Roboflow export. The
+json file defines the classes. `configs/custom.py:nanodet-plus-m` with nanodet-plus-m_320.pth trains
 NanoDet-Plus, which is more accurate but takes several times as long to train.
 
-Cost: 1,000 images are 62 steps per epoch. With nanodet-m, 40 epochs take about 20 minutes on two
-CPU cores and a few minutes on a GPU. Expected AP: see `configs/voc.py` for an example.
+Cost: with 1,000 images, an epoch has 62 steps. With nanodet-m, 40 epochs take about 20 minutes on
+two CPU cores and a few minutes on a GPU. Expected AP: see `configs/voc.py` for an example.
 """
 
 from nanodet_jax.config import Config
@@ -20,7 +20,11 @@ from nanodet_jax.configs import voc
 
 
 def get_config(variant: str = "nanodet-m") -> Config:
-    """Return the recipe and variants of `configs/voc.py`, for data in COCO layout."""
+    """Return a variant of `configs/voc.py`, changed to read COCO json.
+
+    Raises:
+      UserError: if there is no such variant.
+    """
     config = voc.get_config(variant)
     config.name = config.name.replace("voc", "custom")
     config.data.format = "coco"

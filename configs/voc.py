@@ -5,9 +5,10 @@
     python train.py --config configs/voc.py:nanodet-plus-m --workdir runs/mine-plus \\
         --config.data.root=FOLDER --config.training.init_weights=nanodet-plus-m_320.pth
 
-FOLDER contains `train/` and `val/`, each with `images/` and `annotations/`, or is a VOC2007 folder.
-The classes are all names in the annotations, in alphabetical order, unless
-`--config.data.classes=cat,dog` sets them.
+FOLDER contains `train/` and `val/`, each with `images/` and `annotations/`, or has another of the
+layouts that `docs/training.md` lists, such as that of VOC2007. The classes are all names in the
+annotations of the training split, in alphabetical order, unless `--config.data.classes=cat,dog`
+lists them.
 
 Cost: BCCD (292 images, 3 kinds of blood cells) takes 720 steps in 40 epochs, about 6 minutes on two
 CPU cores with nanodet-m. Expected AP on BCCD: 0.571 (seed 0), and 0.573, 0.570 and 0.574 with the

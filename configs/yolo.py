@@ -9,7 +9,7 @@ FOLDER contains `data.yaml`, which names the classes and the image folders:
 
 The boxes of images/train/a.jpg are in labels/train/a.txt. Roboflow exports can be used unchanged.
 
-`configs/yolo.py:nanodet-plus-m` with nanodet-plus-m_320.pth trains NanoDet-Plus. Cost: as in
+`configs/yolo.py:nanodet-plus-m` with nanodet-plus-m_320.pth trains NanoDet-Plus. Cost: see
 `configs/custom.py`. Expected AP: see `configs/voc.py` for an example.
 """
 
@@ -18,7 +18,11 @@ from nanodet_jax.configs import voc
 
 
 def get_config(variant: str = "nanodet-m") -> Config:
-    """Return the recipe and variants of `configs/voc.py`, for data in YOLO layout."""
+    """Return a variant of `configs/voc.py`, changed to read YOLO label files.
+
+    Raises:
+      UserError: if there is no such variant.
+    """
     config = voc.get_config(variant)
     config.name = config.name.replace("voc", "yolo")
     config.data.format = "yolo"

@@ -1,7 +1,7 @@
-"""Hooks of mkdocs: include the top-level pages, and rewrite links so that one text serves twice.
+"""Hooks of mkdocs: add the top-level pages, and rewrite links that are written for GitHub.
 
-Links in README.md and docs/ are relative to the file, as GitHub follows them. In the site,
-top-level files have other names, and source files are linked in the repository.
+Links in README.md and docs/ are relative to the file, as GitHub requires. On the site, the
+top-level files have other names, and links to source files lead to the repository.
 """
 
 import posixpath

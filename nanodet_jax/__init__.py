@@ -2,7 +2,7 @@
 
 `train_and_evaluate(config, workdir)` trains, `evaluate(config, weights, out)` evaluates, and
 `Detector.load(weights)` finds objects in images. `setup_process()` changes process-wide
-settings. The first two call it; a `Detector` does not.
+settings. `train_and_evaluate` and `evaluate` call it; a `Detector` does not.
 """
 
 from nanodet_jax.evaluation.evaluate import evaluate as evaluate

@@ -1,4 +1,4 @@
-"""`python -m nanodet_jax`, which equals the command `nanodet-jax`."""
+"""`python -m nanodet_jax`, which does the same as the command `nanodet-jax`."""
 
 import sys
 

@@ -11,11 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Float32, Int
 
-EPSILON = 1e-6  # lower bound for unions and enclosing areas, as in the original
+EPSILON = 1e-6  # lower bound for areas that are divisors, as in the original
 
 
 class Priors(NamedTuple):
-    """Points that each predict a box, ordered by level, finest first, and by row in a level."""
+    """Points, each of which predicts a box: finest level first, and row by row in each level."""
 
     centers: Float32[np.ndarray, "P 2"]  # x and y in input pixels
     strides: Float32[np.ndarray, "P"]  # pixels
@@ -78,7 +78,10 @@ def distances_to_boxes(
 def boxes_to_distances(
     points: Float[Array, "*#n 2"], boxes: Float[Array, "*#n 4"]
 ) -> Float[Array, "*#n 4"]:
-    """Return the distances from points to the sides of boxes; negative beyond a side."""
+    """Return the distances from points to the sides of boxes.
+
+    The distance to a side is negative if the point lies beyond that side.
+    """
     return jnp.concatenate([points - boxes[..., :2], boxes[..., 2:] - points], axis=-1)
 
 
@@ -106,7 +109,7 @@ def intersection(a: Float[Array, "*#n 4"], b: Float[Array, "*#n 4"]) -> Float[Ar
 def iou(a: Float[Array, "*#n 4"], b: Float[Array, "*#n 4"]) -> Float[Array, "*#n"]:
     """Return intersection over union; `a` and `b` broadcast.
 
-    `iou(a[:, None], b[None])` is the iou of all pairs.
+    `iou(a[:, None], b[None])` contains the ious of all pairs.
     """
     common = intersection(a, b)
     return common / jnp.maximum(area(a) + area(b) - common, EPSILON)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 class UserError(Exception):
-    """Input that cannot be used. The message names the file, field or key, and the fix.
+    """Error that the user can fix. The message names the file, field or key, and often the fix.
 
     The command line prints the message on one line and exits with code 2. Any other exception is a
     bug in the program, and its traceback is shown.
@@ -20,7 +20,7 @@ def first_line(error: BaseException) -> str:
 
 
 def did_you_mean(given: str, known: Iterable[str]) -> str:
-    """Return " did you mean NAME?" for the known name closest to a misspelled one, or ""."""
+    """Return " did you mean NAME?" with the known name closest to `given`; "" if none is close."""
     close = difflib.get_close_matches(given, list(known), n=1)
     return f" did you mean {close[0]}?" if close else ""
 
@@ -31,4 +31,4 @@ def reporting_write_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UserError(f"{path}: cannot be written: {error.strerror or error}") from error
+        raise UserError(f"{path}: cannot be written to: {error.strerror or error}") from error

@@ -19,8 +19,8 @@ from nanodet_jax.errors import UserError, reporting_write_errors
 # Size limit of a json file in a workdir, in bytes. Enough for the metrics of 30 thousand classes
 # whose names have the maximum length, or of 6 thousand if json escapes every character.
 JSON_LIMIT = 8 << 20
-# Windows lacks the first two: it has no named pipes in folders, and for most users no symbolic
-# links.
+# Windows lacks the first two flags. It hardly needs them: most of its users cannot create symbolic
+# links, and its folders contain no named pipes.
 NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)
 NO_WAIT = getattr(os, "O_NONBLOCK", 0)
 BINARY = getattr(os, "O_BINARY", 0)
@@ -31,7 +31,7 @@ def open_regular(path: Path) -> io.BufferedReader:
 
     Raises:
       OSError: if it cannot be opened.
-      ValueError: if it is not a regular file; reading it might block or never end.
+      ValueError: if it is not a regular file, because reading it might block or never end.
     """
     _check_regular(os.stat(path).st_mode)  # do not even open a device
     file = os.fdopen(os.open(path, os.O_RDONLY | NO_WAIT | BINARY), "rb")
@@ -67,7 +67,7 @@ def read_json(path: Path, limit: int = JSON_LIMIT) -> Any:
 
     Raises:
       OSError: if it cannot be read.
-      ValueError: if it is not a regular file, is larger, or is not json.
+      ValueError: if it is not a regular file, is larger than `limit`, or is not json.
     """
     try:
         return json.loads(read_regular(path, limit, "a json file"))
@@ -79,8 +79,9 @@ def read_json(path: Path, limit: int = JSON_LIMIT) -> Any:
 def atomic_write(path: Path) -> Iterator[BinaryIO]:
     """Open a new file, which replaces `path` if the context ends without an error.
 
-    Missing folders are created. The data is written to a new file in the same folder, which is then
-    renamed, so a reader never sees an incomplete file, and an error leaves the old file in place.
+    Missing folders are created. The data is written to a new file in the same folder, and that file
+    is then renamed. So a reader never sees an incomplete file, and an error leaves the old file in
+    place.
     If `path` is a symbolic link, the link is replaced and its target does not change.
 
     Raises:
@@ -134,6 +135,6 @@ def refuse_link(path: Path) -> None:
     """
     if path.is_symlink():
         raise UserError(
-            f"{path}: is a symbolic link, which a workdir may not contain; replace it with the "
+            f"{path}: is a symbolic link, which a workdir must not contain; replace it with the "
             "folder itself, or link the whole workdir"
         )

@@ -1,4 +1,4 @@
-"""Progress of long loops: a bar on a terminal and in a notebook, otherwise whole lines."""
+"""Progress of long loops: a bar on a terminal or in a notebook, and lines of text elsewhere."""
 
 import importlib.util
 import sys
@@ -14,7 +14,7 @@ from nanodet_jax.terminal import say
 T = TypeVar("T")
 
 BYTES = "B"
-LINE_EVERY_S = 10  # seconds between lines where there is no bar
+LINE_EVERY_S = 10  # seconds between lines if there is no bar
 
 
 class Progress(Protocol):
@@ -31,7 +31,7 @@ class Progress(Protocol):
 
 
 def output() -> Literal["terminal", "notebook", "lines"]:
-    """Return how this process shows progress: bars on a terminal or in a notebook, else lines."""
+    """Return how this process shows progress: as bars in a terminal or notebook, or as lines."""
     ipython = sys.modules.get("IPython")
     shell = None if ipython is None else ipython.get_ipython()
     if shell is not None and "IPKernelApp" in shell.config:
@@ -78,8 +78,9 @@ def track(
 
 
 class MainBar:
-    """Bar of a process's main loop, which stays visible at the end; hidden where there are no bars.
+    """Progress bar of the main loop of a process. It stays visible after the loop has ended.
 
+    If the output is neither a terminal nor a notebook, no bar is shown.
     Args:
       total: number of items.
       done: number of items that are finished at the start.

@@ -1,4 +1,4 @@
-"""The training state: everything that the next step depends on, besides its batch."""
+"""The training state: everything that the next step depends on, except its batch."""
 
 from functools import partial
 from typing import Any
@@ -61,7 +61,7 @@ def abstract_backbone(model: config.Model) -> Any:
 
 
 def init_variables(model: NanoDet, seed: int) -> Any:
-    """Return random numpy arrays for the training model, initialized as in the original."""
+    """Initialize the variables of the training model as in the original; return numpy arrays."""
     init = partial(model.init, method="branches")
     variables = backend.jit_once(init)(jax.random.key(seed), SMALLEST_INPUT)
     return jax.tree.map(np.asarray, copy_neck_to_guidance(variables))

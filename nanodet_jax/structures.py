@@ -34,15 +34,15 @@ class Batch(NamedTuple):
 class RawBatch(NamedTuple):
     """Input of device augmentation: decoded pixels and the parameters of their transforms.
 
-    The canvases are either the images, each in the upper left corner of its canvas, or the
-    indices of images that the device holds.
+    `canvases` contains either the images, each in the upper left corner of its canvas, or the
+    indices of images that are stored on the device.
     """
 
     canvases: UInt8[Array, "B Hc Wc 3"] | Int32[Array, "B"]  # BGR
     sizes: Int32[Array, "B 2"]  # height and width of the image on its canvas
     shrunk: Int32[Array, "B 2"]  # size after downscaling by averaging, or `sizes` if none is needed
     inverse_warps: Float32[Array, "B 3 3"]  # from input pixel indices to shrunk image indices
-    filled: Int32[Array, "B 2"]  # height and width of the input that the image fills
+    filled: Int32[Array, "B 2"]  # height and width of the part of the input that the image fills
     colors: Float32[Array, "B 3"]  # brightness, contrast, saturation
     ground_truth: GroundTruth  # B images
 

@@ -1,4 +1,4 @@
-"""Parameters, multiply-adds and output shapes of a network, derived from shapes alone."""
+"""Parameters, multiply-adds and output shapes of a network, computed without running it."""
 
 import math
 from collections import Counter
@@ -25,8 +25,8 @@ class Cost(NamedTuple):
     """Cost of one or more parts of the network."""
 
     params: int  # learned parameters, without running statistics
-    macs: int  # multiply-adds of the convolutions in a forward pass of one image
-    outputs: int  # elements in the outputs of the convolutions, for one image
+    macs: int  # multiply-adds of the convolutions in a forward pass on one image
+    outputs: int  # number of elements in the outputs of the convolutions, for one image
 
 
 class Level(NamedTuple):
@@ -43,10 +43,10 @@ class Level(NamedTuple):
 
 
 class Summary(NamedTuple):
-    """Costs and shapes at one input size. C classes, P priors, R bins per distance."""
+    """Costs and shapes at one input size. Dimensions: C classes, P priors, R bins per distance."""
 
-    parts: dict[str, Cost]  # by name, ordered as PARTS; guidance only if the config has it
-    fused_backbone: Cost | None  # for inference, if it has another form then
+    parts: dict[str, Cost]  # by name, in the order of PARTS; guidance only if the config has one
+    fused_backbone: Cost | None  # for inference, if it has a different form then
     levels: tuple[Level, ...]  # finest first
     class_logits: tuple[int, ...]  # shape for one image, (P, C)
     box_logits: tuple[int, ...]  # shape for one image, (P, 4, R)
@@ -85,7 +85,7 @@ def _summarize(model: config.Model, input_size: tuple[int, int], fused: bool) ->
     outputs: Counter[str] = Counter()
     maps: list[tuple[int, int]] = []  # height and width of each level
 
-    # Counts modules rather than operations: a depthwise convolution is a single operation on one
+    # Count modules rather than operations: a depthwise convolution is a single operation on one
     # platform and a sum of shifted images on another.
     def count(
         call: Callable[..., Any],

@@ -1,4 +1,4 @@
-"""Terminal output: escaped, of limited length, and ignored once the terminal is closed."""
+"""Output to the terminal: escaped, limited in length, and dropped once the terminal is closed."""
 
 import contextlib
 import io
@@ -20,8 +20,9 @@ UNPRINTABLE = re.compile(
 def printable(text: str, limit: int = NAME_LIMIT) -> str:
     r"""Escape characters that could control a terminal, and cut long text.
 
-    Control characters, bidirectional controls and lone surrogates become `\x1b`, `\u202e` and so
-    on. Text of more than `limit` characters is cut and ends in "...". Other text is unchanged.
+    Control characters, bidirectional controls and lone surrogates become escapes, such as `\x1b`
+    and `\u202e`. Text of more than `limit` characters is cut and ends in "...". Other text is
+    unchanged.
     """
     if len(text) > limit:
         text = text[:limit] + "..."
@@ -35,7 +36,7 @@ def join_first(items: Sequence[str], limit: int = 5, separator: str = ", ") -> s
 
 
 def say(line: str, stream: TextIO | None = None) -> None:
-    """Print one line to stdout or `stream`, above any progress bar, after `printable`."""
+    """Escape a line with `printable`, and print it above any progress bar, by default to stdout."""
     stream = stream or sys.stdout
     tqdm.write(printable(line, LINE_LIMIT), file=stream)
     stream.flush()
@@ -50,9 +51,10 @@ def say_lines(text: str) -> None:
 def tolerate_closed_output() -> None:
     """Drop output that can no longer be written, instead of raising an error.
 
-    After `| head -1`, or once the terminal is closed, a write to stdout or stderr raises an
-    OSError, which would end a training run before it saves. Characters that the encoding lacks are
-    escaped. Streams that other code has replaced (pytest, a notebook) do not change.
+    Once the terminal is closed, or the program after a pipe has ended (`| head -1`), a write to
+    stdout or stderr raises an OSError, which would end a training run before it saves. Characters
+    that the encoding lacks are escaped. Streams that other code has replaced (pytest, a notebook)
+    are left unchanged.
     """
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)

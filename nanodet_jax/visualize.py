@@ -71,7 +71,7 @@ def select_detections(
       boxes: [n, 4] xyxy.
       scores: [n] in [0, 1].
       threshold: drop detections with a lower score, or a score of nan.
-      draw_all: keep boxes that overlap.
+      draw_all: also keep boxes that overlap a better box.
 
     Returns:
       [k] int64 indices into `boxes`, k <= n.
@@ -212,7 +212,9 @@ def grid(
 
 
 def save_image(path: Path, image: np.ndarray) -> None:
-    """Write an image [H, W, 3] uint8 BGR in the format of the path's suffix; create its folders.
+    """Write an image [H, W, 3] uint8 BGR in the format of the path's suffix.
+
+    Missing folders are created.
 
     Raises:
       UserError: naming the path, if OpenCV does not know the suffix or the file cannot be written.
@@ -229,7 +231,7 @@ def save_image(path: Path, image: np.ndarray) -> None:
 
 
 def class_color(label: int) -> Color:
-    """Return the fixed color (blue, green, red) of a class, distinct from adjacent classes."""
+    """Return the color (blue, green, red) of a class. Adjacent labels have distinct colors."""
     # Steps of the golden ratio never repeat a hue, and each splits one of the widest gaps.
     hue = label * GOLDEN_RATIO % 1.0
     value = (1.0, 0.75, 0.9)[label // 8 % 3]  # separates colors of similar hue
@@ -293,7 +295,8 @@ def _place(
     Truncate a text that is wider than the image.
 
     Returns:
-      The label at the first place that touches no label in `taken`, or an empty list.
+      A list with the label at the first position that touches no label in `taken`, or an empty
+      list.
     """
     height, width = image.shape[:2]
     available = width - 2 * style.padding

@@ -78,7 +78,7 @@ def _section(path: str, values: Any, defaults: Any, word: str) -> Iterator[str]:
 
 
 def _note(field: dataclasses.Field[Any], hints: dict[str, Any], value: Any, default: Any) -> str:
-    """Return the default and the choices of a field in parentheses, or "" if there are none."""
+    """Return a field's default, if its value differs, and its choices, in parentheses; or ""."""
     notes = []
     if value != default:
         notes.append(f"default: {format_value(default) or 'empty'}")

@@ -25,8 +25,6 @@ from nanodet_jax.errors import UserError, did_you_mean
 
 SHIPPED = "nanodet_jax.configs"  # package of the configs that can be used by name
 OVERRIDE = re.compile(r"--?(no)?config\.([^=]*)(=.*)?", re.DOTALL)
-# Fields that are lists of names.
-NAME_LISTS = ("data.classes", "data.merge", "data.ignore", "data.sources")
 HELP = """CONFIG is NAME[:VARIANT] or FILE[:VARIANT]. The names are {names}. A file is Python code
 with a function get_config() that returns a Config; VARIANT is its argument. Override fields with
 --config.FIELD=VALUE, for example --config.training.epochs=20 --config.data.classes=cat,dog
@@ -97,11 +95,11 @@ def _with_flag_files(argv: Sequence[str]) -> list[str]:
     except flags.Error as error:
         raise UserError("--flagfile: expects a file, as in --flagfile=FILE") from error
     except ValueError as error:  # not UTF-8
-        raise UserError("--flagfile: the file is not text; use one flag per line") from error
+        raise UserError("--flagfile: not UTF-8 text; use a file with one flag per line") from error
 
 
 def suggest_flag(argument: str) -> str:
-    """Return " did you mean --config.FIELD?" for an argument that resembles one, else ""."""
+    """Return " did you mean FLAG?" with a config flag that resembles the argument, or ""."""
     name = re.sub(r"^-*(config\b)?[.-]?", "", argument).partition("=")[0]
     if not argument.startswith("-") and (name in shipped_names() or Path(argument).is_file()):
         return f" did you mean --config {argument}?"
@@ -123,7 +121,7 @@ def load_config(name: str, overrides: Sequence[str] = ()) -> configs.Config:
 
     Raises:
       UserError: naming the config, if it does not exist, has no `get_config`, does not have the
-        variant, fails in any other way, or has invalid values.
+        variant, fails in any other way, or has invalid values; or as in `apply_overrides`.
     """
     file, colon, variant = name.partition(":")
     if not file:
@@ -230,7 +228,7 @@ def _type_of(field: str) -> Any:
     """Return the type of a field.
 
     Raises:
-      UserError: if the field does not exist, with the closest names, or if it is a section.
+      UserError: if the field does not exist, naming the closest fields; or if it is a section.
     """
     hint = dict(fields_of(configs.Config)).get(f"config.{field}")
     if hint is None:

@@ -16,8 +16,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `doctor`."""
     parser.description = (
         "Read all images and annotations of a config, and print their problems by severity, each "
-        "with a suggested fix. The exit code is 0 if no problem is serious (with --fix: if none "
-        "remains), 1 otherwise, and 2 if the config cannot be read or a copy cannot be written."
+        "with a suggested fix. The exit code is 0 if no problem is serious (with --fix: if no "
+        "serious problem remains), 1 otherwise, and 2 if the config cannot be read or a copy "
+        "cannot be written."
     )
     add_config(parser)
     parser.add_argument("--all", action="store_true", help="list all examples of each problem")
@@ -33,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, overrides: Sequence[str]) -> int:
-    """Read the data and print the report."""
+    """Read the data, write corrected copies if requested, and print the report."""
     config = load_config(args.config, overrides)
     fixed = None
     if args.fix is not None:
@@ -48,4 +49,4 @@ def run(args: argparse.Namespace, overrides: Sequence[str]) -> int:
         say_lines(report.format_report(found, all_examples=args.all))
     else:
         say_lines(f"{format_fixed(fixed, args.fix)}\n\n{report.format_serious(found)}")
-    return int(found.serious)
+    return int(found.serious or bool(fixed and fixed.left_out))

@@ -16,7 +16,7 @@ from nanodet_jax.io.weights import MAX_INPUT_SIDE, load_config_of
 from nanodet_jax.terminal import say, say_lines
 from nanodet_jax.training.workdir import read_names
 
-# Upper bounds on fields of `data` in the config of weights. Only flags can exceed them.
+# Upper bounds on fields of `data` in a config that comes with weights. Flags may exceed them.
 LIMITS = {"max_megapixels": MAX_MEGAPIXELS, "batch_size": 256, "workers": 64, "val_size": 100_000}
 EVALUATORS = ("pycocotools", "hotcoco")
 
@@ -25,10 +25,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `eval`."""
     parser.description = (
         "Evaluate weights on the validation split of a config. Print the COCO metrics and the AP "
-        "of each class; write metrics.json, detections.json and pictures of detections."
+        "of each class, and write metrics.json, detections.json and pictures of detections."
     )
     add_config(
-        parser, default="", default_help="the config of the run or .npz file; shapes for .pth"
+        parser,
+        default="",
+        default_help="the config of the run or .npz file, or shapes for other weights",
     )
     parser.add_argument(
         "--workdir",
@@ -38,7 +40,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_weights(parser)
     parser.add_argument(
-        "--out", type=Path, help="output folder (default: WORKDIR/eval, or runs/eval)"
+        "--out",
+        type=Path,
+        help="output folder (default: WORKDIR/eval with --workdir, otherwise runs/eval)",
     )
     parser.add_argument(
         "--evaluator",
@@ -93,7 +97,7 @@ def _config(name: str, weights: Path, overrides: Sequence[str]) -> tuple[Config,
 
 
 def _trained_on(weights: Path) -> set[str]:
-    """Return the names of the images that a run was trained but not validated on."""
+    """Return the names of the images that a run was trained on but not validated on."""
     names = read_names(weights) if weights.is_dir() else None
     return set() if names is None else set(names.train) - set(names.val)
 
@@ -112,7 +116,7 @@ def _within_limits(own: Config, weights: Path, overrides: Sequence[str]) -> Conf
 
 
 def _missing_paths(config: Config) -> str:
-    """Return the flags for the paths of the validation data that do not exist."""
+    """Return a flag for each path of the validation data that does not exist."""
     return " ".join(
         f"--config.data.{field}=PATH"
         for field in ("root", "val_images", "val_annotations")

@@ -67,7 +67,7 @@ def _parse_item(text: str, hint: Any) -> Any:
 
 
 def _split(text: str) -> list[str]:
-    """Split a tuple into its items, without the quotes around them; empty items are left out."""
+    """Split the text of a tuple into items without their quotes. Leave out empty items."""
     text = text.strip()
     if text[:1] + text[-1:] in ("()", "[]"):
         text = text[1:-1]

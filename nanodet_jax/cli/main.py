@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     problem, and `predict` if some images could not be read.
 
     This is the main function of a process: it changes how the process writes to stdout and stderr,
-    logs and collects garbage, and does not restore that at the end.
+    how it logs, and how it collects garbage. These changes are not undone at the end.
 
     Args:
       argv: arguments without the name of the program; default: `sys.argv[1:]`.
@@ -78,7 +78,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:  # for example a full disk
         return fail(f"{error.filename}: {error.strerror}" if error.filename else error)
     except MemoryError:
-        return fail("out of memory on this machine; close other programs, or process less at once")
+        return fail(
+            "out of memory on this machine; close other programs, or process less data at once"
+        )
     except KeyboardInterrupt:
         return 130
 
@@ -90,7 +92,7 @@ def fail(message: object) -> int:
 
 
 def _check_command(arguments: Sequence[str]) -> None:
-    """Refuse a misspelled command, with a suggestion; argparse makes none."""
+    """Refuse an unknown command, and suggest a similar one, which argparse would not do."""
     command = next((argument for argument in arguments if not argument.startswith("-")), None)
     if command is not None and command not in COMMANDS:
         meant = did_you_mean(command, COMMANDS)

@@ -127,7 +127,8 @@ def run(args: argparse.Namespace, _: Sequence[str]) -> int:
     pictures = "1 picture" if count == 1 else f"{count} pictures"
     say(f"{args.out} contains {pictures} and {DETECTIONS}{more}")
     if labels:
-        say(f"{labels.path} contains the labels of {count} images; {labels.next_step()}")
+        images = "1 image" if count == 1 else f"{count} images"
+        say(f"{labels.path} contains the labels of {images}; {labels.next_step()}")
     _report_skipped(listed, unreadable, args.recursive)
     return int(bool(unreadable))
 
@@ -148,7 +149,7 @@ def _draw(
     visualize.save_image(picture, shown.draw(pixels, draw_all=True))
     counts = ", ".join(f"{count} {name}" for name, count in sorted(Counter(shown.names).items()))
     if len(result):
-        nothing = f"nothing above {args.threshold:g}; best {result.scores[0]:.2f}"
+        nothing = f"nothing above {args.threshold:g}; best score {result.scores[0]:.2f}"
     else:
         nothing = f"nothing above {SCORE_THRESHOLD}"
     say(f"{file}: {counts or nothing}")

@@ -1,12 +1,13 @@
 """The schema of every config: dataclasses, overridden by flags like `--config.data.batch_size=16`.
 
 A file in `configs/` returns a `Config`; `check` rejects invalid values before anything is
-compiled. Values that follow from other fields or from the data (channels, steps per epoch, number
-of classes, ground-truth slots) are computed, never configured.
+compiled. Values that follow from other fields or from the data, such as the channels of the
+backbone or the steps per epoch, are computed.
 
-Fields with a closed set of values are `Literal` types; the checks, the errors and the field
-reference in `docs/config.md` derive the choices from them. Each field is described by the string
-below it, from which `nanodet_jax.config.reference` generates the field reference.
+A field with a closed set of values has a `Literal` type or, for floats, `one_of` metadata. The
+checks, the errors and the field reference in `docs/config.md` derive the choices from it. Each
+field is described by the string below it, from which `nanodet_jax.config.reference` generates the
+field reference.
 """
 
 from nanodet_jax.config.data import Augment, Cache, Data, Format, PixelStage, Validation

@@ -32,8 +32,8 @@ class Data(Section):
     """coco: folder of the validation images."""
 
     val_annotations: str = ""
-    """coco: json file with the validation boxes. tfds: optional; the json file that detections are
-    evaluated against."""
+    """coco: json file with the validation boxes. tfds: json file that detections are evaluated
+    against (optional)."""
 
     root: str = ""
     """Folder of the dataset, in one of the layouts listed in docs/training.md. coco: replaces the
@@ -67,8 +67,9 @@ class Data(Section):
 
     val_fraction: float = 0.0
     """Fraction of the training images that become the validation images, 0 to 0.5; the validation
-    images of the dataset are then not used. The split depends on file names and classes, and is
-    saved in split.json in the workdir. 0 = no split."""
+    images of the dataset are then not used. The split depends on the file names and classes of the
+    images, and keeps copies of an image together. It is saved in split.json in the workdir. 0 = no
+    split."""
 
     val_seed: int = 0
     """Seed of the split by val_fraction. A different seed selects different validation images."""
@@ -155,11 +156,11 @@ class Data(Section):
         fields.require(
             "cache", self.cache != "device" or self.augment == "device", "needs data.augment=device"
         )
-        fields.require("canvas", self.canvas >= 1, "must be at least 1, the size of the input")
+        fields.require("canvas", self.canvas >= 1, "must be at least 1 (the size of the input)")
         fields.require(
             "max_boxes",
             self.max_boxes >= 0,
-            "must be positive, or 0 for the largest number in the data",
+            "must be positive, or 0 for the largest number of boxes in any training image",
         )
         fields.require("std", all(value > 0 for value in self.std), "must be positive")
 
@@ -197,7 +198,7 @@ class Augment(Section):
     value of input_size. The only other geometric transform is then the flip."""
 
     perspective: float = 0.0
-    """Largest coefficient, per pixel, of the perspective distortion, in either direction."""
+    """Largest magnitude, per pixel, of the two coefficients of the perspective distortion."""
 
     scale: tuple[float, float] = (1.0, 1.0)
     """Range of the factor that resizes the image."""

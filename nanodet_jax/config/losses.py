@@ -11,7 +11,7 @@ AssignerName = Literal["atss", "dynamic_soft_label", "gfl"]
 
 @dataclass(slots=True)
 class Assigner(Section):
-    """Which priors learn which ground-truth box."""
+    """Which priors learn which ground-truth boxes."""
 
     name: AssignerName = "atss"
     """Method: atss as in NanoDet, dynamic_soft_label as in NanoDet-Plus, or gfl, which is atss as
@@ -28,9 +28,9 @@ class Assigner(Section):
     """dynamic_soft_label: weight of the iou cost relative to the classification cost."""
 
     ignore_threshold: float = 0.5
-    """A prior is neither positive nor background if more than this fraction of its anchor (atss) or
-    of its predicted box (dynamic_soft_label) lies in an ignore region. 0 turns ignore regions
-    off."""
+    """A prior that learns no box is ignored, instead of learning the background, if more than this
+    fraction of its anchor (atss) or its predicted box (dynamic_soft_label) lies in an ignore
+    region. 0 disables ignore regions."""
 
     def check(self) -> None:
         """Raise a UserError for the first invalid value."""
@@ -41,19 +41,21 @@ class Assigner(Section):
 
 @dataclass(slots=True)
 class Compat(Section):
-    """Bugs of the original: True reproduces them, False fixes them (`docs/differences.md`)."""
+    """Bugs of the original. True reproduces a bug, False fixes it (see `docs/differences.md`)."""
 
     priors_of_any_box: bool = True
-    """dynamic_soft_label. True: a box may take priors that lie only in other boxes, and gets none
-    if no prior lies in any box. False: a box takes priors inside itself, or the nearest one if it
-    contains none."""
+    """dynamic_soft_label only. True: a box may take priors that lie only in other boxes, and gets
+    none if no prior lies in any box. False: a box takes only priors inside itself, or the nearest
+    prior if it contains none."""
 
     keep_lost_boxes: bool = True
-    """True: a box that augmentation moved out of the image is kept with zero area and learned."""
+    """True: a box that augmentation moves out of the image is kept with zero area. With
+    dynamic_soft_label, a prior may learn it. False: such a box is dropped."""
 
     pixel_index_warp: bool = True
-    """True: images are resampled on pixel indices, half a pixel off their boxes, and without
-    antialiasing."""
+    """True: images are resampled on pixel indices, without antialiasing. This shifts them by about
+    half a pixel relative to their boxes. False: pixels are squares, as in the coordinates of boxes,
+    and shrinking averages them."""
 
 
 @dataclass(slots=True)

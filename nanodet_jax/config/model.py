@@ -28,7 +28,8 @@ BACKBONES = {
 SCALABLE_BACKBONES = ("shufflenet_v2", "mobilenet_v2", "ghostnet")  # by `width`
 LAST_CHANNEL_BACKBONES = ("mobilenet_v2", *(name for name in BACKBONES if "repvgg" in name))
 BACKBONE_STRIDES = (8, 16, 32)
-# Upper bounds for untrusted weight files. A network at a bound can be built within 10 seconds.
+# Upper bounds for untrusted weight files. A network with a field at its bound can be built within
+# 10 seconds.
 MODEL_LIMITS = {
     "num_classes": 100_000,
     "channels": 4096,
@@ -42,7 +43,7 @@ MODEL_LIMITS = {
     "guidance_convs": 16,
 }
 MAX_TAPS = 600  # kernel_size**2 * (stacked_convs + neck_blocks): each tap is traced separately
-NORM_GROUPS = 32  # of the group norms of SimpleConvHead
+NORM_GROUPS = 32  # groups of each group norm in SimpleConvHead
 
 
 @dataclass(slots=True)
@@ -120,8 +121,8 @@ class Model(Section):
     """Use one tower for both classes and boxes; False = one tower for each."""
 
     reg_max: int = 7
-    """Largest bin of the distribution for a box side. The distance of a side from its prior is the
-    expectation over 0 to reg_max strides."""
+    """Largest bin of the distribution over the distance between a prior and a box side. The bins
+    are 0 to reg_max strides, and the predicted distance is the mean of the distribution."""
 
     prior_offset: float = 0.5
     """Position of a prior in its grid cell, in strides; NanoDet-Plus uses 0."""
@@ -134,8 +135,8 @@ class Model(Section):
 
     sync_batch_norm: bool = False
     """Normalize training batches by the statistics of the whole batch instead of each device's
-    part, at the cost of two small reductions per layer. The statistics do not extend over the
-    micro-batches of training.accumulate."""
+    part, at the cost of two small reductions per layer. Each micro-batch of training.accumulate has
+    its own statistics."""
 
     @property
     def strides(self) -> tuple[int, ...]:
@@ -158,7 +159,9 @@ class Model(Section):
         """Raise a UserError for the first invalid value."""
         fields = Fields(self, "config.model")
         fields.require(
-            "num_classes", self.num_classes >= 0, "must be positive, or 0 to follow the dataset"
+            "num_classes",
+            self.num_classes >= 0,
+            "must be positive, or 0 for the number of classes in the dataset",
         )
         fields.positive("channels", "stacked_convs", "reg_max", "neck_blocks", "guidance_convs")
         fields.not_negative("backbone_last_channels", "frozen_stride", "fpn_levels")

@@ -1,4 +1,4 @@
-"""Read config fields by their names from earlier versions."""
+"""Accept config fields under their names from earlier versions."""
 
 import re
 from collections.abc import Sequence
@@ -6,7 +6,7 @@ from typing import Any
 
 from nanodet_jax.terminal import say
 
-# Old name: new name. The name of a section covers every field in it.
+# The new name for each old name. If a section is renamed, so is every field in it.
 RENAMED = {
     "assigner.cell_scale": "assigner.anchor_scale",
     "training.rate_batch": "training.lr_base_batch_size",
@@ -21,7 +21,7 @@ FLAG = re.compile(r"(--?config\.)([\w.]+)(.*)", re.DOTALL)
 def rename_flags(arguments: Sequence[str]) -> list[str]:
     """Return command-line arguments with the old names in `--config.FIELD` replaced.
 
-    Prints a line for each replaced name.
+    Print a line for each replaced name.
     """
     return [_rename_flag(argument) for argument in arguments]
 
@@ -41,12 +41,12 @@ def _rename_flag(argument: str) -> str:
 def rename_fields(values: Any, defaults: dict[str, Any]) -> None:
     """Replace the old names in the content of a config file, in place.
 
-    Prints a line for each replaced name whose value is not the default. Files written by this
+    Print a line for each replaced name whose value is not the default. Files written by this
     project contain all fields, so a default value does not show that the user has set it. If a
     field is present under both names, the old one stays and is rejected later as unknown.
 
     Args:
-      values: any json value; left unchanged unless it is an object with sections.
+      values: any json value. It is left unchanged unless it is an object with sections.
       defaults: the defaults of all sections and fields, by their new names.
     """
     if not isinstance(values, dict):

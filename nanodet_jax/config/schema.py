@@ -1,4 +1,4 @@
-"""The config of a run: all sections, the checks across them, and json."""
+"""The config of a run: all sections, checks that involve several of them, and json."""
 
 import json
 from collections.abc import Iterator
@@ -16,8 +16,8 @@ from nanodet_jax.errors import UserError
 
 Precision = Literal["float32", "bf16", "highest"]
 
-MAX_SIDE = 8192  # pixels of the input
-MAX_SCORES = 2**31  # priors times classes of one image: int32 indexes them
+MAX_SIDE = 8192  # largest side of the input in pixels
+MAX_SCORES = 2**31  # bound on priors times classes of one image, because int32 indexes them
 
 
 @dataclass(slots=True)
@@ -34,7 +34,8 @@ class Config(Section):
     precision: Precision = "float32"
     """Precision of the network's computation. Parameters, batch statistics, losses, assignment and
     optimizer are always float32. float32 lets the device choose how convolutions multiply (TF32 on
-    a GPU), highest makes their products exact, and bf16 halves the memory of the features."""
+    a GPU), highest makes them multiply in full float32, and bf16 halves the memory of the
+    features."""
 
     data: Data = field(default_factory=Data)
     augment: Augment = field(default_factory=Augment)
@@ -50,11 +51,11 @@ def check(config: Config, num_devices: int = 1) -> None:
     """Check that all values are valid.
 
     Args:
-      config: not changed.
+      config: the config to check. It is not changed.
       num_devices: number of devices that a batch is split over, across all processes.
 
     Raises:
-      UserError: for the first invalid field, with its command-line name.
+      UserError: for the first invalid field, with its full name.
     """
     from_dict(Config, asdict(config), "config")  # checks types and choices
     for section in (
@@ -128,7 +129,7 @@ def _check_parallel(config: Config, num_devices: int) -> None:
     fields.require(
         "cache",
         not config.distributed.coordinator or config.data.cache != "device",
-        "needs a single process; data.cache=ram works with several",
+        "needs a single process; data.cache=ram works with several processes",
     )
     fields.require(
         "resize",
@@ -161,11 +162,11 @@ def from_json(text: str) -> Config:
     """Return the config that `to_json` of this or an earlier version wrote.
 
     Raises:
-      UserError: for invalid json, or naming an unknown field or a field of the wrong type.
+      UserError: if the text is not json, has an unknown field, or has an invalid type or choice.
     """
     try:
         values = json.loads(text)
-    except (ValueError, RecursionError) as error:  # also for numbers of over 4300 digits
+    except (ValueError, RecursionError) as error:  # includes numbers of over 4300 digits
         raise UserError(f"config: is not json: {error}") from error
     rename_fields(values, asdict(Config()))
     return from_dict(Config, values, "config")

@@ -6,16 +6,16 @@ import typing
 from collections.abc import Iterator
 from typing import Any
 
-# In characters. Longer names, as in a hostile file, take too long to compare.
+# Characters. A longer name, which a hostile file may contain, takes too long to compare.
 MAX_COMPARED_LENGTH = 100
 
 
 class Section:
-    """A dataclass with `slots=True`. Its errors for unknown fields suggest similar fields."""
+    """Base class of dataclasses with `slots=True`. Errors for unknown fields suggest known ones."""
 
     __slots__ = ()
 
-    if not typing.TYPE_CHECKING:  # with these methods, mypy would accept any field
+    if not typing.TYPE_CHECKING:  # if mypy saw these methods, it would accept any field
 
         def __new__(cls, *args: Any, **fields: Any) -> "Section":
             known = {field.name for field in dataclasses.fields(cls)}
@@ -35,7 +35,7 @@ class Section:
 
 
 def unknown_field(path: str) -> str:
-    """Return an error that names fields similar to an unknown one, or all fields of its section.
+    """Return an error message that suggests similar fields, or lists all fields of the section.
 
     Args:
       path: full name, such as "config.training.epoch".
@@ -91,7 +91,7 @@ def _root() -> type:
 
 
 def _section_at(path: str) -> type:
-    """Return the innermost section that contains the field with this full name."""
+    """Return the section with this full name or, if there is none, its closest existing parent."""
     sections = {name: hint for name, hint in fields_of(_root()) if dataclasses.is_dataclass(hint)}
     while path and path not in sections:
         path = path.rpartition(".")[0]
@@ -102,6 +102,6 @@ def _unknown_attribute(cls: type, name: str) -> str:
     """Return the error for an unknown attribute of a section, with the full name of the field."""
     sections = {hint: full for full, hint in fields_of(_root())} | {_root(): "config"}
     path = sections.get(cls)
-    if path is None or name.startswith("__"):  # copy and pickle look up names like these
+    if path is None or name.startswith("__"):  # copy and pickle look up such names
         return f"{cls.__name__!r} object has no attribute {name!r}"
     return f"{path}.{name}: {unknown_field(f'{path}.{name}')}"

@@ -81,7 +81,7 @@ class Training(Section):
     """Upper bound on the global norm of the gradient; 0 = no clipping."""
 
     schedule: Schedule = "multistep"
-    """How the learning rate falls from epoch to epoch."""
+    """How the learning rate decreases from epoch to epoch."""
 
     milestones: tuple[int, ...] = ()
     """multistep: epochs after which the learning rate is multiplied by gamma."""
@@ -90,7 +90,7 @@ class Training(Section):
     """multistep: factor on the learning rate at each milestone."""
 
     final_fraction: float = 0.05
-    """cosine: last learning rate as a fraction of learning_rate."""
+    """cosine: lower bound of the learning rate, as a fraction of learning_rate."""
 
     warmup_steps: int = 0
     """Steps of the linear warm-up; 0 = none."""
@@ -103,8 +103,8 @@ class Training(Section):
     evaluated and exported; 0 = none."""
 
     detach_epoch: int = 0
-    """Number of epochs in which the guidance loss also trains the backbone and the neck. After
-    that, it trains only the guidance module."""
+    """Number of epochs, from the start, in which the guidance loss also trains the backbone and the
+    neck. After that, it trains only the guidance module."""
 
     init_weights: str = ""
     """Weights to start from: a .pth, .ckpt or .npz file, a workdir, or the name of published
@@ -120,14 +120,14 @@ class Training(Section):
     """Seed of initial weights, data order and augmentation."""
 
     max_skipped: int = 10
-    """Stop the run after this many consecutive steps whose loss or gradient is not finite. These
-    steps are skipped."""
+    """Stop the run after this many consecutive steps whose loss, gradients or batch statistics are
+    not finite. Such steps do not update the weights."""
 
     eval_every: int = 10
-    """Epochs between evaluations. The last step is always evaluated."""
+    """Epochs between evaluations. The last step is also evaluated, unless data.val=none."""
 
     checkpoint_every: int = 1
-    """Epochs between checkpoints of the newest state."""
+    """Epochs between checkpoints. A checkpoint is also saved before each evaluation."""
 
     keep_every: int = 0
     """Epochs between checkpoints that are never deleted; 0 = keep only the newest and the best."""

@@ -1,6 +1,6 @@
 """Types, choices and bounds of config values, and the errors for invalid values.
 
-All errors read `config.SECTION.FIELD=VALUE: FIX`.
+Most errors read `config.SECTION.FIELD=VALUE: FIX`.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ from nanodet_jax.errors import UserError
 
 
 def one_of(*values: float | str) -> dict[str, Any]:
-    """Return the metadata of a field with these choices, for values such as floats."""
+    """Return field metadata with these choices, for types that Literal does not support."""
     return {"choices": values}
 
 
@@ -65,7 +65,7 @@ class Fields:
 
 
 def from_dict(cls: type, values: Any, path: str) -> Any:
-    """Return a dataclass with these values; nested objects become nested dataclasses.
+    """Build an instance of a dataclass. Nested objects become nested dataclasses.
 
     Args:
       cls: the dataclass.

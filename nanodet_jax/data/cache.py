@@ -25,15 +25,15 @@ class TrainingImages:
     """Decoded training records, cached according to `config.data.cache`; thread-safe.
 
     The order of access decides which images are cached. It does not affect their content. Pixels
-    are read-only. With augment=device, larger images are reduced to `largest`, but `width` and
-    `height` of their records give the original size.
+    are read-only. With augment=device, images larger than `largest` are reduced to it, but `width`
+    and `height` of their records give the size before reduction.
 
-    The next readable image in the source, with its own boxes, replaces an unreadable one. The
-    replacement depends only on the data and the index.
+    An unreadable image and its boxes are replaced by the next readable image in the source and its
+    boxes. The replacement depends only on the data and the index.
 
     Attributes:
       largest: largest (height, width) of the decoded pixels.
-      canvas: (height, width) that every image fits into; only with augment=device.
+      canvas: (height, width) that every image fits into; (0, 0) unless augment=device.
 
     Raises:
       UserError: with cache=device, if the images exceed config.data.cache_gb; on access, if the
@@ -85,7 +85,7 @@ class TrainingImages:
 
     def _read(self, index: int) -> Record:
         candidate = index
-        while True:  # ends: `add` raises if no image is readable
+        while True:  # ends, because `add` raises if no image is readable
             try:
                 return decode_record(self._source[candidate], self.largest, self._max_megapixels)
             except UserError as error:
@@ -93,7 +93,7 @@ class TrainingImages:
             candidate = (candidate + 1) % len(self)
 
     def canvases(self) -> Iterator[np.ndarray]:
-        """Yield all images in order, for cache=device: uint8 [n, Hc, Wc, 3] in chunks.
+        """Yield all images in order, in chunks of uint8 [n, Hc, Wc, 3], for cache=device.
 
         Each image is in the upper left corner of its canvas. Afterwards `self[index]` returns the
         record without pixels.
@@ -107,7 +107,10 @@ class TrainingImages:
                 self._kept[index] = replace(record, image=b"")
 
     def describe(self) -> str:
-        """Return a line about the size of the cache, estimated from a few decoded images."""
+        """Return a line about the size of the cache.
+
+        Unless cache=device, the size is estimated from a few decoded images.
+        """
         if self._cache == "device":
             size = f"{self.canvas[1]}x{self.canvas[0]}"
             gb = self._canvas_bytes() / GB
@@ -126,9 +129,9 @@ class TrainingImages:
 
 
 def decode_record(record: Record, largest: tuple[int, int], max_megapixels: float) -> Record:
-    """Return the record with its pixels, read-only, and the size of the decoded image.
+    """Return the record with decoded, read-only pixels, and with the size before reduction.
 
-    Images larger than `largest`, (height, width), are reduced to it, each axis separately. The warp
+    Images larger than `largest` (height, width) are reduced to it, each axis separately. The warp
     of the augmentation compensates for this.
     """
     pixels = decode(record, max_megapixels)
@@ -157,7 +160,8 @@ def stack_on_canvases(images: Sequence[np.ndarray], size: tuple[int, int]) -> np
 def canvas_size(sizes: Sequence[tuple[int, int]], largest: tuple[int, int]) -> tuple[int, int]:
     """Return a (height, width) that every image fits into once it is reduced to `largest`.
 
-    The sides are multiples of 32, so that the canvas rarely changes. A size of 0 means unknown.
+    The sides are multiples of 32, so that adding images rarely changes the canvas. A size of 0
+    means unknown.
     """
     known = np.array(sizes).reshape(-1, 2)
     if not known.all():  # sizes are unknown until the images are read

@@ -101,7 +101,7 @@ def select_classes(
     """Apply `classes`, `merge` and `ignore` of `config.data` to a source.
 
     Args:
-      source: returned unchanged if no field is set.
+      source: returned unchanged if these fields are empty and `exclude_empty` is False.
       data: the config section with these fields.
       exclude_empty: also leave out classes without boxes.
       other_split: returns the class names of the other split; called if this split lacks a name.
@@ -146,8 +146,8 @@ def rename_classes(
       source: returned unchanged if it already has these classes.
       names: class names.
       renamed: new names of classes, by old name. Other classes keep their names.
-      ignored: new names of the classes whose boxes become ignore regions. Boxes of
-        any other class that is not in `names` are left out.
+      ignored: new names of the classes whose boxes become ignore regions. Boxes of any other class
+        that is not in `names` are left out.
     """
     renamed = renamed or {}
     labels = {name: label for label, name in enumerate(names)}
@@ -176,9 +176,9 @@ def match_classes(
     names, others = class_names(train), class_names(val)
     if not set(names) & set(others):
         raise UserError(
-            f"training and validation data have no class in common: {join_first(names)} and "
-            f"{join_first(others)}; use data with the same classes, or merge classes with "
-            "--config.data.merge=OLD:NEW"
+            "training and validation data have no class in common: training has "
+            f"{join_first(names)}, but validation has {join_first(others)}; use data with the same "
+            "classes, or merge classes with --config.data.merge=OLD:NEW"
         )
     if names != others:
         names = list(dict.fromkeys(names if exclude_empty else [*names, *others]))

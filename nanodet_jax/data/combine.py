@@ -11,7 +11,7 @@ from nanodet_jax.data.records import Category, Record, Source
 
 
 class CombinedSource:
-    """The images of several sources, one source after the other.
+    """The images of several sources, one source after another.
 
     The classes are the union of the class names, in order of first occurrence. Class and image ids
     start at 1.
@@ -77,7 +77,7 @@ class CombinedSource:
         return {"images": images, "annotations": annotations, "categories": categories}
 
     def _find(self, index: int) -> tuple[int, int]:
-        """Return the number of the source that has image `index`, and the image's index in it."""
+        """Return the index of the source that has image `index`, and the image's index in it."""
         if not 0 <= index < len(self):
             raise IndexError(index)
         which = bisect_right(self._starts, index) - 1

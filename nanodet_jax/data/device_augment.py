@@ -1,7 +1,7 @@
 """Augmentation on the device: the pixel transforms of `data.transforms`, in JAX.
 
-A canvas has the size Hc, Wc; the input has the size H, W. Sizes are (height, width), int32, and may
-be traced. Shapes are static.
+A canvas has the size Hc, Wc, and the input has the size H, W; both are static. Sizes in arrays are
+(height, width), int32, and may be traced.
 """
 
 import math
@@ -13,7 +13,7 @@ from jax import lax
 from nanodet_jax.runtime import backend
 from nanodet_jax.structures import RawBatch
 
-FLT_EPSILON = 1.1920929e-07  # OpenCV adds it to a divisor
+FLT_EPSILON = 1.1920929e-07  # OpenCV adds it to the divisor when it computes HSV
 CHUNK = 32  # images warped together, to limit memory; 1 on a CPU, to fit in its cache
 
 
@@ -28,7 +28,7 @@ def warp_batch(
 
     Args:
       raw: B images.
-      stored: [N, Hc, Wc, 3] uint8, canvases of all images, if `raw` contains indices instead.
+      stored: [N, Hc, Wc, 3] uint8, canvases of all images; needed if `raw` contains indices.
       input_size: H, W.
       shrinks: whether `raw.shrunk` may differ from `raw.sizes`; False omits the averaging.
 
@@ -126,8 +126,8 @@ def shrink(image: jax.Array, size: jax.Array, new_size: jax.Array, taps: jax.Arr
       image: [Hc, Wc, 3] uint8 canvas.
       size: size of the image on the canvas.
       new_size: size of the result, at most `size`.
-      taps: int32, at least 1 + size / new_size: the number of pixels that an output pixel can
-        overlap along an axis.
+      taps: int32, at least 1 + size / new_size; an output pixel overlaps at most this many pixels
+        along an axis.
 
     Returns:
       [Hc, Wc, 3] uint8, of which [:new_size[0], :new_size[1]] is the result.
@@ -142,9 +142,10 @@ def shrink(image: jax.Array, size: jax.Array, new_size: jax.Array, taps: jax.Arr
 def _shrink_rows(
     image: jax.Array, size: jax.Array, new_size: jax.Array, taps: jax.Array
 ) -> jax.Array:
-    """Average `size` rows of [n, m] to `new_size` rows: [n, m] float32.
+    """Average the first `size` rows of an image [n, m] down to `new_size` rows.
 
-    Multiplying by the weight matrix, which is nearly all zeros, would take ten times as long.
+    The result is [n, m] float32, of which the first `new_size` rows are valid. Multiplying
+    by a weight matrix, which is nearly all zeros, would take ten times as long.
     """
     count = len(image)
     factor = size / new_size
@@ -165,8 +166,8 @@ def color(pixels: jax.Array, factors: jax.Array) -> jax.Array:
     """Adjust brightness, contrast and saturation of pixels [..., 3] in [0, 1], without clipping.
 
     Equivalent to `data.transforms.color_image`. The saturation factor scales the distance of each
-    channel to the largest one. As in the conversion to HSV, the distance is inverted where the
-    largest channel is negative.
+    channel to the largest one. As in the conversion to HSV, the distance changes its sign where
+    the largest channel is negative.
     """
     brightness, contrast, saturation = factors
     pixels = (pixels + brightness) * contrast

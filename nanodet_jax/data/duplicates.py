@@ -1,4 +1,4 @@
-"""Find duplicate images by the content of their files."""
+"""Find duplicate images by comparing their bytes."""
 
 import hashlib
 import os
@@ -14,8 +14,8 @@ from nanodet_jax.files import open_regular
 def find_duplicates(train: Iterable[Record], val: Iterable[Record]) -> list[tuple[Record, Record]]:
     """Return a (train, val) record pair for each validation image that is also a training image.
 
-    Two images are the same if their files, encoded bytes or pixels are equal byte for byte. Only
-    files whose size occurs in both splits are read. Files that cannot be read are left out.
+    Two images count as the same if their files, encoded bytes or pixels are equal byte for byte.
+    Only files whose size occurs in both splits are read. Files that cannot be read are left out.
     """
     train_sizes, val_sizes = _by_size(train), _by_size(val)
     pairs = []
@@ -28,10 +28,11 @@ def find_duplicates(train: Iterable[Record], val: Iterable[Record]) -> list[tupl
     return sorted(pairs, key=lambda pair: pair[1].name)
 
 
-def copies(records: Iterable[Record]) -> list[list[Record]]:
+def group_copies(records: Iterable[Record]) -> list[list[Record]]:
     """Return each group of at least two records whose images have the same content.
 
-    As in `find_duplicates`, only files of equal size are read.
+    Only files that have the same size as another file are read. Files that cannot be read are left
+    out.
     """
     groups = []
     for same_size in _by_size(records).values():
@@ -46,7 +47,7 @@ def copies(records: Iterable[Record]) -> list[list[Record]]:
 
 
 def _by_size(records: Iterable[Record]) -> dict[int, list[Record]]:
-    """Group records by the size of their images in bytes."""
+    """Group records by image size in bytes. Leave out images that are empty or cannot be read."""
     found: dict[int, list[Record]] = {}
     for record in records:
         image = record.image

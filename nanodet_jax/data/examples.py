@@ -1,7 +1,7 @@
 """Training examples: augmented images and ground truth, made from records and random numbers.
 
 Host and device augmentation draw the same random numbers and give the same ground truth. They
-differ only in where the pixels are warped.
+differ only in where the pixels are transformed.
 """
 
 from collections.abc import Sequence
@@ -24,13 +24,13 @@ class _Warped(NamedTuple):
 
 
 class HostExamples:
-    """Examples augmented on the host: warped one at a time, then color-transformed per batch."""
+    """Examples augmented on the host: `draw` warps them, and `batch` transforms their colors."""
 
     def __init__(self, config: Config, slots: int, images: TrainingImages) -> None:
         self._config, self._slots = config, slots
 
     def draw(self, indexed: tuple[int, Record], rng: np.random.Generator) -> _Warped:
-        """Warp one example. `indexed` is the index and the decoded record."""
+        """Warp one example. `indexed` is the pair (index, decoded record)."""
         config, (_, record) = self._config, indexed
         warp, color = transforms.sample(rng, config.augment)
         if config.data.resize == "short_side":
@@ -46,7 +46,7 @@ class HostExamples:
         return _Warped(warped, color, _ground_truth(record, matrix, filled, config, self._slots))
 
     def batch(self, items: Sequence[_Warped]) -> Batch:
-        """Transform the colors of B examples, and stack them. Each pixel is written only once."""
+        """Transform the colors of B examples. The results are written directly to the batch."""
         data, input_size = self._config.data, self._config.input_size
         if data.resize == "short_side":
             input_size = bucket_of([item.pixels.shape[:2] for item in items], input_size)
@@ -59,7 +59,7 @@ class HostExamples:
 
 
 class DeviceExamples:
-    """Examples to augment on the device: decoded pixels or their index, and random parameters."""
+    """Examples to augment on the device: pixels (or the index of a stored image) and parameters."""
 
     def __init__(self, config: Config, slots: int, images: TrainingImages) -> None:
         self._config, self._slots = config, slots

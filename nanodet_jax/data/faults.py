@@ -36,7 +36,8 @@ class FaultKind(StrEnum):
 class Fault(UserError):
     """Error in a dataset entry. The message names the file and the entry.
 
-    A `tolerated` fault does not stop a run: the entry is skipped, or corrected by a fixed rule.
+    A `tolerated` fault does not stop a run: the entry is skipped, corrected by a fixed rule, or
+    used as it is.
     """
 
     def __init__(self, kind: FaultKind, message: str, *, tolerated: bool = False) -> None:
@@ -46,7 +47,7 @@ class Fault(UserError):
 
 # Advice for datasets without validation images, used in errors about a missing split.
 NO_VALIDATION = (
-    "split some off the training images with --config.data.val_fraction=0.1, or train without "
+    "split off some of the training images with --config.data.val_fraction=0.1, or train without "
     "validation with --config.data.val=none"
 )
 
@@ -68,10 +69,10 @@ def ignore_fault(fault: Fault) -> None:
 
 
 class FaultCounter:
-    """Counts tolerated faults, each once, and raises the others. An `OnFault`."""
+    """An `OnFault` that counts tolerated faults, each once, and raises all other faults."""
 
     def __init__(self) -> None:
-        self._messages: dict[FaultKind, dict[str, None]] = {}  # in the order reported
+        self._messages: dict[FaultKind, dict[str, None]] = {}  # in order of occurrence
 
     def __call__(self, fault: Fault) -> None:
         """Count the fault.

@@ -8,23 +8,23 @@ from nanodet_jax.data.folder import Folder, points_outside
 
 
 class FileSearch:
-    """Finds files below a folder, even if their names do not match exactly.
+    """Search for files below a folder by names that may not match exactly.
 
     An exact match is used if there is one. Otherwise these variants are tried, and each file that
     is found this way is reported as a tolerated fault:
 
     - `\\` as the separator, as on Windows;
     - a path that starts with the name of the folder itself;
-    - a different case, if only one file matches;
-    - the last part of a path that points outside the folder (a path on the machine where the
-      annotations were made), or a name without a folder, if only one file in all
-      folders has this name.
+    - upper case instead of lower case or vice versa, if only one file matches;
+    - the last part of a path that points outside the folder (such as a path on the machine where
+      the annotations were made), or a name without a folder, if only one file in all folders has
+      this name.
     """
 
     def __init__(self, folder: Folder) -> None:
         self._folder = folder
-        self._by_path: dict[str, list[str]] | None = None  # by path in lower case
-        self._by_name: dict[str, list[str]] = {}  # by the last part of the path in lower case
+        self._by_path: dict[str, list[str]] | None = None  # paths, by lower-case path
+        self._by_name: dict[str, list[str]] = {}  # paths, by lower-case last part
 
     def find(self, name: str, where: str, on_fault: OnFault) -> Path | None:
         """Return the file called `name`, or None if there is none.
@@ -32,7 +32,7 @@ class FileSearch:
         Args:
           name: path relative to the folder.
           where: the annotation that names the file, for error messages.
-          on_fault: called if the file has a different name.
+          on_fault: called if the file is found under a different name.
 
         Raises:
           Fault: as in `Folder.find`, unless the name points outside the folder and the last
@@ -57,7 +57,7 @@ class FileSearch:
         return found
 
     def _other_name(self, plain: str, is_foreign: bool) -> str | None:
-        """Return the path of the only file that `plain` can refer to, or None."""
+        """Return the path of the file that `plain` refers to; None unless there is exactly one."""
         if self._by_path is None:
             self._by_path = self._build_index()
         path = PurePosixPath(plain)

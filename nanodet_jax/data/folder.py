@@ -13,10 +13,11 @@ from nanodet_jax.files import read_regular
 class Folder:
     """Files below the folder `path`, looked up by untrusted names.
 
-    The folder itself may be a symbolic link, since the user chose it. A name must not point
-    outside the folder. It must not be absolute or contain `..`. It must not pass through a link to
-    the outside, unless `follow_links` is set. On a network drive, listing each folder once takes a
-    second; querying every file would take minutes.
+    The folder itself may be a symbolic link, since the user chose it. A name must not be absolute
+    or contain `..`. It must not pass through a link to the outside, unless `follow_links` is set.
+
+    Each folder is listed only once, and names are looked up in the listings. On a network drive,
+    this takes a second; querying every file would take minutes.
 
     Raises:
       UserError: if the folder is missing or cannot be listed.
@@ -30,7 +31,7 @@ class Folder:
         self._listings: dict[PurePath, dict[str, os.DirEntry[str]]] = {
             PurePath(): _list_entries(path)
         }
-        # Listings of the checked folders. The key is the part of a name up to the last /.
+        # Listings of the folders that `find` has checked, by the part of a name up to the last /.
         self._checked = {"": self._listings[PurePath()]}
 
     def __contains__(self, name: str) -> bool:
@@ -42,15 +43,15 @@ class Folder:
         return list(self._listings[PurePath()])
 
     def find(self, name: str, where: str) -> Path | None:
-        """Return the file called `name`, with / as the separator, or None if there is none.
+        """Return the path of the file or folder `name`, or None if it does not exist.
 
         Args:
-          name: path relative to the folder.
+          name: path relative to the folder, with / as the separator.
           where: the annotation that names the file, for error messages.
 
         Raises:
-          Fault: if the name points, or could point, outside the folder, or if a link is circular
-            or has no target.
+          Fault: if the name is absolute or contains `..`; if a link points outside the folder and
+            `follow_links` is not set; if a link is circular or has no target.
         """
         start = name[: name.rfind("/") + 1]
         last = name[len(start) :]
@@ -76,8 +77,8 @@ class Folder:
     def names_below(self, start: str, where: str, on_fault: OnFault) -> Iterator[str]:
         """Yield the names of all files below the folder `start`, with / as the separator.
 
-        Links to folders are followed under the same rules as in `find`, each target once. Other
-        links to folders are reported to `on_fault`.
+        Links to folders are followed if `find` accepts them, and each target is visited only once.
+        Links to folders that `find` rejects are reported to `on_fault`.
 
         Raises:
           UserError: if a folder cannot be listed.
@@ -86,7 +87,7 @@ class Folder:
         while waiting:
             folder = waiting.pop()
             real = os.path.realpath(self.path / folder)
-            if real in seen:  # a link to a parent folder
+            if real in seen:  # a link to a folder that was already visited
                 continue
             seen.add(real)
             prefix = "" if folder == PurePath() else f"{folder.as_posix()}/"
@@ -104,7 +105,7 @@ class Folder:
                     on_fault(fault)
 
     def _listing(self, name: PurePath) -> dict[str, os.DirEntry[str]]:
-        """Return the entries of a subfolder by name, or {} if it is not a folder."""
+        """Return the entries of the subfolder `name`, or {} if `name` is not a folder."""
         if name not in self._listings:
             path = self.path / name
             self._listings[name] = _list_entries(path) if path.is_dir() else {}
@@ -128,7 +129,7 @@ class Folder:
 
 
 def points_outside(name: str) -> bool:
-    """Return whether a path is absolute, here or on Windows, or contains `..`."""
+    """Return whether a path is absolute, on this system or on Windows, or contains `..`."""
     pure = PurePath(name)
     return pure.is_absolute() or bool(PureWindowsPath(name).drive) or ".." in pure.parts
 

@@ -1,4 +1,4 @@
-"""Read untrusted image files. File size and image size are checked before decoding."""
+"""Read untrusted image files: limit the file size, and read the image size before decoding."""
 
 import io
 from pathlib import Path
@@ -14,11 +14,11 @@ from nanodet_jax.files import open_regular, read_regular
 JPEG_START, JPEG_END, JPEG_SCAN = b"\xff\xd8", b"\xff\xd9", 0xDA
 PNG_START, PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
 GIF_STARTS = (b"GIF87a", b"GIF89a")
-# OpenCV formats whose headers Pillow can read too. Other formats are rejected, because their size
-# is unknown before decoding. This module reads GIF and WebP headers itself, because Pillow
-# would allocate memory for their pixels first.
+# OpenCV formats whose headers Pillow can read too. GIF and WebP are missing, because Pillow would
+# allocate memory for their pixels; their headers are read without Pillow. All other formats are
+# rejected, because their size is unknown before decoding.
 FORMATS = ("AVIF", "BMP", "DIB", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF")
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")  # of images in a folder
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")  # files that count as images
 # Suffixes of all files that `shown_size` and OpenCV can read.
 READABLE_SUFFIXES = (
     ".avif", ".bmp", ".dib", ".gif", ".j2k", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm",
@@ -26,13 +26,13 @@ READABLE_SUFFIXES = (
 )  # fmt: skip
 EXIF_ORIENTATION = 0x0112
 TRANSPOSED = (5, 6, 7, 8)  # orientations that swap width and height
-ROTATED = ("JPEG", "MPO", "PNG")  # OpenCV rotates these and WebP; Pillow rotates TIFF
+ROTATED = ("JPEG", "MPO", "PNG")  # OpenCV rotates these and WebP; Pillow rotates TIFF itself
 BYTES_PER_PIXEL = 8  # of an uncompressed image: four channels of 16 bits
 MAX_HEADER = 1 << 24  # bytes of metadata, color profiles and thumbnails
 
 
 def read_bytes(path: Path, max_pixels: float) -> bytes:
-    """Read an image file, no larger than `max_pixels` raw pixels with metadata would be.
+    """Read an image file that is no larger than `max_pixels` uncompressed pixels plus metadata.
 
     Raises:
       OSError, ValueError: as in `read_regular`.
@@ -43,13 +43,13 @@ def read_bytes(path: Path, max_pixels: float) -> bytes:
 def stored_size(data: bytes) -> tuple[int, int] | None:
     """Return the (height, width) in the header, or None if `data` is not an image.
 
-    No pixels are decoded.
+    EXIF orientation is not applied. No pixels are decoded.
     """
     return _size(io.BytesIO(data), rotated=False)
 
 
 def shown_size(image: bytes | Path) -> tuple[int, int] | None:
-    """Return the (height, width) that OpenCV would decode, or None if `image` is not an image.
+    """Return the (height, width) after decoding with OpenCV; None if `image` cannot be read.
 
     EXIF orientation is applied, as in OpenCV. Only the header is read; no pixels are decoded.
     """
@@ -63,7 +63,7 @@ def shown_size(image: bytes | Path) -> tuple[int, int] | None:
 
 
 def imdecode(data: bytes, flags: int) -> np.ndarray | None:
-    """Decode an image with OpenCV: uint8 BGR [height, width, 3], or None if it fails."""
+    """Decode an image with OpenCV: uint8 BGR [height, width, 3], or None if decoding fails."""
     try:
         return cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     except cv2.error as error:  # raised for empty data or too many pixels
@@ -99,8 +99,8 @@ def _size(stream: BinaryIO, rotated: bool) -> tuple[int, int] | None:
         else:
             with _open_header(stream, start) as image:
                 width, height, data = image.width, image.height, b""
-                # image.getexif() would also read XMP, unlike OpenCV, and decode all pixels of a PNG
-                # to find it.
+                # image.getexif() would also read XMP, which OpenCV does not read. To find it in a
+                # PNG, it would decode all pixels.
                 if image.format in ROTATED:
                     data = image.info.get("exif", b"")
         exif = Image.Exif()

@@ -1,4 +1,4 @@
-"""JSON parsing that rejects repeated keys. Python's `json` silently keeps the last one."""
+"""JSON parsing that rejects repeated keys. Python's `json` silently keeps the last value."""
 
 import json
 import reprlib

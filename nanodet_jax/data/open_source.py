@@ -38,24 +38,24 @@ def open_source(
       split: "train" or "val".
       on_fault: called for each fault.
       validation: with `val_fraction`, names of the validation images, as `read_split` returns
-        them; if None, they are chosen now. If none of the images has one of the names, the data is
-        another dataset, and all of it is the split "val".
+        them; if None, they are chosen now. If no image has one of these names, the data is assumed
+        to be a different dataset, and the split "val" consists of all its images.
 
     Raises:
-      UserError: if a path is not set, a class does not occur in the data, or the split is empty or
-        not used; also as raised by the source.
+      UserError: if a path is not set, a class does not occur in the data, the split is empty, or
+        the split is "val" and `config.data.val` is "none"; also any error of the source.
     """
     data = config.data
     if split == "val" and data.val == "none":
         raise UserError(
             "config.data.val=none: there are no validation images; set --config.data.val=given to "
-            "use the validation split of the dataset, and also --config.data.root=FOLDER to use "
-            "that of another dataset; on images that were trained on, the AP is too high"
+            "use the validation split of the dataset, and add --config.data.root=FOLDER to use a "
+            "different dataset; the AP on training images would be too high"
         )
     read = "train" if data.val_fraction else split
 
     def other_split() -> Collection[str]:
-        """Return the classes of the other split, if it can be read."""
+        """Return the class names of the other split, or () if it is not used or cannot be read."""
         if data.val_fraction or data.val == "none":
             return ()
         try:  # its faults are reported when that split is opened
@@ -84,7 +84,7 @@ def open_source(
 
 
 def _open_all(config: Config, split: str, on_fault: OnFault) -> Source:
-    """Open a split of the dataset, or of all `config.data.sources`, with its own classes."""
+    """Open a split of the dataset, or of all `config.data.sources`, with all of its classes."""
     data = config.data
     if not data.sources:
         return _open(config, data, split, on_fault)
@@ -103,7 +103,7 @@ def _open_all(config: Config, split: str, on_fault: OnFault) -> Source:
 
 
 def _open(config: Config, data: Data, split: str, on_fault: OnFault) -> Source:
-    """Open a split of one dataset, with its own classes."""
+    """Open a split of one dataset, with all of its classes."""
     links = data.follow_links
     match data.format:
         case "coco":
@@ -114,9 +114,9 @@ def _open(config: Config, data: Data, split: str, on_fault: OnFault) -> Source:
                 annotations = _path(data, f"{split}_annotations", "the COCO json file")
             return CocoSource(images, annotations, follow_links=links, on_fault=on_fault)
         case "voc":
-            root = _path(data, "root", "the folder with train/ and val/, or VOC2007")
+            root = _path(data, "root", "the folder that contains train/ and val/, or VOC2007/")
             classes = require_voc_class_names(root, follow_links=links, on_fault=on_fault)
-            if split != "train":  # other formats also list classes that only one split has
+            if split != "train":  # add the classes that only this split has, as other formats do
                 found = voc_class_names(root, split, follow_links=links, on_fault=on_fault)
                 classes = tuple(dict.fromkeys([*classes, *found]))
             return VocSource(root, split, classes, follow_links=links, on_fault=on_fault)

@@ -99,8 +99,9 @@ def training_batches(
 ) -> Iterator[Batch] | Iterator[RawBatch]:
     """Yield training batches endlessly.
 
-    The batch of a step depends only on the seed and the step, not on the number of workers. The
-    parts of all processes, concatenated in process order, equal the batch of a single process.
+    The batch of a step depends only on the data, the config and the step, not on the number of
+    workers. If several processes share a batch, their parts, concatenated in process order, equal
+    the batch of a single process.
 
     Args:
       source: training images. Pass `TrainingImages` to share a cache; cache=device requires it.
@@ -110,11 +111,12 @@ def training_batches(
       process: (process index, process count).
 
     Yields:
-      A `RawBatch` with config.data.augment=device, else a `Batch`, of NumPy arrays. Each has this
-      process's part of `config.data.batch_size` images.
+      With config.data.augment=device, a `RawBatch`, otherwise a `Batch`, of NumPy arrays: this
+      process's part of a batch of `config.data.batch_size` images.
 
     Raises:
-      UserError: if the images do not fill one batch, or config.augment makes pixels too large.
+      UserError: if the images do not fill one batch, or config.data and config.augment make pixels
+        too large; also as in `TrainingImages`.
     """
     transforms.check_pixels(config.data.mean, config.data.std, config.augment)
     process_index, process_count = process

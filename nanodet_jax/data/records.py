@@ -1,4 +1,4 @@
-"""Records of a data source: one per image, decoded only when its pixels are requested."""
+"""Records of a data source, one per image. Images are decoded only when pixels are requested."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -13,11 +13,11 @@ from nanodet_jax.data.faults import Fault, FaultKind
 from nanodet_jax.data.image_files import imdecode, is_truncated, read_bytes, stored_size
 from nanodet_jax.terminal import printable
 
-MAX_MEGAPIXELS = 50.0  # limit where no config sets data.max_megapixels
+MAX_MEGAPIXELS = 50.0  # limit for callers that have no config
 
 
 class Category(NamedTuple):
-    """Object class with its id in the dataset. The class's index in `categories` is its label."""
+    """Object class with its id in the dataset. Its label is its index in `Source.categories`."""
 
     id: int
     name: str
@@ -27,9 +27,9 @@ class Category(NamedTuple):
 class Record:
     """Image and its n boxes, as annotated.
 
-    `image` is a file, encoded bytes, or uint8 BGR pixels [height, width, 3]. `name` is the file
-    name as the user knows it. `image_id` identifies the image in the evaluation. `width` and
-    `height` are in pixels, or 0 if the annotation has no size.
+    `image` is a file, encoded bytes, or uint8 BGR pixels [height, width, 3]. `name` identifies
+    the image to the user and is usually its file name. `image_id` identifies the image in the
+    evaluation. `width` and `height` are in pixels, or 0 if unknown.
     """
 
     image_id: int
@@ -40,11 +40,11 @@ class Record:
     boxes: np.ndarray  # [n, 4] float32 xyxy, pixels of the original image
     labels: np.ndarray  # [n] int32, 0 .. C-1; meaningless where `ignore` is True
     ignore: np.ndarray  # [n] bool: an ignore region, neither object nor background
-    areas: np.ndarray  # [n] float32, area in square pixels, of the mask if known, else of the box
+    areas: np.ndarray  # [n] float32, square pixels: area of the mask if known, otherwise of the box
 
 
 class Source(Protocol):
-    """Annotated images in a fixed order; reading a record is cheap and decodes no pixels."""
+    """Annotated images in a fixed order. Reading a record does not decode its image."""
 
     categories: tuple[Category, ...]
 
@@ -53,7 +53,7 @@ class Source(Protocol):
     def __getitem__(self, index: int) -> Record: ...
 
     def name(self, index: int) -> str:
-        """Return the name of `self[index]`, without reading the record."""
+        """Return the name of `self[index]`, or `index` as text if finding the name is expensive."""
         ...
 
     def num_boxes(self, index: int) -> int:
@@ -68,7 +68,7 @@ class Source(Protocol):
         ...
 
     def ground_truth(self) -> dict[str, Any]:
-        """Return images, annotations and categories in COCO format, to evaluate against."""
+        """Return the images, annotations and categories in COCO format, for the evaluation."""
         ...
 
 
@@ -87,12 +87,12 @@ def make_record(
     ignore: ArrayLike,
     areas: ArrayLike,
 ) -> Record:
-    """Return a `Record`. Convert its arrays to the dtypes of the fields.
+    """Return a `Record` whose arrays have the dtypes of its fields.
 
     Args:
       image_id, name, image: as in `Record`.
       size: (height, width).
-      boxes: n rows of xyxy.
+      boxes: n boxes, xyxy.
       labels, ignore, areas: n values each.
     """
     return Record(
@@ -101,7 +101,7 @@ def make_record(
         image=image,
         width=size[1],
         height=size[0],
-        boxes=np.asarray(boxes, np.float32).reshape(-1, 4),  # [0, 4] without boxes
+        boxes=np.asarray(boxes, np.float32).reshape(-1, 4),  # [0, 4] if there are no boxes
         labels=np.asarray(labels, np.int32),
         ignore=np.asarray(ignore, bool),
         areas=np.asarray(areas, np.float32),
@@ -114,9 +114,10 @@ def location_of(record: Record) -> str:
 
 
 def decode(record: Record, max_megapixels: float = MAX_MEGAPIXELS) -> np.ndarray:
-    """Return the pixels of a record, uint8 BGR [height, width, 3], in EXIF orientation.
+    """Return the pixels of a record, uint8 BGR [height, width, 3], rotated according to EXIF.
 
-    The size is read from the file header first. An image over `max_megapixels` is not decoded.
+    The size is read from the file header first. An image larger than `max_megapixels` is not
+    decoded.
 
     Raises:
       Fault: naming the file, if it is missing, truncated, not an image or too large, or if its size

@@ -12,8 +12,9 @@ class RunLength(NamedTuple):
     Only whole batches count. The images left over at the end of a shuffled epoch are dropped, as in
     the original.
 
-    The position of a batch is the number of batches of this size that precede it: the number of
-    completed steps, plus `offset` if earlier steps of the run had batches of a different size.
+    The position of a batch in the data is the number of batches of the current size that precede
+    it. This is the number of completed steps plus `offset`. `offset` is 0 unless earlier steps of
+    the run had batches of a different size.
     """
 
     steps_per_epoch: int
@@ -36,7 +37,10 @@ class RunLength(NamedTuple):
         return -(-(step + self.offset) // self.steps_per_epoch)
 
     def is_due(self, every_epochs: int, step: int) -> bool:
-        """Return whether `step` ends the run, or an epoch whose number `every_epochs` divides."""
+        """Return whether `step` ends the run or an epoch.
+
+        Only epochs whose numbers are divisible by `every_epochs` count.
+        """
         whole_epochs, rest = divmod(step + self.offset, self.steps_per_epoch)
         return step == self.total_steps or (rest == 0 and whole_epochs % every_epochs == 0)
 

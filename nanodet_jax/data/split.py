@@ -1,4 +1,4 @@
-"""Split validation images off the training images, and record them in the workdir."""
+"""Split off some training images for validation, and record their names in the workdir."""
 
 import hashlib
 import re
@@ -7,14 +7,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from nanodet_jax.config import Data
-from nanodet_jax.data.duplicates import copies
+from nanodet_jax.data.duplicates import group_copies
 from nanodet_jax.data.records import Record, Source
 from nanodet_jax.errors import UserError
 from nanodet_jax.files import read_json, write_json
 
 SPLIT = "split.json"  # in the workdir
 SPLIT_LIMIT = 1 << 26  # bytes; enough for the names of a million images
-# Roboflow gives augmented copies of a.jpg names like a_jpg.rf.HASH.jpg. They stay in one split.
+# Roboflow gives augmented copies of a.jpg names like a_jpg.rf.HASH.jpg. All copies stay in
+# one split.
 COPY = re.compile(r"\.rf\.\w+(?=\.\w+$)")
 
 
@@ -58,7 +59,7 @@ class _Group(NamedTuple):
     """Copies of one image, which stay in one split."""
 
     indices: list[int]
-    labels: set[int]  # classes of their objects
+    labels: set[int]  # of their objects
 
 
 def split_source(source: Source, data: Data, kept: set[str] | None) -> tuple[Source, Source]:
@@ -66,7 +67,7 @@ def split_source(source: Source, data: Data, kept: set[str] | None) -> tuple[Sou
 
     Args:
       source: all images.
-      data: `val_fraction` and `val_seed`.
+      data: its `val_fraction` and `val_seed` are used.
       kept: names of the validation images chosen earlier; if None, they are chosen now.
 
     Raises:
@@ -80,8 +81,8 @@ def split_source(source: Source, data: Data, kept: set[str] | None) -> tuple[Sou
     if kept is not None and not chosen:
         raise UserError(
             f"config.data.val_fraction={data.val_fraction:g}: none of the {len(source)} images is "
-            f"a validation image in the {SPLIT} of this run; use a different --workdir for "
-            "different data"
+            f"listed as a validation image in the {SPLIT} of this run; use a different --workdir "
+            "for different data"
         )
     if not chosen or not rest:
         raise UserError(
@@ -98,8 +99,8 @@ def choose_validation(source: Source, fraction: float, seed: int) -> list[int]:
 
     The images are grouped by their rarest class, and each group is split by a hash of the file
     names. Images added later therefore move few existing images to the other part. A class that
-    is the rarest class of at least two images occurs in both parts. Copies of a file stay
-    together, as do Roboflow's augmented copies of an image.
+    is the rarest class of at least two images occurs in both parts. Files with equal content, and
+    Roboflow's augmented copies of an image, stay together and count as one image.
     """
     groups = _group_copies(source)
     counts = [0] * len(source.categories)
@@ -124,22 +125,22 @@ def choose_validation(source: Source, fraction: float, seed: int) -> list[int]:
         for name in names[:count]:
             chosen += groups[name].indices
             covered |= groups[name].labels
-    if not chosen and len(groups) > 1:  # each image is the only one of its class
+    if not chosen and len(groups) > 1:  # for example, if no two images share their rarest class
         chosen = min(groups.items(), key=lambda item: _hash(item[0], seed))[1].indices
     return sorted(chosen)
 
 
 def _group_copies(source: Source) -> dict[str, _Group]:
-    """Group the images of a source that are copies of one image, by the name of the original."""
-    originals: dict[str, str] = {}  # by name of the image
+    """Group the images of a source so that copies share a group, keyed by the original's name."""
+    originals: dict[str, str] = {}  # names of originals, by image name
     files = []
     for index in range(len(source)):
         record = source[index]
         originals[record.name] = COPY.sub("", record.name)
-        if isinstance(record.image, Path):  # other images would stay in memory
+        if isinstance(record.image, Path):  # records of other images would keep them in memory
             files.append(record)
-    same: dict[str, str] = {}  # maps the name of an original to the name of one with equal content
-    for group in copies(files):
+    same: dict[str, str] = {}  # name of an equal original, by name of an original
+    for group in group_copies(files):
         names = sorted({_follow(same, originals[record.name]) for record in group})
         same.update(dict.fromkeys(names[1:], names[0]))
     groups: dict[str, _Group] = {}
@@ -191,7 +192,7 @@ def read_split(workdir: Path, data: Data) -> set[str] | None:
     return set(names)
 
 
-def keep_split(workdir: Path, data: Data, train: Source, val: Source) -> list[str]:
+def save_split(workdir: Path, data: Data, train: Source, val: Source) -> list[str]:
     """Write `split.json` if it is missing; otherwise return notes about images added or removed.
 
     An existing file is kept, so that training images never become validation images.
@@ -208,8 +209,8 @@ def keep_split(workdir: Path, data: Data, train: Source, val: Source) -> list[st
     notes = []
     if gone:
         notes.append(
-            f"note: {len(gone)} validation images listed in {file} are missing from the data, "
-            f"such as {gone[0]}"
+            f"note: validation images that {file} lists but the data does not contain: "
+            f"{len(gone)}, such as {gone[0]}"
         )
     before = content.get("images", count)
     if before != count:

@@ -1,7 +1,7 @@
 """Transforms from the pixels of an image file to the input of the network, as in the original.
 
-Random parameters are drawn separately from the pixels, so the result is a function of the image
-and a few numbers. Sizes are (height, width); matrices act on (x, y, 1) in pixel indices.
+Random parameters are drawn first, so the result depends only on the image and a few numbers. Sizes
+are (height, width). Matrices act on (x, y, 1), in pixels.
 """
 
 from typing import NamedTuple
@@ -15,7 +15,7 @@ from nanodet_jax.structures import GroundTruth
 
 Values = tuple[float, ...]
 MAX_PIXEL = 1e18  # largest pixel value of an input; batch norm squares it in float32
-DIVISOR = 32  # padded sides are multiples of the coarsest stride
+DIVISOR = 32  # padded sides are multiples of this, as in the original
 
 
 class Warp(NamedTuple):
@@ -39,9 +39,9 @@ class Color(NamedTuple):
 
 
 def sample(rng: np.random.Generator, augment: Augment) -> tuple[Warp, Color]:
-    """Draw the transforms of one training image. Apply each color factor with probability 1/2."""
+    """Draw the transforms of one image. Each color parameter is neutral with probability 1/2."""
 
-    # One call to the generator for all parameters: separate calls would take three times as long.
+    # Call the generator once for all parameters: separate calls would take three times as long.
     draws = iter(rng.random(17).tolist())
 
     def between(low: float, high: float) -> float:
@@ -80,7 +80,7 @@ def translation(x: float, y: float) -> np.ndarray:
 def warp_matrix(
     warp: Warp, image_size: tuple[int, int], input_size: tuple[int, int], keep_ratio: bool
 ) -> tuple[np.ndarray, tuple[int, int]]:
-    """Return the matrix [3, 3] float64 from image to input pixels, and the size the image fills.
+    """Return the matrix [3, 3] float64 from image to input pixels, and the size that it fills.
 
     Without `keep_ratio`, the size (height, width) is `input_size`. With it, the size is the largest
     one within `input_size` that has the aspect ratio of the image, truncated to whole pixels as in
@@ -108,7 +108,7 @@ def warp_matrix(
     if not keep_ratio:
         return scaling(out_width / width, out_height / height) @ matrix, input_size
     size = _fitting(image_size, input_size)
-    # Truncation makes this ratio slightly smaller than the ratio of input_size.
+    # Because the size is truncated, this ratio may be slightly smaller than that for input_size.
     ratio = _ratio(image_size, size)
     to_origin = translation(-width / 2, -height / 2)
     to_center = translation(size[1] / 2, size[0] / 2)
@@ -149,8 +149,9 @@ def warp_image(
     """Warp an image [height, width, 3] uint8 to `size`: bilinear, and black outside the image.
 
     With `pixel_indices` the matrix acts on pixel indices, and shrinking does not average. The
-    published weights were trained with this behavior of the original. Otherwise pixels are squares
-    whose center is half a pixel from the corner, as for boxes, and shrinking averages.
+    published weights were trained with this behavior of the original. Otherwise the matrix acts on
+    continuous coordinates, as for boxes: the center of the first pixel is at (0.5, 0.5). Shrinking
+    then averages.
     """
     shrunk, matrix = resampling(matrix, image.shape[:2], pixel_indices)
     if shrunk != image.shape[:2]:
@@ -182,11 +183,11 @@ def resampling(
 def inverse(matrix: np.ndarray) -> np.ndarray:
     """Return the inverse [3, 3] float32 of a warp, for device augmentation.
 
-    It is all zeros for a singular warp, such as a perspective seen edge-on. All pixels are then
+    It is all zeros for a singular warp, such as an image seen edge-on. All pixels are then
     outside the image, hence black, as with OpenCV.
     """
     try:
-        with np.errstate(over="ignore"):  # values beyond float32 also lie outside
+        with np.errstate(over="ignore"):  # overflow gives inf, which is outside the image
             return np.linalg.inv(matrix).astype(np.float32)
     except np.linalg.LinAlgError:
         return np.zeros((3, 3), np.float32)
@@ -212,8 +213,8 @@ def check_pixels(mean: Values, std: Values, augment: Augment | None = None) -> N
     if not reach <= MAX_PIXEL:
         raise UserError(
             f"config.augment.brightness={augment.brightness:g}, contrast={augment.contrast}, "
-            f"saturation={augment.saturation}: pixels would reach {reach:.0e}; they apply to "
-            "pixels in [0, 1], so use factors near 1 and a brightness below 1"
+            f"saturation={augment.saturation}: pixels would reach {reach:.0e}; these values "
+            "apply to pixels in [0, 1], so use factors near 1 and a brightness below 1"
         )
 
 
@@ -231,14 +232,14 @@ def warp_boxes(boxes: np.ndarray, matrix: np.ndarray, size: tuple[int, int]) -> 
 
 
 def is_visible(boxes: np.ndarray) -> np.ndarray:
-    """Return for each box [n, 4] whether both sides are at least one pixel: [n] bool."""
+    """Return for each box [n, 4] whether both sides are at least one pixel long: [n] bool."""
     return np.all(boxes[:, 2:] - boxes[:, :2] >= 1, axis=1)
 
 
 def color_image(image: np.ndarray, color: Color) -> np.ndarray:
-    """Convert uint8 BGR to float32, roughly in [0, 1], and transform colors without clipping.
+    """Convert uint8 BGR to float32 in [0, 1], and transform the colors.
 
-    The original does not clip either.
+    As in the original, the result is not clipped, so it can be outside [0, 1].
     """
     pixels: np.ndarray = image.astype(np.float32)
     pixels /= np.float32(255)
@@ -258,8 +259,8 @@ def normalize(
 ) -> np.ndarray:
     """Subtract `mean` from pixels and divide by `std`.
 
-    Pixels are float32 BGR in [0, 1]; `mean` and `std` are from 0 to 255. The result is written to
-    `out`, if given: a float32 array of the same shape, which may be a view.
+    Pixels are float32 BGR in [0, 1]; `mean` and `std` are for pixels from 0 to 255. The result is
+    written to `out`, if given: a float32 array of the same shape, which may be a view.
     """
     if out is None:
         out = np.empty_like(pixels)
@@ -274,7 +275,7 @@ def normalize(
 def reduced_to_original(
     image_size: tuple[int, int], reduced_size: tuple[int, int], pixel_indices: bool
 ) -> np.ndarray:
-    """Return the matrix [3, 3] float64 from a reduced image to the original one.
+    """Return the matrix [3, 3] float64 from a reduced image to the image before reduction.
 
     `pixel_indices` is explained in `warp_image`.
     """
@@ -283,7 +284,7 @@ def reduced_to_original(
 
 
 def pad(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Pad an image on the right and bottom with zeros, the mean color, to (height, width)."""
+    """Pad a normalized image on the right and bottom to (height, width), with 0, the mean color."""
     (height, width), (rows, columns) = image.shape[:2], size
     if (height, width) == (rows, columns):
         return image

@@ -5,7 +5,7 @@ import threading
 from nanodet_jax.errors import UserError
 from nanodet_jax.terminal import join_first, say
 
-EXAMPLES = 3  # in the error
+EXAMPLES = 3  # unreadable images that the error names
 
 
 class UnreadableImages:
@@ -21,7 +21,7 @@ class UnreadableImages:
 
     def __init__(self, total: int, max_fraction: float) -> None:
         self._total, self._max_fraction = total, max_fraction
-        self._reasons: dict[int, str] = {}  # not the errors, whose tracebacks keep pixels in memory
+        self._reasons: dict[int, str] = {}  # as text: tracebacks of errors keep pixels in memory
         self._lock = threading.Lock()
 
     def add(self, index: int, error: UserError, consequence: str) -> None:
@@ -45,6 +45,6 @@ class UnreadableImages:
             )
         if not known:
             say(
-                f"note: {error}; {consequence} ({count} unreadable images; at most {allowed} of "
-                f"{self._total} are allowed)"
+                f"note: {error}; {consequence} (unreadable images so far: {count}; at most "
+                f"{allowed} of {self._total} are allowed)"
             )

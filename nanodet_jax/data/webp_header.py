@@ -10,7 +10,7 @@ from typing import BinaryIO, NamedTuple
 
 HAS_EXIF = 0x08  # flag in VP8X
 JPEG_PREFIX = b"Exif\0\0"
-MAX_CHUNKS = 1 << 16  # skipped while searching for EXIF; an animation has one or two per frame
+MAX_CHUNKS = 1 << 16  # largest number searched for EXIF; an animation has one or two per frame
 
 
 class Header(NamedTuple):
@@ -22,7 +22,7 @@ class Header(NamedTuple):
 
 
 def is_webp(start: bytes) -> bool:
-    """Return whether a file with these first 12 bytes or more claims to be a WebP file."""
+    """Return whether a file that starts with these bytes, at least 12, claims to be WebP."""
     return start.startswith(b"RIFF") and start[8:12] == b"WEBP"
 
 
@@ -34,7 +34,8 @@ def read_header(stream: BinaryIO, max_exif: int) -> Header:
       max_exif: largest accepted size of the EXIF data, in bytes.
 
     Raises:
-      ValueError: if the file is not a WebP file, or has more chunks or EXIF data than allowed.
+      ValueError: if the file is not a valid WebP file, or has more chunks or EXIF data than
+        allowed.
     """
     if not is_webp(stream.read(12)):
         raise ValueError("not a WebP file")

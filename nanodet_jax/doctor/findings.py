@@ -1,4 +1,4 @@
-"""Findings of the doctor: problems with data and config by severity, each with a suggested fix."""
+"""Findings of the doctor: problems with data or config, each with a severity and a fix."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -67,25 +67,26 @@ FIXES = {
     FaultKind.CONFIG: "set the field as the message says",
     FaultKind.FILE: "correct the file or the path in config.data",
     FaultKind.NO_VALIDATION: NO_VALIDATION,
-    FaultKind.PATH: "use paths inside the folder; config.data.follow_links=True allows links",
+    FaultKind.PATH: "use paths inside the folder, or allow links to the outside with "
+    "config.data.follow_links=True",
     FaultKind.MISSING: "add the images, or remove their annotations",
     FaultKind.UNREADABLE: "replace the images, or remove them from the annotations",
     FaultKind.SIZE: "correct width and height, or save the images upright; otherwise boxes are "
     "misplaced",
     FaultKind.IDS: "give each image and annotation a unique integer id; refer to existing ids",
-    FaultKind.CLASSES: "list the class (categories in COCO, names or classes.txt in YOLO, "
-    "config.data.classes) or correct its name",
+    FaultKind.CLASSES: "list the class (COCO: in categories; YOLO: in names or classes.txt; VOC: "
+    "in config.data.classes), or correct its name",
     FaultKind.NUMBERS: "correct or delete the annotation",
     FaultKind.INVERTED: "swap the corners, or delete the box",
     FaultKind.OUTSIDE: "clip the boxes to their image; often they were drawn at another resolution",
     FaultKind.NOT_FRACTIONS: "divide pixel coordinates by the width or height of the image",
     FaultKind.EMPTY: "none needed if the boxes were drawn by accident: training skips them",
-    FaultKind.DUPLICATES: "delete all but one: no detection can match the second",
+    FaultKind.DUPLICATES: "delete all but one: a detection can match only one of them",
     FaultKind.DERIVED: "none needed if the polygons and masks enclose whole objects",
-    FaultKind.SUPER_CATEGORY: "none needed: Roboflow exports have one",
+    FaultKind.SUPER_CATEGORY: "none needed: Roboflow exports contain one",
     FaultKind.RENAMED: "none needed if these are the annotated images",
 }
-# These apply to every format, although training tolerates YOLO labels without an image.
+# These apply even if the faults are tolerated, as YOLO labels without an image are.
 SEVERITIES = {FaultKind.MISSING: Severity.SERIOUS}
 TOLERATED_SEVERITY = {  # of tolerated faults; COSTLY for kinds that are not listed
     FaultKind.EMPTY: Severity.NOTE,
@@ -117,7 +118,7 @@ LOSES_IMAGE = (FaultKind.CONFIG, FaultKind.FILE, FaultKind.PATH, FaultKind.MISSI
 
 
 def count_lost(faults: Sequence[Fault], unreadable: Sequence[Record] = ()) -> Lost:
-    """Return how much of a split is hidden by faults, as an upper bound.
+    """Return an upper bound on the images and entries of a split that faults hide.
 
     Args:
       faults: faults of the split.
@@ -160,9 +161,10 @@ def of_faults(faults: Sequence[Fault], split: str, images: int, config: Config) 
 def of_schedule(config: Config, train_images: int, lost: Lost = NOTHING_LOST) -> list[Finding]:
     """Return findings about the length of an epoch, of the run and of the warm-up."""
     size, training = config.data.batch_size, config.training
-    images = train_images + lost.images  # once the faults are corrected
+    images = train_images + lost.images  # as if the faults were corrected
     if images < size:
-        title = f"config.data.batch_size={size} exceeds the {train_images} training images"
+        given = f"config.data.batch_size={size}"
+        title = f"{given} exceeds the number of training images, {train_images}"
         fix = "lower the batch size, and the learning rate in proportion"
         return [Finding(Severity.SERIOUS, "batch_size", title, fix)] if train_images else []
     if not train_images:
@@ -181,7 +183,8 @@ def of_schedule(config: Config, train_images: int, lost: Lost = NOTHING_LOST) ->
         found.append(Finding(Severity.COSTLY, "warmup", title, fix))
     if config.training.eval_every > training.epochs and not training.steps:
         every = f"config.training.eval_every={training.eval_every}"
-        title = f"{every} exceeds the {training.epochs} epochs: only the last step is evaluated"
+        number = f"the number of epochs, {training.epochs}"
+        title = f"{every} exceeds {number}: only the last step is evaluated"
         fix = "lower it to keep the best checkpoint"
         found.append(Finding(Severity.NOTE, "eval_every", title, fix))
     return found
@@ -210,7 +213,7 @@ def of_classes(
                 Severity.SERIOUS if evaluated else Severity.COSTLY,
                 "class_without_training_boxes",
                 f"no training boxes for {len(absent)} of {len(names)} classes: {join_first(absent)}"
-                + (f"; validation has {join_first(evaluated)}, with AP 0" if evaluated else ""),
+                + (f"; the AP of {join_first(evaluated)} will be 0" if evaluated else ""),
                 "add boxes of these classes, or remove the classes",
                 "train",
                 len(absent),
@@ -225,7 +228,7 @@ def of_classes(
                 "class_without_validation_boxes",
                 f"no validation boxes for {len(unevaluated)} of {len(names)} classes: "
                 f"{join_first(unevaluated)}; AP does not include them",
-                "move some of their images from training to validation",
+                "move some images of these classes from training to validation",
                 "val",
                 len(unevaluated),
                 tuple(unevaluated),
@@ -259,13 +262,13 @@ def of_empty(split: str, empty: int, images: int, lost: Lost = NOTHING_LOST) -> 
 
 
 def of_duplicates(pairs: Sequence[str], val_images: int) -> list[Finding]:
-    """Return a finding if images occur in both splits; `pairs` describes each."""
+    """Return a finding if images occur in both splits; `pairs` lists them."""
     if not pairs:
         return []
     many = len(pairs) > MANY_DUPLICATES * val_images
     fix = "remove them from one of the splits"
     if len(pairs) >= val_images:
-        fix += ", or split validation images off with --config.data.val_fraction=0.1"
+        fix += ", or split off new validation images with --config.data.val_fraction=0.1"
     return [
         Finding(
             Severity.SERIOUS if many else Severity.COSTLY,
@@ -304,7 +307,7 @@ def of_sizes(names: Sequence[str], objects: Objects, config: Config) -> list[Fin
             Finding(
                 Severity.COSTLY,
                 "small_classes",
-                f"class {name!r} is small at the input of {height} x {width}: half of its {count} "
+                f"class {name!r} is small at an input of {height} x {width}: half of its {count} "
                 f"boxes are under {median:.0f} px, {median / stride:.1f} times the finest stride; "
                 f"a box of this size that is one pixel off in x and y has an iou of "
                 f"{shifted_iou(median):.2f}"
@@ -321,7 +324,7 @@ def of_sizes(names: Sequence[str], objects: Objects, config: Config) -> list[Fin
 def of_priors(
     names: Sequence[str], labels: np.ndarray, counts: np.ndarray, repeated: int = 0
 ) -> list[Finding]:
-    """Return a finding if many boxes are assigned to no prior.
+    """Return a finding if many boxes have no assigned prior.
 
     Args:
       names: class names.
@@ -333,14 +336,14 @@ def of_priors(
     if not len(counts) or unassigned.sum() - repeated <= MANY_UNASSIGNED * len(counts):
         return []
     by_class = np.bincount(labels[unassigned], minlength=len(names))
-    most = f"{by_class.max()} of them {names[int(by_class.argmax())]!r}"
+    most = f"{by_class.max()} of them labeled {names[int(by_class.argmax())]!r}"
     return [
         Finding(
             Severity.SERIOUS if unassigned.mean() > TOO_MANY_UNASSIGNED else Severity.COSTLY,
             "unlearned_boxes",
             f"{unassigned.mean():.1%} of {len(counts)} training boxes are learned by no prior, "
             f"{most}: they are too small, too large or crowded",
-            "a larger --config.input_size",
+            "use a larger --config.input_size",
             "train",
             int(unassigned.sum()),
         )
@@ -361,4 +364,4 @@ def by_severity(findings: Iterable[Finding]) -> list[Finding]:
 def _suggest_larger_input(config: Config, factor: float) -> str:
     height, width = (32 * int(np.ceil(min(factor, 2.0) * side / 32)) for side in config.input_size)
     cost = height * width / (config.input_size[0] * config.input_size[1])
-    return f"--config.input_size={height},{width}, at {cost:.1f} times the computation"
+    return f"--config.input_size={height},{width}, which takes {cost:.1f} times the computation"

@@ -32,11 +32,11 @@ class Memory(NamedTuple):
     step: int  # of a training step on each device, including images cached there
     state: int  # part of `step` that does not depend on the batch
     image: int  # part of `step` for each image of a device's micro-batch
-    device_free: int | None  # free on a device; a CPU shares it with the host
+    device_free: int | None  # free on each device; for a CPU, free RAM of the host
     largest_batch: int | None  # largest config.data.batch_size that fits, 0 if none does
-    cache: int  # of the cache with all images, in RAM or on the device; 0 without one
+    cache: int  # of all images, as cached in RAM or on the device; 0 without a cache
     cache_limit: int  # from config.data.cache_gb
-    host_free: int | None
+    host_free: int | None  # free RAM
 
 
 def estimate_memory(config: Config, records: Sequence[Record], num_classes: int) -> Memory:
@@ -92,7 +92,7 @@ def cache_bytes(config: Config, records: Sequence[Record]) -> int:
 
 
 def findings_of_memory(memory: Memory, config: Config) -> list[Finding]:
-    """Return findings about a batch or a cache that does not fit."""
+    """Return findings about a batch or a cache that does not fit in memory."""
     found = []
     size = config.data.batch_size
     if memory.largest_batch is not None and size > memory.largest_batch:
@@ -127,8 +127,8 @@ def findings_of_memory(memory: Memory, config: Config) -> list[Finding]:
             Finding(
                 Severity.NOTE,
                 "cache",
-                f"the decoded images take {_gb(memory.cache)}; config.data.cache_gb="
-                f"{config.data.cache_gb:g} holds part of them; each epoch decodes the rest",
+                f"the decoded images take {_gb(memory.cache)}, but config.data.cache_gb="
+                f"{config.data.cache_gb:g} limits the cache; each epoch decodes the rest again",
                 f"--config.data.cache_gb={memory.cache / GB + 0.05:.1f}, if enough RAM is free",
             )
         )

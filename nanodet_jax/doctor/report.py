@@ -29,7 +29,9 @@ from nanodet_jax.errors import UserError
 JSON_VERSION = 1  # version of the format that `report_to_dict` returns
 BRIEF_SAMPLE = 2000  # images whose boxes are measured before training
 BRIEF_FORMATS = {"coco", "voc"}  # formats whose annotations are in memory
-BRIEF_YOLO = 10_000  # largest YOLO dataset, in images; reading their headers takes two seconds
+# Images in the largest YOLO dataset that is measured before training. Reading the headers of so
+# many images takes two seconds.
+MAX_BRIEF_YOLO_IMAGES = 10_000
 
 
 class SplitSize(NamedTuple):
@@ -74,8 +76,8 @@ def examine(config: Config, *, progress: bool = True) -> Report:
     val = Scan((), [], 0, [], [])
     if config.data.val != "none":
         val = scan(config, "val", progress=progress)
-    # The VOC source reads the training split for the class names of both splits, so its faults are
-    # reported twice.
+    # For either split, the VOC source reads the class names of the training split, so faults in the
+    # training split are reported twice.
     reported = set(map(str, train.faults))
     val_faults = [fault for fault in val.faults if str(fault) not in reported]
     found = [
@@ -94,7 +96,7 @@ def examine(config: Config, *, progress: bool = True) -> Report:
     both = findings.Lost(*(sum(counts) for counts in zip(*lost)))
     found += find_unlisted(config, [*train.annotated, *val.annotated], both)
     duplicates = find_duplicates(train.records, val.records)
-    pairs = [f"{one.name} in train is {other.name} in val" for one, other in duplicates]
+    pairs = [f"{one.name} in train is the same as {other.name} in val" for one, other in duplicates]
     found += findings.of_duplicates(pairs, val.images)
     if train.categories and val.categories:
         try:
@@ -134,7 +136,7 @@ def examine(config: Config, *, progress: bool = True) -> Report:
 
 
 def format_report(report: Report, *, all_examples: bool = False) -> str:
-    """Return the report as text: findings by severity with a suggested fix, then the summary.
+    """Return the report as text: findings by severity, with suggested fixes, and the summary.
 
     Each finding shows one example, or all of them with `all_examples`.
     """
@@ -161,7 +163,7 @@ def format_serious(report: Report) -> str:
     """Return the serious findings of a corrected copy as text, each with an example and a fix."""
     serious = [finding for finding in report.findings if finding.severity is Severity.SERIOUS]
     if not serious:
-        return "no serious problem remains"
+        return "no serious problems remain"
     lines = ["SERIOUS problems that remain in the copy:"]
     return "\n".join([*lines, *(line for one in serious for line in _format_finding(one, False))])
 
@@ -178,7 +180,7 @@ def _format_finding(finding: Finding, all_examples: bool) -> list[str]:
 
 
 def report_to_dict(report: Report) -> dict[str, Any]:
-    """Return the report as json objects, in the format that docs/training.md describes."""
+    """Return the report as a dict for json, in the format that docs/training.md describes."""
     return {
         "version": JSON_VERSION,
         "config": report.name,
@@ -199,14 +201,14 @@ def report_to_dict(report: Report) -> dict[str, Any]:
 
 
 def quick_warnings(config: Config, train: Source, val: Source | None) -> list[str]:
-    """Return a line for each costly or serious finding that needs no pixels.
+    """Return a line for each costly or serious problem that can be found without decoding images.
 
-    Read only annotations that are in memory, which takes about a second for COCO, and the image
+    Examine only annotations that are in memory, which takes about a second for COCO, and the image
     sizes of a small YOLO dataset.
     """
     found = findings.of_schedule(config, len(train))
     formats = {entry.partition(":")[0] for entry in config.data.sources} or {config.data.format}
-    is_small = len(train) + (0 if val is None else len(val)) <= BRIEF_YOLO
+    is_small = len(train) + (0 if val is None else len(val)) <= MAX_BRIEF_YOLO_IMAGES
     if formats <= BRIEF_FORMATS | ({"yolo"} if is_small else set()):
         names = [category.name for category in train.categories]
         records = [train[index] for index in range(len(train))]
@@ -288,7 +290,7 @@ def _class_table(
     measured: Objects,
     counts: np.ndarray,
 ) -> list[str]:
-    """Return a table of the boxes by class; sizes and priors are those of `measured` objects."""
+    """Return a table of the boxes by class. Sizes and priors refer to the `measured` objects."""
     if not names:
         return []
     stride = config.model.strides[0]
@@ -313,10 +315,11 @@ def _class_table(
         *lines,
         "",
         f"(sizes in pixels of the input, {config.input_size[0]} x {config.input_size[1]}; priors: "
-        "mean number per box; learned: fraction of boxes with a prior; all without augmentation)",
+        "mean number of priors per box; learned: fraction of boxes with a prior; all without "
+        "augmentation)",
     ]
 
 
 def _printable(text: str) -> str:
-    """Escape control characters and line breaks of a text that comes from a file."""
+    """Escape control characters and line breaks in text from a file."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

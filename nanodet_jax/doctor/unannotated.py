@@ -1,4 +1,4 @@
-"""Images of a dataset that have no annotations: listings of folders, without reading files."""
+"""Find images without annotations in the listings of folders. No files are read."""
 
 import os
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ def find_unlisted(config: Config, records: Sequence[Record], lost: Lost) -> list
     Args:
       config: its `data` is used.
       records: images of both splits, which may share a folder.
-      lost: entries that faults hide. Their images may be listed.
+      lost: entries that faults hide. They may list some of the images found.
     """
     if config.data.format != "coco" or config.data.sources:
         return []

@@ -1,6 +1,6 @@
-"""COCO's average precision and recall, as pycocotools defines them, and AP of every class.
+"""COCO's average precision and recall, as pycocotools defines them, and the AP of each class.
 
-The evaluator is pycocotools (https://github.com/cocodataset/cocoapi) or, where it is installed,
+The evaluator is pycocotools (https://github.com/cocodataset/cocoapi) or, if it is installed,
 hotcoco (https://pypi.org/project/hotcoco), which gives the same numbers in a fraction of the time.
 
 Dimensions: n detections of one image, N boxes of all images, K classes.
@@ -44,11 +44,13 @@ HOTCOCO_VERSION = "1.3.0"  # the version that the tests compare with pycocotools
 
 
 def choose_evaluator(requested: Evaluator | None = None) -> Evaluator:
-    """Return the requested evaluator, or by default hotcoco if installed, else pycocotools.
+    """Return the requested evaluator; by default hotcoco if it is available, else pycocotools.
+
+    hotcoco is available if version HOTCOCO_VERSION is installed. No other version is tested against
+    pycocotools.
 
     Raises:
-      UserError: if hotcoco is requested but version HOTCOCO_VERSION is not installed. No other
-        version is tested against pycocotools.
+      UserError: if hotcoco is requested but is not available.
     """
     try:
         available = metadata.version("hotcoco") == HOTCOCO_VERSION
@@ -108,7 +110,7 @@ def coco_metrics(
         `iscrowd` (default: 0) may be missing. Not changed.
       results: rows as `to_coco_results` returns them, for any number of images. Not changed.
       categories: the K classes to evaluate, in label order.
-      image_ids: the images to evaluate, by default all; results of other images are ignored.
+      image_ids: ids of the images to evaluate; default: all. Results for other images are ignored.
       evaluator: as for `choose_evaluator`. The numbers do not depend on it.
 
     Returns:
@@ -118,8 +120,9 @@ def coco_metrics(
       `to_json` for files.
 
     Raises:
-      UserError: if a result has an unknown image or category; if a box or score is not finite
-        (pycocotools matches a nan box with any object); or as raised by `choose_evaluator`.
+      UserError: if `image_ids` contains an unknown image; if a result has an unknown image or
+        category; if a box or score is not finite (pycocotools matches a nan box with any object);
+        or as in `choose_evaluator`.
     """
     known_images = {image["id"] for image in ground_truth["images"]}
     chosen = known_images if image_ids is None else set(image_ids)
@@ -173,7 +176,7 @@ def to_json(metrics: dict[str, Any]) -> dict[str, Any]:
 def format_table(metrics: dict[str, Any]) -> str:
     """Format the result of `coco_metrics` as text: the twelve metrics, then all classes.
 
-    Classes are in label order, column by column; "-" marks a metric with no objects.
+    Classes are in label order, column by column; "-" marks a metric without objects.
     """
     lines = ['Average precision (AP), at most 100 detections per image ("-": no such objects)']
     for name, description in METRIC_DESCRIPTIONS.items():
@@ -183,7 +186,7 @@ def format_table(metrics: dict[str, Any]) -> str:
     cells = _class_cells(metrics["per_class"])
     if len(cells) > 1:
         width = _width(cells[0])
-        # Use one column for every ten classes, as long as the columns fit in TABLE_WIDTH.
+        # Use about one column for every ten classes, as long as the columns fit in TABLE_WIDTH.
         columns = min(max(1, TABLE_WIDTH // (width + 4)), math.ceil(len(cells) / 11))
         rows = math.ceil((len(cells) - 1) / columns)
         header, *body = cells
@@ -250,7 +253,7 @@ def _pycocotools(objects: _Columns, detections: _Columns, images: int, classes: 
 
     coco_eval = COCOeval(iouType="bbox")
     coco_eval.cocoGt = index(objects)
-    # As in `loadRes`, which fails on an empty list: a detection has the area of its box.
+    # A detection has the area of its box, as in `loadRes`. `loadRes` itself fails on an empty list.
     areas = detections.bbox[:, 2] * detections.bbox[:, 3]
     coco_eval.cocoDt = index(detections._replace(area=areas))
     coco_eval.params.imgIds = list(range(1, images + 1))

@@ -42,7 +42,7 @@ class Evaluation(NamedTuple):
 
     metrics: dict[str, Any]  # as `coco_metrics.coco_metrics` returns them
     results: list[dict[str, Any]]  # rows of a COCO result file, in the order of the source
-    examples: dict[int, Detections]  # of the first images, by index in the source
+    examples: dict[int, Detections]  # detections in the first images, by index in the source
 
 
 def run_evaluation(
@@ -64,7 +64,7 @@ def run_evaluation(
 
     With several processes, each detects objects in its part of the images. All processes then
     gather all detections and compute the metrics, so that none waits for another. All of them stop
-    as soon as `should_stop` returns True in any of them.
+    soon after `should_stop` returns True in any of them.
 
     Args:
       detect: from `make_detect`.
@@ -118,8 +118,8 @@ def run_evaluation(
     truncated = [source[i].name for i, detected in detections.items() if detected.truncated]
     if truncated and distributed.is_writer():
         say(
-            f"note: {len(truncated)} images, such as {truncated[0]}, have more candidates than "
-            "suppression processes; their lowest-scoring detections may be missing"
+            f"note: non-maximum suppression cannot process all candidates in {len(truncated)} "
+            f"image(s), such as {truncated[0]}; the lowest-scoring detections may be missing"
         )
     with evaluator_context():
         metrics = coco_metrics.coco_metrics(
@@ -137,7 +137,8 @@ def draw_examples(source: Source, examples: dict[int, Detections], columns: int 
       columns: maximum number of images in a row.
     """
     names = [category.name for category in source.categories]
-    pixels = partial(decode, max_megapixels=math.inf)  # size was checked in evaluation
+    # The evaluation has already checked the sizes of these images.
+    pixels = partial(decode, max_megapixels=math.inf)
     drawn = [
         visualize.draw_detections(pixels(source[i]), found.boxes, found.scores, found.labels, names)
         for i, found in examples.items()
@@ -152,11 +153,11 @@ def with_classes_of(weights: Weights, source: Source, *, exclude_others: bool = 
 
     Args:
       weights: weights whose class names are used.
-      source: returned unchanged if its classes are the same.
-      exclude_others: leave out the boxes of other classes.
+      source: the dataset; returned unchanged if its classes are the same.
+      exclude_others: leave out the boxes of classes that the weights lack.
 
     Raises:
-      UserError: naming the classes that the weights lack.
+      UserError: naming the classes that the weights lack, unless `exclude_others` is set.
     """
 
     def normalize(name: str) -> str:
@@ -167,10 +168,10 @@ def with_classes_of(weights: Weights, source: Source, *, exclude_others: bool = 
     unknown = [name for name in names if normalize(name) not in known]
     if unknown and not exclude_others:
         raise UserError(
-            f"the weights have {len(weights.class_names)} classes, the dataset has {len(names)} "
-            f"({join_first(names)}); the weights lack {join_first(unknown)}; evaluate on the "
-            "dataset they were trained on, leave those classes out with --config.data.classes, "
-            "or fine-tune the weights with --config.training.init_weights"
+            f"the weights have {len(weights.class_names)} classes, but the dataset has "
+            f"{len(names)} ({join_first(names)}); the weights lack {join_first(unknown)}; evaluate "
+            "on the dataset they were trained on, leave those classes out with "
+            "--config.data.classes, or fine-tune the weights with --config.training.init_weights"
         )
     if [*map(normalize, names)] == [*map(normalize, weights.class_names)]:
         return source
@@ -200,7 +201,7 @@ def evaluate(
 
     Returns:
       The content of `metrics.json`: the metrics of `coco_metrics.coco_metrics`, and `evaluator`,
-      the name and version of the evaluator. A metric with no objects is -1 here, and null in
+      the name and version of the evaluator. A metric without objects is -1 here, but null in
       the file.
 
     Raises:

@@ -5,17 +5,17 @@ from collections.abc import Iterable, Iterator
 from nanodet_jax.data.pipeline import EvaluationBatch, Prepared, stack
 
 MAX_BATCH = 8  # images
-# Pixels of the input in a batch: one image of 2048 x 2048, or eight of 640 x 640.
+# Limit on the input pixels of a batch: one image of 2048 x 2048, or eight of 640 x 640.
 BATCH_PIXELS = 1 << 22
-WAITING_PIXELS = 4 * BATCH_PIXELS  # in images that wait for a full batch, 200 MB
+WAITING_PIXELS = 4 * BATCH_PIXELS  # limit for images that wait for a full batch; 200 MB
 
 
 def batches_by_shape(images: Iterable[Prepared]) -> Iterator[EvaluationBatch]:
     """Yield every image once, in batches of one shape each; indices count the images from 0.
 
     The number of images in a batch is a power of two, limited by `MAX_BATCH` and `BATCH_PIXELS`.
-    The last rows may be padding. Images of at most `WAITING_PIXELS` in total wait for their
-    batches to fill up.
+    The last rows of a batch may be padding. Images of at most `WAITING_PIXELS` in total wait for
+    their batches to fill up.
     """
     waiting: dict[tuple[int, ...], list[tuple[int, Prepared]]] = {}
     for index, item in enumerate(images):

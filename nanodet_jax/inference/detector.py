@@ -83,11 +83,11 @@ class Detector:
         max_input_side: float = MAX_INPUT_SIDE,
         max_megapixels: float | None = None,
     ) -> "Detector":
-        """Load a detector from a `.pth`, `.ckpt` or `.npz` file, the workdir of a run, or by name.
+        """Load a detector from a weight file, the workdir of a run, or published weights.
 
         Args:
-          weights_or_workdir: the file, the workdir, or the name of published weights, such as
-            "nanodet-plus-m_320", which are downloaded once.
+          weights_or_workdir: a `.pth`, `.ckpt` or `.npz` file, a workdir, or the name of published
+            weights, such as "nanodet-plus-m_320", which are downloaded once.
           max_input_side: refuse weights whose config has a larger input side, in pixels.
           max_megapixels: refuse to read larger image files; see `__init__` for the default.
 
@@ -96,6 +96,10 @@ class Detector:
             downloaded.
         """
         return cls(load_weights(weights_or_workdir, max_input_side), max_megapixels)
+
+    def __repr__(self) -> str:
+        size = self.config.input_size
+        return f"Detector({self.config.name!r}, input_size={size}, {len(self.class_names)} classes)"
 
     @property
     def num_programs(self) -> int:
@@ -108,7 +112,7 @@ class Detector:
     ) -> ImageDetections: ...
 
     @overload
-    def __call__(  # one image or several, depending on its number of axes
+    def __call__(  # one image or several, depending on the number of axes
         self, images: np.ndarray, **options: Unpack[Options]
     ) -> Any: ...
 
@@ -132,18 +136,19 @@ class Detector:
         [height, width, 1], color [height, width, 3], or color and transparency
         [height, width, 4]. Several images are a list or other iterable of these, or an array
         [images, height, width, channels]. Images that have the same shape after resizing are
-        detected together, in batches of 1, 2, 4 or 8. Except for rounding, the result for an image
+        processed together, in batches of 1, 2, 4 or 8. Except for rounding, the result for an image
         does not depend on the others.
 
-        Boxes refer to the pixels of a file in its EXIF orientation. A Pillow image is not rotated;
-        apply `PIL.ImageOps.exif_transpose` to a photo first.
+        An image file is rotated according to its EXIF orientation, and its boxes refer to the
+        rotated image. A Pillow image is not rotated; apply `PIL.ImageOps.exif_transpose` to a photo
+        first.
 
         Args:
           images: one image or several.
           color: channel order of arrays, "bgr" as OpenCV reads them, or "rgb".
           threshold: lowest score of a detection, in [0, 1]. Scores are above 0.05 in any case.
           classes: names of the classes to return, or one name; None for all.
-          max_detections: largest number of detections per image. It is at most 100 in any case.
+          max_detections: maximum number of detections per image. There are never more than 100.
 
         Returns:
           `ImageDetections` for one image, a list of them for several.
@@ -177,7 +182,7 @@ class Detector:
     def _detect_all(
         self, images: Iterable[tuple[Image, str]], color: Color
     ) -> list[ImageDetections]:
-        """Detect objects in each image; the name of each is for error messages."""
+        """Detect objects in images, each of which comes with a name for error messages."""
         results: list[ImageDetections] = []
 
         def read() -> Iterator[Prepared]:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from nanodet_jax.data.image_files import READABLE_SUFFIXES
 from nanodet_jax.errors import UserError
 
-LONGEST_STEM = 240  # bytes; most file systems allow names of 255 bytes with their suffix
+MAX_STEM_BYTES = 240  # bytes; most file systems allow names of 255 bytes, including the suffix
 
 
 class ImageList(NamedTuple):
@@ -20,8 +20,9 @@ class ImageList(NamedTuple):
 
 
 def list_images(paths: Sequence[Path], recursive: bool, excluded: Path) -> ImageList:
-    """List the given files, and the images in the given folders, sorted and chosen by suffix.
+    """List the given files, and the images in the given folders.
 
+    In a folder, images are recognized by their suffix and sorted by name.
     Args:
       paths: files and folders.
       recursive: search subfolders too, except hidden ones and links.
@@ -71,13 +72,13 @@ def _search(folder: Path, recursive: bool, excluded: str, found: ImageList) -> N
 
 
 def name_pictures(files: list[Path]) -> list[str]:
-    """Return a name for each file's drawn picture; numbers keep names distinct, ignoring case."""
+    """Return a name for each file's drawn picture. Names are distinct even if case is ignored."""
     names: list[str] = []
     used: set[str] = set()
     for file in files:
         stem = file.stem
-        if len(os.fsencode(stem)) > LONGEST_STEM:
-            stem = os.fsencode(stem)[:LONGEST_STEM].decode(errors="ignore")
+        if len(os.fsencode(stem)) > MAX_STEM_BYTES:
+            stem = os.fsencode(stem)[:MAX_STEM_BYTES].decode(errors="ignore")
         name, number = f"{stem}.jpg", 2
         while name.lower() in used:
             name, number = f"{stem}_{number}.jpg", number + 1
@@ -92,7 +93,7 @@ def refuse_overwriting(files: list[Path], out: Path, names: list[str]) -> None:
     Raises:
       UserError: naming the image.
     """
-    # Links in the last part of a path are not resolved: the link itself would be replaced.
+    # If the last part of a path is a link, do not resolve it: the link itself would be replaced.
     originals = {Path(os.path.realpath(file.parent), file.name) for file in files}
     for name in names:
         if Path(os.path.realpath(out), name) in originals:

@@ -17,7 +17,7 @@ ACCEPTED = (
     "a path, a Pillow image, or a uint8 array [height, width], [height, width, 1], "
     "[height, width, 3] or [height, width, 4]"
 )
-# Pillow modes with more than 8 bits per channel; Pillow clips their values in conversions.
+# Pillow modes with more than 8 bits per channel. Pillow clips their values when it converts them.
 DEEP_MODES = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
 
 
@@ -40,13 +40,13 @@ def read_image(
 ) -> np.ndarray:
     """Return the pixels of an image file, a Pillow image or an array.
 
-    Transparency is dropped. A file is read in its EXIF orientation, a Pillow image as it is. An
-    array of three or four channels is not copied: the result is a view of it.
+    Transparency is dropped. A file is rotated according to its EXIF orientation; a Pillow image is
+    not. An array with three or four channels is not copied: the result is a view of it.
 
     Args:
       image: see `ACCEPTED`.
-      max_megapixels: refuse to read a larger file.
-      color: channel order of an array of three or four channels.
+      max_megapixels: refuse to read a larger image file.
+      color: channel order of an array with three or four channels.
       name: the image's name in error messages; a file is named by its path.
 
     Returns:
@@ -67,7 +67,7 @@ def read_image(
         path = path.expanduser()
     try:
         return decode(make_record(0, path.name, path, (0, 0), [], [], [], []), max_megapixels)
-    except UserError as error:  # the message gives the image's id in a dataset
+    except UserError as error:  # the message has an image id, which only a dataset defines
         raise UserError(str(error).replace(f"{path} (image 0)", str(path), 1)) from error
 
 
@@ -79,7 +79,7 @@ def _from_array(image: np.ndarray, color: Color, name: str) -> np.ndarray:
             "with 1, 3 or 4 channels, and not empty"
         )
     if image.dtype != np.uint8:
-        fix = "multiply by 255 if values are from 0 to 1, and " if image.dtype.kind == "f" else ""
+        fix = "multiply it by 255 if its values are 0 to 1, and " if image.dtype.kind == "f" else ""
         raise UserError(
             f"{name} has dtype {image.dtype}: must be uint8, from 0 to 255; {fix}convert it with "
             ".astype(np.uint8)"
@@ -93,11 +93,11 @@ def _from_pillow(image: PillowImage.Image, name: str) -> np.ndarray:
     if image.mode in DEEP_MODES:
         raise UserError(
             f"{name} is a Pillow image of mode {image.mode!r}: must have 8 bits per channel; scale "
-            'it to 0 to 255 and convert it to "L", or pass its path'
+            'its values to 0 to 255 and convert it to "L", or pass its path'
         )
     try:
         pixels = np.asarray(image.convert("RGB"))
-    except Exception as error:  # Pillow decodes here, and its parsers raise many types
+    except Exception as error:  # Pillow decodes here, and raises many types of exceptions
         raise UserError(f"{name}: Pillow cannot decode it: {error}") from error
     if 0 in pixels.shape:
         raise UserError(f"{name} has size {image.width}x{image.height}: must not be empty")

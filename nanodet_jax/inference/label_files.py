@@ -1,4 +1,4 @@
-"""Detections written as annotations, to correct and train on: COCO json or YOLO text files."""
+"""Write detections as COCO json or YOLO text annotations, to correct them and train on them."""
 
 import os
 from collections.abc import Sequence
@@ -23,8 +23,8 @@ class LabelFiles:
 
     Images are named by their path relative to `root`, the folder that contains all given paths.
     With "coco", `close` writes `labels.json`. With "yolo", `add` writes `labels/NAME.txt`, and
-    `close` writes `data.yaml` and `classes.txt`. An image without boxes gets an entry or an empty
-    file.
+    `close` writes `data.yaml` and `classes.txt`. An image without boxes is listed too: in the json
+    file, or with an empty text file.
     """
 
     def __init__(
@@ -35,7 +35,7 @@ class LabelFiles:
         files: Sequence[Path],
         class_names: Sequence[str],
     ) -> None:
-        """Check that the files can be written.
+        """Check the names of the images, and that no annotations would be overwritten.
 
         Args:
           kind: format of the annotations.
@@ -45,8 +45,8 @@ class LabelFiles:
           class_names: names by label.
 
         Raises:
-          UserError: if an annotation file exists, because it may contain manual corrections, if the
-            name of an image cannot be used, or if two images would share a label file.
+          UserError: if the name of an image cannot be used, if two images would share a label file,
+            or if annotations already exist, because they may contain manual corrections.
         """
         self.kind, self.out = kind, out
         self.root = _common_folder(given)
@@ -67,7 +67,7 @@ class LabelFiles:
         return self.out / (COCO_FILE if self.kind == "coco" else YOLO_FOLDER)
 
     def add(self, file: Path, size: tuple[int, int], boxes: np.ndarray, labels: np.ndarray) -> None:
-        """Add the annotation of one image. Boxes smaller than one pixel are left out.
+        """Add the annotations of one image. Leave out boxes less than one pixel wide or high.
 
         Args:
           file: the image, one of `files`.
@@ -121,12 +121,12 @@ class LabelFiles:
         return PurePath(os.path.relpath(os.path.abspath(file), self.root)).as_posix()
 
     def _check_text_name(self, file: Path, name: str, owners: dict[str, Path]) -> None:
-        # Readers replace the last folder of this name, wherever it is, to find the label file.
+        # To find the label file, readers replace the last folder named `images` in a path.
         if YOLO_IMAGES in PurePath(name).parts[:-1]:
             folder = self.root / name[: name.rindex(f"{YOLO_IMAGES}/")] / YOLO_IMAGES
             raise UserError(
-                f"{file}: YOLO labels need names relative to {folder}; run predict on that folder "
-                "alone"
+                f"{file}: YOLO labels need image names relative to {folder}; run predict on that "
+                "folder alone"
             )
         owner = owners.setdefault(_text_name(name).lower(), file)
         if self._name(owner) != name:
@@ -140,8 +140,8 @@ class LabelFiles:
         for path in (self.path, *(self.out / name for name in names)):
             if os.path.lexists(path):
                 raise UserError(
-                    f"{path}: exists, and corrections in it would be lost; use a different "
-                    "--out, or move this file"
+                    f"{path}: already exists, and corrections in it would be lost; use a different "
+                    "--out, or move it elsewhere"
                 )
 
 
@@ -149,7 +149,7 @@ def _common_folder(paths: Sequence[Path]) -> Path:
     folders = [os.path.abspath(path if path.is_dir() else path.parent) for path in paths]
     try:
         return Path(os.path.commonpath(folders))
-    except ValueError as error:  # several drives on Windows
+    except ValueError as error:  # different drives on Windows
         message = "labels need all images on one drive; pass only images from one drive"
         raise UserError(message) from error
 

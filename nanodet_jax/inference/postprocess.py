@@ -1,4 +1,4 @@
-"""Turn predictions into detections: decode, suppress, and map to the pixels of the image file.
+"""Turn predictions into detections: decode, suppress, and map to the pixels of the image.
 
 Dimensions: P priors, C classes, K candidates, N detections; `*n` is any number of leading axes.
 """
@@ -89,9 +89,10 @@ def non_maximum_suppression(
 ) -> Detections:
     """Suppress overlapping boxes within each class, greedily, for one image.
 
-    A prior may yield several classes. Among equal scores, the lower prior ranks first, then the
-    lower class. At most N boxes are kept, so N rounds over the K candidates give exactly the result
-    of the full K x K algorithm, with memory proportional to K.
+    A prior may yield detections of several classes. Among equal scores, the prior with the lower
+    index ranks first, then the class with the lower index. At most N boxes are kept, so N rounds
+    over the K candidates give exactly the result of the full K x K algorithm, with memory
+    proportional to K.
 
     Args:
       decoded_boxes: xyxy in pixels.
@@ -99,7 +100,7 @@ def non_maximum_suppression(
       score_threshold: a pair of prior and class must score more than this.
       iou_threshold: a box is dropped if its iou with a better box of its class exceeds this.
       max_detections: N.
-      pre_nms_topk: K, or all pairs if there are fewer.
+      pre_nms_topk: K; if there are fewer pairs, all are candidates.
       level_sizes: priors of each level, if `pre_nms_topk` is for each level, as in mmdetection.
       drop_empty: drop candidates without width or height.
 
@@ -118,8 +119,8 @@ def non_maximum_suppression(
         best = jnp.where(jnp.all(sides > 0, axis=-1), best, 0.0)
 
     # 2. The original separates the classes by moving the boxes of each class by its own offset. In
-    # float32 this rounds boxes by about 1e-3 pixel, which decides overlaps close to the threshold,
-    # so it is done here too.
+    # float32 this rounds boxes by about 1e-3 pixel, which can decide on which side of the threshold
+    # an iou lies. So it is done here too.
     furthest = jnp.max(jnp.where(best[:, None] > 0, candidates, 0.0))
     shifted = candidates + (labels.astype(candidates.dtype) * (furthest + 1))[:, None]
 
@@ -136,7 +137,7 @@ def non_maximum_suppression(
 
     _, (chosen, chosen_scores) = jax.lax.scan(pick, best, None, length=max_detections)  # [N]
 
-    # 4. Once no candidate is left, rounds pick a score of 0, which marks an empty slot.
+    # 4. Once no candidate is left, the other rounds pick a score of 0, which marks an empty slot.
     valid = chosen_scores > 0
     return Detections(
         boxes=jnp.where(valid[:, None], candidates[chosen], 0.0),
@@ -169,7 +170,7 @@ def _candidates(
 def to_image(
     detections: Detections, inverse_warp: Float[Array, "3 3"], size: Real[Array, "2"]
 ) -> Detections:
-    """Map the detections of one image from input pixels to the pixels of its file.
+    """Map the detections of one image from input pixels to image pixels.
 
     A warped box is replaced by the smallest upright box around its corners.
 

@@ -61,8 +61,7 @@ def make_detect(
 def detect_batch(
     detect: Detect, variables: Any, batch: EvaluationBatch
 ) -> Iterator[tuple[int, Detections]]:
-    """Yield the index in the source and the detections of each image in a batch.
-
+    """For each image of a batch, yield its index in the source and its detections.
     Detections are numpy arrays of the n valid slots, best first.
 
     Raises:
@@ -77,8 +76,8 @@ def detect_batches(
 ) -> Iterator[tuple[int, Detections]]:
     """Yield the results of `detect_batch` for each batch, in order.
 
-    Each batch is dispatched before the results of the previous one are fetched, so the device is
-    never idle while the host unpacks results.
+    Each batch is dispatched before the results of the previous one are fetched, so that the device
+    is not idle while the host unpacks results.
     """
     pending: tuple[EvaluationBatch, Detections] | None = None
     for batch in batches:

@@ -17,7 +17,7 @@ from nanodet_jax.errors import UserError
 from nanodet_jax.inference.inputs import Color, Image, check_color, read_image
 from nanodet_jax.terminal import join_first
 
-NOTEBOOK_SIDE = 1024  # pixels of the longer side of a picture in a notebook
+NOTEBOOK_SIDE = 1024  # maximum length of the longer side of a picture in a notebook, pixels
 
 
 class DetectedObject(NamedTuple):
@@ -53,7 +53,7 @@ class ImageDetections:
     known_classes: tuple[str, ...]
     """`Detector.class_names`: names by label."""
     image: Path | np.ndarray | None = None
-    """The image to draw on: its path, or its uint8 BGR pixels, not copied if possible.
+    """The image to draw on: its path, or its uint8 BGR pixels, which are copied only if necessary.
     `dataclasses.replace(found, image=None)` releases the pixels."""
     threshold: float = visualize.THRESHOLD
     """Lowest score that is drawn: the requested threshold, or 0.35 by default."""
@@ -113,7 +113,8 @@ class ImageDetections:
         Args:
           threshold: lowest score, in [0, 1]. It is also the lowest score that `draw` shows.
           classes: names of classes to keep, or one name.
-          max_detections: keep this many of the best remaining detections, at least 1.
+          max_detections: keep at most this many of the remaining detections, the best ones. It must
+            be at least 1.
 
         Raises:
           UserError: if a value is invalid, or a name is not in `known_classes`.
@@ -121,7 +122,7 @@ class ImageDetections:
         found = self
         check_selection(self.known_classes, threshold, classes, max_detections)
         if threshold is not None:
-            kept = found.scores.astype(float) >= threshold  # as `select_detections` compares
+            kept = found.scores.astype(float) >= threshold  # in float64, as in `select_detections`
             found = replace(found[kept], threshold=float(threshold))
         if classes is not None:
             chosen = {classes} if isinstance(classes, str) else set(classes)
@@ -144,7 +145,7 @@ class ImageDetections:
           [height, width, 3] uint8.
 
         Raises:
-          UserError: if the image is not available, cannot be read, or differs from `size`.
+          UserError: if the image is not available or cannot be read, or its size is not `size`.
         """
         check_color(color)
         drawn = visualize.draw_detections(
@@ -161,7 +162,7 @@ class ImageDetections:
         color: Color = "bgr",
         draw_all: bool = False,
     ) -> None:
-        """Write the picture of `draw` in the format of the path's suffix, such as .jpg or .png.
+        """Write the picture that `draw` returns. The path's suffix (.jpg, .png) sets the format.
 
         Args:
           path: the file to write; missing folders are created.
@@ -201,7 +202,7 @@ class ImageDetections:
             image, color = self.image, "bgr"
         if image is None:
             raise UserError("the image was not kept; pass it, as in draw(image)")
-        # A file that has been replaced by a larger one is not decoded.
+        # If the file has been replaced by a larger image, it is not decoded.
         pixels = read_image(image, (height * width + 0.5) / 1e6, color=color)
         if pixels.shape[:2] != self.size:
             found = f"is {pixels.shape[1]}x{pixels.shape[0]}"

@@ -10,7 +10,7 @@ an array cannot be read, it writes the reason to stderr and exits with status DA
 
 Orbax stores an array as one zstd-compressed chunk `NAME/0.0...` in an OCDBT database, with one
 database per part of a checkpoint. All other metadata in the files (`NAME/.zarray`, `_METADATA`) is
-ignored. The request determines the shape, dtype, chunk and codec, so no file can declare a
+ignored. The request determines the shape, dtype, chunk size and codec, so no file can declare a
 larger chunk, a different codec or a different location.
 
 This file imports nothing from its package, because the import would take seconds.
@@ -46,7 +46,7 @@ def bound_memory(limit: int) -> None:
 
 
 def metadata(shape: list[int], dtype: str) -> dict[str, Any]:
-    """Return the content of Orbax's `.zarray`: the whole array is one chunk."""
+    """Return the content that Orbax gives `.zarray`. The whole array is one chunk."""
     return {
         "zarr_format": 2,
         "shape": shape,
@@ -61,7 +61,7 @@ def metadata(shape: list[int], dtype: str) -> dict[str, Any]:
 
 
 def main() -> int:
-    """Serve one request."""
+    """Read a request, and write its arrays. Return the exit status."""
     request = json.load(sys.stdin.buffer)
     import tensorstore
 

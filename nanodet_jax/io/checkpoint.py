@@ -247,7 +247,7 @@ class Checkpoints:
 
 
 def _split(state: TrainState) -> dict[str, Any]:
-    """Return the arrays of a state, grouped by the parts of a checkpoint."""
+    """Return the arrays of a state, grouped into the parts of a checkpoint."""
     training = {"opt_state": state.opt_state, "step": state.step}
     if state.ema is not None:
         training["variables"] = state.variables

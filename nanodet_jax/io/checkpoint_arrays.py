@@ -1,11 +1,11 @@
 """Reading the arrays of a checkpoint from an untrusted source, with bounded memory and time.
 
 Native code decodes the format: a tree of nodes (OCDBT) and chunks, both compressed. A node of a few
-kilobytes can decode to gigabytes, because its keys share prefixes of up to 64 KiB and zstd repeats
-a byte 131072 times for 4 bytes. The size of a node is known only after decoding it. The decoder
-therefore runs in a separate process, `array_reader`. If it needs too much memory, crashes or hangs,
-only that process ends, and this module raises an error. The process takes about 0.3 s, mostly to
-load numpy and tensorstore. It reads only the arrays, not Orbax's own metadata.
+kilobytes can decode to gigabytes, because its keys share prefixes of up to 64 KiB, and zstd encodes
+131072 repetitions of a byte in 4 bytes. The size of a node is known only after decoding it. The
+decoder therefore runs in a separate process, `array_reader`. If it needs too much memory, crashes
+or hangs, only that process ends, and this module raises an error. The process takes about 0.3 s,
+mostly to load numpy and tensorstore. It reads only the arrays, not Orbax's own metadata.
 """
 
 import json
@@ -22,8 +22,9 @@ import numpy as np
 from nanodet_jax.errors import UserError
 from nanodet_jax.io import array_reader
 
-# Memory of the reader: threads and buffers, then several copies of each array and of the compressed
-# data. Restoring nanodet-m (11.5 MB) takes 60 MB.
+# Memory limit of the reader in bytes: a constant for threads and buffers, plus a multiple of the
+# size of the arrays, for copies of them and of the compressed data. Restoring nanodet-m (11.5 MB)
+# takes 60 MB.
 MEMORY = 256 << 20
 MEMORY_PER_BYTE = 8
 TIMEOUT_S = 600
@@ -37,7 +38,8 @@ def read_arrays(folder: Path, requested: Mapping[str, Any]) -> dict[str, np.ndar
 
     Args:
       folder: folder of the checkpoint.
-      requested: objects with `shape` and `dtype`, by name, such as "PART/KEY/KEY...".
+      requested: objects with `shape` and `dtype`. Their keys are names of the form
+        "PART/KEY/KEY...".
 
     Raises:
       ValueError: if an array cannot be read, or needs more memory than its shape allows.
@@ -90,7 +92,7 @@ def _run(request: dict[str, Any], folder: Path) -> bytes:
     ready = done.stdout.startswith(array_reader.READY)
     if ready and done.returncode in CRASHES:
         limit = f"{request['memory'] / 1e6:.0f} MB"
-        raise ValueError(f"decoding it needs more than {limit}, or crashes ({reason})")
+        raise ValueError(f"decoding it crashes, or needs more than {limit} ({reason})")
     if ready and done.returncode == array_reader.DAMAGED:
         raise ValueError(reason)
     if not ready or done.returncode:

@@ -55,7 +55,7 @@ def refuse_links(folder: Path) -> None:
     """Refuse a folder that is, or directly contains, a symbolic link.
 
     Raises:
-      UserError: naming the link, through which files elsewhere could be read, moved or deleted.
+      UserError: naming the link. Files elsewhere could be read, moved or deleted through it.
     """
     refuse_link(folder)
     try:
@@ -100,7 +100,9 @@ def check_folder(folder: Path, num_arrays: int, num_bytes: int) -> None:
                     raise ValueError(f"{name} is not a regular file")
                 found += 1
                 if found > max_files:
-                    raise ValueError(f"it has more than {max_files} files, too many for this model")
+                    raise ValueError(
+                        f"it has over {max_files} files and folders, too many for this model"
+                    )
                 if total > max_size:
                     raise ValueError(
                         f"its files take more than {max_size / 1e6:.0f} MB, too much for this model"

@@ -18,7 +18,7 @@ CLASS_METRICS = {"AP", "AP50"}
 
 
 class CheckpointMetrics:
-    """Metrics by step, read from the checkpoints themselves: no separate list can disagree."""
+    """Metrics by step. They are read from the checkpoints, so no separate list can disagree."""
 
     def __init__(self, folder: Path):
         self._folder = folder
@@ -34,7 +34,7 @@ class CheckpointMetrics:
         return self._loaded[step]
 
     def best_of(self, steps: Iterable[int]) -> int | None:
-        """Return the step with the highest METRIC, the latest in a tie, or None without metrics."""
+        """Return the step with the best METRIC, the latest in a tie; None if none has metrics."""
         values = {step: metrics[METRIC] for step in steps if (metrics := self.get(step))}
         return max(values, key=lambda step: (values[step], step)) if values else None
 
@@ -43,7 +43,7 @@ class CheckpointMetrics:
         self._loaded[step] = None
 
     def save(self, step: int, metrics: dict[str, Any], writing: bool = True) -> None:
-        """Set the metrics of a checkpoint on disk. Only the `writing` process writes the file.
+        """Set the metrics of a saved checkpoint. The file is written only if `writing` is True.
 
         Raises:
           UserError: if they cannot be written.
@@ -67,7 +67,8 @@ class CheckpointMetrics:
 def check_metrics(metrics: Any) -> dict[str, Any]:
     """Return metrics after checking that they have the format of `evaluation.coco_metrics`.
 
-    The format is numbers by name, and `per_class` with the numbers of each class.
+    The format is a dict of numbers by name. It also contains `per_class`, a dict from the name of
+    each class to a dict of its numbers.
 
     Raises:
       ValueError: if they have a different format.

@@ -16,7 +16,7 @@ NOT_NPZ = "is damaged or not an .npz archive"
 
 
 def read_npz(path: Path) -> dict[str, np.ndarray]:
-    """Return the read-only arrays of a file by name. They use no more memory than the file.
+    """Return the read-only arrays of a file by name. Their total size is at most the file's.
 
     Raises:
       UserError: naming the file, if it cannot be read, is damaged, or contains anything but
@@ -62,4 +62,4 @@ def _read_header(member: Any) -> tuple[tuple[int, ...], bool, np.dtype]:
             case (2, 0):
                 return npy.read_array_header_2_0(member)
             case version:
-                raise ValueError(f"array format {version}")
+                raise ValueError(f"unknown array format {version}")

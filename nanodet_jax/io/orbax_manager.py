@@ -10,7 +10,7 @@ from orbax.checkpoint import checkpoint_managers
 
 from nanodet_jax.io.checkpoint_files import saved_steps
 
-NEWEST = 2  # newest checkpoints to keep: a second one in case the newest is damaged
+NUM_NEWEST = 2  # newest checkpoints to keep: a second one in case the newest is damaged
 
 
 def open_manager(
@@ -25,7 +25,7 @@ def open_manager(
       best_of: returns the best of several steps, or None if none was evaluated.
       keep: returns whether the checkpoint of a step must never be deleted.
     """
-    kept: list[Any] = [checkpoint_managers.LatestN(NEWEST), _Best(best_of), _Keep(keep)]
+    kept: list[Any] = [checkpoint_managers.LatestN(NUM_NEWEST), _Best(best_of), _Keep(keep)]
     options = ocp.CheckpointManagerOptions(
         preservation_policy=checkpoint_managers.AnyPreservationPolicy(kept),
         cleanup_tmp_directories=True,  # delete incomplete checkpoints after a crash

@@ -44,7 +44,7 @@ DETECTORS = {
     "gfl-r101_2x": f"{GFL}/gfl_r101_fpn_mstrain_2x_coco/"
     "gfl_r101_fpn_mstrain_2x_coco_20200629_200126-dd12f847.pth",
 }
-# Classifiers trained on ImageNet, for their backbones. The publishers chose the names.
+# Classifiers trained on ImageNet. Only their backbones are used. The publishers chose the names.
 BACKBONES = {
     "shufflenet_v2_x0_5": f"{TORCHVISION}/shufflenetv2_x0.5-f707e7126e.pth",
     "shufflenet_v2_x1_0": f"{TORCHVISION}/shufflenetv2_x1-5666bf0f80.pth",
@@ -77,10 +77,10 @@ def folder() -> Path:
 
 
 def download(name: str) -> Path:
-    """Return the file of published weights. Download it if it is not in the folder yet.
+    """Return the path of a file of published weights. Download it if it is not in the folder yet.
 
     If several processes or threads ask for a file at once, one of them downloads it. An interrupted
-    download leaves nothing behind. You may put a file into the folder yourself.
+    download leaves nothing behind. You may put a file into the folder instead of downloading it.
 
     Args:
       name: one of ADDRESSES.
@@ -165,7 +165,7 @@ class _Bar:
         self._shown: Progress | None = None
 
     def update(self, n: int) -> None:
-        """Count `n` more bytes. For the last, shorter chunk, pooch also passes the full size."""
+        """Count `n` more bytes. pooch passes the full chunk size even for a shorter last chunk."""
         if self._shown is None:
             self._shown = self._stack.enter_context(progress(self.total, self._what, BYTES))
         self._shown.update(min(n, self.total - self._shown.n) if self.total else n)
@@ -198,11 +198,12 @@ def _reason(error: Exception) -> str:
 def _verify(file: Path, path: Path, where: str, fix: str, is_new: bool = False) -> None:
     """Check a file against its published SHA-256, or else against the one recorded beside it.
 
-    If there is neither, or if the file is new, its content is checked and its SHA-256 is written.
+    If no SHA-256 is published, and the file is new or none is recorded, this function checks the
+    content of the file and records its SHA-256.
 
     Args:
       file: the file to check.
-      path: name of the file after the download.
+      path: path of the file after the download.
       where: description of the file, for errors.
       fix: how to get an intact file, for errors.
       is_new: whether the file has just been downloaded.

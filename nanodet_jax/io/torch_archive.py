@@ -1,4 +1,6 @@
-"""Reading weights from a PyTorch file (.pth, .pt, .ckpt), without PyTorch or running its pickle.
+"""Reading weights from a PyTorch file (.pth, .pt, .ckpt) without PyTorch.
+
+The pickle in the file is interpreted, but never executed.
 
 torch.save writes a zip archive. NAME/data.pkl describes the tensors. Each NAME/data/<key> contains
 the numbers of one storage. NAME/byteorder gives the byte order. `torch_legacy` describes the format
@@ -17,15 +19,16 @@ import numpy as np
 from nanodet_jax.errors import UserError
 from nanodet_jax.files import open_regular
 from nanodet_jax.io import torch_legacy, torch_pickle
-from nanodet_jax.io.torch_pickle import STORAGES, Storage, Tensor, quoted
+from nanodet_jax.io.torch_pickle import STORAGE_DTYPES, Storage, Tensor, quoted
 from nanodet_jax.io.zip_limits import open_zip
 from nanodet_jax.terminal import printable
 
-PICKLE_LIMIT = 4 << 20  # bytes; the pickle of 645 tensors has 80 thousand
-MAX_TENSORS = 20_000  # more than in the deepest network that config.check accepts
+PICKLE_LIMIT = 4 << 20  # bytes; a pickle of 645 tensors takes 80 thousand
+MAX_TENSORS = 20_000  # more than the deepest network that config.check accepts has
 MAX_SHARING = 4  # maximum number of tensor elements per stored element
 NOT_ARCHIVE = (
-    "is neither a zip archive written by torch.save nor in its older format; download it again"
+    "is neither a zip archive written by torch.save nor a file in its older format; download it "
+    "again"
 )
 
 
@@ -82,7 +85,7 @@ def _read(archive: zipfile.ZipFile) -> dict[str, np.ndarray]:
     root = pickles[0].removesuffix("data.pkl")
     if members[pickles[0]].file_size > PICKLE_LIMIT:
         raise UserError(f"data.pkl has over {PICKLE_LIMIT} bytes, too many for weights")
-    order = "little"  # PyTorch before 2.1 does not write it
+    order = "little"  # PyTorch before 2.1 writes no byteorder
     if f"{root}byteorder" in members:
         order = archive.read(f"{root}byteorder")[:8].decode("ascii", "replace")
     if order not in ("little", "big"):
@@ -94,7 +97,10 @@ def _read(archive: zipfile.ZipFile) -> dict[str, np.ndarray]:
         name = f"{root}data/{key}"
         if name not in members:
             raise UserError(f"damaged archive: it has no member {quoted(name)}")
-        if members[name].file_size != storage.length * np.dtype(STORAGES[storage.kind]).itemsize:
+        if (
+            members[name].file_size
+            != storage.length * np.dtype(STORAGE_DTYPES[storage.kind]).itemsize
+        ):
             raise UserError(
                 f"damaged archive: {quoted(name)} has a length that does not match its storage"
             )
@@ -110,7 +116,7 @@ def _read_legacy(file: BinaryIO) -> dict[str, np.ndarray]:
         if key not in positions:
             raise UserError(f"damaged file: it has no storage {quoted(key)}")
         file.seek(positions[key])
-        raw = file.read(storage.length * np.dtype(STORAGES[storage.kind]).itemsize)
+        raw = file.read(storage.length * np.dtype(STORAGE_DTYPES[storage.kind]).itemsize)
         arrays[key] = _numbers(raw, storage.kind, "little")
     return _views(tensors, arrays)
 
@@ -118,7 +124,7 @@ def _read_legacy(file: BinaryIO) -> dict[str, np.ndarray]:
 def _views(tensors: dict[str, Tensor], arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Return the tensors as views of the arrays of their storages."""
     views = {name: _view(name, each, arrays[each.storage.key]) for name, each in tensors.items()}
-    # Otherwise copies of the tensors could take many times the size of the file.
+    # Without this limit, copies of the tensors could take many times the size of the file.
     stored = sum(array.size for array in arrays.values())
     if sum(view.size for view in views.values()) > MAX_SHARING * stored:
         raise UserError("its tensors share too many elements; save contiguous copies")
@@ -138,7 +144,7 @@ def _storages(tensors: dict[str, Tensor]) -> dict[str, Storage]:
 
 
 def _numbers(raw: bytes, kind: str, order: str) -> np.ndarray:
-    stored = np.dtype(STORAGES[kind]).newbyteorder(">" if order == "big" else "<")
+    stored = np.dtype(STORAGE_DTYPES[kind]).newbyteorder(">" if order == "big" else "<")
     numbers = np.frombuffer(raw, stored)
     if kind == "torch.BFloat16Storage":  # the upper half of a float32
         numbers = (numbers.astype(np.uint32) << 16).view(np.float32)
@@ -148,7 +154,7 @@ def _numbers(raw: bytes, kind: str, order: str) -> np.ndarray:
 
 
 def _view(name: str, tensor: Tensor, storage: np.ndarray) -> np.ndarray:
-    """Return a tensor as a view of its storage, after checking that it fits."""
+    """Return a tensor as a view of its storage, after checking that it lies within the storage."""
     shape, strides = tensor.shape, tensor.strides
     elements = math.prod(shape)
     last = tensor.offset + sum((size - 1) * step for size, step in zip(shape, strides))

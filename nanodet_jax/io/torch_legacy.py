@@ -14,7 +14,7 @@ import numpy as np
 
 from nanodet_jax.errors import UserError
 from nanodet_jax.io import torch_pickle
-from nanodet_jax.io.torch_pickle import STORAGES, Storage, quoted
+from nanodet_jax.io.torch_pickle import STORAGE_DTYPES, Storage, quoted
 
 # The pickles of the magic number and of the version, 1001, in the protocol that torch.save uses.
 START = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19." + b"\x80\x02M\xe9\x03."
@@ -53,7 +53,7 @@ def locate(file: BinaryIO, pickle_limit: int) -> tuple[Any, dict[str, int]]:
         if count != storages[key].length:
             raise UserError(f"damaged file: storage {quoted(key)} has the wrong length")
         positions[key] = position + COUNT_BYTES
-        position += COUNT_BYTES + count * np.dtype(STORAGES[storages[key].kind]).itemsize
+        position += COUNT_BYTES + count * np.dtype(STORAGE_DTYPES[storages[key].kind]).itemsize
     if position > size:
         raise UserError("damaged file: it ends too early; download it again")
     return value, positions

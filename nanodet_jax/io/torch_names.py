@@ -17,6 +17,8 @@ from nanodet_jax.terminal import join_first, printable
 
 Entries = Mapping[str, np.ndarray]
 
+# A pattern of our module paths, the original's module name, and a mapping. If the mapping is not
+# empty, it maps the last group of the pattern to the text that replaces {} in the name.
 Rule = tuple[str, str, Mapping[str, str]]
 
 
@@ -26,7 +28,6 @@ def backbone_rules() -> Iterator[Rule]:
         yield f"backbone/{pattern}", f"backbone.{replacement}", positions
 
 
-# Our module paths -> the original's module names. {} is the position in an nn.Sequential.
 RULES: tuple[Rule, ...] = (
     *backbone_rules(),
     (r"neck/lateral_(\d)", r"fpn.lateral_convs.\1.conv", {}),
@@ -98,9 +99,10 @@ LEAVES = {
     "factor": "scale",
     "positions": "pos_embed",
 }
-# Entries of the original that no forward pass uses.
+# Names of entries that no forward pass of the original uses.
 UNUSED = r".*\.num_batches_tracked|head\.distribution_project\.project|fpn\.transformer\.linear\..*"
 UNUSED_IF_SHARED = r"head\.gfl_reg\.\d\.(weight|bias)"
+# The same, if there is no guidance module.
 UNUSED_IF_DEPLOYED = r"aux_(fpn|head)\..*"
 
 
@@ -108,7 +110,7 @@ class LoadReport(NamedTuple):
     """PyTorch names of all variables, grouped by how `load_matching` loaded them."""
 
     kept: list[str]  # loaded completely
-    box_rows: list[str]  # only the box rows are loaded, because the number of classes differs
+    box_rows: list[str]  # only the rows for boxes, because the number of classes differs
     new: list[str]  # not loaded; they keep their initial values
 
     def __str__(self) -> str:
@@ -117,7 +119,7 @@ class LoadReport(NamedTuple):
 
         text = f"loaded {len(self.kept)} arrays"
         if self.box_rows:
-            text += f", and only the rows for boxes of {names(self.box_rows)}"
+            text += f", and from {names(self.box_rows)} only the rows for boxes"
         return text + (f"; not loaded: {names(self.new)}" if self.new else "")
 
 
@@ -237,8 +239,8 @@ def load_matching(entries: Entries, variables: Any, num_bins: int) -> tuple[Any,
     Args:
       entries: arrays with the names and the layout of the original.
       variables: initial variables. A variable without an entry of the same shape keeps its value.
-      num_bins: rows at the end of an output layer that predict boxes: 4 * (reg_max + 1). They are
-        loaded if only the number of classes differs.
+      num_bins: number of rows of an output layer that predict boxes: 4 * (reg_max + 1). They are
+        its last rows. They are also loaded if only the number of classes differs.
 
     Returns:
       The variables, and a report.

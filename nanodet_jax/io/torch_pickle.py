@@ -3,7 +3,8 @@
 A pickle is a program that calls functions by name, and a downloaded file can call any function.
 `pickle` would execute it, and would allocate as much memory as the file asks for. `interpret`
 supports only the few instructions that such files need. They build plain values and instances of
-the classes in this module. Names of functions are only compared with a list; none is imported.
+the classes in this module. Names of functions are only compared with a list. No function is
+imported.
 """
 
 import pickletools
@@ -15,7 +16,7 @@ from typing import Any, BinaryIO
 from nanodet_jax.errors import UserError
 
 # Stored dtypes. NumPy has no bfloat16, so its 16 bits are read as an integer.
-STORAGES = {
+STORAGE_DTYPES = {
     "torch.FloatStorage": "f4",
     "torch.DoubleStorage": "f8",
     "torch.HalfStorage": "f2",
@@ -29,15 +30,16 @@ STORAGES = {
 }
 # State dicts, and the milestones of a learning-rate schedule.
 MAPPINGS = ("collections.OrderedDict", "collections.Counter")
-REBUILD = ("torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_tensor")  # before 0.4
+# PyTorch before 0.4 uses the second.
+REBUILD = ("torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_tensor")
 PARAMETER = "torch._utils._rebuild_parameter"
 # Named but never called: Lightning before 1.5 uses this class as a key of its state.
 LABELS = ("pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",)
-KNOWN = {*STORAGES, *MAPPINGS, *LABELS, *REBUILD, PARAMETER, "torch.Size"}
+KNOWN = {*STORAGE_DTYPES, *MAPPINGS, *LABELS, *REBUILD, PARAMETER, "torch.Size"}
 MAX_DIMENSIONS = 32
-# The pickle of NanoDet-Plus has 20 thousand. A Lightning checkpoint, with averages and the
-# optimizer's state, has about five times as many. Each instruction takes about 3 microseconds and
-# at most 100 bytes of memory.
+# The pickle of NanoDet-Plus has 20 thousand instructions. A Lightning checkpoint, with averages and
+# the optimizer's state, has about five times as many. Each instruction takes about 3 microseconds
+# and at most 100 bytes of memory.
 MAX_INSTRUCTIONS = 400_000
 MAX_KEY_LENGTH = 1000  # characters; comparing keys must stay cheap
 
@@ -63,7 +65,7 @@ class Global:
 class Storage:
     """A sequence of numbers in the file."""
 
-    kind: str  # one of STORAGES
+    kind: str  # one of STORAGE_DTYPES
     key: str  # in an archive, the member is data/key
     length: int  # elements
 
@@ -87,7 +89,7 @@ def interpret(pickled: bytes | BinaryIO, storages: dict[str, Storage] | None = N
     whose key is a str.
 
     Args:
-      pickled: the pickle, or a file positioned at its start, and afterwards at its end.
+      pickled: the pickle, or a file positioned at its start, which is left at its end.
       storages: receives every storage that the pickle names, by key.
 
     Raises:
@@ -98,7 +100,7 @@ def interpret(pickled: bytes | BinaryIO, storages: dict[str, Storage] | None = N
             # pickletools warns about escapes in a damaged name. Such a name is refused later.
             warnings.simplefilter("ignore", DeprecationWarning)
             return _interpret(pickled, {} if storages is None else storages)
-    # pickletools raises these for damaged instructions, _interpret for missing entries.
+    # pickletools raises these for damaged instructions, and _interpret for missing entries.
     except (ValueError, IndexError, KeyError) as error:
         raise UserError(f"damaged pickle ({ascii(error)[:200]})") from error
 
@@ -111,7 +113,7 @@ def quoted(name: str) -> str:
 def _interpret(pickled: bytes | BinaryIO, storages: dict[str, Storage]) -> Any:
     stack: list[Any] = []
     marks: list[int] = []
-    memo: list[Any] = []  # picklers number its entries from 0 without gaps, Python 2 from 1
+    memo: list[Any] = []  # numbered without gaps from 0, or from 1 by Python 2
 
     def put(index: int) -> None:
         if index == 1 and not memo:
@@ -202,7 +204,7 @@ def _expect(value: Any, kind: type) -> Any:
 
 
 def _set_items(target: Any, items: list[Any]) -> None:
-    """Set entries of a dict. Skip keys that are numbers, globals or None: weights do not use them.
+    """Set entries of a dict. Skip keys that are numbers, globals or None: no weights use them.
 
     A file can contain many numbers with the same hash, so each insertion would compare its key with
     all others. Strings are safe, because their hashes have a random seed in each process. Tuples as
@@ -230,7 +232,7 @@ def _global(name: str) -> Global:
 def _storage(identity: Any) -> Storage:
     match identity:
         case ("storage", Global(name=kind), str(key), str(), int(length), *views) if (
-            kind in STORAGES and views in ([], [None])  # PyTorch before 1.6 adds None
+            kind in STORAGE_DTYPES and views in ([], [None])  # PyTorch before 1.6 adds None
         ):
             return Storage(kind, key, _counts([length])[0])
     raise ValueError("a persistent id is not a storage")

@@ -26,11 +26,11 @@ from nanodet_jax.terminal import printable
 
 ABOUT = "about.json"  # in a .npz file, and next to checkpoints: the config and class names
 ABOUT_LIMIT = 4 << 20  # bytes; enough for 20 thousand of the longest class names
+MODEL_ZOO = "https://github.com/RangiLyu/nanodet#model-zoo"
 # Weights, possibly from an untrusted source, define the input size, and memory grows with it.
 # Prediction at 2048 x 2048 takes up to 2 GB. Only the caller can raise the limit.
-MODEL_ZOO = "https://github.com/RangiLyu/nanodet#model-zoo"
 MAX_INPUT_SIDE = 2048  # pixels
-BYTES_PER_PIXEL = 512  # of the features at the largest input; 80 classes take about 130
+BYTES_PER_PIXEL = 512  # limit for the features, per pixel of input; 80 classes need about 130
 PYTORCH_SUFFIXES = (".pth", ".pt", ".ckpt")
 SUFFIXES = (*PYTORCH_SUFFIXES, ".npz")
 
@@ -140,9 +140,9 @@ def feature_bytes(config: Config) -> int:
 
 
 def load_entries(path: str | Path) -> dict[str, np.ndarray]:
-    """Load the entries of a file, workdir or name, with the names and layout of the original.
+    """Load weights as entries with the names and layout of the original.
 
-    Unlike `load_weights`, it accepts entries of any model, for fine-tuning.
+    Unlike `load_weights`, this function accepts a PyTorch file of any model, for fine-tuning.
 
     Raises:
       UserError: as in `load_weights`.
@@ -186,7 +186,7 @@ def load_config_of(path: str | Path) -> Config | None:
 
 
 def class_names_of(weights: Weights) -> tuple[str, ...]:
-    """Return the class names of weights, or "class 0", "class 1" and so on if unknown."""
+    """Return the class names of weights, or "class 0", "class 1" and so on if they are unknown."""
     numbers = (f"class {i}" for i in range(weights.config.model.num_classes))
     return weights.class_names or tuple(numbers)
 
@@ -284,7 +284,7 @@ def _load_npz(path: Path) -> Weights:
 
 
 def _describe_npz(path: Path, arrays: dict[str, np.ndarray]) -> tuple[Config, tuple[str, ...]]:
-    """Return config and class names of a `.npz` file."""
+    """Return the config and class names of a `.npz` file."""
     about = arrays.get(ABOUT)
     if about is None:
         raise UserError(f"{path}: has no {ABOUT}; only .npz files of this project can be loaded")
@@ -294,7 +294,7 @@ def _describe_npz(path: Path, arrays: dict[str, np.ndarray]) -> tuple[Config, tu
 
 
 def _load_workdir_description(path: Path) -> tuple[Config, tuple[str, ...]]:
-    """Return config and class names of a run."""
+    """Return the config and class names of a run."""
     about = path / ABOUT
     if not about.exists():
         raise UserError(f"{path}: is not the workdir of a run (it has no {ABOUT})")

@@ -41,8 +41,8 @@ def open_zip(path: Path, not_zip: str) -> Iterator[zipfile.ZipFile]:
         with zipfile.ZipFile(bounded) as archive:
             bounded.limit = size
             members = archive.infolist()
-            # Neither torch.save nor this project compresses or encrypts members, so reading one
-            # never expands it.
+            # Neither torch.save nor this project compresses or encrypts members. Refuse such
+            # members, because reading one could expand it.
             if any(info.compress_type or info.flag_bits & 1 for info in members):
                 raise UserError(
                     "has compressed or encrypted members; save them uncompressed and unencrypted"

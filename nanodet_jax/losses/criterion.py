@@ -1,7 +1,7 @@
 """Criterion: assignment and loss of a batch, built once from the config.
 
-Dimensions: B batch, P priors, G ground-truth slots, C classes, R reg_max + 1; `*n` is any number of
-leading axes.
+Dimensions: B batch, P priors, G ground-truth slots, C classes, R = reg_max + 1; `*n` is any number
+of leading axes.
 """
 
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from nanodet_jax.losses.assigners.gfl import GFLAssigner
 from nanodet_jax.runtime.precision import at_least_float32
 from nanodet_jax.structures import IGNORED, GroundTruth, Predictions, Targets
 
-PREFIXES = ("", "aux_")  # of the metrics of the head and the guidance, as in the original
+PREFIXES = ("", "aux_")  # of the names of the head's and the guidance's metrics, as in the original
 
 
 class Sums(NamedTuple):
@@ -34,7 +34,7 @@ class Sums(NamedTuple):
 
 
 class Divisors(NamedTuple):
-    """Divisors of the losses of a batch: the sums of the divisors of its parts."""
+    """Divisors of the losses of a batch. The divisors of the parts of a batch add up to them."""
 
     samples: Float[Array, ""]  # of the quality focal loss
     box_weights: tuple[Float[Array, ""], ...]  # of the box losses of each branch
@@ -48,7 +48,7 @@ class Criterion:
     loss is the sum of their losses. The quality focal loss is divided by the number of positive
     priors, and the box losses are divided by the sum of their weights, both over the whole batch.
     The assigner defines lower bounds for these divisors. If there are no boxes, the loss is just
-    the quality focal loss. In this case the original's NanoDet returns a constant.
+    the quality focal loss. In this case the original NanoDet returns a constant.
 
     Attributes:
       priors: priors of the input size.
@@ -107,7 +107,7 @@ class Criterion:
     def assign(self, branches: tuple[Predictions, ...], ground_truth: GroundTruth) -> Targets:
         """Assign the priors of one image.
 
-        An assigner that uses predictions gets the predictions of the last branch.
+        The assigner gets the predictions of the last branch.
 
         Args:
           branches: class logits [P, C] and box logits [P, 4, R] of each branch.
@@ -202,4 +202,4 @@ def build_assigner(settings: config.Assigner, compat: config.Compat) -> Assigner
                 ignore_threshold=settings.ignore_threshold,
                 priors_of_any_box=compat.priors_of_any_box,
             )
-    raise ValueError(settings.name)  # `config.check` raises first
+    raise ValueError(settings.name)  # never reached, because `config.check` raises first

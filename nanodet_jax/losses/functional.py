@@ -19,7 +19,8 @@ def quality_focal(logits: Float[Array, "*#n"], quality: Float[Array, "*#n"]) -> 
 
     Args:
       logits: logits of one class.
-      quality: soft label in [0, 1]: iou of the box for the class of its object, 0 for others.
+      quality: soft label in [0, 1]: the iou of the box for the class of its object, and 0 for
+        other classes.
     """
     distance = quality - jax.nn.sigmoid(logits)
     return optax.losses.sigmoid_binary_cross_entropy(logits, quality) * jnp.square(distance)

@@ -1,7 +1,7 @@
 """Ghost modules, the layers of GhostNet and of NanoDet-Plus's neck.
 
 Han et al., "GhostNet: More Features from Cheap Operations" (https://arxiv.org/abs/1911.11907).
-Reproduces nanodet/model/backbone/ghostnet.py of https://github.com/RangiLyu/nanodet.
+This module reproduces nanodet/model/backbone/ghostnet.py of https://github.com/RangiLyu/nanodet.
 """
 
 import flax.linen as nn
@@ -15,10 +15,10 @@ from nanodet_jax.ops.depthwise import DepthwiseConv
 
 
 class GhostModule(nn.Module):
-    """Compute half of the features by a 1 x 1 convolution, and the rest cheaply from that half.
+    """Compute half of the features with a 1 x 1 convolution, and the rest cheaply from that half.
 
-    The cheap operation is a depthwise 3 x 3 convolution. [B, H, W, C] to [B, H, W, features],
-    `features` even. With `activation` None, there is no activation.
+    The cheap operation is a depthwise 3 x 3 convolution. [B, H, W, C] to [B, H, W, features], where
+    `features` is even. With `activation` None, there is no activation.
     """
 
     features: int

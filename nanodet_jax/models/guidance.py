@@ -1,8 +1,9 @@
 """Assign guidance module of NanoDet-Plus: a larger branch that exists only in training.
 
-Its predictions decide which priors are assigned to which ground truth, because the predictions of
-the small head are still poor. In the first epochs its loss also trains backbone and neck. Inference
-does not use it. Reproduces nanodet/model/arch/nanodet_plus.py of
+Its predictions decide which priors are assigned to which ground-truth box, because the predictions
+of the small head are poor early in training. In the first epochs the loss of the guidance also
+trains the backbone and the neck. Inference does not use the guidance. This module reproduces
+nanodet/model/arch/nanodet_plus.py of
 https://github.com/RangiLyu/nanodet.
 """
 

@@ -36,8 +36,9 @@ ACTIVATIONS: Mapping[str, Activation] = {
     "selu": nn.selu,
 }
 
-# He initialization (https://arxiv.org/abs/1502.01852): the original's default for a convolution
-# with a named activation. Other convolutions use PyTorch's default.
+# He initialization (https://arxiv.org/abs/1502.01852): the default of the original's `ConvModule`
+# and `DepthwiseConvModule`. The original's other convolutions use PyTorch's default unless it
+# initializes them explicitly.
 he_normal = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 pytorch_uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 # He initialization by the inputs of a convolution, as in PaddleDetection.
@@ -156,7 +157,7 @@ class ConvNormAct(nn.Module):
 class DepthwiseSeparableConv(nn.Module):
     """Depthwise convolution, norm, activation, pointwise convolution, norm, activation.
 
-    [B, H, W, C] to [B, ceil(H / stride), ceil(W / stride), features]. Reproduces
+    [B, H, W, C] to [B, ceil(H / stride), ceil(W / stride), features]. This layer reproduces
     `DepthwiseConvModule` of https://github.com/RangiLyu/nanodet (nanodet/model/module/conv.py).
     With `squeeze_excite`, a `SqueezeExcite` with C // 4 features precedes the pointwise
     convolution.
@@ -204,7 +205,7 @@ class SqueezeExcite(nn.Module):
 
 
 def upsample_2x(x: jax.Array) -> jax.Array:
-    """Double height and width bilinearly, between pixel centers (PyTorch's align_corners=False)."""
+    """Double height and width by bilinear interpolation, like PyTorch with align_corners=False."""
     batch, height, width, channels = x.shape
     shape = (batch, 2 * height, 2 * width, channels)
     return jax.image.resize(x, shape, "bilinear", antialias=False)

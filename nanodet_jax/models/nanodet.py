@@ -1,6 +1,6 @@
 """NanoDet and NanoDet-Plus: the network from images to predictions.
 
-Reproduces nanodet/model/arch/one_stage_detector.py and nanodet_plus.py of
+This module reproduces nanodet/model/arch/one_stage_detector.py and nanodet_plus.py of
 https://github.com/RangiLyu/nanodet.
 """
 
@@ -31,7 +31,7 @@ class NanoDet(nn.Module):
     """Backbone, neck and head. Training also uses the guidance, if the config has one.
 
     The neck takes the features of `model.backbone_strides`, and returns levels of `model.strides`.
-    P is the number of priors, one for each pixel of all levels.
+    P is the number of priors: one for each pixel of each level.
 
     Attributes:
       model: `config.model`; `num_classes` must be set.
@@ -74,7 +74,7 @@ class NanoDet(nn.Module):
         axis_name: str | None = None,
         padded_sizes: jax.Array | None = None,
     ) -> tuple[Predictions, ...]:
-        """Return the predictions of the head and, in training, those of the guidance.
+        """Return the predictions of the head and, if `guided`, the predictions of the guidance.
 
         Args:
           images: as for `__call__`.

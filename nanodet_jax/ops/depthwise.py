@@ -1,8 +1,9 @@
 """Depthwise convolution, implemented so that it is fast on each platform.
 
-XLA's CPU backend runs a grouped convolution 20 to 50 times slower than a sum of shifted slices, and
-differentiates that sum slowly. On CPUs this module therefore sums shifted slices and defines the
-gradients itself. Elsewhere it uses `lax.conv_general_dilated`. The results agree up to rounding.
+XLA's CPU backend runs a grouped convolution 20 to 50 times slower than a sum of shifted slices. The
+automatic gradient of that sum is slow too. On CPUs this module therefore sums shifted slices and
+defines the gradients itself. Elsewhere it uses `lax.conv_general_dilated`. The results agree up to
+rounding.
 """
 
 from functools import partial
@@ -101,8 +102,8 @@ def _input_gradient(
     if stride == 1:
         return _sum_of_taps(grad, kernel[::-1, ::-1], 1)
     # With stride 2, input pixel 2r + a contributes through the taps of one parity only. Compute the
-    # gradient of each of the four parities (row, column) at half the resolution, then interleave
-    # them. A transposed convolution would multiply mostly zeros.
+    # gradient for each of the four pairs of parities (row, column) at half the resolution, then
+    # interleave them. A transposed convolution would multiply mostly zeros.
     size, (batch, height, width, channels) = kernel.shape[0], shape
     pad, margin = size // 2, (size + 1) // 2
     rows, columns = -(-height // 2), -(-width // 2)

@@ -1,8 +1,8 @@
 """3 x 3 max pooling with stride 2, implemented so that its gradient is fast on each platform.
 
 XLA's CPU backend scatters the gradient serially, which takes a fifth of a training step. On CPUs
-this module stores the position of each maximum and gathers instead. Of equal values, the first in
-row-major order counts as the maximum, as in PyTorch and XLA.
+this module therefore stores the position of each maximum, and gathers the gradient. Of equal
+values, the first in row-major order counts as the maximum, as in PyTorch and XLA.
 """
 
 import flax.linen as nn
@@ -66,7 +66,7 @@ def _backward(residuals: _Residuals, grad: jax.Array) -> tuple[jax.Array]:
     argmax = lax.optimization_barrier(jnp.pad(argmax, margin, constant_values=SIZE * SIZE))
     # Row 2r + a of the input is tap 1 of window r if a is 0; if a is 1, it is tap 2 of window r and
     # tap 0 of window r + 1. The same holds for columns. So compute the gradient of each of the four
-    # parities (a, b) at half the resolution, then interleave them.
+    # pairs of parities (a, b) at half the resolution, then interleave them.
     windows = {0: ((1, 0),), 1: ((2, 0), (0, 1))}
     phases = []
     for a in range(2):

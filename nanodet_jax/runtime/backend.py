@@ -9,8 +9,8 @@ from typing import Any
 import jax
 
 # By default XLA's CPU backend runs convolutions with YNNPACK. For these networks it is slower, and
-# so imprecise that gradients differ from float32 by 3e-3 where 6e-6 is possible. These options use
-# YNNPACK only for dot products and reductions.
+# so imprecise that gradient norms are off by 3e-3 instead of 6e-6. With these options, YNNPACK runs
+# only dot products and reductions.
 CPU_OPTIONS = {
     "xla_cpu_experimental_ynn_fusion_type": (
         "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE"
@@ -36,7 +36,7 @@ def jit(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
 
 
 def jit_once(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
-    """Wrap a program that runs only once: compiles twice as fast as `jit`, but runs slowly."""
+    """Call `jax.jit` for a program that runs once. It compiles twice as fast, but runs slowly."""
     quickly = compiler_options()
     if quickly is not None:
         quickly = quickly | {"xla_backend_optimization_level": 0}
@@ -48,7 +48,8 @@ def choose(*, cpu: Any, default: Any) -> Any:
 
     The platform is taken from `jax.default_device` at the time of tracing.
     `lax.platform_dependent` would leave the choice to the compiler, but would trace, differentiate
-    and lower both implementations. That takes a third of the startup time with cached programs.
+    and lower both implementations. With cached programs, that would take a third of the
+    startup time.
     """
     device = jax.config.jax_default_device  # type: ignore[attr-defined]
     platform = jax.default_backend() if device is None else getattr(device, "platform", device)
@@ -61,8 +62,8 @@ def defragment_heap() -> None:
     A compilation leaves tens of thousands of free chunks of different sizes. With one arena, malloc
     searches them for every buffer of a convolution, under one lock: a training step then takes 1.5
     times as long. This function allocates all free chunks of 16 to 256 KB and never frees them.
-    Their pages, 100 to 400 MB, are returned to the system. With a C library other than glibc, it
-    does nothing.
+    Their pages, 100 to 400 MB, are returned to the system. With a C library other than glibc, this
+    function does nothing.
     """
     try:
         libc = ctypes.CDLL("libc.so.6")
@@ -77,8 +78,8 @@ def defragment_heap() -> None:
         request, before = size - header, None
         while True:
             address = malloc(request)
-            # malloc always merges adjacent free chunks. So two adjacent results were cut from a
-            # larger chunk, and no free chunk of this size is left.
+            # malloc always merges adjacent free chunks. Two adjacent results were therefore cut
+            # from a larger chunk, and no free chunk of this size is left.
             if address is None or (before is not None and address == before + size):
                 free(address)
                 free(before)

@@ -1,7 +1,7 @@
 """The folder in which JAX keeps compiled programs between runs.
 
-JAX loads these programs as machine code, without any check. So a folder that other users can write
-to is never used.
+JAX loads these programs as machine code, without any check. A folder that other users can write to
+is therefore never used.
 """
 
 import functools
@@ -16,7 +16,7 @@ from nanodet_jax.terminal import say
 
 ENVIRONMENT = "JAX_COMPILATION_CACHE_DIR"
 OPTION = "jax_compilation_cache_dir"
-# By default JAX does not keep small programs. Entries are option: (JAX's default, our value).
+# By default JAX does not keep small programs. Each value is (JAX's default, our value).
 THRESHOLDS = {
     "jax_persistent_cache_min_entry_size_bytes": (0, -1),
     "jax_persistent_cache_min_compile_time_secs": (1.0, 0.0),
@@ -52,7 +52,7 @@ def use_configured_or_default_folder() -> None:
     """
     configured = getattr(jax.config, OPTION)
     if configured is None:
-        configured = os.environ.get(ENVIRONMENT)  # if set after JAX was imported
+        configured = os.environ.get(ENVIRONMENT)  # JAX ignores it if set after JAX's import
     if configured is not None:
         if configured:
             use_folder(configured)
@@ -73,10 +73,10 @@ def _default_folder() -> Path:
 
 
 def ensure_private_folder(folder: Path) -> None:
-    """Create a folder for this user alone if it is missing. Refuse one that others can write to.
+    """Create a folder for this user only. Refuse an existing one that others can write to.
 
     The folder and all files in it must belong to this user or to root, and other users must not
-    have write access. On Windows, where permissions work differently, nothing is checked.
+    have write access. On Windows, where permissions work differently, they are not checked.
 
     Raises:
       UserError: naming the folder and a command that fixes it.
@@ -112,7 +112,7 @@ def _is_foreign(status: os.stat_result, reachable: bool = True) -> bool:
 
 @functools.cache
 def _is_private_group(group: int) -> bool:
-    """Return whether this user is the only member of a group. Many systems create such groups."""
+    """Return whether this user is the only member of a group. Many systems create one per user."""
     import grp  # not available on Windows
     import pwd
 

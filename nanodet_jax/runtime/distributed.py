@@ -60,7 +60,7 @@ def join(distributed: Distributed) -> None:
             "process_id": distributed.process_index,
             "cluster_detection_method": "deactivate",
         }
-    # Older versions of JAX wait for as long as the heartbeat timeout.
+    # Older versions of JAX lack this option, and use the heartbeat timeout for it.
     if "shutdown_timeout_seconds" in inspect.signature(jax.distributed.initialize).parameters:
         options["shutdown_timeout_seconds"] = HEARTBEAT_TIMEOUT_S
     # Print this first: JAX ends the process with its own message if others do not start.
@@ -84,7 +84,7 @@ def join(distributed: Distributed) -> None:
 
 @contextmanager
 def _keeping_sigterm_handler() -> Iterator[None]:
-    """Keep our SIGTERM handler, which also stops a process before it trains.
+    """Keep our SIGTERM handler, which also stops a process that has not started to train.
 
     JAX would replace it with a handler for its preemption service. Newer versions of JAX have an
     option to turn this off. With older versions, our handler is installed again.
@@ -141,7 +141,7 @@ def must_agree(facts: dict[str, Any]) -> None:
                 raise UserError(
                     f"process {process_index} differs from process 0 in {name} "
                     f"({others[name]!r}, not {everyone[0][name]!r}); start all processes with the "
-                    "same command except for config.distributed.process_index, on the same files"
+                    "same command, except for config.distributed.process_index, and the same files"
                 )
 
 
@@ -166,7 +166,7 @@ def any_of(vote: bool) -> bool:
     return vote if jax.process_count() == 1 else int(_start_vote_count(vote)) > 0
 
 
-class Ballot:
+class DelayedVote:
     """Version of `any_of` that does not wait: it returns the result from VOTE_DELAY calls earlier.
 
     With a single process it returns that process's vote immediately.
@@ -176,7 +176,7 @@ class Ballot:
         self._pending: deque[jax.Array] = deque()
 
     def any_of(self, vote: bool) -> bool:
-        """Return whether an earlier vote was True in any process.
+        """Cast a vote, and return whether an earlier vote was True in any process.
 
         Every process must call this method the same number of times.
         """

@@ -6,7 +6,7 @@ from pathlib import Path
 import jax
 
 MEMINFO = Path("/proc/meminfo")
-CONTAINER = Path("/sys/fs/cgroup")  # of a Linux container; without a limit, memory.max is "max"
+CONTAINER = Path("/sys/fs/cgroup")  # in a Linux container; without a limit, memory.max is "max"
 
 
 def host_memory() -> int | None:
@@ -22,7 +22,10 @@ def host_memory() -> int | None:
 
 
 def free_device_memory(host_free: int | None) -> int | None:
-    """Return the free memory of the first device in bytes; None if it is unknown."""
+    """Return the free memory of the first device in bytes; None if it is unknown.
+
+    A CPU uses the memory of the host, of which `host_free` bytes are free.
+    """
     device = jax.local_devices()[0]
     if device.platform == "cpu":
         return host_free

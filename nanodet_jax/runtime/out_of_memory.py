@@ -2,7 +2,7 @@
 
 They name what was requested, how much memory there is, and a fix.
 
-A computation is dispatched before it runs, so its error may be raised where its result is used.
+JAX dispatches a computation before it runs, so its error may be raised where its result is used.
 """
 
 import re
@@ -33,7 +33,7 @@ def reporting_out_of_memory(config: Config, training: bool) -> Iterator[None]:
 
     Args:
       config: config of the run or evaluation.
-      training: True for a run, False for an evaluation.
+      training: True for a training run, False for an evaluation.
     """
     data, (height, width) = config.data, config.input_size
     request = f"batches of {data.batch_size} images of {height} x {width} in {config.precision}"
@@ -72,13 +72,13 @@ def _reporting_exhaustion(request: str, advice: Callable[[Place], str]) -> Itera
     try:
         yield
     except Exception as error:
-        where = exhausted(error)
+        where = exhausted_memory(error)
         if where is None:
             raise
         raise UserError(f"{_described(error, where, request)}; {advice(where)}") from error
 
 
-def exhausted(error: BaseException) -> Place | None:
+def exhausted_memory(error: BaseException) -> Place | None:
     """Return the place whose memory an error reports as exhausted; None for other errors."""
     if isinstance(error, MemoryError):
         return "host"
@@ -102,7 +102,7 @@ def _described(error: BaseException, where: Place, request: str) -> str:
 
 
 def _memory(where: Place) -> str:
-    """Describe the memory of the host, and of the device if it has its own."""
+    """Describe the memory of `where`. For a device with its own memory, add the host's."""
     total = host_memory()
     host = "host" if total is None else f"host, {total / GB:.1f} GB"
     if where == "host" or jax.default_backend() == "cpu":
@@ -139,7 +139,7 @@ def _fixes_of_loader(config: Config) -> list[str]:
 
 
 def _fixes_of_batch(config: Config, training: bool) -> list[str]:
-    """Return flags that reduce the memory of a batch, those that affect results least first."""
+    """Return flags that reduce the memory of a batch, by ascending effect on the results."""
     fixes = []
     batch_size, accumulate = config.data.batch_size, config.training.accumulate
     devices = (config.training.devices or jax.local_device_count()) * jax.process_count()

@@ -19,7 +19,7 @@ def matmul_precision(precision: str) -> AbstractContextManager[None]:
 
 
 def at_least_float32(x: Float[Array | np.ndarray, "*n"]) -> Float[Array, "*n"]:
-    """Convert `x` to float32 if it has fewer bits. Keep float64, which tests use for references.
+    """Convert `x` to float32 if it has fewer bits. Keep float64, which tests use as a reference.
 
     Losses, assignment and batch statistics use this function, whatever the network's precision.
     """

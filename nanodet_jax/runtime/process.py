@@ -19,7 +19,7 @@ def setup_process(cache_dir: str | Path | None = None) -> None:
     changes no setting that other code in the process can see. This function sets:
 
     - malloc: glibc reuses large buffers instead of returning them to the system. Otherwise each
-      training step on a CPU causes page faults for 500 MB. The cost: memory stays at its peak.
+      training step on a CPU causes page faults for 500 MB. However, memory stays at its peak.
     - JAX's persistent compilation cache: kept in `cache_dir` if given, otherwise in the folder that
       you have configured (`jax.config.jax_compilation_cache_dir` or `$JAX_COMPILATION_CACHE_DIR`),
       and otherwise in `nanodet_jax` in your cache folder. JAX's thresholds for small programs
@@ -27,7 +27,7 @@ def setup_process(cache_dir: str | Path | None = None) -> None:
     - absl's log: messages about exceptions in Orbax's threads are dropped, because the same
       exceptions are also raised in the main thread.
     - OpenCV: one thread per call, because `config.data.workers` threads already decode images. Its
-      messages about damaged images are dropped, because this package reports them by name.
+      messages about damaged images are dropped, because this package reports these images by name.
 
     A second call changes nothing, except that a new `cache_dir` replaces the old one.
 
@@ -56,7 +56,7 @@ def _set_up_libraries() -> None:
 
 
 def _is_not_raised(record: logging.LogRecord) -> bool:
-    """Return whether the error in a log message is not also raised as an exception."""
+    """Return False for a message about an exception in Orbax's threads, which is also raised."""
     return not ("orbax" in record.pathname and record.exc_info)
 
 

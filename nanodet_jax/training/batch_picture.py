@@ -19,7 +19,7 @@ def draw_batch(batch: Batch, config: Config, source: Source) -> np.ndarray:
       source: provides the class names.
 
     Returns:
-      uint8 BGR.
+      [height, width, 3] uint8 BGR.
     """
     names = [category.name for category in source.categories]
     drawn = []

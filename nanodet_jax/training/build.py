@@ -15,7 +15,7 @@ from nanodet_jax.data.class_map import class_names
 from nanodet_jax.data.pipeline import images_of_step, training_batches
 from nanodet_jax.data.records import Source
 from nanodet_jax.data.run_length import RunLength, run_length
-from nanodet_jax.data.split import keep_split
+from nanodet_jax.data.split import save_split
 from nanodet_jax.inference.predict import Detect, make_detect
 from nanodet_jax.io.checkpoint import Checkpoints
 from nanodet_jax.losses.criterion import build_criterion
@@ -74,7 +74,7 @@ class Run:
       length: length of the run in steps and epochs.
       leg: records the start and the end of this process in the workdir.
       num_devices: number of devices that this process trains on.
-      train_step: compiled function from (state, batch) to (state, metrics). Donates the state.
+      train_step: compiled function from (state, batch) to (state, metrics). It donates the state.
       augment: compiled function that converts an element of `prefetch` to a `Batch`.
       detect: compiled function; see `make_detect`.
       prefetch: yields training batches, starting at the first step of this process.
@@ -153,7 +153,8 @@ def build(config: Config, workdir: Path) -> Run:
         distributed.say(f"{config.name}: building the network")
         model = build_model(config.model, config.precision)
         training = scale_learning_rate(config.training, config.data.batch_size)
-        optimizer = make_optimizer(  # only for its state
+        # This optimizer only initializes the state, so its schedule is irrelevant.
+        optimizer = make_optimizer(
             training, lambda step: jnp.float32(0), trained=trained_parameters(config.model)
         )
         new_state = partial(create_state, optimizer=optimizer, ema=training.ema_decay > 0)
@@ -188,7 +189,7 @@ def build(config: Config, workdir: Path) -> Run:
             )
         stack.enter_context(closing(logger))
         if distributed.is_writer() and config.data.val_fraction and data.val is not None:
-            for note in keep_split(workdir, config.data, data.train, data.val):
+            for note in save_split(workdir, config.data, data.train, data.val):
                 logger.say(note)
         logger.say(data.images.describe())
         stored = upload_images(data.images, num_devices) if config.data.cache == "device" else None
@@ -288,9 +289,9 @@ def _announce(
             f"config.training.learning_rate={config.training.learning_rate:g} is for batches of "
             f"{config.training.lr_base_batch_size}"
         )
-    if data.over:
+    if data.images_over_limit:
+        names, counts = zip(*data.images_over_limit)
         logger.say(
-            f"note: config.data.max_boxes={data.slots} leaves out "
-            f"{sum(count for _, count in data.over)} boxes in {len(data.over)} images, the "
-            f"first of which is {data.over[0][0]}; 0 keeps all boxes"
+            f"note: config.data.max_boxes={data.slots} leaves out {sum(counts)} boxes in "
+            f"{len(names)} images, the first of which is {names[0]}; 0 keeps all boxes"
         )

@@ -58,8 +58,7 @@ class Leg:
         self._number = 0  # until the leg begins
 
     def begin(self) -> None:
-        """Write the description of the leg, once its first step is done.
-
+        """Write the description of the leg. Call this after its first step.
         `about.json` comes first and is replaced as a whole. If the process is killed before the
         line of `history.jsonl` is written, the next leg writes it.
 
@@ -109,7 +108,7 @@ class Leg:
 def read_history(workdir: Path) -> list[dict[str, Any]]:
     """Return the legs of a run in order, each with its start and, if it has ended, its end.
 
-    The keys are those of the lines of `history.jsonl`. Damaged lines are left out.
+    The keys are the same as in `history.jsonl`, without `event`. Damaged lines are left out.
 
     Raises:
       UserError: if the file cannot be read.
@@ -193,7 +192,7 @@ def _event(line: bytes) -> dict[str, Any] | None:
 
 
 def _append(workdir: Path, event: dict[str, Any]) -> None:
-    """Append a line to the history in one write. First terminate a line that a crash cut off."""
+    """Append a line to the history in one write. If a crash cut off the last line, end it first."""
     path = workdir / HISTORY
     with reporting_write_errors(path):
         flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | NO_FOLLOW

@@ -1,9 +1,9 @@
 """Hyperparameters of a run, as inputs to its compiled step.
 
 A run with a different learning rate, schedule, weight decay, moving average, loss weight or length
-therefore reuses the compiled step. Settings that change the program stay in the config: the
-network, the assigner, the optimizer, micro-batches, and whether gradients are clipped or a moving
-average is kept.
+therefore reuses the compiled step. Settings that change the program are not inputs: the network,
+the assigner, the optimizer, the number of micro-batches, and whether gradients are clipped or a
+moving average is kept.
 """
 
 from dataclasses import asdict

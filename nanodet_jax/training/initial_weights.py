@@ -66,7 +66,7 @@ def initial_variables(
     if not report.kept:
         raise UserError(f"config.training.init_weights={path}: no array in it fits this model")
     if not any(name.startswith("aux_") for name in report.kept):
-        # Start the guidance from the neck, as for random weights.
+        # The guidance's neck starts as a copy of the neck, as it does with random weights.
         variables = copy_neck_to_guidance(variables)
     return variables, f"starting from {path}: {report}"
 

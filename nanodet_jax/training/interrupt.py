@@ -16,12 +16,13 @@ class Aborted(Exception):
 class Interrupt:
     """Record SIGINT, SIGTERM and SIGHUP in `received`, from `catch` to the end of the context.
 
-    Before `catch`, and from the second signal on, the previous handlers are in effect. The handlers
-    of `train.py` exit immediately, because Python runs a handler only when XLA returns, and a
-    compilation may take a minute. SIGHUP is an exception in two ways. If it is ignored before
-    `catch` (`nohup`), it stays ignored. It is also ignored after the first signal, because closing
-    a terminal sends SIGHUP twice: from the shell and from the kernel. Python receives no signals
-    outside the main thread, so there this class does nothing.
+    Before `catch`, and from the second signal on, the previous handlers are in effect. In
+    `train.py` these are the system's default handlers, which end the process immediately. A Python
+    handler would run only when XLA returns, and a compilation may take a minute. SIGHUP is an
+    exception in two ways. If it is ignored before `catch` (`nohup`), it stays ignored. It is also
+    ignored after the first signal, because closing a terminal sends SIGHUP twice: from the shell
+    and from the kernel. Python receives no signals outside the main thread, so there this class
+    does nothing.
 
     Attributes:
       received: number of the first signal; None until then.
@@ -70,7 +71,7 @@ class Interrupt:
             raise Aborted
 
     def exit(self) -> None:
-        """Exit as the signal would: KeyboardInterrupt, or SystemExit with 128 + the number."""
+        """Raise KeyboardInterrupt after SIGINT, and otherwise SystemExit with 128 + the number."""
         if self.received == signal.SIGINT:
             raise KeyboardInterrupt
         raise SystemExit(128 + int(self.received or signal.SIGTERM))

@@ -8,8 +8,8 @@ from filelock import FileLock, Timeout
 from nanodet_jax.errors import UserError
 from nanodet_jax.runtime import distributed
 
-# Seconds to wait for another run in the same workdir to end. A scheduler that replaces a job starts
-# the new one while the old one is still saving.
+# Seconds to wait for another run in the same workdir to end. A scheduler that replaces a job may
+# start the new one while the old one is still saving.
 WAIT_S = 60.0
 POLL_S = 2.0  # seconds between two reports from the waiting process to the other processes
 

@@ -32,16 +32,18 @@ def train_and_evaluate(config: Config, workdir: str | Path) -> dict[str, Any]:
     Args:
       config: not changed. The run uses a copy, in which the fields that depend on the data are
         filled in, and saves that copy in the workdir.
-      workdir: created if it does not exist. Contains `config.json`, `about.json`, `metrics.jsonl`,
-        `checkpoints/`, `pictures/`, `tensorboard/`. All processes of a run must have access to it.
+      workdir: created if it does not exist. The run writes `config.json`, `data.json`,
+        `about.json`, `history.jsonl`, `metrics.jsonl`, `checkpoints/`, `pictures/` and
+        `tensorboard/` to it. All processes of a run must have access to it.
 
     Returns:
       Metrics of the last evaluation; see `evaluation.coco_metrics`. Empty if
       config.data.val=none, because nothing is evaluated.
 
     Raises:
-      UserError: for data, weights or values that cannot be used, before anything is compiled. Also
-        for a batch or a cache that does not fit in memory.
+      UserError: before anything is compiled, for data, weights or values that cannot be used; at
+        any time, for a batch or a cache that does not fit in memory, or a file that cannot be
+        written.
       KeyboardInterrupt, SystemExit: after SIGINT or SIGTERM, once the state is saved.
     """
     check(config)
@@ -63,11 +65,11 @@ def train_and_evaluate(config: Config, workdir: str | Path) -> dict[str, Any]:
 
 
 def _train(run: Run, interrupt: Interrupt) -> bool:
-    """Train until the end; return False if the run was asked to stop before then."""
+    """Train until the end; return False if a signal asks the run to stop earlier."""
     config, length = run.config, run.length
     training = config.training
     start_step = int(run.state.step)
-    votes = distributed.Ballot()
+    votes = distributed.DelayedVote()
     if run.val is None:
         run.logger.say("config.data.val=none: no evaluation; the last checkpoint is the result")
 
@@ -89,12 +91,13 @@ def _train(run: Run, interrupt: Interrupt) -> bool:
         if votes.any_of(interrupt.received is not None):
             return False
 
-        # Train. Nothing here waits for the devices.
+        # Train. The step is dispatched here, and the devices run it in the background.
         batch = run.augment(run.prefetch.next(metrics))
         run.state, metrics = run.train_step(run.state, batch)
 
-        # After the first step: draw its batch while the devices are busy, release the memory that
-        # its compilation left behind, and save on signals from now on.
+        # After the first step of the run, draw its batch while the devices are busy. After the
+        # first step of the process, release the memory that compilation left behind, and save on
+        # signals from now on.
         if step == 1 and distributed.is_writer():
             shown = jax.device_get(local_part(batch, run.num_devices))
             run.logger.log_image("train", 0, draw_batch(shown, config, run.train))
@@ -140,7 +143,7 @@ def _log(run: Run, step: int, metrics: Metrics, throughput: Throughput) -> None:
 
 
 def _evaluate(run: Run, step: int, interrupt: Interrupt) -> bool:
-    """Evaluate the state after `step`, log and keep the metrics; return False if asked to stop.
+    """Evaluate the state after `step`, and log and save the metrics; return False if interrupted.
 
     Without validation images, do nothing.
     """

@@ -41,7 +41,7 @@ class MetricLogger:
       workdir: contains `metrics.jsonl`, `tensorboard/` and `pictures/`.
 
     Raises:
-      UserError: from every method that writes, naming the file or folder that cannot be written.
+      UserError: from every method that writes, naming the file or folder that cannot be written to.
     """
 
     def __init__(
@@ -158,7 +158,7 @@ def _entry(line: bytes) -> dict[str, Any] | None:
 
 
 class NullLogger:
-    """Stand-in for `MetricLogger` that logs nothing, for all processes except the writer."""
+    """Stand-in for `MetricLogger` that logs nothing, for processes that write no logs."""
 
     def advance(self) -> None:
         """Do nothing."""

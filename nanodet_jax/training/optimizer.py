@@ -141,17 +141,16 @@ def make_optimizer(
     hyperparameters: UpdateHyperparameters | None = None,
     trained: Callable[[Any], Any] | None = None,
 ) -> optax.GradientTransformation:
-    """Return SGD with momentum or AdamW, after clipping by the global norm.
-
+    """Return SGD with momentum, or AdamW. If requested, gradients are clipped by global norm first.
     Weight decay applies to every parameter, as in the original's recipes. With `no_norm_decay` it
     does not apply to normalization layers.
 
     Args:
       training: provides the optimizer's name, `no_norm_decay`, and whether gradients are clipped.
       schedule: learning rate by the number of steps done.
-      hyperparameters: numbers of the update rule; None for those of `training`.
+      hyperparameters: hyperparameters of the update rule; None: use the values in `training`.
       trained: from parameters to a bool for each; the others neither decay nor have momentum, and
-        need gradients of 0. None trains all.
+        need gradients of 0. None: train all.
     """
     values = update_hyperparameters(training) if hyperparameters is None else hyperparameters
     mask = decay_mask if training.no_norm_decay else None

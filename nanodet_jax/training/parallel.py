@@ -85,7 +85,7 @@ def make_train_step(
     Args:
       model, criterion, optimizer, schedule, ema_decay, detach_step, accumulate: as for
         `train_step`.
-      num_devices: number of `jax.local_devices()`; must divide the batch.
+      num_devices: number of `jax.local_devices()` to use; must divide the batch.
     """
     step = partial(
         train_step,
@@ -198,7 +198,7 @@ def local_part(batch: Any, num_devices: int = 1) -> Any:
 
 
 def local_copy(state: Any, num_devices: int = 1) -> Any:
-    """Return a replicated state, or a part of it, on the devices of this process only."""
+    """Return the copy of a replicated state, or of a part of it, on this process's devices."""
     return _local(state, num_devices, REPLICATED)
 
 

@@ -32,7 +32,7 @@ class RunData:
     val: Source | None
     images: TrainingImages
     slots: int  # ground-truth slots per image
-    over: list[tuple[str, int]]  # images with more boxes than slots, and how many do not fit
+    images_over_limit: list[tuple[str, int]]  # names, and number of boxes that have no slot
     length: RunLength
 
 
@@ -74,7 +74,7 @@ def resolve(config: Config, train: Source, val: Source | None) -> Config:
     if val is not None and class_names(val) != names:
         raise UserError(
             "training and validation data must have the same classes in the same order; got "
-            f"{join_first(names)} for training, {join_first(class_names(val))} for validation"
+            f"{join_first(names)} for training, and {join_first(class_names(val))} for validation"
         )
     if config.model.num_classes not in (0, len(names)):
         raise UserError(

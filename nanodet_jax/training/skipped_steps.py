@@ -1,4 +1,7 @@
-"""Training steps whose update was skipped because the loss or a gradient was not finite."""
+"""Training steps whose update was skipped.
+
+An update is skipped if the loss, a gradient or a batch statistic is not finite.
+"""
 
 from collections.abc import Callable
 
@@ -7,7 +10,7 @@ import jax
 from nanodet_jax.errors import UserError
 from nanodet_jax.terminal import join_first
 
-NAMED_IMAGES = 8  # images of a batch that a message names
+NAMED_IMAGES = 8  # maximum number of images that a message names
 
 
 class SkippedSteps:
@@ -54,12 +57,12 @@ class SkippedSteps:
                 continue
             names = self._image_names(int(step))
             say(
-                f"step {step}: loss or gradient is not finite, update skipped; images: "
-                f"{join_first(names, NAMED_IMAGES)}"
+                f"step {step}: the loss, a gradient or a batch statistic is not finite; update "
+                f"skipped; images: {join_first(names, NAMED_IMAGES)}"
             )
         if self._consecutive >= self._max_consecutive:
             raise UserError(
-                f"loss or gradient was not finite in {self._consecutive} steps in a row: lower "
-                "config.training.learning_rate, or check the images named above; the last good "
-                "weights are kept"
+                "the loss, a gradient or a batch statistic was not finite in "
+                f"{self._consecutive} steps in a row: lower config.training.learning_rate, or "
+                "check the images named above; the last good weights are kept"
             )

@@ -30,7 +30,7 @@ def loss_and_gradients(
     axis_name: str | None = None,
     key: jax.Array | None = None,
 ) -> tuple[Metrics, Tree, Tree]:
-    """Compute metrics, gradients of the parameters, and new batch statistics, all float32.
+    """Compute metrics, gradients of the parameters, and new batch statistics, all in float32.
 
     Losses and gradients are summed over micro-batches and devices, with the divisors of the whole
     batch. Only batch norm depends on the split. It normalizes within a micro-batch on one device,
@@ -194,8 +194,8 @@ def train_step(
         key=jax.random.fold_in(jax.random.key(seed), state.step) if model.is_random else None,
     )
     gradient_norm = optax.tree.norm(gradients)
-    # A sum is finite only if all of its terms are. It includes the batch statistics, because a
-    # pixel so bright that its square is infinite affects only the running variances.
+    # A sum is finite only if all of its terms are. This sum includes the batch statistics, because
+    # a pixel so bright that its square is infinite affects only the running variances.
     finite = jnp.isfinite(metrics["loss"] + gradient_norm + optax.tree.sum(batch_stats))
     metrics |= {
         "gradient_norm": gradient_norm,

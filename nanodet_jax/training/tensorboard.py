@@ -18,18 +18,18 @@ FILE_NAME = re.compile(r"events\.out\.tfevents\.(\d{1,12})\.")
 
 
 class EventWriter:
-    """Write a new event file. It hides events from `first_step` on in older files of the folder.
+    """Write a new event file, which hides the events of older files from `first_step` on.
 
     This class writes in the calling thread. tensorboardX's `SummaryWriter` writes in a separate
     thread, which hides its first error. Ten values later, the queue of that thread is full, and the
     run blocks forever.
 
-    TensorBoard reads the files of a folder in the order of their names, which begin with the time.
-    The name of a new file sorts after all existing names, and the times in the file never decrease,
-    even if the system clock is set back.
+    TensorBoard reads the files of a folder in the order of their names, which contain the time of
+    creation. The name of a new file sorts after all existing names, and the times in the file never
+    decrease, even if the system clock is set back.
 
     Args:
-      folder: created if missing.
+      folder: created if it is missing.
       first_step: first step that will be written.
 
     Raises:
@@ -46,7 +46,7 @@ class EventWriter:
         self._write(first_step, session_log=SessionLog(status=SessionLog.START))
 
     def add_scalars(self, values: dict[str, float], step: int) -> None:
-        """Write scalars by tag."""
+        """Write scalars, given by tag."""
         for name, value in values.items():
             self._write(step, summary=summary.scalar(name, value))
 

@@ -36,7 +36,7 @@ class Throughput:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Exclude the time spent in this context."""
+        """Exclude the time spent in this context from the measurement."""
         start = time.perf_counter()
         yield
         self._start += time.perf_counter() - start

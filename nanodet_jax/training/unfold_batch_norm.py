@@ -26,7 +26,7 @@ EPSILON = BatchNorm.epsilon
 def is_folded(variables: VariableDict) -> bool:
     """Return whether every batch norm is the identity plus a bias, which training never yields.
 
-    Freshly initialized variables have a variance of 1, folded ones of 1 - epsilon.
+    Freshly initialized variables have running variances of 1, and folded ones have 1 - epsilon.
     """
     leaves = flatten(variables)
     means = [leaf for path, leaf in leaves.items() if path.endswith("/mean")]

@@ -20,7 +20,8 @@ from nanodet_jax.terminal import join_first
 
 DATA = "data.json"  # names of the images of the current leg
 DATA_LIMIT = 1 << 28  # bytes; enough for the names of a million images
-SAME_DATA = 0.5  # data with fewer of the previous training images, as a fraction, is different
+# Data counts as the same if it has at least this fraction of the previous training images.
+MIN_SHARED_IMAGES = 0.5
 # Fields that do not affect what is trained.
 IGNORED_FIELDS = ("config.training.resume", "config.distributed.process_index")
 
@@ -140,10 +141,10 @@ def check_same_run(
     if previous.names is not None:
         before = set(previous.names.train)
         left = len(before & set(names.train))
-        if left < SAME_DATA * len(before):
+        if left < MIN_SHARED_IMAGES * len(before):
             raise UserError(
                 f"{workdir} holds a run on different data: {left} of its {len(before)} training "
-                f"images are among the {len(names.train)} of this config; {allow}"
+                f"images are among the {len(names.train)} images of this config; {allow}"
             )
 
 
@@ -174,11 +175,17 @@ def finished_message(workdir: Path, training: Training, step: int, length: RunLe
         "cosine": "the learning rate first rises again, as the cosine becomes longer",
         "multistep": "the learning rate falls at the same milestones",
     }[training.schedule]
-    more = "steps" if training.steps else "epochs"
+    longer = "steps" if training.steps else "epochs"
+    more = "set --config.training.more_epochs=N: it adds N epochs after the end of the schedule"
+    if training.more_epochs:
+        more = (
+            f"raise --config.training.more_epochs={training.more_epochs}: it counts all epochs "
+            "after the end of the schedule"
+        )
     return (
         f"{workdir}: already finished at step {step} of {length.total_steps}; nothing is changed. "
-        "To train longer, set --config.training.more_epochs=N: it adds N epochs at the last "
-        f"learning rate. Or raise --config.training.{more}: {schedule}"
+        f"To train longer, {more}, at the last learning rate. Or raise "
+        f"--config.training.{longer}: {schedule}"
     )
 
 

@@ -139,7 +139,7 @@ def test_convert_on_a_full_disk_leaves_no_file(unbroken, tmp_path, capsys):
     with small_disk(tmp_path / "disk", megabytes=1) as disk:
         fill(disk)
         assert cli.main(["convert", str(unbroken), str(disk / "out" / "weights.npz")]) == 2
-        assert "weights.npz: cannot be written: No space left" in capsys.readouterr().err
+        assert "weights.npz: cannot be written to: No space left" in capsys.readouterr().err
         empty(disk)
         (disk / "out").mkdir(exist_ok=True)
         assert cli.main(["convert", str(unbroken), str(disk / "out" / "weights.npz")]) == 0
@@ -152,7 +152,7 @@ def test_predict_on_a_full_disk_leaves_no_partial_file(unbroken, tmp_path, capsy
         fill(disk)
         command = ["predict", picture, "--workdir", str(unbroken), "--out", str(disk / "out")]
         assert cli.main(command) == 2
-        assert "cannot be written: No space left" in capsys.readouterr().err
+        assert "cannot be written to: No space left" in capsys.readouterr().err
         empty(disk)
         assert leaves_no_part(disk) == []
         assert cli.main(command) == 0
@@ -173,7 +173,7 @@ def test_evaluate_on_a_full_disk_leaves_no_partial_file(name, unbroken, tmp_path
         with monkeypatch.context() as patch:
             patch.setattr(files, "atomic_write", filling)
             patch.setattr("nanodet_jax.visualize.atomic_write", filling)
-            with pytest.raises(UserError, match=f"{name}: cannot be written: No space left"):
+            with pytest.raises(UserError, match=f"{name}: cannot be written to: No space left"):
                 evaluate.evaluate(config, unbroken, disk / "out")
         empty(disk)
         assert all(json.loads(path.read_text()) is not None for path in disk.rglob("*.json"))

@@ -200,7 +200,7 @@ def test_memory_error_gives_one_line_and_code_2(monkeypatch, capsys):
     monkeypatch.setattr(train, "train_and_evaluate", fail)
     assert main(["train"]) == 2
     expected = (
-        "error: out of memory on this machine; close other programs, or process less at once\n"
+        "error: out of memory on this machine; close other programs, or process less data at once\n"
     )
     assert capsys.readouterr().err == expected
 

@@ -95,7 +95,7 @@ def test_predict_reads_every_format_of_opencv_with_a_header(predict, tmp_path, s
 @pytest.mark.parametrize(
     ("scores", "line"),
     [
-        ((0.254, 0.2, 0.1), "nothing above 0.35; best 0.25"),
+        ((0.254, 0.2, 0.1), "nothing above 0.35; best score 0.25"),
         ((0.9, 0.5, 0.375), "1 cat, 1 dog"),
     ],
 )
@@ -164,8 +164,8 @@ def test_labels_of_an_earlier_run_are_an_error_before_anything_is_written(
     code, lines = predict(*arguments)
     assert code == 2
     assert lines == [
-        f"error: {out / 'labels'}: exists, and corrections in it would be lost; use a different "
-        "--out, or move this file"
+        f"error: {out / 'labels'}: already exists, and corrections in it would be lost; use a "
+        "different --out, or move it elsewhere"
     ]
     assert (out / "labels" / "a.txt").read_text() == "0 .5 .5 .5 .5\n"
     assert not (out / "detections.json").exists()

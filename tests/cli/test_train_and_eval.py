@@ -316,7 +316,7 @@ def test_eval_needs_exactly_one_of_workdir_and_weights(command, tmp_path):
 def test_eval_refuses_weights_with_other_classes(command, bad_files, eager_weights):
     data = coco(bad_files)
     code, _, error = command("eval", *data, f"--weights={eager_weights}", f"--out={bad_files}/out")
-    assert_one_line(code, error, "4 classes, the dataset has 1 (cat)")
+    assert_one_line(code, error, "4 classes, but the dataset has 1 (cat)")
     assert not (bad_files / "out").exists()
 
 

@@ -107,7 +107,8 @@ CASES = {
         Config(
             data=Data(cache="device", augment="device"), distributed=Distributed("localhost:1", 2)
         ),
-        "config.data.cache='device': needs a single process; data.cache=ram works with several",
+        "config.data.cache='device': needs a single process; data.cache=ram works with several "
+        "processes",
     ),
     "several processes without a coordinator": (
         Config(distributed=Distributed(num_processes=2)),

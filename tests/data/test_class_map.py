@@ -147,8 +147,9 @@ def test_splits_without_a_common_class_are_an_error():
     with pytest.raises(UserError) as caught:
         match_classes(source(), source(("elk", "ELK"), labels=(0, 1)))
     assert str(caught.value) == (
-        "training and validation data have no class in common: cat, dog, cow, owl and elk, ELK; "
-        "use data with the same classes, or merge classes with --config.data.merge=OLD:NEW"
+        "training and validation data have no class in common: training has cat, dog, cow, owl, "
+        "but validation has elk, ELK; use data with the same classes, or merge classes with "
+        "--config.data.merge=OLD:NEW"
     )
 
 

@@ -5,7 +5,7 @@ import shutil
 import numpy as np
 import pytest
 
-from nanodet_jax.data.duplicates import copies, find_duplicates
+from nanodet_jax.data.duplicates import find_duplicates, group_copies
 from nanodet_jax.data.records import make_record
 from tests.builders import noise, write_image
 
@@ -53,5 +53,5 @@ def test_copies_are_groups_of_one_content(files, tmp_path):
     for number in range(2):
         shutil.copy(files[1], tmp_path / f"copy{number}.png")
     records = [record(path.name, path) for path in sorted(tmp_path.iterdir())]
-    [group] = copies(records)
+    [group] = group_copies(records)
     assert [one.name for one in group] == ["1.png", "copy0.png", "copy1.png"]

@@ -172,5 +172,5 @@ def test_voc2007_list_cannot_name_files_outside_its_folder(tmp_path):
     (base / "ImageSets" / "Main" / "train.txt").write_text("../../x\n")
     config = Config()
     config.data.format, config.data.root = "voc", str(tmp_path)
-    with pytest.raises(UserError, match=r"x\.xml: missing, but listed in .*train\.txt"):
+    with pytest.raises(UserError, match=r"x\.xml: is missing but listed in .*train\.txt"):
         open_source(config, "train")

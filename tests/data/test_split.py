@@ -13,8 +13,8 @@ from nanodet_jax.data.split import (
     SPLIT,
     SubsetSource,
     choose_validation,
-    keep_split,
     read_split,
+    save_split,
     split_source,
 )
 from nanodet_jax.errors import UserError
@@ -122,7 +122,7 @@ def test_split_without_images_for_one_part_is_an_error():
 def test_split_file_keeps_the_validation_images_of_a_run(tmp_path):
     whole = source(MIXED)
     train, val = split_source(whole, DATA, read_split(tmp_path, DATA))
-    assert keep_split(tmp_path, DATA, train, val) == []
+    assert save_split(tmp_path, DATA, train, val) == []
     names = {record.name for record in val}
     assert read_split(tmp_path, DATA) == names
     written = (tmp_path / SPLIT).read_bytes()
@@ -132,9 +132,9 @@ def test_split_file_keeps_the_validation_images_of_a_run(tmp_path):
     changed = source([[0]] * (len(kept) + 5), [*kept, *(f"new{i}.jpg" for i in range(5))])
     train, val = split_source(changed, DATA, read_split(tmp_path, DATA))
     assert {record.name for record in val} == names - {gone}
-    assert keep_split(tmp_path, DATA, train, val) == [
-        f"note: 1 validation images listed in {tmp_path / SPLIT} are missing from the data, such "
-        f"as {gone}",
+    assert save_split(tmp_path, DATA, train, val) == [
+        f"note: validation images that {tmp_path / SPLIT} lists but the data does not contain: 1, "
+        f"such as {gone}",
         f"note: {tmp_path / SPLIT} was written for 100 images, but now there are 104; the "
         "validation images stay the same, and added images are used for training",
     ]
@@ -142,7 +142,7 @@ def test_split_file_keeps_the_validation_images_of_a_run(tmp_path):
 
 
 def test_split_file_of_another_fraction_or_damaged_is_an_error(tmp_path):
-    keep_split(tmp_path, DATA, *split_source(source(MIXED), DATA, None))
+    save_split(tmp_path, DATA, *split_source(source(MIXED), DATA, None))
     with pytest.raises(UserError, match=r"val_fraction=0\.1: .* were split with 0\.2 \(.*another"):
         read_split(tmp_path, Data(val_fraction=0.1))
     with pytest.raises(UserError, match=r"val_seed=1: .* were split with 0 "):
@@ -172,7 +172,7 @@ def test_dataset_without_images_of_a_split_is_evaluated_as_a_whole(capsys):
     assert len(val) == 40
     note = "note: none of the 40 images is a validation image of this run: using all of them\n"
     assert capsys.readouterr().out == note
-    with pytest.raises(UserError, match="none of the 40 images is a validation image in the split"):
+    with pytest.raises(UserError, match="none of the 40 images is listed as a validation image"):
         open_source(config, "train", validation={"of another dataset"})
 
 

@@ -56,7 +56,7 @@ def test_unreadable_training_image_is_replaced_by_the_next_readable_one(messages
         "4.png (image 4)",
         "11.png (image 11)",
     ]
-    assert messages[2].endswith("(3 unreadable images; at most 12 of 12 are allowed)")
+    assert messages[2].endswith("(unreadable images so far: 3; at most 12 of 12 are allowed)")
 
 
 @pytest.mark.parametrize("augment", ["host", "device"])

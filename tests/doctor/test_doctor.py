@@ -155,13 +155,13 @@ def test_doctor_reports_images_of_both_splits(doctor, drawn):
     assert code == 1
     assert (
         "  * 2 of 8 validation images are also training images: AP is too high\n"
-        "      shapes-train-000000.png in train is shapes-val-000000.png in val\n"
-        "      shapes-train-000005.png in train is shapes-val-000005.png in val\n"
+        "      shapes-train-000000.png in train is the same as shapes-val-000000.png in val\n"
+        "      shapes-train-000005.png in train is the same as shapes-val-000005.png in val\n"
         "    -> remove them from one of the splits"
     ) in output
     _, brief_output = doctor()
     assert (
-        "in train is shapes-val-000000.png in val\n"
+        "in train is the same as shapes-val-000000.png in val\n"
         "      and 1 more (--all lists them)\n"
         "    -> remove them from one of the splits"
     ) in brief_output
@@ -173,7 +173,7 @@ def test_doctor_of_two_equal_splits_suggests_a_fraction(drawn, doctor):
     _, output = doctor(*flags, f"--config.data.val_annotations={folder / 'train.json'}")
     assert "* 24 of 24 validation images are also training images: AP is too high\n" in output
     assert (
-        "    -> remove them from one of the splits, or split validation images off with "
+        "    -> remove them from one of the splits, or split off new validation images with "
         "--config.data.val_fraction=0.1\n"
     ) in output
 
@@ -186,8 +186,8 @@ def test_doctor_without_a_validation_split_says_so(tmp_path, capsys):
     config.write_text(CONFIG.format(format="yolo", paths=f"root={str(tmp_path / 'data')!r}"))
     assert main(["doctor", str(config)]) == 1
     fix = (
-        "split some off the training images with --config.data.val_fraction=0.1, or train without "
-        "validation with --config.data.val=none"
+        "split off some of the training images with --config.data.val_fraction=0.1, or train "
+        "without validation with --config.data.val=none"
     )
     file = tmp_path / "data" / "classes.txt"
     assert (
@@ -204,7 +204,7 @@ def test_doctor_names_a_class_of_one_split_alone(doctor, drawn):
         content["annotations"][0]["category_id"] = 9
     code, output = doctor()
     assert code == 1
-    assert "no training boxes for 1 of 6 classes: elk; validation has elk, with AP 0" in output
+    assert "no training boxes for 1 of 6 classes: elk; the AP of elk will be 0" in output
     assert "no validation boxes for 1 of 6 classes: owl; AP does not include them" in output
     code, output = doctor("--config.data.merge=elk:star,owl:star")
     assert code == 0
@@ -332,9 +332,9 @@ def test_doctor_sorts_by_severity_and_suggests_fixes(faulty, doctor):
         (
             ["--config.data.batch_size=25"],
             1,
-            "batch_size=25 exceeds the 24 training images",
+            "batch_size=25 exceeds the number of training images, 24",
         ),
-        (["--config.input_size=64,64"], 0, "is small at the input of 64 x 64: half of its"),
+        (["--config.input_size=64,64"], 0, "is small at an input of 64 x 64: half of its"),
         (["--config.data.train_images=/nowhere"], 1, "/nowhere: folder of images is missing"),
         (["--config.data.format=voc"], 1, "config.data.root: is empty"),
     ],
@@ -359,7 +359,7 @@ def test_doctor_finds_a_class_without_training_boxes(drawn, doctor):
     train["annotations"] = [item for item in train["annotations"] if item["category_id"] != 3]
     code, output = doctor()
     assert code == 1
-    assert "no training boxes for 1 of 4 classes: square; validation has square" in output
+    assert "no training boxes for 1 of 4 classes: square; the AP of square will be 0" in output
 
 
 def test_doctor_finds_many_images_without_boxes(drawn, doctor):
@@ -386,7 +386,7 @@ def test_brief_finds_problems_of_annotations_without_images(drawn):
         return quick_warnings(config, *(open_source(config, split) for split in COUNTS))
 
     absent, rare = lines()
-    assert absent.startswith("note: no training boxes for 1 of 4 classes: square; validation has")
+    assert absent.startswith("note: no training boxes for 1 of 4 classes: square; the AP of")
     assert rare.startswith("note: classes with fewer than 50 training boxes: circle (")
     longer = lines("--config.training.warmup_steps=60", "--config.input_size=64,64")
     assert longer[1] == (
@@ -394,7 +394,7 @@ def test_brief_finds_problems_of_annotations_without_images(drawn):
         "reached -> --config.training.warmup_steps=3, or more epochs"
     )
     assert (longer[0], longer[2]) == (absent, rare)
-    assert "is small at the input of 64 x 64" in longer[-1]
+    assert "is small at an input of 64 x 64" in longer[-1]
     files = ("train_images", "train_annotations", "val_images", "val_annotations")
     no_files = [f"--config.data.{name}=" for name in files]
     assert lines("--config.data.format=shapes", *no_files) == []
@@ -425,7 +425,7 @@ def test_doctor_finds_each_kind_of_fault_of_voc(tmp_path, capsys):
         (FaultKind.INVERTED, "0.xml: object 2 (cat) has an inverted box"),
         (FaultKind.NUMBERS, "0.xml: object 3 (cat): bndbox/xmin is 'nan'"),
         (FaultKind.OUTSIDE, "0.xml: box [-5.0, 1.0, 40.0, 50.0] (cat) extends beyond the 100x80"),
-        (FaultKind.EMPTY, "0.xml: box [3.0, 3.0, 3.0, 9.0] (cat): smaller than one pixel"),
+        (FaultKind.EMPTY, "0.xml: box [3.0, 3.0, 3.0, 9.0] (cat) is smaller than one pixel"),
         (FaultKind.DUPLICATES, "0.png (image 1): box [70, 30, 99, 70] occurs 2 times with the"),
         (FaultKind.CLASSES, "0.xml: object 8 has no name"),
         (FaultKind.MISSING, "1.xml: no image '' or 1.* in"),
@@ -464,7 +464,7 @@ def test_doctor_finds_each_kind_of_fault_of_yolo(tmp_path, capsys):
         (FaultKind.NUMBERS, 2, "0.txt: line 3: '0 nan .5 .4 .5' has a number that is not finite"),
         (FaultKind.NUMBERS, 2, "1.txt: line 1: '0 ...' is not a line of numbers"),
         (FaultKind.OUTSIDE, 1, "0.txt: line 4: box [-0.1, 0.25, 0.3, 0.75] extends beyond"),
-        (FaultKind.EMPTY, 1, "0.txt: box [39.75, 20.0, 40.25, 60.0] (cat): smaller than one pixel"),
+        (FaultKind.EMPTY, 1, "0.txt: box [39.75, 20.0, 40.25, 60.0] (cat) is smaller than one"),
         (FaultKind.CLASSES, 1, "0.txt: line 6: '1 .4 .5 .4 .5' has unknown class 1"),
         (FaultKind.DUPLICATES, 1, "0.png (image 1): box [70, 20, 90, 60] occurs 2 times with"),
         (FaultKind.MISSING, 1, "4.txt: labels without an image in"),
@@ -494,9 +494,7 @@ def test_warnings_before_training_name_a_class_of_one_split_in_yolo(tmp_path):
     config = Config(data=Data(format="yolo", root=str(tmp_path), batch_size=1))
     config.training.warmup_steps = 0
     notes = quick_warnings(config, *(open_source(config, split) for split in COUNTS))
-    assert any(
-        "no training boxes for 1 of 3 classes: owl; validation has owl" in note for note in notes
-    )
+    assert any("no training boxes for 1 of 3 classes: owl; the AP of owl" in note for note in notes)
     assert any("no validation boxes for 1 of 3 classes: dog" in note for note in notes)
     config.data.val = "none"
     notes = quick_warnings(config, open_source(config, "train"), None)

@@ -19,7 +19,6 @@ from nanodet_jax.doctor.fix.boxes import (
     RESIZED,
     SWAPPED,
     TOO_SMALL,
-    UNUSABLE,
     Changes,
     correct_box,
 )
@@ -152,9 +151,32 @@ def test_broken_xml_is_left_out(tmp_path):
     WRITERS["voc"](root, dataset())
     (root / "train" / "annotations" / "train3.xml").write_text("<annotation>")
     fixed = correct_dataset(config_of("voc", root), tmp_path / "out")
-    assert fixed.changes == {"train": {UNUSABLE: 1}, "val": {}}
+    assert fixed.changes == {"train": {}, "val": {}}
+    [error] = fixed.left_out
+    assert error.startswith(f"{root / 'train' / 'annotations' / 'train3.xml'}: ")
     found = scan(with_flags(config_of("voc", root), fixed.flags), "train", progress=False)
     assert (found.faults, found.images) == ([], COUNT - 1)
+
+
+def test_doctor_fix_names_the_files_that_it_leaves_out(tmp_path, capsys):
+    root, out = tmp_path / "data", tmp_path / "out"
+    WRITERS["voc"](root, dataset())
+    broken = root / "train" / "annotations" / "train3.xml"
+    broken.write_text("<annotation>")
+    flags = [f"--config.data.root={root}", "--config.data.val_fraction=0.25"]
+    assert main(["doctor", "voc", "--fix", str(out), *flags]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:2] == [
+        "found nothing that --fix corrects",
+        f"left out of the copy: {broken}: invalid xml: no element found: line 1, column 12",
+    ]
+    assert lines[3:] == [
+        "  --config.data.format=voc",
+        f"  --config.data.root={out}",
+        "  --config.data.val_fraction=0.25",
+        "",
+        "no serious problems remain",
+    ]
 
 
 @pytest.mark.parametrize("data_format", ["tfds", "shapes"])
@@ -168,7 +190,7 @@ def test_fix_writes_to_a_new_folder_only(tmp_path):
     WRITERS["coco"](root, dataset())
     out.mkdir()
     (out / "mine.txt").write_text("")
-    with pytest.raises(UserError, match="is not empty; use a new folder"):
+    with pytest.raises(UserError, match="is not an empty folder; use a new folder"):
         correct_dataset(config_of("coco", root), out)
     with pytest.raises(UserError, match="is inside the dataset"):
         correct_dataset(config_of("coco", root), root / "fixed")
@@ -187,16 +209,16 @@ def test_doctor_fix_prints_the_changes_and_the_flags(tmp_path, capsys):
         "train: 2 boxes outside their image: clipped",
         "train: 1 boxes smaller than one pixel: dropped",
         "train: 1 duplicate boxes: dropped",
+        "train: 1 images with a wrong width or height: size corrected",
         "train: 1 inverted boxes: corners swapped",
-        "train: 1 wrong width or height: replaced by the size of the image",
         f"{out}: corrected copy; the data of the config is unchanged. To use the copy:",
         "  --config.data.format=voc",
         f"  --config.data.root={out}",
         "",
-        "no serious problem remains",
+        "no serious problems remain",
     ]
     assert main(["doctor", "voc", "--fix", str(out), *flags]) == 2
-    assert "is not empty" in capsys.readouterr().err
+    assert "is not an empty folder" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("data_format", WRITERS)
@@ -227,6 +249,7 @@ def test_doctor_fix_json_is_the_changes_the_flags_and_the_report_of_the_copy(tmp
     assert main(["doctor", "yolo", "--json", "--fix", str(out), *flags]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["changes"] == {"train": {}, "val": {}}
+    assert found["left_out"] == []
     assert found["flags"] == ["--config.data.format=yolo", f"--config.data.root={out}"]
     assert (found["serious"], found["splits"]["train"]["images"]) == (False, COUNT)
 

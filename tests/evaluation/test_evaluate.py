@@ -112,7 +112,7 @@ def test_dataset_with_classes_that_the_weights_lack_is_an_error():
     with pytest.raises(UserError) as caught:
         with_classes_of(WEIGHTS, other)
     assert str(caught.value).startswith(
-        "the weights have 3 classes, the dataset has 2 (cat, elk); the weights lack elk; "
+        "the weights have 3 classes, but the dataset has 2 (cat, elk); the weights lack elk; "
     )
     found = with_classes_of(WEIGHTS, other, exclude_others=True)
     assert found[0].labels.tolist() == [0]

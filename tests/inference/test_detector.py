@@ -104,6 +104,11 @@ def test_detections_are_ordered_bounded_and_named(detector, images):
         assert np.all(boxes >= 0) and np.all(boxes <= [width, height, width, height])
         assert np.all(boxes[:, :2] <= boxes[:, 2:])
     assert detector.class_names == NAMES
+    height, width = detector.config.input_size
+    shown = (
+        f"Detector({detector.config.name!r}, input_size=({height}, {width}), {len(NAMES)} classes)"
+    )
+    assert repr(detector) == shown
 
 
 def test_path_array_and_list_give_the_same_detections(detector, images, folder):

@@ -228,8 +228,8 @@ def test_file_whose_content_changes_after_the_download_is_refused(publish, folde
     path = pretrained.download(NAME)
     path.write_bytes(content[:-1] + b"x")
     message = (
-        f"{path}: has changed since it was downloaded: its SHA-256 differs from the one in "
-        f"{FILE}.sha256; delete it to download it again"
+        f"{path}: has changed since it was downloaded (its SHA-256 differs from the one in "
+        f"{FILE}.sha256); delete it to download it again"
     )
     assert failure() == message
     path.unlink()

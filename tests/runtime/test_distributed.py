@@ -98,7 +98,7 @@ def test_failing_process_reports_its_error_and_ends_the_others(ended):
 
 def test_single_process_needs_no_communication():
     distributed.join(Distributed())
-    ballot = distributed.Ballot()
+    ballot = distributed.DelayedVote()
     assert distributed.is_writer()
     assert distributed.gather([1]) == [[1]]
     assert [distributed.any_of(vote) for vote in (False, True)] == [False, True]

@@ -17,7 +17,7 @@ from nanodet_jax.inference.predict import detect_batch
 from nanodet_jax.runtime import memory, out_of_memory
 from nanodet_jax.runtime.memory import host_memory
 from nanodet_jax.runtime.out_of_memory import (
-    exhausted,
+    exhausted_memory,
     reporting_image_out_of_memory,
     reporting_out_of_memory,
 )
@@ -152,7 +152,7 @@ def test_smaller_batches_are_divisible_by_the_devices(place, monkeypatch):
     ],
 )
 def test_other_errors_are_left_unchanged(error):
-    assert exhausted(error) is None
+    assert exhausted_memory(error) is None
     for context in (
         reporting_out_of_memory(Config(), training=True),
         reporting_image_out_of_memory(1, 32, 32),

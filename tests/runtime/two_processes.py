@@ -18,7 +18,7 @@ def main(port: str, count: str, index: str) -> None:
     distributed.join(settings)
     distributed.join(settings)  # a second call has no effect
     here = jax.process_index()
-    ballot = distributed.Ballot()
+    ballot = distributed.DelayedVote()
     results = {
         "process": (jax.process_index(), jax.process_count()),
         "writer": distributed.is_writer(),

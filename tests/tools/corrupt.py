@@ -5,8 +5,9 @@
 Each case truncates one file of the newest checkpoint at a random position, or flips random bits in
 it. Successive cases damage successive files. The restored state must be the newest one bit for bit
 (the damage had no effect), or the previous one together with a line that names the damaged
-checkpoint. The same holds for the best step and its metrics. The script prints one row per file.
-The exit status is 1 if there is any other result.
+checkpoint. The same holds for the best step and its metrics. An error that names the workdir is
+also accepted. The script prints one row per file. The exit status is 1 if there is any other
+result.
 """
 
 import argparse
@@ -43,7 +44,7 @@ def metrics_of(score: float) -> dict[str, Any]:
 
 
 def state_of(step: int) -> TrainState:
-    """Return a state whose arrays all depend on the step, large enough for several blocks."""
+    """Return a state whose arrays all depend on the step, and fill more than one block on disk."""
     draw = np.random.default_rng(step)
     variables = {
         "params": {"conv": {"kernel": draw.normal(size=(40, 50)).astype(np.float32)}},

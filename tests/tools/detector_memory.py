@@ -1,10 +1,10 @@
-"""Call a detector with images of many sizes, and print its memory and its compiled programs.
+"""Call a detector with images of many sizes; print its memory and number of compiled programs.
 
     python tests/tools/detector_memory.py [--calls 2000] [--sizes 500] [--side 128]
 
 The network is tiny, and its weights are zero. Every tenth call passes a list of up to eight images;
 the others pass one image. The last line compares the memory after the last call with the memory
-after half of the calls. Linux only.
+after half of the calls. The exit status is 1 if there are too many programs. Linux only.
 """
 
 import argparse

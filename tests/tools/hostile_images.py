@@ -37,8 +37,8 @@ from tests.builders import exif, write_image
 from tests.tools import hostile_labels
 
 SIZE = 64, 48  # width, height
-# Bytes in addition to the program: two threads, 50 megapixels, 3 bytes per pixel, two copies while
-# decoding.
+# Limit on memory in addition to the program's, in bytes: two threads each hold two copies of an
+# image of 50 megapixels with 3 bytes per pixel while they decode it.
 MEMORY_BOUND = 2 * 50e6 * 6
 READABLE, UNREADABLE = "readable", "unreadable"
 EITHER = "either"  # a flipped bit may have no effect
@@ -56,7 +56,7 @@ class Picture(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """Faulty entry of a COCO file, and the text by which its fault must name it."""
+    """Faulty entry of a COCO file, and the text with which a reported fault must name it."""
 
     kind: str
     named: str
@@ -79,7 +79,7 @@ def png_chunk(name: bytes, content: bytes) -> bytes:
 
 
 def bombs() -> Iterator[tuple[str, bytes]]:
-    """Yield files of a few bytes whose headers declare thousands of megapixels."""
+    """Yield small files whose headers declare hundreds or thousands of megapixels."""
     ihdr = struct.pack(">IIBBBBB", 100_000, 100_000, 8, 2, 0, 0, 0)
     start = b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", ihdr)
     yield "png", start + png_chunk(b"IDAT", zlib.compress(bytes(999))) + png_chunk(b"IEND", b"")
@@ -116,7 +116,8 @@ def pictures(folder: Path) -> list[Picture]:
         made.append(Picture(name, kind, expected, size))
 
     plain = {suffix: encoded(picture(), format) for suffix, format in FORMATS.items()}
-    # Between valid images, so that it does not replace another one.
+    # The large image follows a valid one. Otherwise it would also be loaded in place of unreadable
+    # images before it.
     add("valid", "jpg", plain["jpg"], READABLE, SIZE)
     add("49 megapixels", "png", encoded(Image.new("L", (7000, 7000)), "PNG"), READABLE)
     for suffix, data in plain.items():
@@ -283,7 +284,7 @@ def load(folder: Path, made: list[Picture]) -> list[str]:
 
 
 def errors(lines: list[str]) -> list[str]:
-    """Return the lines without the consequence, which differs between training and evaluation."""
+    """Return the error in each line, without its consequence, which differs in training."""
     return [line.split(";")[0] for line in lines]
 
 
@@ -298,7 +299,7 @@ def check_images(made: list[Picture], reported: list[str]) -> list[str]:
 
 
 def check_entries(folder: Path, content: dict[str, Any], named: list[Entry]) -> list[str]:
-    """Describe entries whose fault neither the doctor nor the reader reports."""
+    """Describe entries whose fault the doctor does not report, and a reader without an error."""
     (folder / "entries.json").write_text(json.dumps(content))
     config = Config()
     config.data.train_images = str(folder / "images")

@@ -36,7 +36,7 @@ def check(folder: Path) -> tuple[Counter[str], list[str]]:
     """Write the files to a new folder and read them.
 
     Returns:
-      The number of cases by kind, and descriptions of the cases that were not reported.
+      The number of cases by kind, and descriptions of the cases that were not reported correctly.
     """
     images, labels = folder / "images", folder / "labels"
     labels.mkdir(parents=True)

@@ -38,7 +38,7 @@ FLAGS = (
     f"--config.training.steps={STEPS}",
     "--config.training.eval_every=3",
 )
-MOMENTS = ("start", "step", "step", "save", "save")  # kinds of moments, by frequency
+MOMENTS = ("start", "step", "step", "save", "save")  # kinds of moments; repeated ones are likelier
 
 
 def lines(workdir: Path) -> int:
@@ -155,7 +155,7 @@ def run(
         following = None
         if overlap:
             following = launch()
-            lead = draw.uniform(0, seconds / 3)  # after that, the run has usually ended
+            lead = draw.uniform(0, seconds / 3)  # with a longer lead, the run would often end first
             with suppress(subprocess.TimeoutExpired):
                 current.process.wait(lead)
             when += f", next process {lead:.1f} s earlier"
@@ -172,7 +172,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--kills", type=int, default=2, help="maximum number of kills per run")
     parser.add_argument(
         "--signal", choices=("KILL", "TERM", "HUP"), nargs="+", default=["KILL"],
-        help="signals to send; several alternate from run to run",
+        help="signals to send; if there are several, they alternate from run to run",
     )  # fmt: skip
     parser.add_argument(
         "--overlap", action="store_true", help="start the next process before the previous one ends"
@@ -186,7 +186,7 @@ def main(argv: list[str] | None = None) -> int:
     with network, tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         expected = folder / "uninterrupted"
-        # With several runs, the first process only fills the compilation cache.
+        # If there is more than one run, the first process only fills the compilation cache.
         names = ("compiles", "uninterrupted") if args.runs > 1 else ("uninterrupted",)
         for name in names:
             launch = Launch(folder / name, FLAGS, args.shallow)
@@ -207,7 +207,9 @@ def main(argv: list[str] | None = None) -> int:
             print(f"{index:3d}  {number.name[3:]:4s} {verdict:8s} {moments}", flush=True)
             if reason:
                 print((folder / f"run{index}.log").read_text()[-3000:], file=sys.stderr)
-    print(f"{args.runs - failed} of {args.runs} runs, killed {kills} times, ended the same")
+    print(
+        f"{args.runs - failed} of {args.runs} runs had the same result; {kills} kills in all runs"
+    )
     return int(failed > 0)
 
 

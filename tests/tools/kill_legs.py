@@ -58,7 +58,7 @@ def fault_of_history(workdir: Path, commands: list[list[str]]) -> str:
     """Describe what is wrong with the history of a run that is complete; "" if nothing."""
     legs = read_history(workdir)
     if [leg["leg"] for leg in legs] != list(range(1, len(commands) + 1)):
-        return f"{len(legs)} legs in the history, {len(commands)} took a step"
+        return f"{len(legs)} legs in the history, but {len(commands)} processes took a step"
     for leg, command in zip(legs, commands):
         if [flag for flag in leg["command"][1:] if not flag.startswith("--workdir")] != command:
             return f"leg {leg['leg']} has a different command line"
@@ -69,12 +69,12 @@ def fault_of_history(workdir: Path, commands: list[list[str]]) -> str:
 
 
 def await_lines(launch: Launch, log: Path, start: int, wanted: int) -> None:
-    """Wait until a process has logged some steps; its output starts at byte `start` of the log."""
+    """Wait until a process has logged `wanted` steps; its output starts at `start` in the log."""
     launch.wait_for(lambda: len(STEP.findall(log.read_text()[start:])) >= wanted)
 
 
 def run(folder: Path, name: str, draw: random.Random, kills: int) -> tuple[str, list[str]]:
-    """Kill a run `kills` times, then let it end; return a fault, or "", and the kill times."""
+    """Kill a run `kills` times, then let it end; return a fault, or "", and when it was killed."""
     workdir, log, moments, commands = folder / name, folder / f"{name}.log", [], []
     for number in range(kills + 1):
         flags, written = flags_of(draw, EPOCHS + number), log.stat().st_size if number else 0
@@ -92,7 +92,7 @@ def run(folder: Path, name: str, draw: random.Random, kills: int) -> tuple[str, 
             moments.append(f"line {wanted} + {1e3 * delay:.0f} ms")
         if STEP.search(log.read_text()[written:]):
             commands.append(flags)
-        elif (workdir / "about.json").exists():  # it may have been killed before its first line
+        elif (workdir / "about.json").exists():  # it may have been killed before its first log line
             about = json.loads((workdir / "about.json").read_text())["leg"]["command"]
             if about[1:-1] == flags:
                 commands.append(flags)

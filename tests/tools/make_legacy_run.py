@@ -71,7 +71,7 @@ def make_image(index: int) -> np.ndarray:
 
 
 def digest(tree: Any) -> str:
-    """Return one SHA-256 of the bytes of all arrays, in the order of `jax.tree.leaves`."""
+    """Return one SHA-256 of all arrays (dtype, shape, bytes), in the order of `jax.tree.leaves`."""
     total = hashlib.sha256()
     for leaf in jax.tree.leaves(tree):
         array = np.asarray(leaf, order="C")

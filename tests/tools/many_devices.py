@@ -9,15 +9,16 @@ results on one device, relative to the largest magnitude of each array. They cov
 parts, the gradients, and the arrays of the new state.
 
 Some gradients are 0 up to rounding, such as the gradient of a bias before a batch norm. So the
-magnitude of an array counts as at least 1e-8 of the largest magnitude of all arrays, and that of a
-parameter as at least the learning rate, by which AdamW moves every parameter with a gradient.
+magnitude of an array counts as at least 1e-8 of the largest magnitude of all arrays. The magnitude
+of a parameter counts as at least the learning rate, because AdamW moves every parameter that has a
+gradient by about this amount.
 
 Rounding depends on the order of summation, and a deep network amplifies it. With --resolution N,
-the last rows show how much the results on one device change if weights change by the last bit of
-their float32. In float64 all differences should be far below 1e-6.
+the last N groups of rows show how much the results on one device change if the last bits of the
+float32 weights change at random. In float64 all differences should be far below 1e-6.
 
-With --processes the step also runs in that many processes. Each has one device and a part of the
-batch. They communicate over the loopback interface.
+With --processes the step also runs in each given number of processes. Each process has one device
+and a part of the batch. They communicate over the loopback interface.
 """
 
 import argparse
@@ -61,12 +62,12 @@ class Task(NamedTuple):
     """Training step for any number of devices, with its initial state and its batch."""
 
     parts: dict[str, Any]  # arguments of `make_train_step`, except the number of devices
-    state: TrainState  # its optimizer keeps the gradients of the last step
+    state: TrainState  # its optimizer state keeps the gradients of the last step
     batch: Batch
 
 
 def make_task(settings: config.Config, dtype: str = "float32") -> Task:
-    """Return the step of a config with synchronized batch norm, from its initial weights.
+    """Return the step of a config, with synchronized batch norm, and its initial state and batch.
 
     dtype float64 needs jax_enable_x64.
     """
@@ -121,7 +122,7 @@ def after_a_step(task: Task, num_devices: int) -> dict[str, Any]:
 
 
 def in_processes(count: int, settings: list[str]) -> dict[str, Any]:
-    """Return the same as `after_a_step`, computed by processes with one device each."""
+    """Return the same as `after_a_step`, computed by `count` processes with one device each."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "results")
         given = [__file__, *settings, f"--coordinator=127.0.0.1:{free_port()}", f"--count={count}"]
@@ -144,7 +145,7 @@ def take_part(task: Task, args: argparse.Namespace) -> None:
 
 
 def results_of(state: TrainState, metrics: dict[str, jax.Array]) -> dict[str, Any]:
-    """Return the compared parts of the output of a step."""
+    """Return the parts of a step's output that are compared."""
     state, metrics = jax.device_get((state, metrics))
     gradients = state.opt_state[0].trace
     average = state.ema or {"params": None, "batch_stats": None}

@@ -3,8 +3,8 @@
     python tests/tools/soak.py [--steps 2000]
 
 The script runs `train.py` on synthetic shapes, with an evaluation and a checkpoint every 50 steps,
-and prints a row every 200 steps. The exit status is 1 if, after the first row, memory grows by more
-than MAX_GROWTH or the number of open files grows.
+and prints a row every 200 steps. The exit status is 1 if the run fails, or if from the first row to
+the last, memory grows by more than MAX_GROWTH or the number of open files grows.
 """
 
 import argparse

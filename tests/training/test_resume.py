@@ -82,6 +82,8 @@ def test_same_command_tells_no_change(tmp_path, capsys):
     said = capsys.readouterr().out
     assert said.count("changed since") == 1
     assert "config.training.more_epochs: 0 -> 1" in said
+    train_and_evaluate(config_of(epochs=1, more_epochs=1), tmp_path)
+    assert "raise --config.training.more_epochs=1: it counts all epochs" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("epochs", [1, 2])
@@ -92,7 +94,7 @@ def test_finished_run_is_left_as_it_is_and_says_how_to_train_longer(tmp_path, ca
     assert train_and_evaluate(config_of(epochs=epochs, rate=1.0), tmp_path) == metrics
     said = capsys.readouterr().out
     assert f"already finished at step 8 of {4 * epochs}; nothing is changed" in said
-    assert "--config.training.more_epochs=N: it adds N epochs at the last learning rate" in said
+    assert "--config.training.more_epochs=N: it adds N epochs after the end of the schedule" in said
     assert "--config.training.epochs: the learning rate first rises again" in said
     assert files(tmp_path) == before
 
@@ -126,7 +128,9 @@ def test_leg_that_fails_or_stops_says_so(tmp_path, monkeypatch):
         train_and_evaluate(config, tmp_path)
     (leg,) = read_history(tmp_path)
     assert leg["end_step"] == 3
-    assert leg["reason"].startswith("failed: loss or gradient was not finite in 3 steps in a row")
+    assert leg["reason"].startswith(
+        "failed: the loss, a gradient or a batch statistic was not finite in 3 steps in a row"
+    )
 
 
 def test_other_input_size_is_refused_unless_new_data_is_allowed(tmp_path, capsys):
@@ -185,7 +189,8 @@ def test_other_dataset_is_refused_unless_it_is_allowed(tmp_path):
     before = files(workdir)
     config = voc_config(write_voc(tmp_path / "new", "dwxyz"), 2)
     with pytest.raises(
-        UserError, match=r"on different data: 1 of its 4 training images are among the 5 of this"
+        UserError,
+        match=r"on different data: 1 of its 4 training images are among the 5 images of this",
     ):
         train_and_evaluate(config, workdir)
     assert files(workdir) == before

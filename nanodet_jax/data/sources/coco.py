@@ -2,7 +2,7 @@
 
 Format: https://cocodataset.org/#format-data
 
-The file is checked completely when it is opened, so that a fault stops a run before it trains.
+The file is checked completely when it is opened, so that a fault stops a run before training.
 Every error names the file, the image or annotation, and the fix.
 """
 
@@ -39,9 +39,9 @@ class _Annotation(NamedTuple):
 class CocoSource(InMemorySource):
     """Images in a folder and their annotations in one json file, ordered by image id.
 
-    The rules follow the original. The label of a category is the rank of its id. Boxes are
-    skipped if they have no area, or a side of less than one pixel. `iscrowd` and `ignore` mark
-    ignore regions. Images without boxes are kept.
+    The rules follow the original. The label of a category is its index in the list sorted by id.
+    Boxes are skipped if they have no area, or a side of less than one pixel. `iscrowd` and `ignore`
+    mark ignore regions. Images without boxes are kept.
 
     Raises:
       UserError: naming the file, if it is missing or does not have this format.
@@ -77,7 +77,7 @@ class CocoSource(InMemorySource):
                 _check_area(item, annotation, annotations)
                 if not item.get("bbox"):
                     where = f"{annotations}: annotation {annotation.id}"
-                    derived = f"{where}: bbox={annotation.box} derived from its segmentation"
+                    derived = f"{where}: bbox={annotation.box} is derived from its segmentation"
                     on_fault(Fault(FaultKind.DERIVED, derived, tolerated=True))
             except Fault as fault:
                 on_fault(fault)
@@ -100,7 +100,10 @@ class CocoSource(InMemorySource):
         return self._annotation_ids[index]
 
     def ground_truth(self) -> dict[str, Any]:
-        """Read the file again. In memory, the content of COCO's train2017 would take 2 GB."""
+        """Return the content of the file, which is read again.
+
+        Kept in memory, the content of COCO's train2017 would take 2 GB.
+        """
         return read_ground_truth(self._file)
 
 
@@ -123,7 +126,9 @@ def read_ground_truth(path: Path) -> dict[str, Any]:
 
 
 def read_coco(path: Path, loads: Callable[[str], Any] = loads_unique) -> dict[str, Any]:
-    """Read a COCO file, and check that its three lists exist and contain only json objects.
+    """Read a COCO file, and check its lists `images`, `annotations` and `categories`.
+
+    The lists must contain only json objects.
 
     Raises:
       UserError: if the file is missing, not a regular file or invalid json (with line and column),
@@ -151,7 +156,7 @@ def _read_text(path: Path) -> str:
     except FileNotFoundError as error:
         raise UserError(
             "annotation file is missing; set config.data.root to the folder of the dataset, or "
-            "correct the annotation file in config.data"
+            "correct the path of the annotation file in config.data"
         ) from error
     except OSError as error:
         raise UserError(f"cannot be read: {error.strerror}") from error
@@ -164,7 +169,7 @@ def _read_text(path: Path) -> str:
 def read_categories(
     content: dict[str, Any], path: Path, on_fault: OnFault = raise_fault
 ) -> tuple[Category, ...]:
-    """Return the categories of a COCO file in ascending id order. Indices are labels.
+    """Return the categories of a COCO file, sorted by id. The index of a category is its label.
 
     Category 0 is left out if it has no annotations and is the `supercategory` of another
     category, as in Roboflow exports.
@@ -176,7 +181,8 @@ def read_categories(
     for position, item in enumerate(content["categories"]):
         id, name = item.get("id"), item.get("name")
         if not _is_id(id) or not is_name(name):
-            raise UserError(f"{path}: category {position} needs an integer 'id' and a 'name'")
+            where = f"{path}: category {position} in the list"
+            raise UserError(f"{where} needs an integer 'id' and a 'name'")
         if id in categories:
             raise UserError(f"{path}: category id {id} occurs twice; make ids unique")
         categories[id] = Category(id, name)
@@ -184,7 +190,7 @@ def read_categories(
         raise UserError(f"{path}: lists no categories; a detector needs at least one")
     above = categories.get(0)
     if above is not None and _is_super_category(above, content):
-        found = f"{path}: category 0, {above.name!r}, is the super-category of the others"
+        found = f"{path}: category 0, {above.name!r}, is a super-category of others"
         on_fault(Fault(FaultKind.SUPER_CATEGORY, found, tolerated=True))
         del categories[0]
     return tuple(categories[id] for id in sorted(categories))
@@ -200,7 +206,7 @@ def _is_super_category(category: Category, content: dict[str, Any]) -> bool:
 def _read_images(
     items: list[dict[str, Any]], path: Path, on_fault: OnFault
 ) -> tuple[dict[int, dict[str, Any]], set[int]]:
-    """Return the images by id, and the ids of images whose entry is faulty."""
+    """Return the images by id, and the ids of images whose entries are faulty."""
     images: dict[int, dict[str, Any]] = {}
     rejected: set[int] = set()
     for position, item in enumerate(items):
@@ -306,12 +312,13 @@ def _check_area(item: dict[str, Any], annotation: _Annotation, path: Path) -> No
     _, _, width, height = annotation.box
     if annotation.area <= 0 or width < 1 or height < 1:
         where = f"{path}: annotation {annotation.id} (image {item['image_id']})"
-        found = f"bbox={annotation.box}, area={annotation.area}: smaller than one pixel, skipped"
-        raise Fault(FaultKind.EMPTY, f"{where}: {found}", tolerated=True)
+        found = f"bbox={annotation.box}, area={annotation.area}"
+        message = f"{where}: {found} is smaller than one pixel and is skipped"
+        raise Fault(FaultKind.EMPTY, message, tolerated=True)
 
 
 def _may_leave(rows: list[_Annotation], record: Record) -> bool:
-    """Return whether a box extends beyond its image. Arrays would be slower for few boxes."""
+    """Return whether any box extends beyond the image. Arrays would be slower for few boxes."""
     width, height = record.width, record.height
     return any(
         x < 0 or y < 0 or x + w > width or y + h > height for x, y, w, h in (r.box for r in rows)

@@ -21,10 +21,10 @@ def find_split(root: Path, split: str) -> tuple[Path, Path]:
     Raises:
       UserError: listing the layouts, if `root` has none of them; or naming the folder above, if
         `root` is the folder of one split.
-      Fault: of kind NO_VALIDATION, if it has annotations for `train` but none for `val`.
+      Fault: of kind NO_VALIDATION, if `root` has annotations for `train` but none for `val`.
     """
     require_folder(
-        root, ", or replace it by config.data.train_images and config.data.train_annotations"
+        root, ", or use config.data.train_images and config.data.train_annotations instead"
     )
     file = _find_file(root, split)
     if file is not None:
@@ -35,7 +35,9 @@ def find_split(root: Path, split: str) -> tuple[Path, Path]:
         above = root.absolute().parent
         if train == root / ROBOFLOW and _find_file(above, "val") is not None:
             # Otherwise the advice below would hide the validation images that exist.
-            raise UserError(f"{found}; the folder above has both: use --config.data.root={above}")
+            raise UserError(
+                f"{found}; the folder above has both splits: use --config.data.root={above}"
+            )
         raise Fault(FaultKind.NO_VALIDATION, f"{found}; {NO_VALIDATION}, or {fix}")
     advice = advise_root(root, "coco")
     raise UserError(f"{found}; {advice}" if advice else f"{found}, such as {LAYOUTS}; {fix}")

@@ -12,8 +12,8 @@ import cv2
 import numpy as np
 from pycocotools import mask as masks
 
-MAX_SIDE = 1 << 16  # pixels of a mask
-# Runs of a compressed mask: up to 6 characters that continue a number, and one that ends it.
+MAX_SIDE = 1 << 16  # largest side of a mask, in pixels
+# Run lengths of a compressed mask: up to 6 characters that continue a number, and one that ends it.
 COMPRESSED = re.compile(r"([P-o]{0,6}[0-O])+")
 
 
@@ -25,7 +25,7 @@ def box_and_area(segmentation: Any) -> tuple[list[float], float]:
         `size` [height, width] and `counts`, a list of numbers or pycocotools' compressed text.
 
     Raises:
-      ValueError: if the segmentation has another form, or is empty.
+      ValueError: if the segmentation is invalid or empty.
     """
     if isinstance(segmentation, list):
         return _of_polygons(segmentation)
@@ -35,7 +35,7 @@ def box_and_area(segmentation: Any) -> tuple[list[float], float]:
 
 
 def _of_polygons(polygons: list[Any]) -> tuple[list[float], float]:
-    """Return the box and the area of polygons. Overlaps count twice in the area."""
+    """Return the box and the area of polygons. The area where two of them overlap counts twice."""
     points = []
     for polygon in polygons:
         if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2:

@@ -11,10 +11,12 @@ from pathlib import Path
 from nanodet_jax.errors import UserError
 
 MAX_ENTRIES = 10_000  # read from each folder
+MAX_LEVELS = 2  # of folders above the given one, such as train/images
 MAX_FOLDERS = 20  # sub-folders that are listed
 FORMATS = {"coco": "COCO json", "voc": "Pascal VOC", "yolo": "YOLO"}
-# Names of the splits. The annotations of a COCO dataset without splits are training data.
+# Names that COCO datasets use for each split.
 COCO_SPLITS = {"train": ("train",), "val": ("val", "valid", "validation")}
+# Names for the annotations of a dataset without splits. All its images are training images.
 COCO_UNSPLIT = ("default", "all")
 COCO_YEARS = ("2017", "2014", "")
 VOC_XML_FOLDERS = ("Annotations", "annotations", "train")  # the last one in Roboflow exports
@@ -31,7 +33,7 @@ def require_folder(root: Path, fix: str = "") -> None:
     """Check that the root of a dataset is a folder.
 
     Raises:
-      UserError: if it is missing or a file; `fix` is added to the advice for a file.
+      UserError: if it is missing or a file. `fix` is appended to the message about a file.
     """
     if root.is_file():
         raise UserError(
@@ -42,24 +44,25 @@ def require_folder(root: Path, fix: str = "") -> None:
 
 
 def advise_root(root: Path, data_format: str) -> str:
-    """Return how to select the dataset if `root` has another format or is a part of a dataset.
+    """Return how to select the dataset if `root` has another format or is part of a dataset.
 
-    Return "" if neither `root` nor the folder above it has a layout that is known.
+    Return "" if `root` seems to have the format `data_format`, or if neither `root` nor one of the
+    two folders above it has a known layout.
     """
     found = _guess_formats(root)
     if data_format in found:
         return ""
     if found:
         flags = f"--config.data.format={found[0]}, or {found[0]}:FOLDER in config.data.sources"
-        return f"this folder looks like {FORMATS[found[0]]}: use {flags}"
-    above = Path(os.path.abspath(root)).parent
-    found = _guess_formats(above)
-    if not found:
-        return ""
-    flags = f"--config.data.root={above}"
-    if data_format not in found:
-        flags += f" --config.data.format={found[0]}"
-    return f"the dataset seems to be in the folder above: use {flags}"
+        return f"this folder looks like a {FORMATS[found[0]]} dataset: use {flags}"
+    for above in Path(os.path.abspath(root)).parents[:MAX_LEVELS]:
+        found = _guess_formats(above)
+        if found:
+            flags = f"--config.data.root={above}"
+            if data_format not in found:
+                flags += f" --config.data.format={found[0]}"
+            return f"the dataset seems to be in a folder above: use {flags}"
+    return ""
 
 
 def coco_files(split: str) -> list[str]:

@@ -1,6 +1,6 @@
 """Synthetic dataset of circles, triangles, squares and stars, drawn on demand.
 
-It needs no download, and a laptop trains on it in minutes. Shapes vary in size by a factor of
+It needs no download, and a laptop can train on it in minutes. Shapes vary in size by a factor of
 three, are rotated, may be partly hidden, and have textured, noisy backgrounds. Each shape
 differs in color from the background and from other shapes, so its outline is clear.
 """
@@ -32,7 +32,7 @@ class ShapesSource:
     """
 
     def __init__(self, split: str, size: int, count: int, seed: int = 0) -> None:
-        """Create a source; draw nothing yet.
+        """Create a source. Nothing is drawn yet.
 
         Args:
           split: "train" or "val".

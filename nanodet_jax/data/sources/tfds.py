@@ -3,7 +3,7 @@
 Features: https://www.tensorflow.org/datasets/catalog/coco
 
 The dataset must be prepared as `array_record`, by TFDS itself or by `nanodet-jax prepare`. Only the
-prepared files are read, never the code of a TFDS builder, since COCO's builder needs TensorFlow.
+prepared files are read. The code of the TFDS builder is not run, since COCO's needs TensorFlow.
 """
 
 import warnings
@@ -20,7 +20,7 @@ from nanodet_jax.errors import UserError
 
 FEATURES = ("image", "image/filename", "image/id", "objects")
 OBJECT_FEATURES = ("area", "bbox", "id", "is_crowd", "label")
-ROUNDING = 1e-3  # pixels: boxes are float32 fractions of a side
+ROUNDING = 1e-3  # pixels; rounding error, since boxes are float32 fractions of a side
 
 
 class TfdsSource:
@@ -28,8 +28,9 @@ class TfdsSource:
 
     `root` is the TFDS data_dir of `name` (with the version, such as "coco/2017:1.1.0"), or the
     folder of the dataset itself if `name` is empty. Labels and class names come from TFDS.
-    If `annotations`, a COCO json file, is given, category ids and ground truth come from this file.
-    The metrics are then official: TFDS lacks the original category ids, and truncates areas.
+    If `annotations`, a COCO json file, is given, then category ids, class names and ground truth
+    come from this file. This makes the metrics official: TFDS lacks the original category ids, and
+    truncates areas.
 
     Raises:
       UserError: if TFDS is not installed; if the dataset or split is missing, or prepared in a
@@ -42,7 +43,8 @@ class TfdsSource:
         if not (folder / "features.json").is_file():
             raise UserError(
                 f"{folder}: not a prepared TFDS dataset (features.json is missing); give the name "
-                "with the version, such as coco/2017:1.1.0, or write one with `nanodet-jax prepare`"
+                "with the version, such as coco/2017:1.1.0, or create a dataset with "
+                "`nanodet-jax prepare`"
             )
         builder = tfds.builder_from_directory(folder)
         features, splits = builder.info.features, builder.info.splits
@@ -82,8 +84,8 @@ class TfdsSource:
         # The size of a broken image is unknown; the error is raised when it is decoded.
         height, width = shown_size(data) or (0, 0)
         fractions = np.asarray(objects["bbox"], np.float32).reshape(-1, 4).astype(np.float64)
-        boxes = fractions[:, [1, 0, 3, 2]] * (width, height, width, height)  # from y x y x
-        # As for a COCO file, but the area is ignored: TFDS truncates it to 0 for tiny objects.
+        boxes = fractions[:, [1, 0, 3, 2]] * (width, height, width, height)  # from (y, x, y, x)
+        # Skip boxes as for a COCO file, but ignore areas: TFDS truncates small areas to 0.
         kept = np.all(boxes[:, 2:] - boxes[:, :2] >= 1 - ROUNDING, axis=1)
         return make_record(
             image_id=int(item["image/id"]),
@@ -97,14 +99,14 @@ class TfdsSource:
         )
 
     def name(self, index: int) -> str:
-        """Return the position of image `index`: its name is known only after reading the image."""
+        """Return `index` as text: the name of an image is known only after reading its record."""
         return str(index)
 
     def num_boxes(self, index: int) -> int:
-        """Return the number of boxes of image `index`, including crowds and boxes below one pixel.
+        """Return the number of boxes of image `index`, including crowds and tiny boxes.
 
-        TFDS has no index of boxes, so the whole record is read. For COCO's train2017 this takes
-        half a minute and reads all bytes; setting config.data.max_boxes avoids it.
+        TFDS has no index of boxes, so the whole record is read. For all images of COCO's train2017,
+        this takes half a minute and reads all bytes.
         """
         return len(self._data[index]["objects"]["label"])
 

@@ -29,9 +29,9 @@ def prepare(
 ) -> Path:
     """Write the splits `train` and `validation` to `out/name/1.0.0`, and return that folder.
 
-    `TfdsSource(f"{name}:1.0.0", out, "train", None)` reads them. Boxes are clipped to their
-    image, and boxes smaller than one pixel are omitted, as in training. Every image is decoded
-    once, so that broken ones are found here.
+    `TfdsSource(f"{name}:1.0.0", out, "train", None)` opens the training split. Boxes are clipped to
+    their image, and boxes smaller than one pixel are omitted, as in training. Every image is
+    decoded once, so that broken ones are found here.
 
     Raises:
       UserError: for faults in the COCO files, categories that differ between the splits, an image
@@ -67,7 +67,7 @@ def _builder_class(
     class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
         name = dataset_name
         VERSION = tfds.core.Version(VERSION)
-        code_path = None  # otherwise TFDS looks for download checksums next to it
+        code_path = None  # otherwise TFDS looks for download checksums next to this file
 
         def _info(self) -> Any:
             objects = {
@@ -106,7 +106,7 @@ def _example(tfds: ModuleType, source: CocoSource, index: int) -> dict[str, Any]
     height, width = decode(record).shape[:2]
     with record.image.open("rb") as file:
         if file.read(len(JPEG_START)) != JPEG_START:
-            raise UserError(f"{record.image}: not a JPEG file, the format of coco/2017; convert it")
+            raise UserError(f"{record.image}: is not a JPEG file; convert it to JPEG")
     sides = np.asarray([width, height, width, height], np.float64)
     fractions = np.clip(record.boxes / sides, 0.0, 1.0).tolist()
     objects = [

@@ -70,7 +70,7 @@ def require_voc_class_names(
     follow_links: bool = False,
     on_fault: OnFault = raise_fault,
 ) -> tuple[str, ...]:
-    """Return all class names of a split, sorted.
+    """Return the class names of a split, sorted; there must be at least one.
 
     Raises:
       UserError: if the split is missing or has no objects.
@@ -104,12 +104,12 @@ def voc_class_names(
 
 class _Xml(NamedTuple):
     filename: str
-    size: tuple[int, int]  # height, width; 0 where the file has none
+    size: tuple[int, int]  # height, width; 0 where the file gives none
     objects: list[tuple[str, Corners]]  # class name and box
 
 
 class _NoDoctype(ElementTree.TreeBuilder):
-    """Tree builder that rejects declared entities, whose expansion could exhaust memory."""
+    """Tree builder that rejects a DOCTYPE, whose entities could expand until memory is full."""
 
     def doctype(self, name: str, *_: Any) -> None:
         raise ValueError("declares a DOCTYPE, which is not allowed; delete that line")
@@ -119,7 +119,8 @@ def parse_xml(name: str, annotations: Folder) -> ElementTree.Element:
     """Read an xml file of a folder.
 
     Raises:
-      Fault: naming the file, if a link points outside the folder, or it cannot be read or parsed.
+      Fault: naming the file, if a link points outside the folder, or the file cannot be read or
+        parsed.
     """
     file = annotations.path / name
     annotations.find(name, str(file))  # rejects links to the outside
@@ -202,7 +203,7 @@ def _make_record(
             moved = f"extends beyond the {width}x{height} image; moved to {[x, y, x + w, y + h]}"
             on_fault(Fault(FaultKind.OUTSIDE, f"{box} {moved}", tolerated=True))
         if w < 1 or h < 1:
-            message = f"{box}: smaller than one pixel, skipped"
+            message = f"{box} is smaller than one pixel and is skipped"
             on_fault(Fault(FaultKind.EMPTY, message, tolerated=True))
             continue
         boxes.append((x, y, x + w, y + h))
@@ -222,7 +223,7 @@ def find_image(
     annotations: Folder,
     on_fault: OnFault,
 ) -> Path:
-    """Return the image named in <filename>, or else one with the name of the xml file.
+    """Return the image named in <filename> or, if it is missing, one named after the xml file.
 
     Raises:
       Fault: if neither exists.

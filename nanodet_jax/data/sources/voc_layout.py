@@ -8,9 +8,9 @@ from nanodet_jax.data.folder import Folder
 from nanodet_jax.data.sources.other_layouts import advise_root, require_folder
 from nanodet_jax.errors import UserError
 
-SPLITS = {"train": ("train",), "val": ("val", "valid")}  # Roboflow calls it valid
-UNSPLIT = "default"  # list of all images in CVAT exports
-IMAGES = ("JPEGImages", "images")  # Label Studio uses the second
+SPLITS = {"train": ("train",), "val": ("val", "valid")}  # Roboflow uses "valid"
+UNSPLIT = "default"  # name of the list of all images in CVAT exports
+IMAGES = ("JPEGImages", "images")  # Label Studio uses the second name
 ANNOTATIONS = ("Annotations", "annotations")
 
 LAYOUTS = (
@@ -33,8 +33,8 @@ def find_split(root: Path, split: str, follow_links: bool, on_fault: OnFault) ->
 
     The layouts are `root/{train,val}/{images,annotations}`, `root/{train,valid}` with images and
     xml files in one folder, and `root/{JPEGImages,Annotations,ImageSets/Main/{train,val}.txt}`,
-    also inside `root/VOC2007` or `root/VOC2012`. Without lists, or with `default.txt` alone, all
-    images are training images.
+    also inside `root/VOC2007` or `root/VOC2012`. Without lists, or if `default.txt` is the only
+    one, all images are training images.
 
     Raises:
       UserError: naming the folder or list that is missing or unusable.
@@ -106,7 +106,7 @@ def _in_common_folder(
         missing += [] if found else listed[1:]
     if missing:
         first = min(missing)
-        message = f"{annotations.path / first}: missing, but listed in {origin}"
+        message = f"{annotations.path / first}: is missing but listed in {origin}"
         on_fault(Fault(FaultKind.MISSING, f"{message} (the first of {len(missing)})"))
     return _checked(root, images, annotations, names, origin)
 
@@ -134,8 +134,8 @@ def _checked(
 def _exists(annotations: Folder, name: str, where: str) -> bool:
     try:
         return annotations.find(name, where) is not None
-    except Fault:  # the name points outside the folder; its target is never read
-        return name in annotations  # a link: reported when it is read
+    except Fault:  # the name or a link points outside the folder; the target is never read
+        return name in annotations  # if it is a link, reading it later reports the fault
 
 
 def _first_folder(base: Path, names: tuple[str, ...]) -> Path:
@@ -145,6 +145,6 @@ def _first_folder(base: Path, names: tuple[str, ...]) -> Path:
 
 
 def _is_xml(name: str) -> bool:
-    """Return whether a file is an annotation; macOS adds ._a.xml to archives."""
+    """Return whether a file is an annotation, unlike ._a.xml, which macOS adds to archives."""
     last = name.rpartition("/")[2]
     return last.lower().endswith(".xml") and last[0] != "."

@@ -18,8 +18,8 @@ from nanodet_jax.data.sources.clip import Box, clip_box
 from nanodet_jax.data.sources.yolo_layout import LabeledImage, read_split
 
 LABELS_LIMIT = 1 << 22  # bytes; a thousand polygons of two hundred points take 3.6 million
-OVERHANG = 0.01  # tolerated beyond 0 and 1; Ultralytics interprets larger values as pixels
-MAX_FRACTION = 2.0  # larger numbers are not fractions of the image
+OVERHANG = 0.01  # tolerated below 0 and above 1; Ultralytics rejects larger overhangs
+MAX_FRACTION = 2.0  # larger numbers are assumed to be pixels
 ROUNDING = 1e-3  # fraction of the image; a smaller overhang is due to rounding, and is not reported
 PIXEL_ROUNDING = 1e-2  # pixels; rounding error of six-digit fractions of a side of 10,000 pixels
 
@@ -35,9 +35,9 @@ class YoloSource:
 
     Label files are read when the source is opened. The header of an image is read when its size is
     first needed, since boxes are fractions of it. A line is `class cx cy w h`, or
-    `class x1 y1 x2 y2 x3 y3 ...` for a polygon, whose bounding box is used. Corners left of or
-    above the image are clipped by `clip_box`. Boxes smaller than one pixel are skipped. An
-    image whose header cannot be read has no boxes.
+    `class x1 y1 x2 y2 x3 y3 ...` for a polygon, whose bounding box is used. Boxes that start
+    left of or above the image, or are larger than it, are corrected by `clip_box`. Boxes smaller
+    than one pixel are skipped. An image whose header cannot be read has no boxes.
 
     Raises:
       UserError: as in `read_split`.
@@ -75,7 +75,7 @@ class YoloSource:
         if width and height:
             for box, label in zip(boxes[~kept], labels[~kept]):
                 found = f"box {box.round(2).tolist()} ({self.categories[label].name})"
-                message = f"{image.labels}: {found}: smaller than one pixel, skipped"
+                message = f"{image.labels}: {found} is smaller than one pixel and is skipped"
                 self._on_fault(Fault(FaultKind.EMPTY, message, tolerated=True))
         return make_record(
             image_id=image.id,
@@ -100,14 +100,14 @@ class YoloSource:
         return len(self._images[index].labels)
 
     def image_size(self, index: int) -> tuple[int, int]:
-        """Return the (height, width) after decoding, from the header; 0 if it cannot be read."""
+        """Return the (height, width) after decoding; (0, 0) if the header cannot be read."""
         size = self._sizes[index]
         if size is None:
             size = self._sizes[index] = shown_size(self._images[index].image.file) or (0, 0)
         return size
 
     def ground_truth(self) -> dict[str, Any]:
-        """Return the split in COCO format; reads the header of every image."""
+        """Return the split in COCO format. This reads the header of every image."""
         return coco_ground_truth((self[i] for i in range(len(self))), self.categories)
 
 
@@ -175,7 +175,9 @@ def _read_line(line: bytes, num_classes: int, names_origin: str, where: str) -> 
     if min(numbers) < -OVERHANG or max(numbers) > 1 + OVERHANG:
         in_pixels = max(map(abs, numbers)) > MAX_FRACTION
         kind = FaultKind.NOT_FRACTIONS if in_pixels else FaultKind.OUTSIDE
-        raise fault(kind, "is outside 0 to 1; use fractions of width and height, not pixels")
+        raise fault(
+            kind, "has numbers outside 0 to 1; use fractions of width and height, not pixels"
+        )
     if is_polygon:
         xs, ys = numbers[::2], numbers[1::2]
         box = min(xs), min(ys), max(xs), max(ys)
@@ -183,7 +185,7 @@ def _read_line(line: bytes, num_classes: int, names_origin: str, where: str) -> 
         cx, cy, w, h = numbers
         box = cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2
     if box[0] == box[2] or box[1] == box[3]:
-        raise fault(FaultKind.EMPTY, "has no area, skipped", tolerated=True)
+        raise fault(FaultKind.EMPTY, "has no area and is skipped", tolerated=True)
     return int(label), box
 
 

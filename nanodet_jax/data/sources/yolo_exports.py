@@ -15,11 +15,11 @@ class Export(NamedTuple):
     content: dict[str, Any]  # as in a data.yaml
 
 
-# What to add to an export that has no images of a split.
+# What to add to an export that lacks a split.
 ADDITIONS = {
     "obj.data": {
-        "train": "add a line train = train.txt",
-        "val": "add a line valid = valid.txt",
+        "train": "add the line train = train.txt",
+        "val": "add the line valid = valid.txt",
     },
     "classes.txt": {"val": "add the folders images/val and labels/val"},
 }
@@ -62,7 +62,7 @@ def _read_obj_data(folder: Folder) -> Export:
 
 
 def _below(path: str) -> str:
-    """Drop `data/`, the folder of the export in old versions of CVAT."""
+    """Drop a leading `data/`, the name of the export's folder in old versions of CVAT."""
     return path.replace("\\", "/").removeprefix("data/")
 
 

@@ -2,8 +2,9 @@
 
 Format: https://docs.ultralytics.com/datasets/detect/
 
-A data.yaml is distributed with its images, but its paths refer to the machine where it was
-written. Paths are therefore looked up below the folder of data.yaml. Nothing outside is ever read.
+A data.yaml is distributed with its images, but its paths often refer to the machine where it was
+written. Paths are therefore looked up below the folder of data.yaml. Nothing outside this folder is
+read, except through links if `follow_links` is set.
 """
 
 import os
@@ -32,7 +33,7 @@ class LabeledImage(NamedTuple):
     """Image and its label file. Without a label file, `labels` is None, and there are no boxes."""
 
     id: int  # from 1, in the order of names
-    name: str  # relative to the folder of data.yaml, with /
+    name: str  # relative to the folder of data.yaml, with / as the separator
     file: Path
     labels: Path | None
 
@@ -55,16 +56,16 @@ class _Description(NamedTuple):
 def read_split(root: Path, split: str, follow_links: bool, on_fault: OnFault) -> YoloSplit:
     """Return the classes and the images of a split; `root` is data.yaml or its folder.
 
-    Paths are resolved as in Ultralytics: relative to `path`, or if that is missing here or points
-    elsewhere, relative to the folder of data.yaml. A leading ../ that leads nowhere is dropped,
+    Paths are resolved as in Ultralytics: relative to `path` or, if nothing is found there, relative
+    to the folder of data.yaml. If a path with a leading ../ does not exist, the ../ is dropped,
     because Roboflow exports contain it by mistake. A split is a folder, a .txt file of image paths,
     or a list of these. The path of a label file is the path of its image, with the last folder
     `images` replaced by `labels`, and the suffix by .txt.
 
     Raises:
       UserError: naming the file and the key that is wrong, or what is missing.
-      Fault: of kind NO_VALIDATION, if the split `val` is not described; whatever `on_fault`
-        raises.
+      Fault: of kind NO_VALIDATION, if data.yaml has no `val`; of kind PATH, if it names a path
+        outside its folder; whatever `on_fault` raises.
     """
     file, folder, content, names_origin = _find_description(root, follow_links)
     names = _read_names(content, file)
@@ -77,7 +78,8 @@ def read_split(root: Path, split: str, follow_links: bool, on_fault: OnFault) ->
         if name is None:
             raise UserError(
                 f"{where}: {entry!r} does not exist below {folder.path}, the only place where it "
-                "is looked up; correct it, or move data.yaml to the folder of images and labels"
+                "is looked up; correct it, or move data.yaml to the folder that contains the "
+                "images and labels"
             )
         if (folder.path / name).is_dir():
             for path in folder.names_below(name, where, on_fault):
@@ -102,7 +104,7 @@ def read_split(root: Path, split: str, follow_links: bool, on_fault: OnFault) ->
 
 
 def _find_description(root: Path, follow_links: bool) -> _Description:
-    """Return the description of a dataset."""
+    """Read data.yaml or, if there is none, describe the export that the folder contains."""
     if root.is_file() and root.suffix.lower() in YAML_SUFFIXES:
         return _Description(root, Folder(root.parent, follow_links), _read_yaml(root))
     require_folder(root, ", or to its data.yaml")
@@ -115,7 +117,7 @@ def _find_description(root: Path, follow_links: bool) -> _Description:
     if export is None:
         write = f"write one, for example {EXAMPLE}"
         if "images" in folder and "labels" in folder:
-            write += ", or a classes.txt with the name of a class in each line"
+            write += ", or a classes.txt with one class name per line"
         fix = advise_root(root, "yolo") or write
         raise UserError(f"{root}: no data.yaml in this folder; {fix}")
     return _Description(root / export.name, folder, export.content, export.names_file)
@@ -159,8 +161,8 @@ def _read_names(content: dict[Any, Any], file: Path) -> tuple[str, ...]:
         raise UserError(f"{file}: `names` must be a list of the classes, such as names: [cat, dog]")
     for label, name in enumerate(names):
         if not is_name(name):
-            found = f"the name of class {label} is {reprlib.repr(name)}, not a string"
-            raise UserError(f"{file}: {found}; quote it")
+            found = f"the name of class {label} is {reprlib.repr(name)}, not a printable string"
+            raise UserError(f"{file}: {found}; quote or correct it")
     count = content.get("nc", len(names))
     if type(count) is not int or count != len(names):
         found = f"nc is {reprlib.repr(count)}, but there are {len(names)} names"
@@ -169,11 +171,11 @@ def _read_names(content: dict[Any, Any], file: Path) -> tuple[str, ...]:
 
 
 def _read_base_folders(content: dict[Any, Any], file: Path) -> tuple[str, ...]:
-    """Return the folders that paths are relative to, in the order they are tried."""
+    """Return the folders that paths may be relative to, in the order in which they are tried."""
     path = content.get("path") or ""
     if not isinstance(path, str):
         raise UserError(f"{file}: path is {reprlib.repr(path)}, not a string; remove it")
-    if not path or PureWindowsPath(path).drive:  # a folder on another machine
+    if not path or PureWindowsPath(path).drive:  # with a drive: a folder on another machine
         return ("",)
     return (path, "")
 
@@ -213,16 +215,17 @@ def _locate(folder: Folder, bases: Sequence[str], text: str, where: str) -> str 
                     return name
     if not inside:
         found = f"{text!r} points outside the folder {folder.path}"
-        fix = "move its target into the folder, and use a path below it"
+        fix = "move its target into the folder, and correct the path"
         raise Fault(FaultKind.PATH, f"{where}: {found}; {fix}")
     return None
 
 
 def _spellings(text: str) -> list[str]:
-    """Return the paths that `text` may stand for, in the order they are tried.
+    """Return the paths that `text` may stand for, in the order in which they are tried.
 
-    Roboflow writes a leading ../ and CVAT a leading data/ that lead nowhere. Windows paths use
-    \\ as the separator; if they start with a drive, any of their folders may be the dataset.
+    Roboflow writes a leading ../, and CVAT a leading data/, even if that folder does not exist.
+    Windows paths use \\ as the separator. If they start with a drive, any folder in them may be the
+    folder of the dataset.
     """
     found = [text, text.removeprefix("../")]
     plain = text.replace("\\", "/")
@@ -236,7 +239,7 @@ def _spellings(text: str) -> list[str]:
 def _read_list(
     folder: Folder, bases: Sequence[str], name: str, on_fault: OnFault
 ) -> Iterator[tuple[str, str]]:
-    """Yield the name of each image in a list, and the line that names it, for messages."""
+    """Yield the name of each image in a list, and where the list names it, for messages."""
     file = folder.path / name
     text = read_annotation(file, LIST_LIMIT, "a list of images").decode("utf-8-sig", "replace")
     for number, line in enumerate(text.splitlines(), start=1):
@@ -293,14 +296,14 @@ def _report_orphans(folder: Folder, images: str, on_fault: OnFault) -> None:
     labels = os.path.dirname(label_name(f"{images}/x"))
     try:
         path = folder.find(labels, images)
-    except Fault:  # reported with the images
+    except Fault:  # already reported for each image
         return
     # Text files next to images need not be labels.
     if labels == images or path is None or not path.is_dir():
         return
     image_names = filter(_is_image, Folder(folder.path / images).names())
     known = {os.path.splitext(name)[0] + ".txt" for name in image_names}
-    known.add("classes.txt")  # annotation tools list the class names there
+    known.add("classes.txt")  # in which annotation tools list the class names
     for name in sorted(set(Folder(path).names()) - known):
         if name.endswith(".txt") and name[0] != ".":
             message = f"{path / name}: labels without an image in {folder.path / images}"

@@ -8,11 +8,10 @@ SWAPPED = "inverted boxes: corners swapped"
 CLIPPED = "boxes outside their image: clipped"
 TOO_SMALL = "boxes smaller than one pixel: dropped"
 REPEATED = "duplicate boxes: dropped"
-MISSING = "annotations of missing images: dropped"
-UNUSABLE = "unusable annotation files: left out"
+MISSING = "entries of missing images: dropped"
 UNREADABLE = "unreadable images: left as they are"
-RESIZED = "wrong width or height: replaced by the size of the image"
-RENUMBERED = "repeated ids: renumbered"
+RESIZED = "images with a wrong width or height: size corrected"
+RENUMBERED = "repeated or invalid ids: renumbered"
 
 Changes = Counter[str]  # how many times each of these changes was made
 
@@ -34,8 +33,8 @@ def correct_box(
       changes: counter of the changes, updated in place.
       smallest: (width, height) of the smallest box that is kept.
       tolerance: a box that extends beyond the image by no more than this is not clipped.
-      move: before clipping, move a box that extends beyond the image at the left or top, as
-        `clip_box` does for VOC and YOLO.
+      move: before clipping, move a box that extends beyond the left or top of the image, as the VOC
+        and YOLO sources do with `clip_box`.
     """
     x1, y1, x2, y2 = box
     if x2 < x1 or y2 < y1:

@@ -34,10 +34,10 @@ Sizes = dict[Any, tuple[int, int]]  # (height, width) by image id; 0 if unknown
 def correct_coco(images: Path, annotations: Path, out: Path, follow_links: bool) -> Changes:
     """Write a corrected copy of the file `annotations` to `out`, and return what was changed.
 
-    Entries that cannot be corrected, such as unknown classes, are copied as they are.
+    Entries that cannot be corrected, such as boxes of unknown classes, are copied as they are.
 
     Raises:
-      UserError: if the file cannot be read or written.
+      UserError: if a file cannot be read or written.
     """
     content, changes = read_coco(annotations), Changes()
     search = FileSearch(Folder(images, follow_links))
@@ -92,7 +92,7 @@ def _correct_annotations(items: list[Item], sizes: Sizes, changes: Changes) -> l
         if box is not None:
             inverted = box[2] < box[0] or box[3] < box[1]
             if not inverted and _has_no_area(item):
-                changes[TOO_SMALL] += 1  # training skips it regardless of its box
+                changes[TOO_SMALL] += 1  # training skips it, whatever its box is
                 continue
             height, width = sizes[image]
             corrected = correct_box(
@@ -131,7 +131,7 @@ def _box_of(item: Item) -> Box | None:
 
 
 def _with_box(item: Item, box: Box) -> Item:
-    """Return an annotation with a different box and, if it has no mask, the area of that box."""
+    """Return an annotation with a different box. Update its area unless a segmentation gives it."""
     x1, y1, x2, y2 = box
     item = {**item, "bbox": [x1, y1, x2 - x1, y2 - y1]}
     if not item.get("segmentation") or _has_no_area(item):

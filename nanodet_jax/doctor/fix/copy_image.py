@@ -1,4 +1,4 @@
-"""Write the files of a corrected copy: annotations, and images as links where possible."""
+"""Write the files of a corrected copy: annotations, and images as hard links where possible."""
 
 import os
 import shutil
@@ -9,11 +9,11 @@ from nanodet_jax.data.image_files import is_truncated, shown_size
 from nanodet_jax.errors import reporting_write_errors
 from nanodet_jax.files import open_regular, read_regular
 
-IMAGE_LIMIT = 1 << 30  # bytes; as much memory as the copy may need for an image
+IMAGE_LIMIT = 1 << 30  # bytes; largest image file that is read to check its end
 
 
 def copy_image(source: Path, target: Path) -> None:
-    """Make `target` a hard link to `source`, or a copy where the file system does not support it.
+    """Make `target` a hard link to `source`, or a copy where the file system does not allow a link.
 
     A file that cannot be read is left out.
 

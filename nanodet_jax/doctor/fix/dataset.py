@@ -1,4 +1,4 @@
-"""Write corrected copies of the annotations of a config: `nanodet-jax doctor --fix OUT`."""
+"""Write corrected copies of the annotations that a config uses: `nanodet-jax doctor --fix OUT`."""
 
 import secrets
 import shutil
@@ -19,24 +19,25 @@ class Fixed(NamedTuple):
 
     changes: dict[str, Changes]  # by split
     flags: list[str]  # config flags that select the copy
+    left_out: list[str]  # error in each file that the copy lacks
 
 
 def correct_dataset(config: Config, out: Path) -> Fixed:
     """Write corrected annotations to a new folder `out`, for the splits that a config uses.
 
-    The data of the config is not changed. Entries that training would skip are dropped, and
-    boxes that it would clip are clipped. `out` is written completely or not at all.
+    The data of the config is not changed. Boxes that training would skip are dropped, and boxes
+    that extend beyond their image are clipped. `out` is written completely or not at all.
 
     Raises:
-      UserError: if `out` is not empty, the format has no annotation files, or a file cannot be read
-        or written.
+      UserError: if `out` is not empty or is inside the dataset, the config does not select a single
+        dataset of format coco, voc or yolo, or a file cannot be read or written.
     """
     data = config.data
     if data.sources or data.format not in ("coco", "voc", "yolo"):
         found = "config.data.sources" if data.sources else f"config.data.format={data.format}"
-        raise UserError(f"--fix: corrects one dataset of format coco, voc or yolo, not {found}")
+        raise UserError(f"--fix: corrects one dataset in coco, voc or yolo format, not {found}")
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise UserError(f"--fix={out}: is not empty; use a new folder")
+        raise UserError(f"--fix={out}: exists and is not an empty folder; use a new folder")
     whole = data.val_fraction or data.val == "none"
     splits = ["train"] if whole else ["train", "val"]
     if data.root and out.resolve().is_relative_to(Path(data.root).expanduser().resolve()):
@@ -60,6 +61,7 @@ def _correct(config: Config, splits: list[str], temporary: Path, out: Path) -> F
     data = config.data
     links = data.follow_links
     changes: dict[str, Changes] = {}
+    left_out: list[str] = []
     flags = [f"--config.data.format={data.format}"]
     root = Path(data.root).expanduser()
     if data.format != "coco" and not data.root:
@@ -81,16 +83,21 @@ def _correct(config: Config, splits: list[str], temporary: Path, out: Path) -> F
                 ]
         case "voc":
             for split in splits:
-                changes[split] = correct_voc(root, split, temporary, links)
+                changes[split] = correct_voc(root, split, temporary, links, left_out)
             flags.append(f"--config.data.root={out}")
         case _:
-            changes = correct_yolo(root, splits, temporary, links)
+            changes = correct_yolo(root, splits, temporary, links, left_out)
             flags.append(f"--config.data.root={out}")
-    return Fixed({split: +found for split, found in changes.items()}, flags)  # without zeros
+    if data.val == "none":
+        flags.append("--config.data.val=none")
+    if data.val_fraction:
+        flags.append(f"--config.data.val_fraction={data.val_fraction:g}")
+    changes = {split: +found for split, found in changes.items()}  # without zeros
+    return Fixed(changes, flags, left_out)
 
 
 def format_fixed(fixed: Fixed, out: Path) -> str:
-    """Return text that lists the changes, and the flags that select the copy."""
+    """Return text that lists the changes and the flags that select the copy."""
     lines = [
         f"{split}: {number} {change}"
         for split, changes in fixed.changes.items()
@@ -98,7 +105,8 @@ def format_fixed(fixed: Fixed, out: Path) -> str:
     ]
     return "\n".join(
         [
-            *(lines or ["nothing that --fix corrects"]),
+            *(lines or ["found nothing that --fix corrects"]),
+            *(f"left out of the copy: {error}" for error in fixed.left_out),
             f"{out}: corrected copy; the data of the config is unchanged. To use the copy:",
             *(f"  {flag}" for flag in fixed.flags),
         ]

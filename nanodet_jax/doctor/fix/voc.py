@@ -15,7 +15,6 @@ from nanodet_jax.doctor.fix.boxes import (
     REPEATED,
     RESIZED,
     UNREADABLE,
-    UNUSABLE,
     Changes,
     correct_box,
 )
@@ -25,11 +24,14 @@ from nanodet_jax.progress import track
 SIDES = ("xmin", "ymin", "xmax", "ymax")
 
 
-def correct_voc(root: Path, split: str, out: Path, follow_links: bool) -> Changes:
+def correct_voc(
+    root: Path, split: str, out: Path, follow_links: bool, left_out: list[str]
+) -> Changes:
     """Write corrected copies of the xml files of a split, and return what was changed.
 
-    `out` gets the layout JPEGImages, Annotations, ImageSets/Main/{split}.txt, because the files of
-    every other layout can be stored in it. Files that cannot be parsed are left out.
+    The layout of `out` is JPEGImages, Annotations and ImageSets/Main/{split}.txt, because the files
+    of every other layout can be stored in it. Files that cannot be parsed are left out, and the
+    errors are added to `left_out`.
 
     Raises:
       UserError: if the split is missing, or a file cannot be written.
@@ -42,7 +44,10 @@ def correct_voc(root: Path, split: str, out: Path, follow_links: bool) -> Change
             given = (xml.findtext("filename") or "").strip()
             image = find_image(name, given, search, images, annotations, ignore_fault)
         except Fault as fault:
-            changes[MISSING if fault.kind is FaultKind.MISSING else UNUSABLE] += 1
+            if fault.kind is FaultKind.MISSING:
+                changes[MISSING] += 1
+            else:
+                left_out.append(str(fault))
             continue
         stem = f"{split}/{name[: -len('.xml')]}"
         target = f"{split}/{image.relative_to(images.path).as_posix()}"
@@ -70,7 +75,7 @@ def _correct(xml: ElementTree.Element, size: tuple[int, int] | None, changes: Ch
     for item in xml.findall("object"):
         numbers = [_number(item.findtext(f"bndbox/{side}", "")) for side in SIDES]
         if not all(map(math.isfinite, numbers)):
-            continue  # cannot be corrected
+            continue  # the box cannot be corrected
         x1, y1, x2, y2 = numbers
         box: Box = (x1, y1, x2, y2)
         corrected = correct_box(box, (width, height), changes, smallest=(1, 1))

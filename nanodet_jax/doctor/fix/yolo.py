@@ -16,7 +16,6 @@ from nanodet_jax.doctor.fix.boxes import (
     MISSING,
     REPEATED,
     UNREADABLE,
-    UNUSABLE,
     Changes,
     correct_box,
 )
@@ -25,15 +24,15 @@ from nanodet_jax.progress import track
 
 
 def correct_yolo(
-    root: Path, splits: Sequence[str], out: Path, follow_links: bool
+    root: Path, splits: Sequence[str], out: Path, follow_links: bool, left_out: list[str]
 ) -> dict[str, Changes]:
     """Write a corrected copy of a dataset, and return what was changed in each split.
 
     Images and label files keep their names. `data.yaml` refers to one text file per split, which
-    lists its images.
+    lists the images of the split. Errors in files that cannot be used are added to `left_out`.
 
     Raises:
-      UserError: if a split is missing, or a file cannot be written.
+      UserError: if a split is missing, or a file cannot be read or written.
     """
     changed, content = {}, {}
     names: tuple[str, ...] = ()
@@ -41,7 +40,10 @@ def correct_yolo(
         changes = changed[split] = Changes()
 
         def on_fault(fault: Fault, changes: Changes = changes) -> None:
-            changes[MISSING if fault.kind is FaultKind.MISSING else UNUSABLE] += 1
+            if fault.kind is FaultKind.MISSING:
+                changes[MISSING] += 1
+            else:
+                left_out.append(str(fault))
 
         names, _, images = read_split(root, split, follow_links, on_fault)
         for image in track(images, len(images), f"correcting {split}", "images"):

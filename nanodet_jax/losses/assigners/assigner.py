@@ -1,9 +1,9 @@
-"""Interface of the assigners: which priors learn which box, and how the losses use this.
+"""Interface of the assigners. They decide which prior learns which box, and how losses use this.
 
 To add an assigner, write a class like `atss.ATSS` in a file of this package, add its name and its
 settings to `config.Assigner`, and build it in `criterion.build_assigner`.
 
-Dimensions: B batch, P priors, G ground-truth slots, C classes, R reg_max + 1.
+Dimensions: B batch, P priors, G ground-truth slots, C classes, R = reg_max + 1.
 """
 
 from abc import ABC, abstractmethod
@@ -38,7 +38,7 @@ class Assigner(ABC):
 
     @abstractmethod
     def box_unit(self, strides: Float[Array, "P 1"]) -> Float[Array, "P 1"]:
-        """Return the unit of length, in pixels, of the boxes in ious and in the giou loss.
+        """Return the unit of the boxes in ious and in the giou loss, in pixels, for each prior.
 
         The unit matters only where `boxes.EPSILON` takes effect.
         """
@@ -58,7 +58,8 @@ class Assigner(ABC):
           target_boxes: boxes of the ground truth, in `box_unit`.
 
         Returns:
-          Labels of the quality focal loss in [0, 1]; unused where a prior is not positive.
+          Labels of the quality focal loss, in [0, 1]. Labels of priors that are not positive are
+          unused.
         """
 
     @abstractmethod

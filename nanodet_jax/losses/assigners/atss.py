@@ -23,9 +23,10 @@ EXCLUDED = 1e8  # distance that keeps a prior in an ignore region out of the can
 def nearest_per_level(
     distances: Float[Array, "G P"], level_sizes: tuple[int, ...], topk: int
 ) -> tuple[Int32[Array, "G K"], Float[Array, "G K"]]:
-    """Return indices and distances of the `topk` nearest priors of each level, or all if fewer.
+    """Return indices and distances of the `topk` nearest priors of each level.
 
-    Of equal distances, the lower index comes first.
+    A level with fewer priors contributes all of them. Of equal distances, the one with the lower
+    index comes first.
     """
     indices, values, start = [], [], 0
     for size in level_sizes:
@@ -47,9 +48,9 @@ class ATSS(Assigner):
     candidate's center lies more than 0.01 pixel inside the box. A prior that several boxes take is
     assigned to the box with the highest iou. Predictions are not used.
 
-    The losses follow the original's NanoDet. Boxes are in strides. The quality is the iou of the
-    branch's own box. Every image counts as at least one sample. The box losses are divided by the
-    sum of their weights, however small.
+    The losses follow the original implementation of NanoDet. Boxes are measured in strides. The
+    quality is the iou of the branch's own predicted box with the target box. Every image counts as
+    at least one sample. The box losses are divided by the sum of their weights, however small.
 
     Attributes:
       topk: candidates per box and level.
@@ -131,7 +132,7 @@ class ATSS(Assigner):
         predicted_boxes: Float[Array, "P 4"],
         target_boxes: Float[Array, "P 4"],
     ) -> Float[Array, "P"]:
-        """Return the iou of the branch's own box."""
+        """Return the iou of the branch's own predicted box with the target box."""
         return jax.lax.stop_gradient(boxes.iou(predicted_boxes, target_boxes))
 
     def count_samples(self, positives: Float[Array, "B"]) -> Float[Array, ""]:
@@ -139,5 +140,5 @@ class ATSS(Assigner):
         return jnp.sum(jnp.maximum(positives, 1.0))
 
     def box_divisor(self, weight: Float[Array, ""]) -> Float[Array, ""]:
-        """Return the sum of weights, or 1 where it is 0."""
+        """Return the sum of weights, or 1 if it is 0."""
         return jnp.where(weight > 0, weight, 1.0)

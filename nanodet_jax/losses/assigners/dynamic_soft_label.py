@@ -36,7 +36,7 @@ def assignment_cost(
     The cost is the quality focal loss that the class logits of the prior would have with the box as
     target, plus `iou_factor` times the negative logarithm of the iou. The target of a box is
     nonzero for one class only. So the sum over classes is computed once per prior, for the
-    background, and corrected for that class. No array of [P, G, C] is needed.
+    background, and corrected for that class. No array of shape [P, G, C] is needed.
 
     Args:
       class_logits: logits of the branch that determines the assignment.
@@ -48,21 +48,21 @@ def assignment_cost(
     at_label = class_logits.T[labels]  # [G, P]
     correction = functional.quality_focal(at_label, ious) - as_background.T[labels]
     box_cost = -jnp.log(ious + LOG_FLOOR)
-    # All boxes that a prior does not overlap must have exactly the same cost, since their order
-    # then breaks the tie. Their correction is 0 except for rounding, so it is left out.
+    # All boxes that have an iou of 0 with a prior must have exactly the same cost for it, because
+    # their order then breaks the tie. Their correction is 0 except for rounding, so it is left out.
     of_box = jnp.where(
         ious > 0, correction + iou_factor * box_cost, -iou_factor * math.log(LOG_FLOOR)
     )
     return jnp.sum(as_background, axis=1)[None] + of_box
 
 
-def candidates_of_own_box(
+def candidates_in_box(
     inside: Bool[Array, "G P"], centers: Float[Array, "P 2"], gt_boxes: Float[Array, "G 4"]
 ) -> Bool[Array, "G P"]:
     """Return the priors inside each box, or the prior nearest to its center if it contains none."""
     gt_centers = (gt_boxes[:, :2] + gt_boxes[:, 2:]) / 2
     distances = jnp.sum(jnp.square(gt_centers[:, None] - centers[None]), axis=-1)
-    nearest = jnp.argmin(distances, axis=1)  # the first (finest) level if equal
+    nearest = jnp.argmin(distances, axis=1)  # of equal distances, the first, on the finest level
     is_nearest = jnp.arange(inside.shape[1])[None] == nearest[:, None]
     has_none = ~jnp.any(inside, axis=1) & (boxes.area(gt_boxes) > 0)
     return inside | (has_none[:, None] & is_nearest)
@@ -72,16 +72,17 @@ def candidates_of_own_box(
 class DynamicSoftLabel(Assigner):
     """SimOTA with a soft class cost.
 
-    A box takes the k candidates with the lowest cost. k is the sum of its `topk` largest ious with
-    predictions, rounded down, and at least 1. A prior that several boxes take is assigned to the
-    box with the lowest cost, even if that box did not take it. So a box may end up without priors.
+    A box takes the k candidates with the lowest cost. k is the sum of the `topk` largest ious of
+    the box with its candidates' predicted boxes, rounded down, and at least 1. A prior that several
+    boxes take is assigned to the box with the lowest cost, even if that box did not take it. So a
+    box may end up without priors.
 
-    The losses follow the original's NanoDet-Plus. Boxes are in pixels. The quality of all branches
-    is the iou that was used for the assignment. A batch counts as at least one sample. The box
-    losses are divided by at least 1.
+    The losses follow the original implementation of NanoDet-Plus. Boxes are measured in pixels. The
+    quality of all branches is the iou that was used for the assignment. A batch counts as at least
+    one sample. The box losses are divided by at least 1.
 
     Attributes:
-      topk: largest number of priors of a box.
+      topk: maximum number of priors that a box takes.
       iou_factor: weight of the iou in the cost.
       ignore_threshold: a prior with more than this fraction of its predicted box in an ignore
         region is ignored unless it is positive; 0 disables ignore regions.
@@ -98,7 +99,10 @@ class DynamicSoftLabel(Assigner):
     def assign(
         self, predictions: Predictions, ground_truth: GroundTruth, priors: boxes.Priors
     ) -> Targets:
-        """Assign the priors of one image; `overlap` is the iou of predicted and assigned box."""
+        """Assign the priors of one image.
+
+        `overlap` is the iou of a prior's predicted box and its assigned box.
+        """
         guide = jax.lax.stop_gradient(predictions)
         class_logits = at_least_float32(guide.class_logits)
         predicted_boxes = boxes.decode_boxes(at_least_float32(guide.box_logits), priors)
@@ -120,7 +124,7 @@ class DynamicSoftLabel(Assigner):
         if self.priors_of_any_box:
             candidate = jnp.any(inside, axis=0)[None] & ground_truth.valid[:, None]
         else:
-            own = candidates_of_own_box(inside, centers, gt_boxes)
+            own = candidates_in_box(inside, centers, gt_boxes)
             candidate = own & ground_truth.valid[:, None]
 
         # 2. Cost of every pair of box and prior: class cost plus iou_factor times box cost.
@@ -158,7 +162,7 @@ class DynamicSoftLabel(Assigner):
         )
 
     def box_unit(self, strides: Float[Array, "P 1"]) -> Float[Array, "P 1"]:
-        """Return 1: pixels."""
+        """Return 1 for each prior, because boxes are in pixels."""
         return jnp.ones_like(strides)
 
     def quality(
@@ -175,5 +179,5 @@ class DynamicSoftLabel(Assigner):
         return jnp.sum(positives)
 
     def box_divisor(self, weight: Float[Array, ""]) -> Float[Array, ""]:
-        """Return the sum of weights, at least 1."""
+        """Return the sum of weights, but at least 1."""
         return jnp.maximum(weight, 1.0)

@@ -1,7 +1,7 @@
 """ShuffleNetV2, the backbone.
 
 Ma et al., "ShuffleNet V2: Practical Guidelines for Efficient CNN Architecture Design"
-(https://arxiv.org/abs/1807.11164). Reproduces nanodet/model/backbone/shufflenetv2.py of
+(https://arxiv.org/abs/1807.11164). This module reproduces nanodet/model/backbone/shufflenetv2.py of
 https://github.com/RangiLyu/nanodet, with LeakyReLU in place of the paper's ReLU.
 """
 
@@ -65,7 +65,7 @@ def channel_shuffle(x: jax.Array) -> jax.Array:
 
 
 class ShortcutBranch(nn.Module):
-    """Shortcut of a downsampling block: depthwise with stride 2, then pointwise.
+    """Shortcut of a downsampling block: depthwise convolution with stride 2, then pointwise.
 
     [B, H, W, C] to [B, ceil(H / 2), ceil(W / 2), features].
     """
@@ -83,7 +83,7 @@ class ShortcutBranch(nn.Module):
 
 
 class MainBranch(nn.Module):
-    """Main branch of every block: pointwise, depthwise with `stride`, pointwise.
+    """Main branch of every block: pointwise, depthwise (with `stride`), pointwise convolution.
 
     [B, H, W, C] to [B, ceil(H / stride), ceil(W / stride), features].
     """
@@ -107,9 +107,9 @@ class MainBranch(nn.Module):
 class ShuffleBlock(nn.Module):
     """Block of ShuffleNetV2 (figure 3, c and d, of the paper).
 
-    With stride 1, half of the channels go through the main branch and the other half passes
-    through unchanged. With stride 2, all channels go through both branches. The results are
-    concatenated and shuffled: [B, H, W, C] to [B, ceil(H / stride), ceil(W / stride), features].
+    With stride 1, half of the channels go through the main branch, and the others are unchanged.
+    With stride 2, all channels go through both branches. The results are concatenated and shuffled:
+    [B, H, W, C] to [B, ceil(H / stride), ceil(W / stride), features].
     """
 
     features: int

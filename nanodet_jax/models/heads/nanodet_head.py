@@ -1,7 +1,7 @@
 """NanoDetHead: towers of convolutions, with separate weights for each level.
 
 The outputs follow Generalized Focal Loss (Li et al., https://arxiv.org/abs/2006.04388): class
-logits, and a distribution over distances for each side of the box. Reproduces
+logits, and a distribution over distances for each side of the box. The head reproduces
 nanodet/model/head/nanodet_head.py of https://github.com/RangiLyu/nanodet. With 5 x 5 kernels and
 one tower for both tasks, it reproduces nanodet/model/head/nanodet_plus_head.py.
 """
@@ -29,20 +29,20 @@ PRIOR_BIAS = nn.initializers.constant(-4.595)
 class NanoDetHead(nn.Module):
     """Predict class logits and box distributions at every pixel of every level.
 
-    Takes levels [B, H, W, channels], finest first. Returns `Predictions` for P priors, one for
-    each pixel: finest level first, row by row. `class_logits` is [B, P, C], `box_logits` is
+    The head takes levels [B, H, W, channels], finest first. It returns `Predictions` for P priors,
+    one for each pixel: finest level first, row by row. `class_logits` is [B, P, C], `box_logits` is
     [B, P, 4, R].
 
     Attributes:
       num_classes: C.
-      channels: width of the towers.
+      channels: number of channels of each tower.
       kernel_size: kernel size of the towers.
-      stacked_convs: depth of the towers.
+      stacked_convs: number of depthwise separable convolutions in each tower.
       share_cls_reg: use one tower with one output layer (classes, then boxes) instead of two.
       reg_max: R - 1, the largest distance in units of the stride.
       depthwise: build the towers of depthwise separable convolutions, else of dense ones.
       activation: of the towers.
-      norm: builds a batch norm, with its train flag set.
+      norm: builds a batch norm, with `use_running_average` set.
     """
 
     num_classes: int

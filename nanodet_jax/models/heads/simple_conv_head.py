@@ -1,6 +1,6 @@
 """SimpleConvHead: the head of GFL, and of the guidance of NanoDet-Plus.
 
-Li et al., "Generalized Focal Loss" (https://arxiv.org/abs/2006.04388). Reproduces
+Li et al., "Generalized Focal Loss" (https://arxiv.org/abs/2006.04388). This module reproduces
 nanodet/model/head/simple_conv_head.py of https://github.com/RangiLyu/nanodet and, with ReLU, the
 network of mmdet/models/dense_heads/gfl_head.py of https://github.com/open-mmlab/mmdetection.
 """
@@ -35,8 +35,8 @@ class SimpleConvHead(nn.Module):
 
     Attributes:
       num_classes: C.
-      channels: width of the two towers.
-      stacked_convs: depth of the two towers.
+      channels: number of channels of each of the two towers.
+      stacked_convs: number of convolutions in each tower.
       reg_max: R - 1.
       activation: of the towers.
       padding: of the levels.

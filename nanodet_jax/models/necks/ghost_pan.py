@@ -1,7 +1,7 @@
-"""GhostPAN, the neck of NanoDet-Plus: a PAN that fuses levels in ghost bottlenecks.
+"""GhostPAN, the neck of NanoDet-Plus: a PAN that fuses levels with ghost bottlenecks.
 
 Ghost modules are from Han et al., "GhostNet: More Features from Cheap Operations"
-(https://arxiv.org/abs/1911.11907). Reproduces nanodet/model/fpn/ghost_pan.py and
+(https://arxiv.org/abs/1911.11907). This module reproduces nanodet/model/fpn/ghost_pan.py and
 nanodet/model/backbone/ghostnet.py of https://github.com/RangiLyu/nanodet.
 """
 
@@ -50,15 +50,15 @@ class GhostBottleneck(nn.Module):
 class GhostPAN(nn.Module):
     """Fuse the backbone's features across levels.
 
-    Takes features [B, H, W, C] of strides 8, 16 and 32, finest first. Returns levels
-    [B, H, W, channels] at the same strides and, with `extra_level`, also at stride 64.
+    The neck takes features [B, H, W, C] of strides 8, 16 and 32, finest first. It returns levels
+    [B, H, W, channels] of the same strides and, with `extra_level`, also of stride 64.
 
     Attributes:
-      channels: width of every level, even.
+      channels: number of channels of every level; must be even.
       kernel_size: kernel size of all depthwise convolutions, except the ghost modules' 3 x 3.
       blocks: number of ghost bottlenecks for each fusion of two levels.
-      extra_level: add a level of half the size of the coarsest one, rounded up.
-      norm: builds a batch norm, with its train flag set.
+      extra_level: add a level half the size of the coarsest one, rounded up.
+      norm: builds a batch norm, with `use_running_average` set.
       activation: of all layers.
     """
 
@@ -90,7 +90,7 @@ class GhostPAN(nn.Module):
                 name=name,
             )(x)
 
-        # Lateral: one width for all levels.
+        # Lateral: give all levels the same number of channels.
         laterals = [
             ConvNormAct(self.channels, self.norm, activation=self.activation, name=f"lateral_{i}")(
                 x

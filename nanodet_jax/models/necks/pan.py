@@ -1,7 +1,7 @@
 """PAN without 3 x 3 convolutions, the neck of NanoDet.
 
 Based on Liu et al., "Path Aggregation Network for Instance Segmentation"
-(https://arxiv.org/abs/1803.01534). Reproduces nanodet/model/fpn/pan.py of
+(https://arxiv.org/abs/1803.01534). This module reproduces nanodet/model/fpn/pan.py of
 https://github.com/RangiLyu/nanodet, which replaces the convolutions between levels with
 interpolation.
 """
@@ -16,7 +16,7 @@ from nanodet_jax.ops.convolution import Conv
 class PAN(nn.Module):
     """Fuse the backbone's features across levels.
 
-    Takes features [B, H, W, C] of strides 8, 16 and 32, finest first. Returns levels
+    The neck takes features [B, H, W, C] of strides 8, 16 and 32, finest first. It returns levels
     [B, H, W, channels] of the same strides. Only the 1 x 1 convolutions have parameters.
     """
 
@@ -24,7 +24,7 @@ class PAN(nn.Module):
 
     @nn.compact
     def __call__(self, features: list[jax.Array]) -> list[jax.Array]:
-        # Lateral: one width for all levels.
+        # Lateral: give all levels the same number of channels.
         levels = [
             Conv(self.channels, kernel_init=nn.initializers.xavier_uniform(), name=f"lateral_{i}")(
                 x

@@ -119,7 +119,7 @@ FAULTS = {
     "image size": (lambda c: c["images"][0].update(width=-1), "image 42: width=-1 is not a whole"),
     "no images": (lambda c: c["images"].clear(), "lists no images"),
     "category twice": (lambda c: c["categories"][0].update(id=3), "category id 3 occurs twice"),
-    "category without name": (lambda c: c["categories"][0].pop("name"), "category 0 needs an int"),
+    "category without name": (lambda c: c["categories"][0].pop("name"), "category 0 in the list"),
     "no categories": (lambda c: c["categories"].clear(), "lists no categories"),
     "no annotations": (
         lambda c: c.pop("annotations"),

@@ -58,8 +58,8 @@ def test_layout_that_is_unknown_is_an_error_with_the_fix(tmp_path):
         find_split(tmp_path, "val")
     assert str(caught.value) == (
         f"{tmp_path}: no COCO annotations for val in this folder; "
-        "split some off the training images with --config.data.val_fraction=0.1, or train without "
-        "validation with --config.data.val=none, or set config.data.val_images and "
+        "split off some of the training images with --config.data.val_fraction=0.1, or train "
+        "without validation with --config.data.val=none, or set config.data.val_images and "
         "config.data.val_annotations"
     )
     assert caught.value.kind is FaultKind.NO_VALIDATION
@@ -83,7 +83,7 @@ def test_folder_of_one_split_of_roboflow_names_the_folder_above(tmp_path):
         find_split(tmp_path / "train", "val")
     assert str(caught.value) == (
         f"{tmp_path / 'train'}: no COCO annotations for val in this folder; the folder above "
-        f"has both: use --config.data.root={tmp_path}"
+        f"has both splits: use --config.data.root={tmp_path}"
     )
 
 
@@ -117,7 +117,7 @@ def test_super_category_of_roboflow_is_left_out_with_a_note(tmp_path):
     assert source[0].labels.tolist() == [0, 0]
     assert counter.notes("train")[0] == (
         "note: super-categories without boxes, left out of the classes in train: 1; the first: "
-        f"{file}: category 0, 'cells', is the super-category of the others"
+        f"{file}: category 0, 'cells', is a super-category of others"
     )
 
 
@@ -155,7 +155,7 @@ def test_box_without_bbox_is_derived_and_counted(tmp_path):
     np.testing.assert_array_equal(source[0].areas, [40, 150])
     assert counter.notes("train")[1:] == [
         "note: boxes derived from polygons or masks, because bbox is missing in train: 2; the "
-        f"first: {file}: annotation 0: bbox=[1.0, 2.0, 4.0, 20.0] derived from its segmentation"
+        f"first: {file}: annotation 0: bbox=[1.0, 2.0, 4.0, 20.0] is derived from its segmentation"
     ]
     truth = source.ground_truth()["annotations"]
     assert [item["bbox"] for item in truth] == [[1, 2, 4, 20], [30, 5, 9, 10]]

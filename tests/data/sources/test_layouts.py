@@ -9,7 +9,7 @@ from nanodet_jax.errors import UserError
 from tests.builders import voc_xml, write_image, write_voc, write_yolo_image
 
 FIX = (
-    "split some off the training images with --config.data.val_fraction=0.1, or train without "
+    "split off some of the training images with --config.data.val_fraction=0.1, or train without "
     "validation with --config.data.val=none"
 )
 
@@ -79,7 +79,7 @@ def test_yolo_of_labelimg_has_labels_beside_the_images(tmp_path):
     [
         ("data.yaml", "use a folder of images, such as val: images/val"),
         ("classes.txt", "add the folders images/val and labels/val"),
-        ("obj.data", "add a line valid = valid.txt"),
+        ("obj.data", "add the line valid = valid.txt"),
     ],
 )
 def test_yolo_without_validation_images_says_how_to_get_them(description, fix, tmp_path):
@@ -149,6 +149,6 @@ def test_yolo_folder_of_images_and_labels_needs_a_list_of_classes(tmp_path):
         YoloSource(tmp_path / "data", "train")
     assert str(caught.value) == (
         f"{tmp_path / 'data'}: no data.yaml in this folder; write one, for example "
-        "{train: images/train, val: images/val, names: [cat, dog]}, or a classes.txt with the name "
-        "of a class in each line"
+        "{train: images/train, val: images/val, names: [cat, dog]}, or a classes.txt with one "
+        "class name per line"
     )

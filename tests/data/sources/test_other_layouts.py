@@ -28,7 +28,7 @@ def test_folder_of_another_format_is_recognized(write, tmp_path):
     write(root, RECORDS)
     right, _ = formats.FORMATS[write]
     advice = (
-        f"this folder looks like {NAMES[right]}: use --config.data.format={right}, or "
+        f"this folder looks like a {NAMES[right]} dataset: use --config.data.format={right}, or "
         f"{right}:FOLDER in config.data.sources"
     )
     for wrong in NAMES.keys() - {right}:
@@ -54,12 +54,13 @@ def test_folder_inside_a_dataset_is_recognized(write, tmp_path):
     root = tmp_path / "data"
     write(root, RECORDS)
     right, _ = formats.FORMATS[write]
-    (root / "part").mkdir()
+    (root / "part" / "inner").mkdir(parents=True)
     for data_format in NAMES:
         flags = "" if data_format == right else f" --config.data.format={right}"
-        assert error(root / "part", data_format).endswith(
-            f"; the dataset seems to be in the folder above: use --config.data.root={root}{flags}"
-        )
+        for inside in (root / "part", root / "part" / "inner"):
+            assert error(inside, data_format).endswith(
+                f"; the dataset seems to be in a folder above: use --config.data.root={root}{flags}"
+            )
 
 
 def test_advice_lists_few_names_and_follows_no_links(tmp_path, monkeypatch):
@@ -79,5 +80,5 @@ def test_root_that_is_a_file_is_an_error_with_the_fix(tmp_path):
     assert error(file, "voc") == start
     assert error(file, "yolo") == f"{start}, or to its data.yaml"
     assert error(file, "coco") == (
-        f"{start}, or replace it by config.data.train_images and config.data.train_annotations"
+        f"{start}, or use config.data.train_images and config.data.train_annotations instead"
     )

@@ -149,7 +149,7 @@ def test_tfds_prepare_rejects_names_images_and_categories(written, tmp_path):
         prepare(*train, *val, tmp_path / "out", "tiny")
     assert not (tmp_path / "out" / "tiny" / "1.0.0").exists()
     write_image(tmp_path / "x.png").rename(train[0] / "2.jpg")
-    with pytest.raises(UserError, match=r"2\.jpg: not a JPEG file"):
+    with pytest.raises(UserError, match=r"2\.jpg: is not a JPEG file"):
         prepare(*train, *val, tmp_path / "out", "tiny")
 
     content = json.loads(val[1].read_text())

@@ -79,7 +79,7 @@ def test_voc2007_layout_is_read(inside, tmp_path):
     assert [r.name for r in VocSource(tmp_path, "train", CLASSES)] == ["1.JPG", "3.JPG"]
     assert [r.name for r in VocSource(tmp_path, "val", CLASSES)] == ["2.JPG"]
     (lists / "val.txt").write_text("2\n4\n")
-    with pytest.raises(UserError, match=r"4\.xml: missing, but listed in .*val\.txt"):
+    with pytest.raises(UserError, match=r"4\.xml: is missing but listed in .*val\.txt"):
         VocSource(tmp_path, "val", CLASSES)
 
 
