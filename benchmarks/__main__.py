@@ -37,6 +37,14 @@ from nanodet_jax.runtime.process import setup_process
 NUM_IMAGES, NUM_DETECTIONS = 5000, 100
 BENCHMARKS = ("table", "assignment", "evaluation", "engines")
 CONFIGS = ("configs/coco.py:nanodet-m_320", "configs/coco.py:nanodet-plus-m_320")
+NETWORKS = tuple(
+    f"configs/coco.py:{variant}"
+    for variant in (
+        "nanodet-t", "nanodet-g", "nanodet-EfficientNet-Lite0_320",
+        "nanodet-EfficientNet-Lite1_416", "nanodet-EfficientNet-Lite2_512",
+        "nanodet-RepVGG-A0_416", "picodet-s_320", "gfl-r50_1x", "gfl-r101_2x",
+    )
+)  # fmt: skip
 
 
 def parse() -> argparse.Namespace:
@@ -51,7 +59,7 @@ def parse() -> argparse.Namespace:
     add("benchmark", nargs="?", choices=BENCHMARKS, default="table",
         help="what to measure; default: table, which is everything except the other three")
     add("--config", action="append", metavar="FILE[:VARIANT]",
-        help=f"may be repeated; default: {' and '.join(CONFIGS)}")
+        help=f"may be repeated; default: {' and '.join(CONFIGS)}, and a row for each other network")
     add("--precision", action="append", choices=get_args(Precision),
         help="may be repeated; default: float32, and bf16 on accelerators")
     add("--only", default="", metavar="REGEX",
@@ -118,6 +126,7 @@ def measure(args: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Row]]:
         draw_files(Path(folder))
         settings = Settings(
             configs=tuple(args.config or CONFIGS),
+            networks=() if args.config or args.quick else NETWORKS,
             precisions=tuple(args.precision or precisions),
             scale=scale._replace(batch=args.batch) if args.batch else scale,
             repeats=Repeats(1.0, min_runs=3) if args.quick else Repeats(args.seconds),

@@ -13,9 +13,11 @@ from benchmarks.workload import Network, Workload, on_device, random_batch
 from nanodet_jax.data.pipeline import evaluation_batches
 from nanodet_jax.data.records import Record, decode, make_record
 from nanodet_jax.data.sources.shapes import ShapesSource
+from nanodet_jax.data.transforms import padded_size
 from nanodet_jax.inference.detector import Detector
 from nanodet_jax.inference.predict import detect_batch, make_detect
 from nanodet_jax.io.weights import Weights
+from nanodet_jax.models.fuse import build_fused
 from nanodet_jax.models.guidance import strip_guidance
 from nanodet_jax.runtime import backend
 
@@ -25,13 +27,14 @@ BATCHES_PER_RUN = 4  # if a batch has more than one image; otherwise 1
 
 
 def network(workload: Workload) -> dict[str, Program]:
-    """Build the program from images on the device to predictions."""
+    """Build the program from images on the device to predictions, in the form for inference."""
     built = Network(workload)
-    images = on_device(random_batch(workload, built.config.input_size)).images
-    variables = jax.device_put(strip_guidance(built.variables))
+    images = on_device(random_batch(workload, padded_size(built.config.input_size))).images
+    trained = strip_guidance(built.variables)
+    model, variables = build_fused(built.config.model, workload.precision, trained)
     program = compile_and_run(
-        backend.jit(built.model.apply),
-        variables,
+        backend.jit(model.apply),
+        jax.device_put(variables),
         images,
         images=workload.batch,
         roofline="inference",

@@ -41,7 +41,8 @@ ON_ACCELERATOR = Scale(256, (1, 8, 32, 256), (320, 416, 640), 50, DEVICE_CACHE, 
 class Settings:
     """Settings from the command line and the machine."""
 
-    configs: tuple[str, ...]  # FILE[:VARIANT]
+    configs: tuple[str, ...]  # FILE[:VARIANT], measured in full
+    networks: tuple[str, ...]  # FILE[:VARIANT], of which only the network is measured
     precisions: tuple[str, ...]
     scale: Scale
     repeats: Repeats
@@ -77,6 +78,9 @@ def tasks(settings: Settings) -> Iterator[Task]:
             yield from _inference(settings, workload)
             yield from _training(settings, workload, detailed)
             yield from _growth(settings, workload) if detailed else ()
+    for file in settings.networks:
+        workload = Workload(file, settings.precisions[0], batch=1)
+        yield _timed(settings, "network, batch 1", inference.network, workload)
     yield from _loader(settings)
     if not settings.quick:
         flags = [f"--config={SHAPES}"]

@@ -156,6 +156,7 @@ def test_rows_survive_json_and_format_as_markdown(tmp_path):
 def test_task_names_are_unique(tmp_path):
     settings = tasks.Settings(
         configs=("configs/coco.py:nanodet-m_320", "configs/coco.py:nanodet-plus-m_320"),
+        networks=("configs/coco.py:nanodet-t", "configs/coco.py:gfl-r50_1x"),
         precisions=("float32",),
         scale=tasks.ON_CPU,
         repeats=Repeats(),
@@ -170,6 +171,10 @@ def test_task_names_are_unique(tmp_path):
         for part in ("first step", "training step", "parts", "assignment", "network, batch 32",
                      "network + suppression", "image files", "training, "):  # fmt: skip
             assert any(part in name for name in of_network), (network, part)
+    for network in ("nanodet-t_320", "gfl-r50_1x"):
+        assert [name for name in names if network in name] == [
+            f"{network} float32: network, batch 1"
+        ]
     assert [name.split()[-1] for name in names if "loader, cache none" in name] == list("1246")
     quick = {task.name for task in tasks.tasks(dataclasses.replace(settings, quick=True))}
     assert quick < set(names) and len(quick) < len(names) / 2
