@@ -108,7 +108,7 @@ class ShuffleNetV2(nn.Module):
 
     Attributes:
       width: width multiplier, a key of STAGE_CHANNELS, which defines C8, C16 and C32.
-      norm: builds a batch norm, with `use_running_average` set.
+      norm: builds a batch norm for training or for inference.
     """
 
     width: float

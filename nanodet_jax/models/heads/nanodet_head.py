@@ -33,7 +33,7 @@ class NanoDetHead(nn.Module):
       stacked_convs: number of depthwise separable convolutions in each tower.
       share_cls_reg: use one tower with one output layer (classes, then boxes) instead of two.
       reg_max: R - 1, the largest distance in units of the stride.
-      norm: builds a batch norm, with `use_running_average` set.
+      norm: builds a batch norm for training or for inference.
     """
 
     num_classes: int
