@@ -59,6 +59,7 @@ class Leg:
 
     def begin(self) -> None:
         """Write the description of the leg. Call this after its first step.
+
         `about.json` comes first and is replaced as a whole. If the process is killed before the
         line of `history.jsonl` is written, the next leg writes it.
 

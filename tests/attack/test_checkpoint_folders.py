@@ -99,7 +99,7 @@ def test_checkpoint_with_too_many_files_is_damaged(tmp_path):
     step = made.save(tmp_path)
     for number in range(300):
         (step / f"file{number}").touch()
-    with pytest.raises(DamagedCheckpointError, match="more than 208 files"):
+    with pytest.raises(DamagedCheckpointError, match="over 208 files and folders"):
         restore(tmp_path)
 
 

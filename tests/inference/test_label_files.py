@@ -98,7 +98,7 @@ def test_names_are_relative_to_the_common_folder_of_the_given_paths(files, tmp_p
 def test_existing_labels_are_never_overwritten(files, tmp_path, kind, name):
     path = tmp_path / name
     path.mkdir() if name == "labels" else path.write_text("corrected by hand")
-    with pytest.raises(UserError, match=f"{name}: exists, .*use a different --out"):
+    with pytest.raises(UserError, match=f"{name}: already exists, .*use a different --out"):
         LabelFiles(kind, tmp_path, [tmp_path / "photos"], files, NAMES)
     assert name == "labels" or path.read_text() == "corrected by hand"
 

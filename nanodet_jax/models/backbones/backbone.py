@@ -26,7 +26,7 @@ TorchNames = tuple[tuple[str, str, Mapping[str, str]], ...]
 class Layers(NamedTuple):
     """What a stage builds its layers with."""
 
-    norm: LayerFactory  # builds a batch norm, with `use_running_average` set
+    norm: LayerFactory  # builds a batch norm for training or for inference
     activation: Activation
     train: bool  # whether random layers are active
     fused: bool  # build the deployed form of layers that have one
@@ -96,7 +96,7 @@ class Backbone(nn.Module):
 
     Attributes:
       model: which backbone, its output strides, its activation, and what is frozen.
-      norm: builds a batch norm, with `use_running_average` set.
+      norm: builds a batch norm for training or for inference.
       train: whether random layers are active.
       fused: build the deployed form of layers that have one.
       padding: of the images.

@@ -42,7 +42,7 @@ class NanoDetHead(nn.Module):
       reg_max: R - 1, the largest distance in units of the stride.
       depthwise: build the towers of depthwise separable convolutions, else of dense ones.
       activation: of the towers.
-      norm: builds a batch norm, with `use_running_average` set.
+      norm: builds a batch norm for training or for inference.
     """
 
     num_classes: int

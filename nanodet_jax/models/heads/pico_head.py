@@ -50,7 +50,7 @@ class PicoHead(nn.Module):
       stacked_convs: depth of the towers.
       reg_max: R - 1, the largest distance in units of the stride.
       activation: of all layers.
-      norm: builds a batch norm, with `use_running_average` set.
+      norm: builds a batch norm for training or for inference.
     """
 
     num_classes: int

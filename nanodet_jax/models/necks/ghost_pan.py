@@ -58,7 +58,7 @@ class GhostPAN(nn.Module):
       kernel_size: kernel size of all depthwise convolutions, except the ghost modules' 3 x 3.
       blocks: number of ghost bottlenecks for each fusion of two levels.
       extra_level: add a level half the size of the coarsest one, rounded up.
-      norm: builds a batch norm, with `use_running_average` set.
+      norm: builds a batch norm for training or for inference.
       activation: of all layers.
     """
 

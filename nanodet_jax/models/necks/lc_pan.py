@@ -32,7 +32,7 @@ class LCPAN(nn.Module):
       channels: width of every level.
       kernel_size: kernel size of all depthwise convolutions.
       extra_level: add a level of half the size of the coarsest one, rounded up.
-      norm: builds a batch norm, with `use_running_average` set.
+      norm: builds a batch norm for training or for inference.
       activation: of all layers.
     """
 

@@ -67,7 +67,7 @@ class TAN(nn.Module):
       channels: of every level, divisible by the number of heads.
       grid: rows and columns of the learned positions. They are interpolated bilinearly to the size
         of the middle features; the original only takes features of this size.
-      norm: builds a batch norm, with `use_running_average` set.
+      norm: builds a batch norm for training or for inference.
       activation: of all layers.
       dropout: whether dropout is active.
     """
