@@ -71,7 +71,7 @@ def load_weights(path: str | Path, max_input_side: float | None = MAX_INPUT_SIDE
     return loaded
 
 
-def _find(path: str | Path) -> tuple[Path, str]:
+def _find(path: str | Path, *, detector: bool = True) -> tuple[Path, str]:
     """Return an existing path and "", or the downloaded file and the name of published weights."""
     try:
         path = Path(path).expanduser()
@@ -80,7 +80,7 @@ def _find(path: str | Path) -> tuple[Path, str]:
     except (OSError, RuntimeError) as error:  # the name is too long, or ~user does not exist
         raise UserError(f"{path}: cannot be read: {error}") from error
     name = str(path)
-    if name in pretrained.BACKBONES:
+    if detector and name in pretrained.BACKBONES:
         raise UserError(
             f"{name}: weights of a classifier, not of a detector; use one of "
             f"{', '.join(pretrained.DETECTORS)}"
@@ -164,7 +164,7 @@ def load_classifier(path: str | Path) -> dict[str, np.ndarray]:
     fix = "use the .pth file or the name of a classifier, or config.training.init_weights"
     if str(path) in pretrained.DETECTORS:
         raise UserError(f"{path}: is the name of a detector; {fix}")
-    file, _ = _find(path)
+    file, _ = _find(path, detector=False)
     if file.is_dir() or file.suffix not in PYTORCH_SUFFIXES:
         raise UserError(f"{path}: is not a PyTorch file; {fix}")
     entries = read_state_dict(file)

@@ -159,7 +159,7 @@ def test_padding_slots_do_not_change_the_loss():
         valid=np.zeros((len(IMAGES), slots), bool),
         ignore=np.zeros((len(IMAGES), slots), bool),
     )
-    for leaf, original in zip(padded, truth):
+    for leaf, original in zip(padded[:4], truth[:4]):
         leaf[:, at] = original
     metrics, gradients = loss_and_gradients(predictions, truth)
     more_metrics, more_gradients = loss_and_gradients(predictions, padded)

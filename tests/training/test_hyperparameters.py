@@ -33,8 +33,11 @@ LOSS = Loss(quality_focal=0.7, giou=1.3, distribution_focal=0.1)
 class Head(nn.Module):
     """A network whose only part is its head."""
 
+    model = Tiny.model
+    is_random = False
+
     @nn.compact
-    def branches(self, images, detach=False, train=True, axis_name=None):
+    def branches(self, images, detach=False, train=True, axis_name=None, padded_sizes=None):
         return Tiny(name="head").branches(images, detach, train, axis_name)
 
 

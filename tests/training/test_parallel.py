@@ -36,6 +36,7 @@ from nanodet_jax.training.parallel import (
 
 DOC = Path(__file__).parents[2] / "docs" / "many_devices.md"
 DEVICES, EACH, SIDE, STRIDE, SLOTS, CLASSES, BINS = 2, 2, 64, 8, 3, 2, 8
+MODEL = configs.Model(backbone_strides=(STRIDE,))
 STEPS = 2  # the second takes the state as the first one left it, on the devices
 IMAGES = np.random.default_rng(0).normal(0.3, size=(EACH, SIDE, SIDE, 3)).astype(np.float32)
 MANY = [[[4, 4, 40, 40], [20, 30, 60, 62], [1, 40, 12, 60]], [[8, 8, 56, 50]]]
@@ -52,8 +53,11 @@ BOXES = {
 class Tiny(nn.Module):
     """A network as a step sees it, in two layers: parameters, batch norm, predictions."""
 
+    model = MODEL  # without a type, an attribute of the class and not a field
+    is_random = False
+
     @nn.compact
-    def branches(self, images, detach=False, train=True, axis_name=None):
+    def branches(self, images, detach=False, train=True, axis_name=None, padded_sizes=None):
         side = SIDE // STRIDE
         x = images.reshape(-1, side, STRIDE, side, STRIDE, 3).transpose(0, 1, 3, 2, 4, 5)
         x = nn.Dense(16, use_bias=False)(x.reshape(-1, side, side, STRIDE * STRIDE * 3))

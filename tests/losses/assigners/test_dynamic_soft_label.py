@@ -317,7 +317,7 @@ def test_padding_slots_do_not_change_the_assignment(seed, rule):
     at = np.sort(random.permutation(slots)[:SLOTS])
     noise = random_truth("square", 40 + seed, slots, slots=slots)  # of slots that are padding
     padded = GroundTruth(noise.boxes, noise.labels, np.zeros(slots, bool), np.zeros(slots, bool))
-    for leaf, original in zip(padded, truth):
+    for leaf, original in zip(padded[:4], truth[:4]):
         leaf[at] = original
     more = assign(padded, *predicted, "square", rule)
     index = np.asarray(plain.gt_index)
