@@ -25,8 +25,8 @@ class Priors(NamedTuple):
 def make_priors(input_size: tuple[int, int], strides: tuple[int, ...], offset: float) -> Priors:
     """Return the priors for an input of (height, width) pixels.
 
-    `offset` is the position of a prior in its grid cell, in strides: 0.5 for NanoDet and 0 for
-    NanoDet-Plus, as the published weights of each expect.
+    `offset` is the position of a prior in its grid cell, in strides: 0.5 for NanoDet, and 0 for
+    NanoDet-Plus and GFL, as the published weights of each expect.
     """
     height, width = input_size
     centers, per_prior = [], []

@@ -70,7 +70,7 @@ def summarize(model: config.Model, input_size: tuple[int, int]) -> Summary:
 
     Args:
       model: checked by `config.check`, with `num_classes` set.
-      input_size: (height, width) in pixels, multiples of 32.
+      input_size: (height, width) in pixels; multiples of 32, except for the networks of GFL.
     """
     summary = _summarize(model, input_size, fused=False)
     if not can_fuse(model):

@@ -132,7 +132,7 @@ class Model(Section):
     are 0 to reg_max strides, and the predicted distance is the mean of the distribution."""
 
     prior_offset: float = 0.5
-    """Position of a prior in its grid cell, in strides; NanoDet-Plus uses 0."""
+    """Position of a prior in its grid cell, in strides; NanoDet-Plus and GFL use 0."""
 
     guidance_channels: int = 0
     """Channels of the assign guidance module's head, a multiple of 32; 0 = no guidance."""
