@@ -37,6 +37,7 @@ from nanodet_jax.runtime.process import setup_process
 NUM_IMAGES, NUM_DETECTIONS = 5000, 100
 BENCHMARKS = ("table", "assignment", "evaluation", "engines")
 CONFIGS = ("configs/coco.py:nanodet-m_320", "configs/coco.py:nanodet-plus-m_320")
+# Variants of which only the network is measured.
 NETWORKS = tuple(
     f"configs/coco.py:{variant}"
     for variant in (
@@ -59,7 +60,8 @@ def parse() -> argparse.Namespace:
     add("benchmark", nargs="?", choices=BENCHMARKS, default="table",
         help="what to measure; default: table, which is everything except the other three")
     add("--config", action="append", metavar="FILE[:VARIANT]",
-        help=f"may be repeated; default: {' and '.join(CONFIGS)}, and a row for each other network")
+        help=f"may be repeated; default: {' and '.join(CONFIGS)}, plus one row for each other "
+        "network unless --quick is set")
     add("--precision", action="append", choices=get_args(Precision),
         help="may be repeated; default: float32, and bf16 on accelerators")
     add("--only", default="", metavar="REGEX",

@@ -27,7 +27,7 @@ BATCHES_PER_RUN = 4  # if a batch has more than one image; otherwise 1
 
 
 def network(workload: Workload) -> dict[str, Program]:
-    """Build the program from images on the device to predictions, in the form for inference."""
+    """Build the program from images on the device to predictions, with the deployed network."""
     built = Network(workload)
     images = on_device(random_batch(workload, padded_size(built.config.input_size))).images
     trained = strip_guidance(built.variables)

@@ -42,7 +42,7 @@ class Settings:
     """Settings from the command line and the machine."""
 
     configs: tuple[str, ...]  # FILE[:VARIANT], measured in full
-    networks: tuple[str, ...]  # FILE[:VARIANT], of which only the network is measured
+    networks: tuple[str, ...]  # FILE[:VARIANT], for which only the network is measured
     precisions: tuple[str, ...]
     scale: Scale
     repeats: Repeats

@@ -27,7 +27,9 @@ network during training, which includes the guidance module:
     nanodet-plus-m-1.5x_320  320  300  29.9  0.879  2.48 M  7.96 M
     nanodet-plus-m-1.5x_416  416  300  34.1  1.486  2.48 M  7.96 M
 
-Other backbones and necks of the original (RepVGG: deployed), and GFL of mmdetection:
+Other backbones and necks of the original, and GFL of mmdetection, with the AP that mmdetection
+reports. The columns are those of the first table; for RepVGG, the last two describe the deployed
+network:
 
     nanodet-t_320                   320       190  21.7  0.464    1.33 M
     nanodet-g_416                   416       190  22.9  2.090    3.79 M
@@ -40,13 +42,14 @@ Other backbones and necks of the original (RepVGG: deployed), and GFL of mmdetec
     gfl-r101_2x                     800x1333  24   44.7  296.703  51.43 M
 
 The network of PaddleDetection's PicoDet-S (2022), with the recipe and the assigner of NanoDet-Plus
-and without guidance. It has not been trained on COCO; PaddleDetection reports an AP of 29.1 for its
-own training, which differs in assigner, classification loss and optimizer:
+but without guidance. It has not been trained on COCO with this recipe. PaddleDetection reports an
+AP of 29.1 for its own recipe, which has a different assigner, classification loss and optimizer:
 
     picodet-s_320        320  300  -     0.481  1.19 M
 
-PaddleDetection reports 1.18 M parameters and 0.97 GFLOPs. Here it has 1,186,492 parameters, and
-0.976 GFLOPs if a multiply-add and an output of a batch norm count as two operations each.
+PaddleDetection reports 1.18 M parameters and 0.97 GFLOPs. This implementation has 1,186,492
+parameters, and 0.976 GFLOPs if each multiply-add and each output of a batch norm counts as two
+operations.
 """
 
 from dataclasses import replace
@@ -63,9 +66,9 @@ VARIANTS = ("nanodet-m_320", "nanodet-m_416", "nanodet-m-0.5x", "nanodet-m-1.5x"
 
 
 def resolve(variant: str) -> str:
-    """Return the full name of a variant, whose input size may be left out.
+    """Return the full name of a variant. The part after the last underscore may be left out.
 
-    Without the size, "nanodet-m" is the first of the variants that differ in it alone.
+    If several variants match, this is the first one: for "nanodet-m", nanodet-m_320.
 
     Raises:
       UserError: if there is no such variant.
@@ -102,7 +105,7 @@ def recipe(
     warmup_steps: int = 500,
     warmup_ratio: float = 0.01,
 ) -> Training:
-    """Return the recipe of nanodet-m_320 with another schedule."""
+    """Return `training` with a different length, learning rate and schedule."""
     return replace(
         training,
         epochs=epochs,
@@ -116,7 +119,10 @@ def recipe(
 def make_efficientnet(
     config: Config, backbone: str, channels: int, stacked_convs: int, reg_max: int = 10
 ) -> None:
-    """Take the network of an EfficientNet-Lite and its normalization of images."""
+    """Replace the network by one with an EfficientNet-Lite, and set its normalization of images.
+
+    `config` is changed in place.
+    """
     config.model = Model(
         backbone=backbone,
         channels=channels,
@@ -154,7 +160,7 @@ def make_gfl(config: Config, backbone: str) -> None:
 
 
 def make_multiscale(config: Config) -> None:
-    """Change a 1x recipe of GFL into the 2x recipe, with short sides of 480 to 800 pixels."""
+    """Change a 1x recipe of GFL into the 2x recipe, in place: short sides of 480 to 800 pixels."""
     config.augment.short_side = (480, 800)
     config.training = replace(config.training, epochs=24, milestones=(16, 22))
 
@@ -185,6 +191,8 @@ def make_plus(config: Config) -> None:
 
 def get_config(variant: str = "nanodet-m_320") -> Config:
     """Return the config of one of VARIANTS. All are modifications of the first one.
+
+    `variant` may be shortened, as in `resolve`.
 
     Raises:
       UserError: if there is no such variant.

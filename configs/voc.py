@@ -21,14 +21,19 @@ from dataclasses import replace
 from nanodet_jax.config import Compat, Config, Data, Training
 from nanodet_jax.configs import coco
 
-ALIASES = {"nanodet-m": "voc", "nanodet-plus-m": "voc-plus"}  # names of the runs
+# Names of the configs of these variants. Other names are derived from the variant.
+ALIASES = {"nanodet-m": "voc", "nanodet-plus-m": "voc-plus"}
 
 
 def get_config(variant: str = "nanodet-m") -> Config:
-    """Return the network of a variant of `configs/coco.py` with a recipe for fine-tuning.
+    """Return a config with the network of a variant of `configs/coco.py`, for fine-tuning.
 
-    AdamW, cosine schedule, the original's bugs fixed. The input size may be left out of the name of
-    the variant.
+    The recipe uses AdamW and a cosine schedule, and fixes the original's bugs. The input size may
+    be left out of the name of the variant, as in `coco.resolve`. Variants of GFL also keep their
+    augmentation.
+
+    Raises:
+      UserError: if there is no such variant.
     """
     network = coco.get_config(variant)
     config = Config(

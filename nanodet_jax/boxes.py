@@ -25,8 +25,8 @@ class Priors(NamedTuple):
 def make_priors(input_size: tuple[int, int], strides: tuple[int, ...], offset: float) -> Priors:
     """Return the priors for an input of (height, width) pixels.
 
-    `offset` is the position of a prior in its grid cell, in strides: 0.5 for NanoDet and 0 for
-    NanoDet-Plus, as the published weights of each expect.
+    `offset` is the position of a prior in its grid cell, in strides: 0.5 for NanoDet, and 0 for
+    NanoDet-Plus and GFL, as the published weights of each expect.
     """
     height, width = input_size
     centers, per_prior = [], []
@@ -41,7 +41,10 @@ def make_priors(input_size: tuple[int, int], strides: tuple[int, ...], offset: f
 
 
 def inside(priors: Priors, size: Int[Array, "2"]) -> Bool[Array, "P"]:
-    """Return whether each prior, at the upper left of its cell, is within (height, width)."""
+    """Return whether each prior is within `size`: (height, width) in input pixels.
+
+    For priors with an offset of 0, this is whether their cells begin within `size`.
+    """
     limit = jnp.asarray(size, jnp.float32)[None, ::-1]
     return jnp.all(jnp.asarray(priors.centers) < limit, axis=-1)
 
@@ -127,7 +130,8 @@ def giou(
 
     This is the iou minus the fraction of the smallest enclosing box that neither box covers. See
     Rezatofighi et al., "Generalized Intersection over Union: A Metric and A Loss for Bounding Box
-    Regression", https://arxiv.org/abs/1902.09630.
+    Regression", https://arxiv.org/abs/1902.09630. `epsilon` is a lower bound for areas that are
+    divisors.
     """
     common = intersection(a, b)
     union = jnp.maximum(area(a) + area(b) - common, epsilon)

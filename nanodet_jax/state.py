@@ -54,7 +54,7 @@ def abstract_variables(model: NanoDet, guided: bool = False) -> Any:
 
 
 def abstract_backbone(model: config.Model) -> Any:
-    """Return the shapes and dtypes of the variables of a backbone, as part of the network's."""
+    """Return the shapes and dtypes of a backbone's variables, nested as in the network's."""
     backbone = Backbone(model, lambda **options: BatchNorm(True, **options), train=False)
     variables = jax.eval_shape(backbone.init, jax.random.key(0), SMALLEST_INPUT)
     return {collection: {"backbone": tree} for collection, tree in variables.items()}

@@ -19,9 +19,10 @@ class GroundTruth(NamedTuple):
     labels: Int32[Array, "*n G"]  # 0 .. C-1; 0 where not valid
     valid: Bool[Array, "*n G"]  # an object to learn
     ignore: Bool[Array, "*n G"]  # a region that is neither object nor background
-    # Height and width of the image with its own padding, if priors beyond it do not learn (GFL).
+    # For GFL: height and width of the resized image, rounded up to multiples of 32. Priors beyond
+    # them do not learn. None: all priors may learn.
     padded_size: Int32[Array, "*n 2"] | None = None
-    image_size: Int32[Array, "*n 2"] | None = None  # the same without padding
+    image_size: Int32[Array, "*n 2"] | None = None  # the same without rounding up
 
 
 class Batch(NamedTuple):

@@ -17,7 +17,7 @@ from nanodet_jax.models.nanodet import build_model
 from nanodet_jax.ops.convolution import Conv
 from nanodet_jax.ops.depthwise import DepthwiseConv
 
-LAYERS = (Conv, DepthwiseConv, nn.Dense)  # whose multiply-adds are counted
+LAYERS = (Conv, DepthwiseConv, nn.Dense)  # counted in `Cost`, unless they are part of attention
 PARTS = ("backbone", "neck", "head", GUIDANCE)  # in the order of computation
 
 
@@ -25,8 +25,8 @@ class Cost(NamedTuple):
     """Cost of one or more parts of the network."""
 
     params: int  # learned parameters, without running statistics
-    macs: int  # multiply-adds of the convolutions in a forward pass on one image
-    outputs: int  # number of elements in the outputs of the convolutions, for one image
+    macs: int  # multiply-adds of the layers in LAYERS, in a forward pass on one image
+    outputs: int  # number of elements in the outputs of these layers, for one image
 
 
 class Level(NamedTuple):
@@ -46,14 +46,14 @@ class Summary(NamedTuple):
     """Costs and shapes at one input size. Dimensions: C classes, P priors, R bins per distance."""
 
     parts: dict[str, Cost]  # by name, in the order of PARTS; guidance only if the config has one
-    fused_backbone: Cost | None  # for inference, if it has a different form then
+    fused_backbone: Cost | None  # the backbone for inference, if `models.fuse` changes it
     levels: tuple[Level, ...]  # finest first
     class_logits: tuple[int, ...]  # shape for one image, (P, C)
     box_logits: tuple[int, ...]  # shape for one image, (P, 4, R)
 
     @property
     def deployed(self) -> Cost:
-        """Cost of the parts that inference uses."""
+        """Cost of the parts that inference uses, in their form for inference."""
         parts = {name: cost for name, cost in self.parts.items() if name != GUIDANCE}
         if self.fused_backbone is not None:
             parts["backbone"] = self.fused_backbone
@@ -70,7 +70,7 @@ def summarize(model: config.Model, input_size: tuple[int, int]) -> Summary:
 
     Args:
       model: checked by `config.check`, with `num_classes` set.
-      input_size: (height, width) in pixels, multiples of 32.
+      input_size: (height, width) in pixels; multiples of 32, except for the networks of GFL.
     """
     summary = _summarize(model, input_size, fused=False)
     if not can_fuse(model):
@@ -148,7 +148,8 @@ def format_summary(summary: Summary) -> str:
         f"class logits [P, C]     {list(summary.class_logits)}",
         f"box logits   [P, 4, R]  {list(summary.box_logits)}",
         "",
-        "MACs are the multiply-adds of convolutions and dense layers for one image, forward.",
+        "MACs are the multiply-adds in a forward pass on one image: those of convolutions and of",
+        "dense layers outside attention.",
     ]
     return "\n".join(lines)
 

@@ -13,7 +13,7 @@ from nanodet_jax.cli.config_flags import add_config, apply_overrides, load_confi
 from nanodet_jax.cli.flag_values import format_value
 from nanodet_jax.config.reference import descriptions
 from nanodet_jax.config.section import close_fields
-from nanodet_jax.config.values import choices
+from nanodet_jax.config.values import choices, join_choices
 from nanodet_jax.errors import UserError
 from nanodet_jax.terminal import say, say_lines
 
@@ -83,7 +83,7 @@ def _note(field: dataclasses.Field[Any], hints: dict[str, Any], value: Any, defa
     if value != default:
         notes.append(f"default: {format_value(default) or 'empty'}")
     if allowed := choices(field, hints[field.name]):
-        notes.append(f"choices: {', '.join(map(str, allowed))}")
+        notes.append(f"choices: {join_choices(allowed)}")
     return f"  ({'; '.join(notes)})" if notes else ""
 
 

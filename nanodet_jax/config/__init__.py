@@ -4,10 +4,10 @@ A file in `configs/` returns a `Config`; `check` rejects invalid values before a
 compiled. Values that follow from other fields or from the data, such as the channels of the
 backbone or the steps per epoch, are computed.
 
-A field with a closed set of values has a `Literal` type or, for floats, `one_of` metadata. The
-checks, the errors and the field reference in `docs/config.md` derive the choices from it. Each
-field is described by the string below it, from which `nanodet_jax.config.reference` generates the
-field reference.
+A field with a closed set of values has a `Literal` type or, for floats and for names from a table,
+`one_of` metadata. The checks, the errors and the field reference in `docs/config.md` derive the
+choices from it. Each field is described by the string below it, from which
+`nanodet_jax.config.reference` generates the field reference.
 """
 
 from nanodet_jax.config.data import Augment, Cache, Data, Format, PixelStage, Validation

@@ -115,13 +115,15 @@ class Data(Section):
     """Ground-truth slots per image; 0 = the largest number of boxes in any training image."""
 
     keep_ratio: bool = False
-    """Resize images without distortion and pad them; False stretches them to input_size."""
+    """resize=to_input: resize images without distortion and pad them; False stretches them to
+    input_size."""
 
     resize: Resize = "to_input"
-    """to_input: all inputs have input_size. short_side, as in mmdetection: scale each image without
-    distortion until its shorter side equals the smaller value of input_size, or its longer side the
-    larger value. Inputs are padded to one of five sizes, so at most five programs are compiled;
-    padding does not change the results. Needs the networks of GFL."""
+    """to_input: resize images to input_size, as keep_ratio specifies. short_side: as in
+    mmdetection, scale each image without distortion until its shorter side equals the smaller value
+    of input_size or its longer side equals the larger value, whichever comes first. Batches are
+    then padded to one of at most five sizes, to limit the number of compiled programs. This padding
+    does not change the results. short_side requires augment=host and a network of GFL."""
 
     mean: tuple[float, float, float] = (103.53, 116.28, 123.675)
     """Mean that is subtracted from the pixels: blue, green, red, which is the channel order of
@@ -195,7 +197,8 @@ class Augment(Section):
 
     short_side: tuple[int, int] = (0, 0)
     """data.resize=short_side: range of the length of the shorter side in pixels; 0,0 = the smaller
-    value of input_size. The only other geometric transform is then the flip."""
+    value of input_size. With data.resize=short_side, the flip is the only other geometric transform
+    that is allowed."""
 
     perspective: float = 0.0
     """Largest magnitude, per pixel, of the two coefficients of the perspective distortion."""
@@ -237,5 +240,9 @@ class Augment(Section):
         fields.in_range("scale", "stretch_x", "stretch_y", "contrast", "saturation")
         fields.not_negative("perspective", "rotation", "shear", "translate", "brightness")
         low, high = self.short_side
-        fields.require("short_side", 0 < low <= high or low == high == 0, "use LOW,HIGH in pixels")
+        fields.require(
+            "short_side",
+            0 < low <= high or low == high == 0,
+            "use LOW,HIGH in pixels with 0 < LOW <= HIGH, or 0,0",
+        )
         fields.require("flip", 0 <= self.flip <= 1, "must be between 0 and 1")

@@ -14,8 +14,8 @@ class Assigner(Section):
     """Which priors learn which ground-truth boxes."""
 
     name: AssignerName = "atss"
-    """Method: atss as in NanoDet, dynamic_soft_label as in NanoDet-Plus, or gfl, which is atss as
-    in mmdetection's GFL."""
+    """Method: atss as in NanoDet, dynamic_soft_label as in NanoDet-Plus, or gfl, which is the ATSS
+    of mmdetection's GFL."""
 
     topk: int = 9
     """atss, gfl: candidate priors per box and level. dynamic_soft_label: largest number of priors
@@ -29,7 +29,7 @@ class Assigner(Section):
 
     ignore_threshold: float = 0.5
     """A prior that learns no box is ignored, instead of learning the background, if more than this
-    fraction of its anchor (atss) or its predicted box (dynamic_soft_label) lies in an ignore
+    fraction of its anchor (atss, gfl) or its predicted box (dynamic_soft_label) lies in an ignore
     region. 0 disables ignore regions."""
 
     def check(self) -> None:

@@ -10,7 +10,7 @@ Neck = Literal["pan", "ghost_pan", "tan", "nanodet_fpn", "fpn", "lc_pan"]
 Head = Literal["nanodet", "simple_conv", "pico"]
 Activation = Literal["leaky_relu", "relu", "relu6", "hard_swish", "silu", "gelu", "elu", "selu"]
 
-# Backbones, and the file of `nanodet_jax/models/backbones` that defines each.
+# Names of backbones, and the module of `nanodet_jax.models.backbones` that defines each.
 BACKBONES = {
     "shufflenet_v2": "shufflenet_v2",
     **{f"efficientnet_lite{size}": "efficientnet_lite" for size in range(5)},
@@ -25,7 +25,7 @@ BACKBONES = {
     **{f"resnet{depth}": "resnet" for depth in (18, 34, 50, 101, 152)},
     **{f"pplcnet_{size}": "pplcnet" for size in ("x0_35", "x0_75", "x1_0", "x1_5", "x2_0")},
 }  # fmt: skip
-SCALABLE_BACKBONES = ("shufflenet_v2", "mobilenet_v2", "ghostnet")  # by `width`
+SCALABLE_BACKBONES = ("shufflenet_v2", "mobilenet_v2", "ghostnet")  # `width` scales them
 LAST_CHANNEL_BACKBONES = ("mobilenet_v2", *(name for name in BACKBONES if "repvgg" in name))
 BACKBONE_STRIDES = (8, 16, 32)
 # Upper bounds for untrusted weight files. A network with a field at its bound can be built within
@@ -48,84 +48,91 @@ NORM_GROUPS = 32  # groups of each group norm in SimpleConvHead
 
 @dataclass(slots=True)
 class Model(Section):
-    """ShuffleNetV2, a neck, a head and, for NanoDet-Plus, a branch that guides training."""
+    """A backbone, a neck, a head and, for NanoDet-Plus, a branch that guides training."""
 
     num_classes: int = 0
     """Number of classes; 0 = as many as the dataset has."""
 
     backbone: str = field(default="shufflenet_v2", metadata=one_of(*BACKBONES))
-    """Network that computes the features."""
+    """Network that computes features of the image, from which the neck computes its levels."""
 
     width: float = field(default=1.0, metadata=one_of(0.5, 1.0, 1.5, 2.0))
-    """Width multiplier of shufflenet_v2, mobilenet_v2 and ghostnet."""
+    """Width multiplier of shufflenet_v2, mobilenet_v2 and ghostnet; 1 for all other backbones."""
 
     channel_order: Literal["bgr", "rgb"] = "bgr"
-    """Channel order in which the backbone takes images. Images are bgr; rgb reverses their channels
-    first, as the weights of mmdetection and torchvision expect. The original's recipes start from
-    torchvision's weights, and still use bgr."""
+    """Channel order of the images that the backbone takes. Images are loaded as bgr; rgb reverses
+    their channels, as the weights of mmdetection and torchvision expect. The original's recipes use
+    bgr, although they start from torchvision's weights."""
 
     backbone_strides: tuple[int, ...] = BACKBONE_STRIDES
     """Strides of the backbone's features that the neck takes, finest first."""
 
     backbone_last_channels: int = 0
-    """Channels of the last features of repvgg and mobilenet_v2; 0 = as in the paper."""
+    """mobilenet_v2 and the variants of repvgg: number of channels of the last features; 0 = as in
+    the paper that describes the backbone."""
 
     backbone_activation: Literal["", Activation] = ""
-    """Activation of the backbone; empty = that of the original."""
+    """Activation of the backbone; "" = the default of the backbone."""
 
     frozen_stride: int = 0
-    """Freeze the backbone up to and including this stride: its weights and statistics keep their
-    values. 4 freezes the stem and the first stage of a ResNet. 0 = train everything."""
+    """Freeze the stages of the backbone up to and including this stride: their weights and
+    statistics keep their values. 4 freezes the stem and the first stage of a ResNet. 0 = freeze
+    nothing."""
 
     norm_eval: bool = False
-    """Normalize in the backbone by the stored statistics, in training too. Scale and bias are still
-    trained."""
+    """Use the stored statistics in the batch norms of the backbone, in training too. The scale and
+    bias of these norms are still trained, except in frozen stages."""
 
     neck: Neck = "pan"
-    """PAN of NanoDet, Ghost-PAN of NanoDet-Plus, the transformer TAN of NanoDet-t, the original's
-    FPN without 3 x 3 convolutions, the FPN of GFL, or the LC-PAN of PicoDet."""
+    """pan: PAN of NanoDet. ghost_pan: Ghost-PAN of NanoDet-Plus. tan: TAN, the transformer of
+    NanoDet-t. nanodet_fpn: FPN of the original, without 3 x 3 convolutions. fpn: FPN of GFL.
+    lc_pan: LC-PAN of PicoDet."""
 
     neck_blocks: int = 1
     """ghost_pan: ghost bottlenecks at each merge of two levels."""
 
     extra_level: bool = False
-    """ghost_pan and lc_pan: add a level of stride 64, coarser than the levels of the backbone."""
+    """ghost_pan, lc_pan: add a level coarser than those of the backbone. It has stride 64 by
+    default."""
 
     position_grid: tuple[int, int] = (20, 20)
-    """tan: rows and columns of the learned positions, one for each pixel of stride 16. At another
-    input size they are interpolated."""
+    """tan: rows and columns of the grid of learned position embeddings. 20,20 has one embedding for
+    each pixel of the features of stride 16 if the input is 320 x 320. If the features have another
+    size, the embeddings are interpolated."""
 
     fpn_levels: int = 2
-    """fpn: levels coarser than those of the backbone, each half the size of the one before."""
+    """fpn: number of levels to add that are coarser than those of the backbone, each half the size
+    of the one before."""
 
     channels: int = 96
     """Channels of the neck and the head."""
 
     activation: Activation = "leaky_relu"
-    """Activation of neck and head."""
+    """Activation of the neck and the head."""
 
     head: Head = "nanodet"
-    """NanoDetHead with separate towers for each level, SimpleConvHead with group norm and towers
-    shared by all levels, which is the head of GFL, or the task-aligned PicoHead of PicoDet."""
+    """nanodet: head of NanoDet, with separate towers for each level. simple_conv: head of GFL, with
+    group norm and with towers that all levels share. pico: task-aligned head of PicoDet."""
 
     depthwise_head: bool = True
-    """head=nanodet: depthwise separable convolutions; False uses dense ones."""
+    """head=nanodet: build the towers of depthwise separable convolutions; False uses dense ones."""
 
     kernel_size: int = 3
-    """Kernel size of the depthwise convolutions in ghost_pan, lc_pan and the head; odd."""
+    """Kernel size of the depthwise convolutions in ghost_pan and lc_pan, and of the towers of
+    head=nanodet and head=pico; odd. The ghost modules of ghost_pan always use 3."""
 
     stacked_convs: int = 2
-    """Depthwise separable convolutions in the head, per level."""
+    """Convolutions in each tower of the head. A depthwise separable convolution counts as one."""
 
     share_cls_reg: bool = True
-    """Use one tower for both classes and boxes; False = one tower for each."""
+    """head=nanodet: use one tower for both classes and boxes; False = one tower for each."""
 
     reg_max: int = 7
     """Largest bin of the distribution over the distance between a prior and a box side. The bins
     are 0 to reg_max strides, and the predicted distance is the mean of the distribution."""
 
     prior_offset: float = 0.5
-    """Position of a prior in its grid cell, in strides; NanoDet-Plus uses 0."""
+    """Position of a prior in its grid cell, in strides; NanoDet-Plus and GFL use 0."""
 
     guidance_channels: int = 0
     """Channels of the assign guidance module's head, a multiple of 32; 0 = no guidance."""
@@ -147,7 +154,7 @@ class Model(Section):
 
     @property
     def ignores_padding(self) -> bool:
-        """Whether padding of the images can be kept from changing the result."""
+        """Whether the network can ignore padding of the images, so that it changes no result."""
         return (
             self.backbone.startswith("resnet")
             and self.backbone_activation in ("", "relu")
@@ -180,13 +187,15 @@ class Model(Section):
             fields.require("channels", self.channels % 8 == 0, "must be a multiple of 8 for tan")
             rows, columns = self.position_grid
             fields.require(
-                "position_grid", 0 < rows <= 256 and 0 < columns <= 256, "use two sizes of 1 to 256"
+                "position_grid",
+                0 < rows <= 256 and 0 < columns <= 256,
+                "use ROWS,COLUMNS, each from 1 to 256",
             )
         if self.head == "simple_conv":
             fields.require(
                 "channels",
                 self.channels % NORM_GROUPS == 0,
-                f"must be a multiple of {NORM_GROUPS}, the normalization groups of simple_conv",
+                f"must be a multiple of {NORM_GROUPS}, the groups of each norm of simple_conv",
             )
         odd = self.kernel_size > 0 and self.kernel_size % 2 == 1
         fields.require("kernel_size", odd, "must be odd")
@@ -202,17 +211,18 @@ class Model(Section):
         fields.require(
             "guidance_channels",
             self.guidance_channels >= 0 and self.guidance_channels % NORM_GROUPS == 0,
-            f"must be a multiple of {NORM_GROUPS}, the normalization groups, or 0 for none",
+            f"must be a multiple of {NORM_GROUPS}, the number of normalization groups, or 0 for no "
+            "guidance",
         )
 
     def _check_backbone(self, fields: Fields) -> None:
-        """Require consecutive strides that the neck can take, and options that the backbone has."""
+        """Require strides that the neck can take, and options that the backbone supports."""
         finest, *_ = strides = self.backbone_strides or (0,)
         doubling = tuple(finest << level for level in range(len(strides)))
         fields.require(
             "backbone_strides",
             finest in (4, 8, 16, 32) and strides == doubling and strides[-1] <= 32,
-            "use consecutive ones of 4,8,16,32",
+            "use consecutive values of 4,8,16,32, such as 8,16,32",
         )
         if self.neck == "tan":
             fields.require(

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from nanodet_jax.config.schema import Config
-from nanodet_jax.config.values import choices
+from nanodet_jax.config.values import choices, join_choices
 
 HEAD = """\
 # Config fields
@@ -67,7 +67,7 @@ def descriptions(cls: type) -> dict[str, str]:
 
 def _type(field: dataclasses.Field[Any], hint: Any) -> str:
     if allowed := choices(field, hint):
-        return ", ".join(f"`{value}`" for value in allowed)
+        return join_choices(allowed, "`{}`")
     if typing.get_origin(hint) is tuple:
         kinds = ["..." if kind is Ellipsis else kind.__name__ for kind in typing.get_args(hint)]
         return f"`tuple[{', '.join(kinds)}]`"

@@ -29,7 +29,8 @@ class Config(Section):
 
     input_size: tuple[int, int] = (320, 320)
     """Height and width of the network's input in pixels, multiples of 32. With
-    data.resize=short_side: the shorter and the longer side of images, any values."""
+    data.resize=short_side: length of the shorter side of images and limit for the longer side, not
+    necessarily multiples of 32."""
 
     precision: Precision = "float32"
     """Precision of the network's computation. Parameters, batch statistics, losses, assignment and
@@ -91,7 +92,11 @@ def _check_input(config: Config) -> None:
 
 
 def _check_short_side(config: Config) -> None:
-    """Require a network whose results do not depend on padding, and no other transforms."""
+    """Check the fields that depend on data.resize.
+
+    short_side requires a network that can ignore padding, and allows no geometric transform except
+    the flip.
+    """
     data = Fields(config.data, "config.data")
     augment = Fields(config.augment, "config.augment")
     if config.data.resize == "to_input":
@@ -102,18 +107,19 @@ def _check_short_side(config: Config) -> None:
     data.require(
         "resize",
         config.model.ignores_padding,
-        "needs model.backbone=resnet18 to resnet152, backbone_activation=relu, norm_eval, "
-        "neck=fpn and head=simple_conv",
+        "needs a config.model with a ResNet as backbone, backbone_activation=relu, "
+        "norm_eval=True, neck=fpn and head=simple_conv",
     )
     data.require("resize", config.data.augment == "host", "needs data.augment=host")
+    condition = "if data.resize=short_side"
     for name in ("perspective", "rotation", "shear", "translate"):
-        augment.require(name, getattr(config.augment, name) == 0, "must be 0 for short_side")
+        augment.require(name, getattr(config.augment, name) == 0, f"must be 0 {condition}")
     for name in ("scale", "stretch_x", "stretch_y"):
-        augment.require(name, getattr(config.augment, name) == (1, 1), "must be 1,1 for short_side")
+        augment.require(name, getattr(config.augment, name) == (1, 1), f"must be 1,1 {condition}")
     augment.require(
         "short_side",
         config.augment.short_side[1] <= min(config.input_size),
-        f"must be at most {min(config.input_size)}, the shorter side of config.input_size",
+        f"must be at most {min(config.input_size)}, the smaller value of config.input_size",
     )
 
 
@@ -134,7 +140,7 @@ def _check_parallel(config: Config, num_devices: int) -> None:
     fields.require(
         "resize",
         not config.distributed.coordinator or config.data.resize == "to_input",
-        "short_side needs a single process, which may have several devices",
+        "needs a single process, which may use several devices",
     )
 
 

@@ -111,9 +111,9 @@ class Training(Section):
     weights, which are downloaded once; "" = random."""
 
     init_backbone: str = ""
-    """Classifier whose weights the backbone starts from, while neck and head start from random
-    weights: a .pth file, or the name of a published classifier, such as resnet18. Classifiers
-    usually expect model.channel_order=rgb; the original starts from them with bgr all the same.
+    """Classifier whose weights the backbone starts from: a .pth file, or the name of a published
+    classifier, such as resnet18, which is downloaded once. The neck and the head start from random
+    weights. Most classifiers expect model.channel_order=rgb, but the original uses bgr with them.
     "" = none."""
 
     seed: int = 0

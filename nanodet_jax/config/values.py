@@ -15,7 +15,7 @@ from nanodet_jax.errors import UserError
 
 
 def one_of(*values: float | str) -> dict[str, Any]:
-    """Return field metadata with these choices, for types that Literal does not support."""
+    """Return field metadata with these choices, for floats and for names from a table."""
     return {"choices": values}
 
 
@@ -24,6 +24,11 @@ def choices(field: dataclasses.Field[Any], hint: Any) -> tuple[Any, ...]:
     if typing.get_origin(hint) is Literal:
         return typing.get_args(hint)
     return field.metadata.get("choices", ())
+
+
+def join_choices(values: tuple[Any, ...], form: str = "{}") -> str:
+    """Return the values of a field as text for the user. `form` is applied to each of them."""
+    return ", ".join(form.format(str(value) or '""') for value in values)
 
 
 class Fields:
@@ -94,7 +99,7 @@ def from_dict(cls: type, values: Any, path: str) -> Any:
 
 def _one_of(allowed: tuple[Any, ...], value: Any, path: str) -> Any:
     if isinstance(value, bool) or value not in allowed:
-        raise UserError(f"{path}={value!r}: must be one of {', '.join(map(str, allowed))}")
+        raise UserError(f"{path}={value!r}: must be one of {join_choices(allowed)}")
     return value
 
 

@@ -1,7 +1,8 @@
-"""Input sizes that follow the image, as in mmdetection: the shorter side gets a fixed length.
+"""Input sizes that depend on the image: as in mmdetection, its shorter side gets a given length.
 
-The inputs then have hundreds of sizes. To compile few programs, each input is padded to the
-smallest of five buckets that contains it. Sizes are (height, width) in pixels.
+Images then have hundreds of different sizes. To limit the number of compiled programs, each batch
+is padded to one of at most five sizes, called buckets: the smallest one that contains its images.
+Sizes are (height, width) in pixels.
 """
 
 from collections.abc import Iterable
@@ -12,20 +13,20 @@ from nanodet_jax.config import Config
 from nanodet_jax.data.transforms import Warp, padded_size, scaling, warp_matrix
 
 Size = tuple[int, int]
-COMMON_RATIO = 4 / 3  # of most photos: width / height
+COMMON_RATIO = 4 / 3  # longer side / shorter side of most photos
 
 
 def short_side_size(image_size: Size, input_size: Size, short_side: int = 0) -> Size:
     """Return the size of an image after resizing without distortion.
 
-    The image is scaled until its shorter side is `short_side` or its longer side is the larger one
-    of `input_size`, whichever happens first. Both are rounded to the nearest pixel, as in
-    mmdetection, so the factors of the two axes may differ slightly.
+    The image is scaled until its shorter side equals `short_side` or its longer side equals the
+    larger value of `input_size`, whichever comes first. As in mmdetection, both sides are then
+    rounded to whole pixels, so the scale factors of the two axes may differ slightly.
 
     Args:
-      image_size: of the image.
+      image_size: size of the original image.
       input_size: config.input_size.
-      short_side: in pixels; 0 = the smaller one of `input_size`.
+      short_side: length of the shorter side; 0 = the smaller value of `input_size`.
     """
     short_side = short_side or min(input_size)
     scale = min(max(input_size) / max(image_size), short_side / min(image_size))
@@ -34,8 +35,12 @@ def short_side_size(image_size: Size, input_size: Size, short_side: int = 0) -> 
 
 
 def input_matrix(image_size: Size, config: Config) -> tuple[np.ndarray, Size]:
-    """Return the matrix [3, 3] float64 from image to input pixels without augmentation, and the
-    size that the image fills."""
+    """Return how an image of a given size is placed in the input, without augmentation.
+
+    Returns:
+      The matrix [3, 3] float64 from pixels of the image to pixels of the input, and the size of the
+      part of the input that the image fills.
+    """
     if config.data.resize == "short_side":
         size = short_side_size(image_size, config.input_size)
         return scaling(size[1] / image_size[1], size[0] / image_size[0]), size
@@ -43,9 +48,13 @@ def input_matrix(image_size: Size, config: Config) -> tuple[np.ndarray, Size]:
 
 
 def buckets(input_size: Size) -> tuple[Size, ...]:
-    """Return the sizes of all inputs, smallest area first.
+    """Return the sizes that inputs may have, in order of increasing area.
 
-    They are two landscape sizes, the same in portrait, and a square for batches of both.
+    There are two landscape sizes, the same two in portrait format, and a square for batches that
+    contain both formats.
+
+    Args:
+      input_size: config.input_size.
     """
     short, long = padded_size((min(input_size), max(input_size)))
     common, _ = padded_size((round(COMMON_RATIO * min(input_size)), 0))
@@ -54,7 +63,12 @@ def buckets(input_size: Size) -> tuple[Size, ...]:
 
 
 def bucket_of(sizes: Iterable[Size], input_size: Size) -> Size:
-    """Return the smallest bucket that contains images of all these sizes."""
+    """Return the smallest bucket that contains images of all these sizes.
+
+    Args:
+      sizes: results of `short_side_size`, at least one.
+      input_size: config.input_size.
+    """
     heights, widths = zip(*sizes)
     return next(
         (height, width)

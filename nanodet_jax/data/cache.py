@@ -68,7 +68,7 @@ class TrainingImages:
         return len(self._source)
 
     def image_size(self, index: int) -> tuple[int, int]:
-        """Return the (height, width) of an image, without decoding it."""
+        """Return the (height, width) of an image in the source, without decoding it."""
         return self._source.image_size(index)
 
     def __getitem__(self, index: int) -> Record:

@@ -126,7 +126,7 @@ def _ground_truth(
 
 
 def _stack(ground_truth: Sequence[GroundTruth]) -> GroundTruth:
-    """Stack each array. Optional arrays are present in all or in none."""
+    """Stack the arrays of several images. An optional array is set for all of them or for none."""
     return GroundTruth(
         *(None if each[0] is None else np.stack(each) for each in zip(*ground_truth))
     )

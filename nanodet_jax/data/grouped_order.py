@@ -1,4 +1,4 @@
-"""Random order of training images in which the images of a batch are of one group."""
+"""Random order of training images in which most batches have images of one group only."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -10,22 +10,23 @@ EPOCHS = 1_000_000  # more than any run has
 
 
 class GroupedOrder(Sequence[int]):
-    """Indices of images, for many epochs, so that consecutive batches have few mixed ones.
+    """Indices of images for many epochs, in an order in which few batches mix groups.
 
-    Each epoch is shuffled differently. A batch has images of one group, in the order in which they
-    fill it. The images left over at the end of an epoch form mixed batches, and those that do not
-    fill a batch are left out. An epoch therefore has as many batches as without groups.
+    Each epoch is shuffled differently. The shuffled images are collected by group, and whenever a
+    group fills a batch, this batch comes next. The images left over at the end of an epoch form
+    mixed batches, and those that do not fill a batch are left out. An epoch therefore has as many
+    batches as it would have without groups.
 
     Args:
-      groups: group of each image.
+      groups: group of each image, such as the bucket (height, width) that it fits into.
       batch_size: number of images in a batch, over all devices.
-      seed: of the order.
+      seed: seed of the random order.
     """
 
     def __init__(self, groups: Sequence[tuple[int, int]], batch_size: int, seed: int) -> None:
         self._used = len(groups) // batch_size * batch_size  # in an epoch
 
-        @lru_cache(2)  # threads may be in two epochs at the end of one
+        @lru_cache(2)  # near the end of an epoch, threads read from this epoch and the next
         def epoch_order(epoch: int) -> list[int]:
             waiting: dict[tuple[int, int], list[int]] = defaultdict(list)
             ordered: list[int] = []

@@ -49,7 +49,7 @@ class _Indexed:
     """Records with their indices, for the worker threads.
 
     Attributes:
-      order: position to index; by default the same.
+      order: index of the record at each position; by default, the position itself.
     """
 
     def __init__(self, images: Source | TrainingImages, order: Sequence[int] | None = None) -> None:
@@ -65,9 +65,9 @@ class _Indexed:
 
 
 def _shuffled(images: Source | TrainingImages, config: Config) -> grain.MapDataset:
-    """Return (index, record) of images in random order, endlessly.
+    """Return an endless dataset of (index, record) in random order.
 
-    Each epoch has another order, and leaves out the images that do not fill a batch.
+    Each epoch has a different order, and leaves out the last images, which do not fill a batch.
     """
     data, seed = config.data, config.training.seed
     if data.resize == "short_side":
@@ -121,7 +121,7 @@ def training_batches(
     transforms.check_pixels(config.data.mean, config.data.std, config.augment)
     process_index, process_count = process
     size = config.data.batch_size // process_count
-    steps_per_epoch(len(source), config.data.batch_size)  # raises
+    steps_per_epoch(len(source), config.data.batch_size)  # raises if there are too few images
     images = source if isinstance(source, TrainingImages) else TrainingImages(source, config)
     examples_class = DeviceExamples if config.data.augment == "device" else HostExamples
     examples = examples_class(config, slots, images)
@@ -142,7 +142,8 @@ class Prepared(NamedTuple):
     image: np.ndarray  # [H, W, 3] float32, padded
     inverse_warp: np.ndarray  # [3, 3] float64: input to image pixels
     size: np.ndarray  # [2] int32: height and width of the original image
-    # [2] int32: part of the input that counts, if the rest must not change the result.
+    # [2] int32: height and width of the part of the input that the network does not ignore. None:
+    # it ignores nothing.
     padded_size: np.ndarray | None = None
 
 
@@ -153,15 +154,15 @@ class EvaluationBatch(NamedTuple):
     inverse_warps: np.ndarray  # [B, 3, 3] float32
     sizes: np.ndarray  # [B, 2] float32
     indices: list[int]  # of the images in the source
-    padded_sizes: np.ndarray | None = None  # [B, 2] int32
+    padded_sizes: np.ndarray | None = None  # [B, 2] int32; see `Prepared`
 
 
 def prepare_for_inference(pixels: np.ndarray, config: Config) -> Prepared:
-    """Resize and normalize an image, uint8 BGR, for inference.
+    """Resize and normalize an image [h, w, 3] uint8 BGR for inference.
 
     With keep_ratio, each side is padded to the next multiple of 32, so that the detections do not
-    depend on other images. With resize=short_side, the image is padded to a bucket, and only the
-    part up to the next multiple of 32 counts.
+    depend on other images. With resize=short_side, the image is padded to a bucket (see
+    `data.buckets`), but the network ignores the padding beyond the next multiples of 32.
 
     Raises:
       UserError: if config.data.mean and std make pixels too large.
@@ -232,7 +233,12 @@ def evaluation_batches(
 
 
 def stack(group: list[tuple[int, Prepared]], batch_size: int) -> EvaluationBatch:
-    """Stack images of one shape into a batch, padded with zeros to `batch_size` images."""
+    """Stack images of one shape into a batch, padded with images of zeros to `batch_size` images.
+
+    Args:
+      group: (index in the source, image) of 1 to `batch_size` images.
+      batch_size: number of images in the batch.
+    """
     empty = batch_size - len(group)
     first = group[0][1].image
     padded_sizes = None

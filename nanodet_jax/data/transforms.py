@@ -118,12 +118,18 @@ def warp_matrix(
 def resize(
     image: np.ndarray, size: tuple[int, int], flip: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Resize an image to `size` as mmdetection does, and flip it left to right.
+    """Resize an image as mmdetection does, and flip it horizontally if `flip` is True.
 
-    Interpolation is bilinear between pixel centers, and shrinking does not average.
+    Interpolation is bilinear between pixel centers, and shrinking does not average pixels.
+
+    Args:
+      image: [h, w, 3] uint8.
+      size: (height, width) of the result.
+      flip: whether to flip the image.
 
     Returns:
-      The image [height, width, 3] uint8, and the matrix [3, 3] float64 for boxes.
+      The image [height, width, 3] uint8, and the matrix [3, 3] float64 that moves box corners from
+      the original image to the result.
     """
     height, width = image.shape[:2]
     matrix = scaling(size[1] / width, size[0] / height)

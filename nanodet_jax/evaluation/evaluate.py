@@ -216,7 +216,7 @@ def evaluate(
     loaded = load_weights(weights, max_input_side=None)  # the input size comes from `config`
     if config.data.resize == "short_side" and not loaded.config.model.ignores_padding:
         raise UserError(
-            f"config.data.resize=short_side: the network of {weights} is not one of GFL; use "
+            f"config.data.resize=short_side: the network of {weights} cannot ignore padding; use "
             "config.data.resize=to_input"
         )
     source = with_classes_of(loaded, source, exclude_others=config.data.exclude_empty_classes)

@@ -39,8 +39,8 @@ class Detector:
     """A network with its weights, preprocessing and class names.
 
     Attributes:
-      config: the config of the training run. Images are resized as `input_size` and
-        `data.keep_ratio` specify.
+      config: the config of the training run. Images are resized as `input_size`,
+        `data.keep_ratio` and `data.resize` specify.
       max_megapixels: size limit of images that are read from files.
       class_names: names by label.
     """

@@ -19,7 +19,7 @@ MAX_DETECTIONS = 100
 # pairs and fewer than MAX_DETECTIONS boxes are kept, detections may be missing:
 # `Detections.truncated` reports this.
 PRE_NMS_TOPK = 4096
-GFL_PRE_NMS_TOPK = 1000  # pairs of each level, as in mmdetection
+GFL_PRE_NMS_TOPK = 1000  # best pairs of each level that take part, as in mmdetection
 
 
 def detections_of(
@@ -29,14 +29,17 @@ def detections_of(
     inverse_warp: Float[Array, "3 3"],
     size: Real[Array, "2"],
 ) -> Detections:
-    """Return the detections of one image as NanoDet does: suppress, then map to the image.
+    """Return the detections of one image as in NanoDet: suppress, then map to the image.
 
     Args:
       predictions: class logits [P, C] and box logits [P, 4, R].
       priors: P priors.
-      input_size: (height, width) of the network input, to which boxes are clipped.
+      input_size: (height, width) of the network input, to which boxes are clipped first.
       inverse_warp: matrix from input pixels to image pixels.
-      size: height and width of the image.
+      size: height and width of the image, to which boxes are clipped last.
+
+    Returns:
+      Detections in N slots, best first, with boxes in image pixels.
     """
     decoded, scores = decode(predictions, priors)
     decoded = boxes.clip_boxes(decoded, *input_size)
@@ -50,10 +53,16 @@ def gfl_detections_of(
     size: Real[Array, "2"],
     padded_size: Int[Array, "2"] | None = None,
 ) -> Detections:
-    """Return the detections of one image as GFL does: map to the image, then suppress.
+    """Return the detections of one image as in GFL: map to the image, then suppress.
 
-    The best pairs of each level are candidates. Arguments are those of `detections_of`. Priors
-    beyond `padded_size`, (height, width) in input pixels, are left out; None keeps all.
+    The candidates are the best pairs of prior and class of each level.
+
+    Args:
+      predictions, priors, inverse_warp, size: as for `detections_of`.
+      padded_size: (height, width) in input pixels. Priors beyond it are left out. None: keep all.
+
+    Returns:
+      As for `detections_of`.
     """
     decoded, scores = decode(predictions, priors)
     if padded_size is not None:
@@ -71,7 +80,7 @@ def gfl_detections_of(
 def decode(
     predictions: Predictions, priors: boxes.Priors
 ) -> tuple[Float[Array, "*n P 4"], Float[Array, "*n P C"]]:
-    """Return boxes in input pixels, and scores in [0, 1]."""
+    """Return boxes xyxy in input pixels, not clipped, and scores in [0, 1]."""
     decoded = boxes.decode_boxes(at_least_float32(predictions.box_logits), priors)
     return decoded, jax.nn.sigmoid(predictions.class_logits.astype(jnp.float32))
 
@@ -101,8 +110,9 @@ def non_maximum_suppression(
       iou_threshold: a box is dropped if its iou with a better box of its class exceeds this.
       max_detections: N.
       pre_nms_topk: K; if there are fewer pairs, all are candidates.
-      level_sizes: priors of each level, if `pre_nms_topk` is for each level, as in mmdetection.
-      drop_empty: drop candidates without width or height.
+      level_sizes: number of priors of each level. If given, the candidates are the `pre_nms_topk`
+        best pairs of each level, as in mmdetection, and K is the number of all candidates.
+      drop_empty: drop candidates whose width or height is not positive.
 
     Returns:
       Detections in N slots, best first.
@@ -153,12 +163,13 @@ def _candidates(
 ) -> tuple[Float[Array, "K"], Int[Array, "K"], Int[Array, "K"], Int[Array, ""]]:
     """Return score, prior and label of the best pairs of each level, and how many are left out.
 
-    Pairs with a score of 0 are none.
+    Pairs with a score of 0 do not count as left out. They fill the arrays if a level has too few
+    others.
     """
     num_classes = scores.shape[1]
     parts, start, left_out = [], 0, jnp.int32(0)
     for size in level_sizes:
-        flat = scores[start : start + size].reshape(-1)  # [P * C]
+        flat = scores[start : start + size].reshape(-1)  # [size * C]
         best, index = jax.lax.top_k(flat, min(topk, flat.size))
         parts.append((best, start + index // num_classes, (index % num_classes).astype(jnp.int32)))
         left_out += jnp.maximum(jnp.sum(flat > 0) - best.size, 0)
@@ -186,7 +197,7 @@ def to_image(
 def boxes_to_image(
     input_boxes: Float[Array, "N 4"], inverse_warp: Float[Array, "3 3"], size: Real[Array, "2"]
 ) -> Float[Array, "N 4"]:
-    """Map the boxes of one image as `to_image` does."""
+    """Map boxes xyxy from input pixels to image pixels, and clip them, as `to_image` does."""
     x1, y1, x2, y2 = jnp.moveaxis(input_boxes, -1, 0)
     corners = jnp.stack(
         [jnp.stack([x1, x2, x1, x2], -1), jnp.stack([y1, y2, y2, y1], -1)], axis=-1

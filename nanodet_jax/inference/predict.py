@@ -24,9 +24,10 @@ def make_detect(
     """Return a compiled function from a batch of images to its detections.
 
     The function takes the variables of the model, normalized images [B, H, W, 3], matrices
-    [B, 3, 3] from input pixels to image pixels, image sizes [B, 2] as height and width, and the
-    sizes [B, 2] of the part of each input that counts, or None if all of it does. It returns boxes
-    in pixels of each image. The function is compiled once per shape of `images`.
+    [B, 3, 3] from input pixels to image pixels, image sizes [B, 2] as height and width, and padded
+    sizes: height and width [B, 2] of the part of each input that the network does not ignore, or
+    None if it ignores nothing. It returns boxes in pixels of each image. The function is compiled
+    once per shape of `images`.
 
     Args:
       model: the network.

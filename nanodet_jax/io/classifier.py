@@ -19,22 +19,23 @@ Entries = Mapping[str, np.ndarray]
 
 
 class BackboneArrays(NamedTuple):
-    """Arrays of a backbone that come from a classifier."""
+    """Arrays of a classifier for a backbone."""
 
     leaves: dict[str, np.ndarray]  # float32, by path, such as params/backbone/conv1/kernel
-    new: list[str]  # layers that are not in `leaves`, because model.backbone_last_channels differs
+    # Layers that are not in `leaves`, because model.backbone_last_channels changes their shapes.
+    new: list[str]
     unused: list[str]  # names of arrays that only the classifier has
 
 
 class Comparison(NamedTuple):
-    """Names of a classifier's file, compared with those that a backbone needs."""
+    """Names of the arrays in a classifier's file, compared with those that a backbone needs."""
 
-    paths: dict[str, str]  # names to paths of the arrays to load
+    paths: dict[str, str]  # paths of the variables to load, by name
     new: list[str]  # see `BackboneArrays`
-    unused: list[str]
-    missing: list[str]
-    left_over: list[str]
-    misfits: list[str]  # names with both shapes
+    unused: list[str]  # see `BackboneArrays`
+    missing: list[str]  # names that the backbone needs and the file lacks
+    left_over: list[str]  # names in the file that neither the backbone nor its classifier has
+    misfits: list[str]  # names of arrays with the wrong shape, with both shapes
 
     @property
     def fits(self) -> bool:
@@ -46,13 +47,13 @@ def fit_classifier(entries: Entries, model: config.Model, where: str) -> Backbon
     """Take the arrays of a backbone from those of a classifier.
 
     Args:
-      entries: arrays by the names of the published classifier, in PyTorch's layout.
-      model: provides the backbone.
+      entries: arrays by their names in the published classifier, in PyTorch's layout.
+      model: config of the network with the backbone.
       where: beginning of error messages.
 
     Raises:
-      UserError: listing arrays that are missing, unexpected, or have the wrong shape, and naming
-        the backbone that fits if there is one.
+      UserError: listing the arrays that are missing or unexpected or have the wrong shape, and
+        naming the backbone that fits, if there is one.
     """
     compared = compare(entries, model)
     if not compared.fits:
@@ -79,7 +80,7 @@ def fit_classifier(entries: Entries, model: config.Model, where: str) -> Backbon
 def compare(entries: Entries, model: config.Model) -> Comparison:
     """Compare the names and shapes of a classifier's arrays with those that a backbone needs.
 
-    With `model.backbone_last_channels`, the layers of the last stage need not fit.
+    If `model.backbone_last_channels` is not 0, layers of the last stage may have other shapes.
     """
     architecture = architecture_of(model)
     classifier = architecture.classifier
@@ -125,7 +126,7 @@ def _fix(entries: Entries, model: config.Model) -> str:
             candidate = replace(model, backbone=backbone, width=width, backbone_last_channels=0)
             dropped = architecture_of(candidate).classifier.dropped
             if not any(re.fullmatch(dropped, name) for name in entries):
-                break  # the file belongs to another classifier; comparing takes a second
+                break  # not this classifier; skip the comparison, which takes a second
             compared = compare(entries, candidate)
             if compared.fits:
                 changed = [

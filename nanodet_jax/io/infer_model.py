@@ -14,10 +14,11 @@ from nanodet_jax.state import abstract_backbone
 Entries = Mapping[str, np.ndarray]
 Shapes = Mapping[str, tuple[int, ...]]
 
-GFL_SIZE = 800, 1333  # shorter and longer side of images
+GFL_SIZE = 800, 1333  # config.input_size: shorter and longer side of images
 WIDTHS = (1.0, 0.5, 1.5, 2.0)
 LATERALS = ("fpn.lateral_convs", "fpn.reduce_layers")
-# Activations of neck and head in the original's configs; all others use LeakyReLU.
+# Activation of the neck and the head in the original's configs, by the beginning of the backbone's
+# name. With all other backbones, it is LeakyReLU.
 ACTIVATIONS: dict[str, config.Activation] = {
     "efficientnet": "relu6",
     "repvgg": "relu",
@@ -28,9 +29,13 @@ ACTIVATIONS: dict[str, config.Activation] = {
 def infer_model(entries: Entries, where: str = "weights") -> config.Model:
     """Infer the architecture from the names and shapes of a state_dict.
 
-    Activations cannot be inferred: they are those of the original's configs. The deployed weights
-    of a NanoDet-Plus do not show how many rows of an output layer predict boxes. Their `reg_max` is
-    assumed to be 7, as in all published weights.
+    Activations cannot be inferred, so they are assumed to be those of the original's configs. The
+    deployed weights of a NanoDet-Plus do not show how many rows of an output layer predict boxes.
+    Their `reg_max` is assumed to be 7, as in all published weights.
+
+    Args:
+      entries: arrays, of which only the shapes are used, by the original's names.
+      where: beginning of error messages.
 
     Raises:
       UserError: if this project does not implement the architecture.
@@ -51,7 +56,7 @@ def infer_model(entries: Entries, where: str = "weights") -> config.Model:
 
 
 def _infer_backbone(entries: Entries) -> config.Model:
-    """Return a model with the backbone that has exactly the entries below "backbone"."""
+    """Return a model whose backbone has exactly the entries named "backbone.*"."""
     found = {
         name: tuple(entry.shape)
         for name, entry in entries.items()
@@ -64,7 +69,7 @@ def _infer_backbone(entries: Entries) -> config.Model:
 
 
 def _candidates(entries: Entries) -> Iterator[config.Model]:
-    """Yield models with each backbone whose first layer is among the entries."""
+    """Yield a model for each backbone, width and possible `backbone_last_channels`."""
     last = next(
         (entries[name].shape[1] for name in (f"{base}.2.conv.weight" for base in LATERALS)
          if name in entries),
@@ -77,7 +82,7 @@ def _candidates(entries: Entries) -> Iterator[config.Model]:
 
 
 def backbone_shapes(model: config.Model) -> Shapes:
-    """Return the shapes of all variables of a backbone, by the original's names."""
+    """Return the shapes of a backbone's variables in PyTorch's layout, by the original's names."""
     return {
         torch_names.pytorch_name(path): torch_names.pytorch_shape(leaf.shape)
         for path, leaf in torch_names.flatten(abstract_backbone(model)).items()
@@ -130,7 +135,11 @@ def _infer_gfl(entries: Entries, model: config.Model) -> None:
 
 
 def set_preprocessing(config: Config) -> None:
-    """Set how the original's config, or mmdetection's, prepares images for an inferred model."""
+    """Set the preprocessing of images to that of the original's or mmdetection's config.
+
+    Args:
+      config: changed in place. Its model is the result of `infer_model`.
+    """
     model, data = config.model, config.data
     data.keep_ratio = model.neck != "ghost_pan"
     if model.backbone.startswith("efficientnet"):
@@ -140,5 +149,5 @@ def set_preprocessing(config: Config) -> None:
 
 
 def _count(entries: Entries, pattern: str) -> int:
-    """Count the distinct values of the group of `pattern` in the names of the entries."""
+    """Count the distinct values of the group in `pattern`, over all entries that it matches."""
     return len({match[1] for name in entries if (match := re.match(pattern, name))})

@@ -1,7 +1,8 @@
 """Converting the original's state_dict to and from the variables of this project, by name.
 
 The path of a variable determines its PyTorch name; everything else follows from comparing two sets
-of names. Kernels change from OIHW to HWIO. Nothing is matched by position.
+of names. Kernels change from OIHW to HWIO, and matrices from OI to IO. Nothing is matched by
+position.
 """
 
 import re
@@ -18,7 +19,8 @@ from nanodet_jax.terminal import join_first, printable
 Entries = Mapping[str, np.ndarray]
 
 # A pattern of our module paths, the original's module name, and a mapping. If the mapping is not
-# empty, it maps the last group of the pattern to the text that replaces {} in the name.
+# empty, it maps the last group of the pattern to the text that replaces {} in the name. The rule
+# then applies only if the mapping has that group.
 Rule = tuple[str, str, Mapping[str, str]]
 
 
@@ -48,14 +50,14 @@ RULES: tuple[Rule, ...] = (
         r"fpn.\1_blocks.\2.blocks.\3.shortcut.{}",
         {"depthwise": "0", "dwnorm": "1", "pointwise": "2", "pwnorm": "3"},
     ),
-    # LC-PAN; its other layers have the names of GhostPAN.
+    # Blocks of LC-PAN. Its other layers have the same names as those of GhostPAN.
     (r"neck/(top_down|bottom_up)_(\d)_(\d)/(\w+)", r"fpn.\1_blocks.\2.\3.\4", {}),
     (r"neck/downsample_(\d)/(\w+)", r"fpn.downsamples.\1.\2", {}),
     (r"neck/extra_entry/(\w+)", r"fpn.extra_lvl_in_conv.0.\1", {}),
     (r"neck/extra_last/(\w+)", r"fpn.extra_lvl_out_conv.0.\1", {}),
     (r"neck/lateral_conv_(\d)/(\w+)", r"fpn.lateral_convs.\1.{}", {"conv": "conv", "norm": "bn"}),
     (r"neck/reduce", "fpn.transformer.conv.conv", {}),
-    (r"neck", "fpn", {}),  # of the learned positions
+    (r"neck", "fpn", {}),  # for the learned positions
     (
         r"neck/encoder/(attention/)?(\w+)",
         "fpn.transformer.encoders.0.{}",
@@ -76,7 +78,7 @@ RULES: tuple[Rule, ...] = (
     ),
     (r"head/output_(\d)", r"head.gfl_cls.\1", {}),
     (r"head/(cls|reg)_output_(\d)", r"head.gfl_\1.\2", {}),
-    # Layers that only PicoHead has, by PaddleDetection's names.
+    # Layers that only PicoHead has, with the names of PaddleDetection.
     (r"head/excite_(\d)/gate", r"head.se.\1.fc", {}),
     (r"head/excite_(\d)_conv/(\w+)", r"head.se.\1.conv.\2", {}),
     (r"head/align_(\d)_0/(\w+)", r"head.cls_align.\1.{}", {"conv": "dwconv", "norm": "bn1"}),
@@ -101,6 +103,7 @@ LEAVES = {
 }
 # Names of entries that no forward pass of the original uses.
 UNUSED = r".*\.num_batches_tracked|head\.distribution_project\.project|fpn\.transformer\.linear\..*"
+# The same, if one output layer predicts both classes and boxes.
 UNUSED_IF_SHARED = r"head\.gfl_reg\.\d\.(weight|bias)"
 # The same, if there is no guidance module.
 UNUSED_IF_DEPLOYED = r"aux_(fpn|head)\..*"
@@ -141,9 +144,10 @@ def pytorch_name(path: str) -> str:
 
 
 def from_mmdetection(entries: Entries) -> Entries:
-    """Return the entries of a GFL of mmdetection by the names of the original NanoDet.
+    """Rename the entries of mmdetection's GFL to the names of the original NanoDet.
 
-    Other entries are returned unchanged.
+    The constant `bbox_head.integral.project` is dropped. Entries of other models are returned
+    unchanged.
     """
     if not any(name.startswith("bbox_head.") for name in entries):
         return entries
@@ -166,14 +170,14 @@ def unflatten(leaves: Mapping[str, Any]) -> Any:
 
 
 def from_pytorch(array: np.ndarray) -> np.ndarray:
-    """Transpose a kernel OIHW to HWIO, or a matrix OI to IO; return other arrays unchanged."""
+    """Transpose kernels from OIHW to HWIO and matrices from OI to IO; keep other arrays."""
     if array.ndim == 2:
         return array.T
     return array.transpose(2, 3, 1, 0) if array.ndim == 4 else array
 
 
 def to_pytorch(array: np.ndarray) -> np.ndarray:
-    """Transpose a kernel HWIO to OIHW, or a matrix IO to OI; return other arrays unchanged."""
+    """Transpose kernels from HWIO to OIHW and matrices from IO to OI; keep other arrays."""
     if array.ndim == 2:
         return array.T
     return array.transpose(3, 2, 0, 1) if array.ndim == 4 else array

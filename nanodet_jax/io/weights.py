@@ -157,11 +157,14 @@ def load_entries(path: str | Path) -> dict[str, np.ndarray]:
 def load_classifier(path: str | Path) -> dict[str, np.ndarray]:
     """Load the arrays of a classifier from a PyTorch file or by a name in `pretrained.BACKBONES`.
 
+    Returns:
+      Arrays by the names in the file, in PyTorch's layout.
+
     Raises:
-      UserError: if there is no such file or name, it cannot be downloaded or read, or contains a
-        detector.
+      UserError: if there is no such file or name, or the file cannot be downloaded or read, or it
+        contains a detector.
     """
-    fix = "use the .pth file or the name of a classifier, or config.training.init_weights"
+    fix = "use the .pth file or the name of a classifier, or set config.training.init_weights"
     if str(path) in pretrained.DETECTORS:
         raise UserError(f"{path}: is the name of a detector; {fix}")
     file, _ = _find(path, detector=False)

@@ -48,8 +48,8 @@ def giou_loss(
     target: Float[Array, "*#n 4"],
     epsilon: float = boxes.EPSILON,
 ) -> Float[Array, "*#n"]:
-    """Compute one minus the generalized iou of boxes, xyxy in the same unit.
+    """Compute one minus the generalized iou of boxes, which are xyxy in the same unit.
 
-    `epsilon` is the lower bound of unions and enclosing areas.
+    Unions and enclosing areas smaller than `epsilon` count as `epsilon`.
     """
     return 1 - boxes.giou(predicted, target, epsilon)

@@ -1,6 +1,6 @@
-"""Fuse the parallel convolutions of trained blocks into one for each, for inference and export.
+"""Fuse the parallel convolutions of each trained block into one, for inference.
 
-Only RepVGG has such blocks. Fusing them changes the outputs of the network by rounding only.
+Only RepVGG has such blocks. Fusing changes the outputs of the network only by rounding errors.
 """
 
 from typing import Any
@@ -19,10 +19,11 @@ def can_fuse(model: config.Model) -> bool:
 
 
 def fuse(model: config.Model, variables: Any) -> Any:
-    """Return the variables of `build_model(model, fused=True)` from those of the trained network.
+    """Convert the variables of a trained network to those of `build_model(model, fused=True)`.
 
-    Networks without blocks to fuse keep their variables. Kernels are computed in float64 and are
-    returned as float32 numpy arrays.
+    The variables of a network without blocks to fuse are returned unchanged. Fused kernels and
+    biases are computed in float64, and returned as float32 numpy arrays. The backbone then has no
+    batch statistics.
     """
     fuse_block = architecture_of(model).fuse_block
     if fuse_block is None:
@@ -36,5 +37,11 @@ def fuse(model: config.Model, variables: Any) -> Any:
 
 
 def build_fused(model: config.Model, precision: str, variables: Any) -> tuple[NanoDet, Any]:
-    """Return the network for inference, with the blocks fused, and its variables."""
+    """Return the network for inference and its variables, both with fused blocks.
+
+    Args:
+      model: `config.model`.
+      precision: `config.precision`.
+      variables: `params` and `batch_stats` of the trained network.
+    """
     return build_model(model, precision, fused=True), fuse(model, variables)

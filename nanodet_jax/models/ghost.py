@@ -15,10 +15,11 @@ from nanodet_jax.ops.depthwise import DepthwiseConv
 
 
 class GhostModule(nn.Module):
-    """Compute half of the features with a 1 x 1 convolution, and the rest cheaply from that half.
+    """Compute half of the features with a 1 x 1 convolution, and the other half from the first.
 
-    The cheap operation is a depthwise 3 x 3 convolution. [B, H, W, C] to [B, H, W, features], where
-    `features` is even. With `activation` None, there is no activation.
+    The other half is computed with a depthwise 3 x 3 convolution, which costs little. [B, H, W, C]
+    to [B, H, W, features], where `features` is even. If `activation` is None, no activation is
+    applied.
     """
 
     features: int
@@ -43,8 +44,8 @@ class GhostModule(nn.Module):
 class GhostShortcut(nn.Module):
     """Shortcut of a ghost bottleneck that changes the number of channels or the resolution.
 
-    Depthwise convolution, norm, pointwise convolution, norm, without an activation: [B, H, W, C] to
-    [B, ceil(H / stride), ceil(W / stride), features].
+    It consists of a depthwise convolution, a norm, a pointwise convolution and a norm, without an
+    activation. [B, H, W, C] to [B, ceil(H / stride), ceil(W / stride), features].
     """
 
     features: int

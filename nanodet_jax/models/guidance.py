@@ -3,8 +3,7 @@
 Its predictions decide which priors are assigned to which ground-truth box, because the predictions
 of the small head are poor early in training. In the first epochs the loss of the guidance also
 trains the backbone and the neck. Inference does not use the guidance. This module reproduces
-nanodet/model/arch/nanodet_plus.py of
-https://github.com/RangiLyu/nanodet.
+nanodet/model/arch/nanodet_plus.py of https://github.com/RangiLyu/nanodet.
 """
 
 from collections.abc import Callable

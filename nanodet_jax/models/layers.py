@@ -1,4 +1,4 @@
-"""Layers shared by the backbone, necks and heads.
+"""Layers shared by the backbones, necks and heads.
 
 Feature maps are [B, H, W, C]. Padding is explicit: k // 2 on each side for a k x k kernel.
 """
@@ -41,25 +41,28 @@ ACTIVATIONS: Mapping[str, Activation] = {
 # initializes them explicitly.
 he_normal = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 pytorch_uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
-# He initialization by the inputs of a convolution, as in PaddleDetection.
+# He initialization with the number of inputs of a convolution (fan-in), as in PaddleDetection.
 paddle_normal = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
 paddle_uniform = nn.initializers.variance_scaling(2.0, "fan_in", "uniform")
 
 
 def normal(stddev: float) -> Initializer:
-    """Return the initializer N(0, stddev**2)."""
+    """Return an initializer that draws from N(0, stddev**2)."""
     return nn.initializers.normal(stddev)
 
 
 def inverse_fan_in(
     key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32
 ) -> jax.Array:
-    """Draw from N(0, std**2), where std is 1 / input channels, as in the original."""
+    """Draw a kernel [k, k, C, D] from N(0, (1 / C)**2), as in the original."""
     return jax.random.normal(key, shape, dtype) / shape[-2]
 
 
 def round_to_multiple(channels: float, multiple: int) -> int:
-    """Round channels to a multiple, at least one, and by at most 10 % downwards."""
+    """Round a number of channels to the nearest positive multiple of `multiple`.
+
+    If that is more than 10 % below `channels`, return the next multiple above.
+    """
     rounded = max(multiple, int(channels + multiple / 2) // multiple * multiple)
     return rounded if rounded >= 0.9 * channels else rounded + multiple
 
@@ -129,8 +132,8 @@ def _channel_mean(values: jax.Array, axis_name: str | None) -> jax.Array:
 class ConvNormAct(nn.Module):
     """Convolution, norm, activation.
 
-    [B, H, W, C] to [B, ceil(H / stride), ceil(W / stride), features]. With `activation` None, there
-    is no activation.
+    [B, H, W, C] to [B, ceil(H / stride), ceil(W / stride), features]. If `activation` is None, no
+    activation is applied.
     """
 
     features: int
@@ -159,7 +162,7 @@ class DepthwiseSeparableConv(nn.Module):
 
     [B, H, W, C] to [B, ceil(H / stride), ceil(W / stride), features]. This layer reproduces
     `DepthwiseConvModule` of https://github.com/RangiLyu/nanodet (nanodet/model/module/conv.py).
-    With `squeeze_excite`, a `SqueezeExcite` with C // 4 features precedes the pointwise
+    With `squeeze_excite`, a `SqueezeExcite` layer with C // 4 features comes before the pointwise
     convolution.
     """
 
@@ -184,13 +187,14 @@ class DepthwiseSeparableConv(nn.Module):
 
 
 class SqueezeExcite(nn.Module):
-    """Scale each channel by a gate computed from the means of all channels: [B, H, W, C].
+    """Scale each channel of [B, H, W, C] by a gate that is computed from the means of all channels.
 
     Hu et al., "Squeeze-and-Excitation Networks" (https://arxiv.org/abs/1709.01507), with a hard
     sigmoid as the gate.
 
     Attributes:
-      features: number of intermediate features.
+      features: number of features between the two layers that compute the gates.
+      kernel_init: initializer of the kernels of these layers.
     """
 
     features: int
@@ -205,20 +209,23 @@ class SqueezeExcite(nn.Module):
 
 
 def upsample_2x(x: jax.Array) -> jax.Array:
-    """Double height and width by bilinear interpolation, like PyTorch with align_corners=False."""
+    """Double height and width by bilinear interpolation: [B, H, W, C] to [B, 2 H, 2 W, C].
+
+    The result equals that of PyTorch with align_corners=False.
+    """
     batch, height, width, channels = x.shape
     shape = (batch, 2 * height, 2 * width, channels)
     return jax.image.resize(x, shape, "bilinear", antialias=False)
 
 
 def upsample_nearest_2x(x: jax.Array) -> jax.Array:
-    """Double height and width by repeating pixels."""
+    """Double height and width by repeating pixels: [B, H, W, C] to [B, 2 H, 2 W, C]."""
     return jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
 
 
 def downsample_2x(x: jax.Array) -> jax.Array:
-    """Halve height and width, which must be even.
+    """Halve height and width, which must be even: [B, H, W, C] to [B, H / 2, W / 2, C].
 
-    This is the mean of 2 x 2 pixels, which equals bilinear interpolation without antialiasing.
+    The result is the mean of each 2 x 2 pixels, as in bilinear interpolation without antialiasing.
     """
     return nn.avg_pool(x, (2, 2), strides=(2, 2))

@@ -36,7 +36,7 @@ class NanoDet(nn.Module):
     Attributes:
       model: `config.model`; `num_classes` must be set.
       precision: `config.precision`. Predictions are float32 in any case.
-      fused: build the deployed form of RepVGG; see `models.fuse`.
+      fused: whether to build the deployed form of RepVGG; see `models.fuse`.
     """
 
     model: config.Model
@@ -45,7 +45,7 @@ class NanoDet(nn.Module):
 
     @property
     def is_random(self) -> bool:
-        """Whether training needs a random key for dropout."""
+        """Whether training needs a random key, for dropout or for skipping blocks."""
         return self.model.neck == "tan" or architecture_of(self.model).is_random
 
     def __call__(
@@ -54,12 +54,15 @@ class NanoDet(nn.Module):
         """Return predictions of the head: class logits [B, P, C], box logits [B, P, 4, R].
 
         Args:
-          images: [B, H, W, 3] float32 BGR, normalized; H and W multiples of 32. They are reversed
-            to RGB if `model.channel_order` says so.
-          train: normalize by the statistics of the batch. `batch_stats` must then be mutable.
-          padded_sizes: height and width [B, 2] of the part of each image that counts, in pixels.
-            The result is that of images of these sizes. Only for networks that
-            `config.data.resize=short_side` accepts.
+          images: [B, H, W, 3] float32 BGR, normalized; H and W must be multiples of 32. If
+            `model.channel_order` is rgb, the network first reverses the channels.
+          train: run the network as in training: normalize by the statistics of the batch and, if
+            `is_random`, apply dropout or skip blocks. `batch_stats` must then be mutable, and if
+            `is_random`, `rngs` must contain `dropout`.
+          padded_sizes: height and width [B, 2] of each image in pixels of the input; the rest of
+            the input is padding. The predictions for the priors within these sizes equal those for
+            inputs that are cut to these sizes. Only networks that `config.data.resize=short_side`
+            accepts support this. If None, all of the input counts as the image.
         """
         return self.branches(images, train=train, guided=False, padded_sizes=padded_sizes)[0]
 
@@ -206,7 +209,13 @@ def _head_factory(model: config.Model, norm: LayerFactory, padding: Padding) -> 
 
 
 def build_model(model: config.Model, precision: str = "float32", fused: bool = False) -> NanoDet:
-    """Build the network that `config.model` describes, without variables."""
+    """Build the network that `config.model` describes, without variables.
+
+    Args:
+      model: `config.model`, with `num_classes` set.
+      precision: `config.precision`.
+      fused: whether to build the deployed form of RepVGG; see `models.fuse`.
+    """
     return NanoDet(model, precision, fused)
 
 

@@ -21,8 +21,8 @@ def conv(x: jax.Array, kernel: jax.Array, stride: int = 1, groups: int = 1) -> j
     Args:
       x: [B, H, W, C].
       kernel: [k, k, C / groups, D], k odd, of the dtype of `x`.
-      stride: in both directions.
-      groups: parts of the channels that are convolved separately.
+      stride: stride in both directions.
+      groups: number of groups of channels that are convolved separately; must divide C and D.
 
     Returns:
       [B, ceil(H / stride), ceil(W / stride), D], of the dtype of `x`.
@@ -68,10 +68,10 @@ matmul_conv.defvjp(_forward, _backward)
 
 
 class Conv(nn.Module):
-    """Layer of `conv`: parameters `kernel` [k, k, C / groups, features] and `bias` [features].
+    """Layer that applies `conv`.
 
-    The parameters are `kernel` [k, k, C, features] and `bias` [features], float32. The output has
-    the dtype of the input.
+    The parameters are `kernel` [k, k, C / groups, features] and, with `use_bias`, `bias`
+    [features], both float32. The output has the dtype of the input.
     """
 
     features: int

@@ -116,8 +116,8 @@ def build(config: Config, workdir: Path) -> Run:
     """Build a new run, or resume the one in `workdir`.
 
     Errors in the data, in `config.training.init_weights` and in `config.training.init_backbone` are
-    raised before anything is written.
-    If anything fails later, everything that has been opened is closed.
+    raised before anything is written. If anything fails later, everything that has been opened is
+    closed.
 
     Args:
       config: already checked. It is not changed.

@@ -1,4 +1,4 @@
-"""Initial weights of a new run: random, or from `training.init_weights` or `init_backbone`."""
+"""Initial weights of a new run: random, or from `init_weights` or `init_backbone`."""
 
 from typing import Any
 
@@ -14,14 +14,15 @@ from nanodet_jax.models.nanodet import NanoDet
 from nanodet_jax.state import init_variables
 from nanodet_jax.terminal import join_first
 
-Entries = dict[str, np.ndarray]  # keyed by their names in the original
+Entries = dict[str, np.ndarray]  # arrays by their names in the original
 
 
 def read_initial_weights(config: Config) -> Entries | BackboneArrays | None:
     """Read the arrays of `config.training.init_weights` or of `config.training.init_backbone`.
 
     Returns:
-      The arrays, or None if both fields are empty.
+      The arrays of `init_weights` by their names in the original, or those of `init_backbone` as
+      `BackboneArrays`, or None if both fields are empty.
 
     Raises:
       UserError: if the file cannot be read, or the classifier does not fit the backbone.

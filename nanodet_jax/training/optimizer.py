@@ -149,8 +149,9 @@ def make_optimizer(
       training: provides the optimizer's name, `no_norm_decay`, and whether gradients are clipped.
       schedule: learning rate by the number of steps done.
       hyperparameters: hyperparameters of the update rule; None: use the values in `training`.
-      trained: from parameters to a bool for each; the others neither decay nor have momentum, and
-        need gradients of 0. None: train all.
+      trained: function from the parameters to a bool for each: whether it is trained. The other
+        parameters have neither weight decay nor momentum, and their gradients must be 0. None:
+        train all.
     """
     values = update_hyperparameters(training) if hyperparameters is None else hyperparameters
     mask = decay_mask if training.no_norm_decay else None

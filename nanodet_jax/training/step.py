@@ -40,7 +40,7 @@ def loss_and_gradients(
       variables: `params` and `batch_stats`.
       batch: B images.
       model: network to train.
-      criterion: assignment and loss; its priors are replaced by those of the size of the images.
+      criterion: assignment and loss. Its priors are replaced by those for the size of the images.
       detach: whether the guidance's gradients stop before the backbone and the neck; may be
         traced.
       accumulate: number of micro-batches that the batch is split into, to save memory; must divide
@@ -48,7 +48,7 @@ def loss_and_gradients(
         so an extra forward pass over all micro-batches comes first and costs time.
       axis_name: mapped axis, if the batch is one device's part of a larger batch. Losses and
         gradients are summed over this axis, and running statistics are averaged over it.
-      key: random key of dropout; needed if `model.is_random`.
+      key: random key for dropout; required if `model.is_random`.
     """
     params, batch_stats = variables["params"], variables["batch_stats"]
     criterion = replace(criterion, priors=priors_of(model.model, batch.images.shape[1:3]))
@@ -59,9 +59,8 @@ def loss_and_gradients(
         params: Tree, batch_stats: Tree, batch: Batch, key: jax.Array | None
     ) -> tuple[tuple[Predictions, ...], dict[str, Tree]]:
         padded_sizes = batch.ground_truth.padded_size
-        if (
-            padded_sizes is not None
-        ):  # the batch is as large as its largest image, as in mmdetection
+        if padded_sizes is not None:
+            # As in mmdetection, all images are padded to the largest height and width among them.
             largest = jnp.max(padded_sizes, axis=0, keepdims=True)
             padded_sizes = jnp.broadcast_to(largest, padded_sizes.shape)
         output = model.apply(
@@ -181,7 +180,7 @@ def train_step(
       optimizer, schedule: from `training.optimizer`.
       ema_decay: decay of the moving average, if the state has one.
       detach_step: first step at which the guidance no longer trains the backbone and the neck.
-      seed: of the random keys of dropout, which follow the number of the step.
+      seed: seed of dropout. The random key of a step depends on it and on the step number.
     """
     metrics, gradients, batch_stats = loss_and_gradients(
         state.variables,

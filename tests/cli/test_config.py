@@ -33,8 +33,8 @@ def test_config_without_a_name_prints_every_field_with_its_default_unmarked(prin
 def test_config_of_a_name_marks_what_differs_from_the_default(printed):
     lines = printed("voc:nanodet-plus-m").splitlines()
     assert "* --config.name=voc-plus  (default: nanodet-m)" in lines
-    choices = "pan, ghost_pan, tan, nanodet_fpn, fpn, lc_pan"
-    assert f"* --config.model.neck=ghost_pan  (default: pan; choices: {choices})" in lines
+    necks = "pan, ghost_pan, tan, nanodet_fpn, fpn, lc_pan"
+    assert f"* --config.model.neck=ghost_pan  (default: pan; choices: {necks})" in lines
     assert "  --config.data.root=" in lines
 
 

@@ -306,7 +306,7 @@ def refused(config):
 
 def test_other_weights_are_refused_with_the_field_to_use(half, torch, tmp_path):  # noqa: F811
     _, state = half
-    fix = "; use the .pth file or the name of a classifier, or config.training.init_weights"
+    fix = "; use the .pth file or the name of a classifier, or set config.training.init_weights"
     detector = save(tmp_path / "detector.ckpt", {"backbone.a": tensor("0", np.ones(1))})
     (tmp_path / "weights.npz").touch()
     for path, reason in {

@@ -198,7 +198,11 @@ def test_detection_that_does_not_fit_when_its_result_is_fetched_is_one_error(pla
 
     monkeypatch.setattr(jax, "device_get", fetch)
     batch = types.SimpleNamespace(
-        images=np.zeros((2, 32, 64, 3)), inverse_warps=None, sizes=None, indices=[0, 1]
+        images=np.zeros((2, 32, 64, 3)),
+        inverse_warps=None,
+        sizes=None,
+        padded_sizes=None,
+        indices=[0, 1],
     )
     with pytest.raises(UserError) as caught:
         list(detect_batch(lambda *_: None, None, batch))

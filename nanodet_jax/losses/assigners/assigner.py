@@ -18,7 +18,7 @@ from nanodet_jax.structures import GroundTruth, Predictions, Targets
 class Assigner(ABC):
     """Assignment policy of a `Criterion`. Its methods are pure functions of arrays."""
 
-    giou_epsilon: ClassVar[float] = EPSILON  # lower bound of areas in the giou loss
+    giou_epsilon: ClassVar[float] = EPSILON  # lower bound of the divisors in the giou loss
 
     @abstractmethod
     def assign(
@@ -40,7 +40,7 @@ class Assigner(ABC):
     def box_unit(self, strides: Float[Array, "P 1"]) -> Float[Array, "P 1"]:
         """Return the unit of the boxes in ious and in the giou loss, in pixels, for each prior.
 
-        The unit matters only where `boxes.EPSILON` takes effect.
+        The unit matters only for areas smaller than `boxes.EPSILON` or `giou_epsilon`.
         """
 
     @abstractmethod

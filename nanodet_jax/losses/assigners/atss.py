@@ -23,10 +23,15 @@ EXCLUDED = 1e8  # distance that keeps a prior in an ignore region out of the can
 def nearest_per_level(
     distances: Float[Array, "G P"], level_sizes: tuple[int, ...], topk: int
 ) -> tuple[Int32[Array, "G K"], Float[Array, "G K"]]:
-    """Return indices and distances of the `topk` nearest priors of each level.
+    """Return indices and distances of the `topk` priors of each level that are nearest to each box.
 
-    A level with fewer priors contributes all of them. Of equal distances, the one with the lower
-    index comes first.
+    A level with fewer priors contributes all of them. Of priors at equal distances, the one with
+    the lower index comes first.
+
+    Args:
+      distances: from the center of each box to the priors of all levels.
+      level_sizes: number of priors of each level; their sum is P.
+      topk: number of priors per level.
     """
     indices, values, start = [], [], 0
     for size in level_sizes:
@@ -64,7 +69,10 @@ class ATSS(Assigner):
     ignore_threshold: float
 
     def usable(self, ground_truth: GroundTruth, priors: boxes.Priors) -> Bool[Array, "P"] | None:
-        """Return which priors of an image may learn; None for all."""
+        """Return whether each prior of an image may be a candidate, or None if all may.
+
+        The other priors are ignored: they are neither positive nor background.
+        """
         return None
 
     def assign(

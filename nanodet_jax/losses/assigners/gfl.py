@@ -1,9 +1,9 @@
-"""ATSS as mmdetection's GFL runs it.
+"""ATSS as used by GFL in mmdetection.
 
-Reproduces mmdet/models/task_modules/assigners/atss_assigner.py and
+This module reproduces mmdet/models/task_modules/assigners/atss_assigner.py and the assignment in
 mmdet/models/dense_heads/gfl_head.py of https://github.com/open-mmlab/mmdetection (3.3.0).
 
-Dimensions: P priors, G ground-truth slots, K candidates of a box.
+Dimensions: P priors.
 """
 
 from dataclasses import dataclass
@@ -19,15 +19,15 @@ from nanodet_jax.structures import GroundTruth
 
 @dataclass(frozen=True)
 class GFLAssigner(ATSS):
-    """Adaptive training sample selection among the priors of an image's own size.
+    """Adaptive training sample selection among the priors within the padded size of an image.
 
-    It differs from `ATSS` in three points. Priors beyond the padded size of an image are neither
-    positive nor background, and are no candidates. The box losses are divided by at least 1. The
-    giou loss has a smaller epsilon.
+    It differs from `ATSS` in three points. Priors beyond the padded size of an image are not
+    candidates, and are ignored: they are neither positive nor background. The box losses are
+    divided by at least 1. The giou loss has a smaller epsilon.
 
     Attributes:
-      allowed_border: pixels by which an anchor may extend beyond the image, or else its prior is
-        not used. Below 0, any anchor may.
+      allowed_border: number of pixels by which an anchor may extend beyond the image. The priors of
+        other anchors are ignored too. If negative, there is no limit.
     """
 
     allowed_border: int = -1
@@ -35,7 +35,7 @@ class GFLAssigner(ATSS):
     giou_epsilon: ClassVar[float] = 1e-7
 
     def usable(self, ground_truth: GroundTruth, priors: boxes.Priors) -> Bool[Array, "P"]:
-        """Return whether each prior's cell begins within the padded size of the image."""
+        """Return whether each prior is within the padded size and has an allowed anchor."""
         usable = jnp.ones(len(priors.centers), bool)
         if ground_truth.padded_size is not None:
             usable &= boxes.inside(priors, ground_truth.padded_size)
@@ -48,5 +48,5 @@ class GFLAssigner(ATSS):
         return usable
 
     def box_divisor(self, weight: Float[Array, ""]) -> Float[Array, ""]:
-        """Return the sum of weights, or 1 if it is smaller."""
+        """Return the sum of weights, or 1 if the sum is less than 1."""
         return jnp.maximum(weight, 1.0)

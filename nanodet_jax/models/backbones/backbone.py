@@ -1,9 +1,11 @@
 """A backbone as a sequence of stages, and the module that runs them.
 
-To add a backbone, write a file like the others of this package: `architecture` describes it, and
-`TORCH_NAMES` has the rules of `io.torch_names` for the names of its layers, below "backbone". Then
-add its name to `config.BACKBONES`. If a classifier with this backbone is published under other
-names, or with layers that the backbone lacks, describe it with a `Classifier`.
+To add a backbone, write a file like the others in this package. Its function `architecture`
+describes the backbone, and its constant `TORCH_NAMES` maps the paths of the layers, below
+"backbone", to PyTorch names (see `io.torch_names`). Then add the name of the backbone to
+`config.BACKBONES`. If a classifier with this backbone is published, but its file has other names or
+layers that the backbone lacks, describe the differences with a `Classifier`. `docs/networks.md` has
+the details.
 """
 
 import importlib
@@ -19,38 +21,41 @@ from nanodet_jax import config
 from nanodet_jax.models.layers import ACTIVATIONS, Activation, LayerFactory
 from nanodet_jax.models.padding import NO_PADDING, Padding
 
-# Pattern of paths below "backbone", PyTorch name, and what replaces {} in it; see `io.torch_names`.
+# Rules, each with a pattern for paths below "backbone", the PyTorch name, and the values that
+# replace {} in this name; see `io.torch_names`.
 TorchNames = tuple[tuple[str, str, Mapping[str, str]], ...]
 
 
 class Layers(NamedTuple):
-    """What a stage builds its layers with."""
+    """Settings and factories from which a stage builds its layers."""
 
     norm: LayerFactory  # builds a batch norm for training or for inference
     activation: Activation
     train: bool  # whether random layers are active
-    fused: bool  # build the deployed form of layers that have one
-    padding: Padding  # to clear before convolutions of more than one pixel
+    fused: bool  # whether to build the deployed form of layers that have one
+    padding: Padding  # of the images; cleared before layers that read neighboring pixels
 
 
 class Stage(NamedTuple):
     """Consecutive layers of a backbone."""
 
-    # Builds the layers in the scope of `Backbone` and applies them: [B, H, W, C] to [B, h, w, D].
+    # Builds the layers in the scope of `Backbone` and applies them to an array [B, H, W, C].
+    # Returns an array [B, h, w, D].
     apply: Callable[[jax.Array, Layers], jax.Array]
     stride: int  # of the output, in pixels of the image
-    modules: str  # regular expression that matches the names of the layers
+    modules: str  # regular expression that fully matches the names of the layers, and no others
 
 
 class Classifier(NamedTuple):
-    """Names in the published PyTorch files of a classifier that has the backbone."""
+    """How the array names in a classifier's published PyTorch file differ from `TORCH_NAMES`."""
 
-    dropped: str = ""  # regular expression for the arrays that the backbone lacks
-    # Regular expressions for parts of the names that `TORCH_NAMES` gives, and their replacements.
+    dropped: str = ""  # regular expression that fully matches names of arrays the backbone lacks
+    # Regular expressions for parts of the names that `TORCH_NAMES` yields, each with its
+    # replacement. All of them are applied, in order.
     renamed: tuple[tuple[str, str], ...] = ()
 
     def name_of(self, name: str) -> str:
-        """Return the classifier's name of an array, given its name by `TORCH_NAMES`."""
+        """Return the name of an array in the classifier's file, given the name by `TORCH_NAMES`."""
         for pattern, replacement in self.renamed:
             name = re.sub(pattern, replacement, name)
         return name
@@ -61,12 +66,13 @@ class Architecture(NamedTuple):
 
     Attributes:
       stages: in the order of computation.
-      activation: the default, a key of `ACTIVATIONS`.
+      activation: name of the default activation, a key of `ACTIVATIONS`.
       is_random: whether training needs a random key.
-      fuse_block: (parameters, statistics) of a layer to the parameters of its deployed form, for
-        all layers of the backbone. None if there is no other form.
-      classifier: the published classifiers. By default, they have the names of `TORCH_NAMES`, and
-        only the layers of the backbone.
+      fuse_block: function that takes the parameters and the batch statistics of a layer, and
+        returns the parameters of its deployed form. It is applied to every layer of the backbone.
+        None if the deployed form is the same as the form in training.
+      classifier: how the files of published classifiers with this backbone differ. The default is
+        for files that have the names of `TORCH_NAMES` and no other layers.
     """
 
     stages: tuple[Stage, ...]
@@ -77,29 +83,30 @@ class Architecture(NamedTuple):
 
 
 def architecture_of(model: config.Model) -> Architecture:
-    """Return the structure of the backbone that a config names."""
+    """Return the structure of the backbone `model.backbone`, a key of `config.BACKBONES`."""
     file = importlib.import_module(f"{__package__}.{config.BACKBONES[model.backbone]}")
     return cast(Architecture, file.architecture(model))
 
 
 def torch_names_of_backbones() -> TorchNames:
-    """Return the rules for PyTorch names of all backbones."""
+    """Return the rules of all backbones for PyTorch names."""
     files = dict.fromkeys(config.BACKBONES.values())
     modules = (importlib.import_module(f"{__package__}.{file}") for file in files)
     return tuple(rule for module in modules for rule in module.TORCH_NAMES)
 
 
 class Backbone(nn.Module):
-    """Run the stages of a backbone, and return the features of some strides.
+    """Run the stages of a backbone, and return the features with `model.backbone_strides`.
 
-    The features of a stride are the output of the last stage that has it.
+    The features with a stride are the output of the last stage that has this stride.
 
     Attributes:
-      model: which backbone, its output strides, its activation, and what is frozen.
+      model: `config.model`, which selects the backbone, its output strides, its activation, and
+        what is frozen.
       norm: builds a batch norm for training or for inference.
       train: whether random layers are active.
-      fused: build the deployed form of layers that have one.
-      padding: of the images.
+      fused: whether to build the deployed form of layers that have one.
+      padding: which part of the images is padding.
     """
 
     model: config.Model
@@ -110,7 +117,10 @@ class Backbone(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array) -> list[jax.Array]:
-        """Return features [B, H / stride, W / stride, C] of images [B, H, W, 3], finest first."""
+        """Return features of images [B, H, W, 3], finest first.
+
+        The features with a stride are [B, ceil(H / stride), ceil(W / stride), C].
+        """
         model = self.model
         architecture = architecture_of(model)
         activation = ACTIVATIONS[model.backbone_activation or architecture.activation]
@@ -128,9 +138,10 @@ class Backbone(nn.Module):
 
 
 def trained_parameters(model: config.Model) -> Callable[[Any], Any] | None:
-    """Return a function from parameters to a bool for each: False in frozen stages of the backbone.
+    """Return a function that maps parameters to a tree with a bool for each parameter.
 
-    Return None if nothing is frozen.
+    The bool is False in frozen stages of the backbone, and True elsewhere. If nothing is frozen,
+    return None instead of a function.
     """
     return partial(_trained, model) if model.frozen_stride else None
 

@@ -1,8 +1,8 @@
-"""The cross-stage-partial backbone of NanoDet-g, for accelerators that prefer dense convolutions.
+"""The cross-stage-partial backbone of NanoDet-g, made of dense convolutions for accelerators.
 
 After Wang et al., "CSPNet: A New Backbone that can Enhance Learning Capability of CNN"
 (https://arxiv.org/abs/1911.11929). Reproduces nanodet/model/backbone/custom_csp.py of
-https://github.com/RangiLyu/nanodet with the layout of its nanodet-g.yml.
+https://github.com/RangiLyu/nanodet with the settings of its nanodet-g.yml.
 """
 
 from functools import partial
@@ -21,7 +21,7 @@ from nanodet_jax.ops.max_pool import max_pool_3x3
 class Setting(NamedTuple):
     """One CSP block."""
 
-    residuals: int
+    residuals: int  # number of residual blocks
     stride: int
 
 
@@ -37,9 +37,10 @@ TORCH_NAMES: TorchNames = (
 
 
 class CSPBlock(nn.Module):
-    """Concatenation of a convolution and of what residual blocks make of it.
+    """Residual blocks between two convolutions, whose outputs are concatenated.
 
-    [B, H, W, C] to [B, ceil(H / stride), ceil(W / stride), 2 C].
+    All convolutions are 3 x 3. A residual block concatenates the outputs of its two convolutions.
+    [B, H, W, C] to [B, ceil(H / stride), ceil(W / stride), 2 C], where C is even.
     """
 
     residuals: int
@@ -62,7 +63,7 @@ class CSPBlock(nn.Module):
 
 
 def architecture(model: config.Model) -> Architecture:
-    """Return the backbone of NanoDet-g, with strides 2, 4, 8, 16 and 32."""
+    """Return the backbone of NanoDet-g, with stages of strides 2, 4, 8, 16 and 32."""
 
     def stem(x: jax.Array, layers: Layers) -> jax.Array:
         return ConvNormAct(STEM_CHANNELS, layers.norm, 3, 2, layers.activation, name="stage0")(x)
@@ -71,7 +72,7 @@ def architecture(model: config.Model) -> Architecture:
         return max_pool_3x3(x)
 
     def stage(index: int, x: jax.Array, layers: Layers) -> jax.Array:
-        # The stages are numbered as in the original, where stem and pool are stages 0 and 1.
+        # The stages are numbered as in the original: stages 0 and 1 are the stem and the pooling.
         return CSPBlock(*SETTINGS[index], layers, name=f"stage{index + 2}")(x)
 
     return Architecture(

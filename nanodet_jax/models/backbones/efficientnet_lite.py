@@ -33,8 +33,8 @@ class Setting(NamedTuple):
     blocks: int
     kernel_size: int
     stride: int  # of the first block
-    expansion: int
-    channels: int
+    expansion: int  # factor of the number of channels inside a block
+    channels: int  # of the output
 
 
 SETTINGS = (
@@ -47,7 +47,7 @@ SETTINGS = (
     Setting(1, 3, 1, 6, 320),
 )
 STEM_CHANNELS = 32
-# Multipliers of width and depth.
+# Multipliers of the numbers of channels and of blocks.
 SCALES = {
     "efficientnet_lite0": (1.0, 1.0),
     "efficientnet_lite1": (1.0, 1.1),
@@ -71,15 +71,17 @@ TORCH_NAMES: TorchNames = (
         },
     ),
 )
-# Of https://github.com/RangiLyu/EfficientNet-Lite.
+# For the files of https://github.com/RangiLyu/EfficientNet-Lite.
 CLASSIFIER = Classifier(dropped=r"(head|fc)\..*")
 
 
 class MBConv(nn.Module):
-    """Inverted residual block: expand, depthwise, project, and the identity where shapes agree.
+    """Inverted residual block: expansion, depthwise convolution, projection, shortcut.
 
-    In training, `drop_rate` of the images skip the block (stochastic depth); the others are scaled
-    up. [B, H, W, C] to [B, ceil(H / stride), ceil(W / stride), features].
+    There is no expansion if `expansion` is 1, and no shortcut if the shapes of input and output
+    differ. In training, each image skips a block that has a shortcut with probability `drop_rate`
+    (stochastic depth). For the other images, the output of the projection is divided by
+    1 - `drop_rate`. [B, H, W, C] to [B, ceil(H / stride), ceil(W / stride), features].
     """
 
     features: int
@@ -109,12 +111,12 @@ class MBConv(nn.Module):
 
 
 def norm_of(layers: Layers) -> LayerFactory:
-    """Return the factory of batch norms with EfficientNet's constants."""
+    """Return a factory of batch norms with EfficientNet's epsilon and momentum."""
     return partial(layers.norm, epsilon=1e-3, momentum=0.99)
 
 
 def architecture(model: config.Model) -> Architecture:
-    """Return EfficientNet-Lite `model.backbone`, with strides 2, 4, 8, 16 and 32."""
+    """Return EfficientNet-Lite `model.backbone`, with stages of strides 2, 4, 8, 16 and 32."""
     width, depth = SCALES[model.backbone]
     last = len(SETTINGS) - 1
     blocks = [
@@ -128,8 +130,8 @@ def architecture(model: config.Model) -> Architecture:
     def stage(index: int, x: jax.Array, layers: Layers) -> jax.Array:
         setting = SETTINGS[index]
         for block in range(blocks[index]):
-            # The original divides the number of the block by the number of stages, so that the rate
-            # exceeds DROP_RATE.
+            # The original divides the index of the block by the number of stages instead of the
+            # number of blocks, so the rate of the last blocks exceeds DROP_RATE.
             drop_rate = DROP_RATE * (sum(blocks[:index]) + block) / len(SETTINGS)
             x = MBConv(
                 round_to_multiple(width * setting.channels, 8),

@@ -1,4 +1,4 @@
-"""GhostNet, the backbone of ghost bottlenecks.
+"""GhostNet, a backbone of ghost bottlenecks.
 
 Han et al., "GhostNet: More Features from Cheap Operations" (https://arxiv.org/abs/1911.11907).
 Reproduces nanodet/model/backbone/ghostnet.py of https://github.com/RangiLyu/nanodet.
@@ -34,13 +34,13 @@ class Setting(NamedTuple):
     """One ghost bottleneck (table 1 of the paper)."""
 
     kernel_size: int
-    expanded: int
-    channels: int
-    squeeze: bool  # squeeze and excite
+    expanded: int  # channels inside the bottleneck
+    channels: int  # of the output
+    squeeze: bool  # whether it has a squeeze-and-excitation layer
     stride: int
 
 
-# Bottlenecks of each stage.
+# The bottlenecks of each stage.
 SETTINGS = (
     (Setting(3, 16, 16, False, 1),),
     (Setting(3, 48, 24, False, 2),),
@@ -91,15 +91,16 @@ TORCH_NAMES: TorchNames = (
     ("last", "blocks.9.0.conv", {}),
     ("last_norm", "blocks.9.0.bn1", {}),
 )
-# Of https://github.com/huawei-noah/Efficient-AI-Backbones.
+# For the files of https://github.com/huawei-noah/Efficient-AI-Backbones.
 CLASSIFIER = Classifier(dropped=r"(conv_head|classifier)\..*")
 
 
 class GhostBottleneck(nn.Module):
-    """Ghost module, depthwise convolution where it strides, squeeze-and-excitation, ghost module.
+    """Ghost module, depthwise convolution, squeeze-and-excitation, ghost module, plus a shortcut.
 
-    The input is added, or a `GhostShortcut` of it where shapes differ. [B, H, W, C] to
-    [B, ceil(H / stride), ceil(W / stride), channels].
+    There is no depthwise convolution if the stride is 1, and no squeeze-and-excitation unless
+    `setting.squeeze`. The shortcut is the input, or a `GhostShortcut` of it if the shapes of input
+    and output differ. [B, H, W, C] to [B, ceil(H / stride), ceil(W / stride), channels].
     """
 
     expanded: int
@@ -126,9 +127,9 @@ class GhostBottleneck(nn.Module):
 
 
 def architecture(model: config.Model) -> Architecture:
-    """Return GhostNet of `model.width`, with strides 2, 4, 8, 16 and 32.
+    """Return GhostNet of `model.width`, with stages of strides 2, 4, 8, 16 and 32.
 
-    The last stage ends with a 1 x 1 convolution.
+    The last stage is a 1 x 1 convolution.
     """
 
     def scaled(channels: int) -> int:

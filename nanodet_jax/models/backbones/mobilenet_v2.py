@@ -27,8 +27,8 @@ from nanodet_jax.ops.depthwise import DepthwiseConv
 class Setting(NamedTuple):
     """Stage of the network (table 2 of the paper)."""
 
-    expansion: int
-    channels: int
+    expansion: int  # factor of the number of channels inside a block
+    channels: int  # of the output
     blocks: int
     stride: int  # of the first block
 
@@ -46,7 +46,7 @@ STEM_CHANNELS = 32
 LAST_CHANNELS = 1280
 POSITIONS = {"expand": "0.0", "expand_norm": "0.1", "depthwise": "1.0", "depthwise_norm": "1.1",
              "project": "2", "project_norm": "3"}  # fmt: skip
-# The first block does not expand, so its positions are one lower.
+# The first block has no expansion, so its positions are one lower.
 FIRST_POSITIONS = {"depthwise": "0.0", "depthwise_norm": "0.1", "project": "1", "project_norm": "2"}
 TORCH_NAMES: TorchNames = (
     (r"first_layer/(\w+)", "first_layer.{}", {"conv": "0", "norm": "1"}),
@@ -54,11 +54,11 @@ TORCH_NAMES: TorchNames = (
     (r"stage(\d)_(\d+)/(\w+)", r"stage\1.\2.conv.{}", POSITIONS),
     (r"last_layer/(\w+)", "stage6.1.{}", {"conv": "0", "norm": "1"}),
 )
-# The blocks of all stages, as (stage, block) in the order of computation.
+# All blocks, each as (stage, block within the stage), in the order of computation.
 BLOCKS = [
     (stage, block) for stage, setting in enumerate(SETTINGS) for block in range(setting.blocks)
 ]
-# torchvision numbers all layers, from the first layer, 0, to the last one.
+# torchvision numbers the first layer, the blocks and the last layer consecutively, from 0.
 CLASSIFIER = Classifier(
     dropped=r"classifier\..*",
     renamed=(
@@ -73,9 +73,10 @@ CLASSIFIER = Classifier(
 
 
 class InvertedResidual(nn.Module):
-    """Expand, depthwise, project without an activation, and the identity where shapes agree.
+    """Expansion, depthwise convolution, projection without an activation, shortcut.
 
-    [B, H, W, C] to [B, ceil(H / stride), ceil(W / stride), features].
+    There is no expansion if `expansion` is 1, and no shortcut if the shapes of input and output
+    differ. [B, H, W, C] to [B, ceil(H / stride), ceil(W / stride), features].
     """
 
     features: int
@@ -97,9 +98,10 @@ class InvertedResidual(nn.Module):
 
 
 def architecture(model: config.Model) -> Architecture:
-    """Return MobileNetV2 of `model.width`, with strides 2, 4, 8, 16 and 32.
+    """Return MobileNetV2 of `model.width`, with stages of strides 2, 4, 8, 16 and 32.
 
-    It ends with a 1 x 1 convolution to `model.backbone_last_channels`, or to 1280.
+    The last stage is a 1 x 1 convolution with `model.backbone_last_channels` output channels, or
+    1280 if that is 0.
     """
     last_channels = model.backbone_last_channels or LAST_CHANNELS
 

@@ -29,7 +29,7 @@ class Setting(NamedTuple):
     squeeze_excite: bool = False
 
 
-# Convolutions of each stage.
+# The depthwise separable convolutions of each stage.
 SETTINGS = (
     (Setting(3, 32, 1),),
     (Setting(3, 64, 2), Setting(3, 64, 1)),
@@ -38,7 +38,7 @@ SETTINGS = (
     (Setting(5, 512, 2, squeeze_excite=True), Setting(5, 512, 1, squeeze_excite=True)),
 )
 STEM_CHANNELS = 16
-# Multipliers of all channels.
+# Multipliers of all numbers of channels.
 WIDTHS = {
     "pplcnet_x0_35": 0.35,
     "pplcnet_x0_75": 0.75,
@@ -46,7 +46,7 @@ WIDTHS = {
     "pplcnet_x1_5": 1.5,
     "pplcnet_x2_0": 2.0,
 }
-# PaddleDetection's names. The stages are numbered as there, where the stem is stage 1.
+# PaddleDetection's names. As in PaddleDetection, the stem is stage 1.
 TORCH_NAMES: TorchNames = (
     (r"conv1/(\w+)", "conv1.{}", {"conv": "conv", "norm": "bn"}),
     (
@@ -68,7 +68,10 @@ TORCH_NAMES: TorchNames = (
 
 
 def architecture(model: config.Model) -> Architecture:
-    """Return PP-LCNet `model.backbone` without its classifier, with strides 2, 4, 8, 16 and 32."""
+    """Return PP-LCNet `model.backbone` with stages of strides 2, 4, 8, 16 and 32.
+
+    The layers of its classifier are left out.
+    """
     width = WIDTHS[model.backbone]
 
     def scaled(channels: int) -> int:

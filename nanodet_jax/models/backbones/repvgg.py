@@ -1,4 +1,4 @@
-"""RepVGG: parallel convolutions in training, a single 3 x 3 convolution for each block afterwards.
+"""RepVGG: blocks of parallel convolutions in training, of one 3 x 3 convolution in deployment.
 
 Ding et al., "RepVGG: Making VGG-style ConvNets Great Again" (https://arxiv.org/abs/2101.03697).
 Reproduces nanodet/model/backbone/repvgg.py and `RepVGGConvModule` of
@@ -29,8 +29,8 @@ class Size(NamedTuple):
     """Size of a RepVGG (table 2 of the paper)."""
 
     blocks: tuple[int, int, int, int]  # of stages 1 to 4
-    width: tuple[float, float, float, float]  # multipliers of their channels
-    groups: int = 1  # of every second convolution
+    width: tuple[float, float, float, float]  # multipliers of BASE_CHANNELS for stages 1 to 4
+    groups: int = 1  # of the convolutions in every second block
 
 
 A_BLOCKS, B_BLOCKS = (2, 4, 14, 1), (4, 6, 16, 1)
@@ -75,7 +75,7 @@ TORCH_NAMES: TorchNames = (
         },
     ),
 )
-# Of https://github.com/DingXiaoH/RepVGG, in training form.
+# For the files of https://github.com/DingXiaoH/RepVGG with the training form.
 CLASSIFIER = Classifier(
     dropped=r"linear\..*",
     renamed=(
@@ -86,10 +86,11 @@ CLASSIFIER = Classifier(
 
 
 class RepVGGBlock(nn.Module):
-    """Activation of a sum: 3 x 3 convolution, 1 x 1 convolution and, where shapes agree, identity.
+    """Sum of a 3 x 3 convolution, a 1 x 1 convolution and a shortcut, followed by an activation.
 
-    Each of the three has a batch norm. `layers.fused` replaces the sum by one 3 x 3 convolution
-    with a bias. [B, H, W, C] to [B, ceil(H / stride), ceil(W / stride), features].
+    There is no shortcut if the shapes of input and output differ. Each term of the sum has its own
+    batch norm. If `layers.fused` is set, one 3 x 3 convolution with a bias replaces the sum.
+    [B, H, W, C] to [B, ceil(H / stride), ceil(W / stride), features].
     """
 
     features: int
@@ -121,12 +122,16 @@ class RepVGGBlock(nn.Module):
 def fuse_block(params: Mapping[str, Any], stats: Mapping[str, Any]) -> dict[str, Any]:
     """Return the parameters of a fused block, in float64.
 
-    The three convolutions, each scaled by its norm, are one 3 x 3 convolution: the 1 x 1 kernel is
-    its center, and the identity is a center of ones.
+    Each term of the sum, including its norm, is equivalent to a 3 x 3 convolution with a bias. So
+    their kernels and biases are added. The 1 x 1 kernel is added to the center of the 3 x 3 kernel.
+    The shortcut is a 1 x 1 convolution whose kernel is an identity matrix.
 
     Args:
-      params: of the block in training form.
+      params: parameters of the block in its training form.
       stats: running statistics of its norms.
+
+    Returns:
+      `fused`, with `kernel` [3, 3, C / groups, features] and `bias` [features].
     """
 
     def scaled(kernel: Any, norm: str) -> tuple[np.ndarray, np.ndarray]:
@@ -150,15 +155,17 @@ def fuse_block(params: Mapping[str, Any], stats: Mapping[str, Any]) -> dict[str,
 
 
 def architecture(model: config.Model) -> Architecture:
-    """Return RepVGG `model.backbone`, with strides 2, 4, 8, 16 and 32.
+    """Return RepVGG `model.backbone`, with stages of strides 2, 4, 8, 16 and 32.
 
-    The last stage has `model.backbone_last_channels` if they are not 0.
+    The last stage has `model.backbone_last_channels` channels, or as many as in the paper if that
+    is 0.
     """
     size = SIZES[model.backbone]
     channels = [int(base * width) for base, width in zip(BASE_CHANNELS, size.width)]
     stem_channels = min(BASE_CHANNELS[0], channels[0])
     channels[-1] = model.backbone_last_channels or channels[-1]
-    first = [1 + sum(size.blocks[:stage]) for stage in range(len(size.blocks))]  # of each stage
+    # Number of the first block of each stage, counted from the stem, which is block 0.
+    first = [1 + sum(size.blocks[:stage]) for stage in range(len(size.blocks))]
 
     def stem(x: jax.Array, layers: Layers) -> jax.Array:
         return RepVGGBlock(stem_channels, 2, 1, layers, name="stage0")(x)

@@ -1,4 +1,4 @@
-"""ResNet 18 to 152, with the stride in the 3 x 3 convolution of a bottleneck.
+"""ResNet-18 to ResNet-152. A bottleneck has its stride in the 3 x 3 convolution.
 
 He et al., "Deep Residual Learning for Image Recognition" (https://arxiv.org/abs/1512.03385).
 Reproduces nanodet/model/backbone/resnet.py of https://github.com/RangiLyu/nanodet, torchvision's
@@ -22,7 +22,7 @@ from nanodet_jax.models.layers import he_normal
 from nanodet_jax.ops.convolution import Conv
 from nanodet_jax.ops.max_pool import max_pool_3x3
 
-# Blocks of each stage (table 1 of the paper).
+# Number of blocks in each stage (table 1 of the paper).
 BLOCKS = {
     "resnet18": (2, 2, 2, 2),
     "resnet34": (3, 4, 6, 3),
@@ -30,9 +30,9 @@ BLOCKS = {
     "resnet101": (3, 4, 23, 3),
     "resnet152": (3, 8, 36, 3),
 }
-BASIC = ("resnet18", "resnet34")  # networks of two 3 x 3 convolutions in each block
+BASIC = ("resnet18", "resnet34")  # networks whose blocks have two 3 x 3 convolutions
 CHANNELS = (64, 128, 256, 512)
-EXPANSION = 4  # of a bottleneck's output
+EXPANSION = 4  # factor from the inner channels of a bottleneck to its output channels
 TORCH_NAMES: TorchNames = (
     ("conv1", "conv1", {}),
     ("norm1", "bn1", {}),
@@ -47,14 +47,16 @@ TORCH_NAMES: TorchNames = (
         },
     ),
 )
-CLASSIFIER = Classifier(dropped=r"fc\..*")  # of torchvision
+CLASSIFIER = Classifier(dropped=r"fc\..*")  # for torchvision's files
 
 
 class ResidualBlock(nn.Module):
-    """Activation of the sum of a residual and the input, which is projected if shapes differ.
+    """Sum of a residual and a shortcut, followed by an activation.
 
-    The residual is two 3 x 3 convolutions, or with `bottleneck` a 1 x 1, a 3 x 3 and a 1 x 1 to
-    four times the channels. [B, H, W, C] to [B, ceil(H / stride), ceil(W / stride), D].
+    The residual is computed by two 3 x 3 convolutions or, with `bottleneck`, by a 1 x 1, a 3 x 3
+    and a 1 x 1 convolution. The shortcut is the input, or a 1 x 1 convolution of it if the shapes
+    of input and output differ. [B, H, W, C] to [B, ceil(H / stride), ceil(W / stride), D], where D
+    is `channels`, or four times `channels` with `bottleneck`.
     """
 
     channels: int
@@ -86,16 +88,16 @@ class ResidualBlock(nn.Module):
 
 
 def architecture(model: config.Model) -> Architecture:
-    """Return the ResNet `model.backbone`, with strides 4, 8, 16 and 32.
+    """Return the ResNet `model.backbone`, with stages of strides 4, 8, 16 and 32.
 
-    Stride 4 is reached by the stem, and is the output of the first stage.
+    The stem also has stride 4, so the features with stride 4 are the output of the stage after it.
     """
     blocks, bottleneck = BLOCKS[model.backbone], model.backbone not in BASIC
 
     def stem(x: jax.Array, layers: Layers) -> jax.Array:
         conv = Conv(CHANNELS[0], 7, 2, use_bias=False, kernel_init=he_normal, name="conv1")
         x = layers.activation(layers.norm(name="norm1")(conv(layers.padding.clear(x))))
-        return max_pool_3x3(layers.padding.clear(x))  # after ReLU, zeros change no maximum
+        return max_pool_3x3(layers.padding.clear(x))  # zeros change no maximum after ReLU
 
     def stage(index: int, x: jax.Array, layers: Layers) -> jax.Array:
         for block in range(blocks[index]):

@@ -1,4 +1,4 @@
-"""ShuffleNetV2, the backbone.
+"""ShuffleNetV2, the backbone of NanoDet and NanoDet-Plus.
 
 Ma et al., "ShuffleNet V2: Practical Guidelines for Efficient CNN Architecture Design"
 (https://arxiv.org/abs/1807.11164). This module reproduces nanodet/model/backbone/shufflenetv2.py of
@@ -55,7 +55,7 @@ TORCH_NAMES: TorchNames = (
         },
     ),
 )
-CLASSIFIER = Classifier(dropped=r"(conv5|fc)\..*")  # of torchvision
+CLASSIFIER = Classifier(dropped=r"(conv5|fc)\..*")  # for torchvision's files
 
 
 def channel_shuffle(x: jax.Array) -> jax.Array:
@@ -129,9 +129,9 @@ class ShuffleBlock(nn.Module):
 
 
 def architecture(model: config.Model) -> Architecture:
-    """Return ShuffleNetV2 of `model.width`, without its last 1 x 1 convolution and classifier.
+    """Return ShuffleNetV2 of `model.width`, with stages of strides 4, 8, 16 and 32.
 
-    It has the strides 4, 8, 16 and 32.
+    The last 1 x 1 convolution of the paper's network and its classifier are left out.
     """
 
     def norm_of(layers: Layers) -> LayerFactory:

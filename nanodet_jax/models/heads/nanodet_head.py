@@ -37,10 +37,10 @@ class NanoDetHead(nn.Module):
       num_classes: C.
       channels: number of channels of each tower.
       kernel_size: kernel size of the towers.
-      stacked_convs: number of depthwise separable convolutions in each tower.
+      stacked_convs: number of convolutions in each tower.
       share_cls_reg: use one tower with one output layer (classes, then boxes) instead of two.
       reg_max: R - 1, the largest distance in units of the stride.
-      depthwise: build the towers of depthwise separable convolutions, else of dense ones.
+      depthwise: whether the convolutions of the towers are depthwise separable instead of dense.
       activation: of the towers.
       norm: builds a batch norm for training or for inference.
     """

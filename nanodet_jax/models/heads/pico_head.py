@@ -1,9 +1,10 @@
-"""PicoHead, the head of PicoDet: one tower for each level, and a class score that two layers share.
+"""PicoHead, the head of PicoDet: one tower for each level, and class scores from two outputs.
 
 Yu et al., "PP-PicoDet: A Better Real-Time Object Detector on Mobile Devices"
-(https://arxiv.org/abs/2111.00902), in its version of 2022, whose classification follows the
-task-aligned head of Feng et al. (https://arxiv.org/abs/2108.07755). Reproduces PicoHeadV2 of
-ppdet/modeling/heads/pico_head.py of https://github.com/PaddlePaddle/PaddleDetection.
+(https://arxiv.org/abs/2111.00902). This is the version of 2022, whose classification follows the
+task-aligned head of Feng et al. (https://arxiv.org/abs/2108.07755). This module reproduces
+`PicoHeadV2` in ppdet/modeling/heads/pico_head.py of
+https://github.com/PaddlePaddle/PaddleDetection.
 """
 
 import flax.linen as nn
@@ -25,7 +26,7 @@ from nanodet_jax.structures import Predictions
 
 
 class EffectiveSqueezeExcite(nn.Module):
-    """Scale each channel by a sigmoid gate, computed from the means of all channels by one layer.
+    """Scale each channel by a sigmoid gate. One layer computes it from the means of all channels.
 
     Lee and Park, "CenterMask" (https://arxiv.org/abs/1911.06667). [B, H, W, C] to [B, H, W, C].
     """
@@ -39,17 +40,17 @@ class EffectiveSqueezeExcite(nn.Module):
 class PicoHead(nn.Module):
     """Predict class logits and box distributions at every pixel of every level.
 
-    Takes levels [B, H, W, channels], finest first. Returns `Predictions` in the order of
-    `NanoDetHead`. The score of a class is the geometric mean of two probabilities: that of the
-    class, and one that all classes of a pixel share.
+    The head takes levels [B, H, W, channels], finest first. It returns `Predictions`, with the
+    priors in the same order as in `NanoDetHead`. The score of a class is the geometric mean of two
+    probabilities: one for this class, and one that is the same for all classes of a pixel.
 
     Attributes:
       num_classes: C.
-      channels: width of the towers.
+      channels: number of channels of each tower.
       kernel_size: kernel size of the towers.
-      stacked_convs: depth of the towers.
+      stacked_convs: number of depthwise separable convolutions in each tower.
       reg_max: R - 1, the largest distance in units of the stride.
-      activation: of all layers.
+      activation: of all layers but the outputs.
       norm: builds a batch norm for training or for inference.
     """
 
@@ -96,8 +97,8 @@ class PicoHead(nn.Module):
         return split_logits(jnp.concatenate(levels, axis=1), self.num_classes)
 
     def _shared(self, x: jax.Array, level: int) -> jax.Array:
-        """Return the logits [B, H, W, 1] that all classes share."""
-        # The original's kernel has 5 x 5 pixels, whatever the size of the others.
+        """Return the logits [B, H, W, 1] of the probability that is the same for all classes."""
+        # As in PaddleDetection, this kernel is 5 x 5, even if `kernel_size` is not 5.
         x = ConvNormAct(
             1, self.norm, 5, 1, self.activation, paddle_uniform, name=f"align_{level}_0"
         )(x)
@@ -107,10 +108,11 @@ class PicoHead(nn.Module):
 
 
 def mean_logits(first: jax.Array, second: jax.Array) -> jax.Array:
-    """Return the logit of sqrt(sigmoid(first) * sigmoid(second)), float32, elementwise.
+    """Return the logits of sqrt(sigmoid(first) * sigmoid(second)), in float32.
 
-    Losses and postprocessing take logits. This form neither overflows nor loses digits where a
-    probability is close to 0 or 1.
+    The two arrays broadcast. The logits are returned because losses and postprocessing take logits.
+    They are computed so that no value overflows or loses precision if a probability is close to 0
+    or 1.
     """
     first, second = at_least_float32(first), at_least_float32(second)
     log_product = nn.log_sigmoid(first) + nn.log_sigmoid(second)

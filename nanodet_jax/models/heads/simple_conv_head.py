@@ -1,4 +1,4 @@
-"""SimpleConvHead: the head of GFL, and of the guidance of NanoDet-Plus.
+"""SimpleConvHead: the head of GFL, and of the assign guidance module of NanoDet-Plus.
 
 Li et al., "Generalized Focal Loss" (https://arxiv.org/abs/2006.04388). This module reproduces
 nanodet/model/head/simple_conv_head.py of https://github.com/RangiLyu/nanodet and, with ReLU, the
@@ -28,18 +28,19 @@ class Scale(nn.Module):
 
 
 class SimpleConvHead(nn.Module):
-    """Head of dense 3 x 3 convolutions with group norm, shared by all levels.
+    """Head of dense 3 x 3 convolutions with group norm. All levels share its weights.
 
-    Only the scale of the box logits differs between levels. Takes levels [B, H, W, channels],
-    finest first. Returns `Predictions` in the order of `NanoDetHead`.
+    Only the scale of the box logits differs between levels. The head takes levels
+    [B, H, W, channels], finest first. It returns `Predictions`, with the priors in the same order
+    as in `NanoDetHead`.
 
     Attributes:
       num_classes: C.
-      channels: number of channels of each of the two towers.
+      channels: number of channels of each of the two towers, a multiple of `NORM_GROUPS`.
       stacked_convs: number of convolutions in each tower.
-      reg_max: R - 1.
+      reg_max: R - 1, the largest distance in units of the stride.
       activation: of the towers.
-      padding: of the levels.
+      padding: which part of the images is padding. It does not influence the other predictions.
     """
 
     num_classes: int

@@ -14,11 +14,11 @@ xavier = nn.initializers.xavier_uniform()
 
 
 class NanoDetFPN(nn.Module):
-    """The original's FPN: interpolated bilinearly, without 3 x 3 convolutions.
+    """The original's FPN, with bilinear interpolation and without 3 x 3 convolutions.
 
-    Takes features [B, H, W, C], finest first, each half the size of the one before. Returns levels
-    [B, H, W, channels] of the same strides. Reproduces nanodet/model/fpn/fpn.py of
-    https://github.com/RangiLyu/nanodet.
+    The neck takes features [B, H, W, C], finest first, each half the size of the one before. It
+    returns levels [B, H, W, channels] with the same strides. This class reproduces
+    nanodet/model/fpn/fpn.py of https://github.com/RangiLyu/nanodet.
     """
 
     channels: int
@@ -32,18 +32,18 @@ class NanoDetFPN(nn.Module):
 
 
 class FPN(nn.Module):
-    """The FPN of GFL in mmdetection: 3 x 3 convolutions after the sums, and coarser levels.
+    """The FPN of GFL in mmdetection, with 3 x 3 convolutions after the sums, and coarser levels.
 
-    Takes features [B, H, W, C], finest first, each half the size of the one before, rounded up.
-    Returns levels [B, H, W, channels] of the same strides, followed by `extra_levels` that each
-    halve the size of the one before, rounded up. There is no norm and no activation. Reproduces
-    mmdet/models/necks/fpn.py of https://github.com/open-mmlab/mmdetection with
-    add_extra_convs="on_output".
+    The neck takes features [B, H, W, C], finest first, each half the size of the one before,
+    rounded up. It returns levels [B, H, W, channels] with the same strides, followed by
+    `extra_levels` coarser levels, each half the size of the one before, rounded up. It has no norms
+    and no activations. This class reproduces mmdet/models/necks/fpn.py of
+    https://github.com/open-mmlab/mmdetection with add_extra_convs="on_output".
 
     Attributes:
-      channels: of every level.
+      channels: number of channels of every level.
       extra_levels: number of coarser levels.
-      padding: of the features.
+      padding: which part of the images is padding. It does not influence the rest of the levels.
     """
 
     channels: int
@@ -67,7 +67,7 @@ class FPN(nn.Module):
 
 
 def _laterals(channels: int, features: list[jax.Array]) -> list[jax.Array]:
-    """Return the features, each convolved 1 x 1 to the same number of channels."""
+    """Apply a 1 x 1 convolution to each feature map, which gives all of them `channels`."""
     return [
         Conv(channels, kernel_init=xavier, name=f"lateral_{i}")(x) for i, x in enumerate(features)
     ]

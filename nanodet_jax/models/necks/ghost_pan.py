@@ -50,14 +50,15 @@ class GhostBottleneck(nn.Module):
 class GhostPAN(nn.Module):
     """Fuse the backbone's features across levels.
 
-    The neck takes features [B, H, W, C] of strides 8, 16 and 32, finest first. It returns levels
-    [B, H, W, channels] of the same strides and, with `extra_level`, also of stride 64.
+    The neck takes features [B, H, W, C], finest first, each half the size of the one before. It
+    returns levels [B, H, W, channels] with the same strides and, with `extra_level`, one with twice
+    the coarsest stride.
 
     Attributes:
       channels: number of channels of every level; must be even.
       kernel_size: kernel size of all depthwise convolutions, except the ghost modules' 3 x 3.
       blocks: number of ghost bottlenecks for each fusion of two levels.
-      extra_level: add a level half the size of the coarsest one, rounded up.
+      extra_level: whether to add a level half the size of the coarsest one, rounded up.
       norm: builds a batch norm for training or for inference.
       activation: of all layers.
     """

@@ -1,7 +1,7 @@
-"""LC-PAN, the neck of PicoDet: a PAN that fuses levels in depthwise separable convolutions.
+"""LC-PAN, the neck of PicoDet: a PAN that fuses levels with depthwise separable convolutions.
 
 Yu et al., "PP-PicoDet: A Better Real-Time Object Detector on Mobile Devices"
-(https://arxiv.org/abs/2111.00902), in its version of 2022. Reproduces
+(https://arxiv.org/abs/2111.00902), in its version of 2022. This module reproduces
 ppdet/modeling/necks/lc_pan.py of https://github.com/PaddlePaddle/PaddleDetection.
 """
 
@@ -24,14 +24,14 @@ from nanodet_jax.models.necks.path_aggregation import aggregate
 class LCPAN(nn.Module):
     """Fuse the backbone's features across levels.
 
-    Takes features [B, H, W, C], finest first, each half the size of the one before. Returns levels
-    [B, H, W, channels] of the same strides and, with `extra_level`, one of twice the coarsest
-    stride.
+    The neck takes features [B, H, W, C], finest first, each half the size of the one before. It
+    returns levels [B, H, W, channels] with the same strides and, with `extra_level`, one with twice
+    the coarsest stride.
 
     Attributes:
-      channels: width of every level.
+      channels: number of channels of every level.
       kernel_size: kernel size of all depthwise convolutions.
-      extra_level: add a level of half the size of the coarsest one, rounded up.
+      extra_level: whether to add a level half the size of the coarsest one, rounded up.
       norm: builds a batch norm for training or for inference.
       activation: of all layers.
     """

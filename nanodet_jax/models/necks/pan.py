@@ -16,8 +16,9 @@ from nanodet_jax.ops.convolution import Conv
 class PAN(nn.Module):
     """Fuse the backbone's features across levels.
 
-    The neck takes features [B, H, W, C] of strides 8, 16 and 32, finest first. It returns levels
-    [B, H, W, channels] of the same strides. Only the 1 x 1 convolutions have parameters.
+    The neck takes features [B, H, W, C], finest first, each half the size of the one before. It
+    returns levels [B, H, W, channels] with the same strides. Only the 1 x 1 convolutions have
+    parameters.
     """
 
     channels: int

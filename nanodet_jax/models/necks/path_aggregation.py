@@ -17,14 +17,18 @@ def aggregate(
     reduce_2x: Callable[[jax.Array, str], jax.Array],
     extra_level: bool,
 ) -> list[jax.Array]:
-    """Return levels [B, H, W, C] of the sizes of the laterals and, if asked for, a coarser one.
+    """Return the fused levels [B, H, W, C], of the sizes of the laterals.
+
+    With `extra_level`, one more level follows.
 
     Args:
       laterals: features [B, H, W, C], finest first, each half the size of the one before.
       upsample: doubles height and width.
-      fuse: (resized neighbor, level, name of the layers) to the fused level.
-      reduce_2x: (level, name of the layers) to a level of half the size, rounded up.
-      extra_level: append a level of half the size of the coarsest one, rounded up.
+      fuse: takes a neighboring level, resized to the size of a level, this level, and a name for
+        the layers. It returns the fused level.
+      reduce_2x: takes a level and a name for the layers. It returns a level half the size, rounded
+        up.
+      extra_level: whether to append a level half the size of the coarsest one, rounded up.
     """
     levels = laterals.copy()
     top = len(levels) - 1

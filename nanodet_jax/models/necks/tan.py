@@ -1,8 +1,8 @@
 """TAN, the neck of NanoDet-t: a transformer encoder on the features of all levels.
 
 The encoder is that of Vaswani et al., "Attention Is All You Need"
-(https://arxiv.org/abs/1706.03762), with the norms before each sublayer. Reproduces
-nanodet/model/fpn/tan.py and nanodet/model/module/transformer.py of
+(https://arxiv.org/abs/1706.03762), but with a norm before each sublayer instead of after it. This
+module reproduces nanodet/model/fpn/tan.py and nanodet/model/module/transformer.py of
 https://github.com/RangiLyu/nanodet.
 """
 
@@ -22,9 +22,9 @@ narrow = normal(0.02)
 
 
 class SelfAttention(nn.Module):
-    """Multi-head self-attention of tokens [B, N, C]; C is divisible by the number of heads."""
+    """Multi-head self-attention: tokens [B, N, C] to [B, N, C], where C is divisible by HEADS."""
 
-    dropout: bool
+    dropout: bool  # whether dropout is active
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -44,8 +44,8 @@ class SelfAttention(nn.Module):
 class EncoderLayer(nn.Module):
     """Self-attention and a perceptron, each added to its input: tokens [B, N, C] to [B, N, C]."""
 
-    activation: Activation
-    dropout: bool
+    activation: Activation  # of the perceptron
+    dropout: bool  # whether dropout is active
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -58,17 +58,18 @@ class EncoderLayer(nn.Module):
 
 
 class TAN(nn.Module):
-    """Add what a transformer encoder makes of all levels, at the middle resolution, to each level.
+    """Encode all levels together with a transformer, and add the result to each level.
 
-    Takes features [B, H, W, C] of three strides, finest first. Returns levels [B, H, W, channels]
-    of the same strides.
+    The neck takes features [B, H, W, C] with three strides, finest first. It returns levels
+    [B, H, W, channels] with the same strides. The transformer works at the size of the middle
+    level: all levels are resized to it, and the result is resized to the size of each level.
 
     Attributes:
-      channels: of every level, divisible by the number of heads.
-      grid: rows and columns of the learned positions. They are interpolated bilinearly to the size
-        of the middle features; the original only takes features of this size.
+      channels: number of channels of every level; must be divisible by HEADS.
+      grid: rows and columns of the learned position embeddings. They are interpolated bilinearly to
+        the size of the middle level. The original accepts only middle levels of the size `grid`.
       norm: builds a batch norm for training or for inference.
-      activation: of all layers.
+      activation: of the first convolutions and of the perceptron.
       dropout: whether dropout is active.
     """
 
@@ -116,6 +117,9 @@ class TAN(nn.Module):
 
 
 def resize_like(x: jax.Array, other: jax.Array) -> jax.Array:
-    """Resize bilinearly, without antialiasing, to the height and width of another array."""
+    """Resize bilinearly, without antialiasing: [B, H, W, C] to [B, h, w, C].
+
+    h and w are the height and width of `other`, [B, h, w, D].
+    """
     shape = (x.shape[0], *other.shape[1:3], x.shape[3])
     return jax.image.resize(x, shape, "bilinear", antialias=False)

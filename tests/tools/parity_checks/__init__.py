@@ -10,7 +10,10 @@ Check = Callable[[], Worst]
 
 
 def find_checks(folder: Path, weights: Path, images: Path) -> Iterator[tuple[str, Check | None]]:
-    """Yield name and check of every fixture in `folder`; None where this project lacks the part."""
+    """Yield the name and the check of every fixture in `folder`.
+
+    The check is None if this project lacks the part that the fixture tests.
+    """
     from tests.tools.parity_checks import assignment, backbones, data, detections, gfl, networks
 
     for path in sorted(folder.iterdir()):

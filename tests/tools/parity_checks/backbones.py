@@ -1,4 +1,4 @@
-"""Checks of backbones and necks alone."""
+"""Checks of backbones and of FPN without the rest of the network."""
 
 from collections.abc import Callable
 from functools import partial
@@ -26,12 +26,12 @@ MODELS = {
 
 
 def backbone_check(path: Path) -> Callable[[], Worst] | None:
-    """Return the check of a backbone's forward_<name>.npz, or None for another file."""
+    """Return the check of a backbone's forward_<name>.npz, or None for any other file."""
     return partial(check_backbone, path) if path.stem in MODELS else None
 
 
 def check_backbone(path: Path) -> Worst:
-    """Check the features of a backbone, its running statistics and gradients."""
+    """Check the features of a backbone, its running statistics and its gradients."""
     with np.load(path) as file:
         fixture = {key: file[key] for key in file}
     formula, seed = load_formula(path.parent), int(fixture["seed"])
@@ -102,7 +102,7 @@ def check_backbone(path: Path) -> Worst:
 
 
 def check_fpn(path: Path) -> Worst:
-    """Check the levels of the original's FPN, and the gradients of parameters and inputs."""
+    """Check the levels of the original's FPN, and the gradients of its parameters and inputs."""
     with np.load(path) as file:
         fixture = {key: file[key] for key in file}
     formula, seed = load_formula(path.parent), int(fixture["seed"])

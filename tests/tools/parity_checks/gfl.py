@@ -42,7 +42,7 @@ LOSSES = {"loss_cls": "loss_qfl", "loss_bbox": "loss_bbox", "loss_dfl": "loss_df
 
 
 def part_of(fixture, name: str) -> dict[str, np.ndarray]:
-    """Return the arrays whose keys begin with a name, without it."""
+    """Return the arrays whose keys begin with `name/`, by their keys without this prefix."""
     prefix = f"{name}/"
     return {k.removeprefix(prefix): v for k, v in fixture.items() if k.startswith(prefix)}
 
@@ -65,7 +65,7 @@ def run_assigner(truth, size, ignore_threshold, border):
 
 
 def check_assigner(path: Path) -> Worst:
-    """Compare the index of every prior, in every image of the file."""
+    """Compare the box that each prior learns, and its overlap with it, in every case."""
     compare = Comparisons()
     with np.load(path) as file:
         fixture = {key: file[key] for key in file}
@@ -92,7 +92,7 @@ def check_assigner(path: Path) -> Worst:
 
 
 def head_checks(path: Path) -> Iterator[tuple[str, partial[Worst]]]:
-    """Yield a check for each case of the whole loss."""
+    """Yield the name and the check of each case of the loss."""
     with np.load(path) as file:
         names = sorted({key.split("/")[0] for key in file if "/" in key})
     for name in names:
@@ -100,6 +100,7 @@ def head_checks(path: Path) -> Iterator[tuple[str, partial[Worst]]]:
 
 
 def check_head(path: Path, name: str) -> Worst:
+    """Compare the losses, the assigned labels and the gradients of one case."""
     compare = Comparisons()
     with np.load(path) as file:
         fixture = {key: file[key] for key in file}
@@ -201,7 +202,7 @@ def load_network(path: Path):
 
 
 def renamed(name: str) -> str:
-    """Return the name that an entry of mmdetection has in this project."""
+    """Return the name that an entry of mmdetection would have in the original NanoDet."""
     return next(iter(torch_names.from_mmdetection({name: np.zeros(0), "bbox_head.": np.zeros(0)})))
 
 
@@ -267,14 +268,17 @@ def _check_forward(path, fixture, formula, settings, entries, dtype) -> Worst:
     for name, norm, learns in zip(fixture["grad_names"].tolist(), norms, fixture["trainable"]):
         wanted = relative(norm, rough)._replace(kind="gradient norms") if learns else absolute(0, 0)
         expected[f"|d {renamed(name)}|"] = wanted
-    for name in fixture["bn_names"].tolist():  # the stored statistics do not move
+    for name in fixture["bn_names"].tolist():  # the stored statistics do not change
         for leaf in ("running_mean", "running_var"):
             expected[f"{name.rsplit('.', 1)[0]}.{leaf}"] = absolute(0, 0)
     return compare_network(compute, expected)
 
 
 def check_trajectory(path: Path) -> Worst:
-    """Check the losses of three optimizer steps on one batch, and the parameters at the end."""
+    """Check the losses of consecutive optimizer steps on one batch, and the gradient norms.
+
+    Also check the parameters after three steps.
+    """
     fixture, formula, settings, entries = load_network(path)
     for name, entry in entries.items():
         if name.startswith(("bbox_head.gfl_cls.", "bbox_head.gfl_reg.")):
@@ -323,7 +327,7 @@ def check_trajectory(path: Path) -> Worst:
 
 
 def checks(path: Path) -> Iterator[tuple[str, partial[Worst]]]:
-    """Yield names and checks of a file."""
+    """Yield the name and the check of each part of a file."""
     if path.stem == "head_loss_gfl":
         yield from ((f"{path.stem}/{name}", check) for name, check in head_checks(path))
         return

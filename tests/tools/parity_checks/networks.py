@@ -63,7 +63,7 @@ def manifest_of(path: Path) -> dict[str, list[int]]:
 
 
 def model_of(path: Path) -> config.Model | None:
-    """Return the model of a fixture, or None if it is not a whole detector."""
+    """Return the model of a fixture, or None if the fixture is not of a whole detector."""
     entries = {name: np.empty(shape) for name, shape in manifest_of(path).items()}
     if not any(name.startswith(("head.", "bbox_head.")) for name in entries):
         return None
@@ -71,12 +71,12 @@ def model_of(path: Path) -> config.Model | None:
 
 
 def forward_check(path: Path) -> Callable[[], Worst] | None:
-    """Return the check of a forward_<model>.npz, or None for a model that is not supported."""
+    """Return the check of a forward_<model>.npz, or None if it is not of a whole detector."""
     return partial(check_forward, path) if model_of(path) else None
 
 
 def trajectory_check(path: Path) -> Callable[[], Worst] | None:
-    """Return the check of a trajectory_<model>.npz, or None for a model that is not supported."""
+    """Return the check of a trajectory_<model>.npz, or None if it is not of a whole detector."""
     return partial(check_trajectory, path) if model_of(path) else None
 
 
