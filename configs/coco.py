@@ -74,7 +74,7 @@ def resolve(variant: str) -> str:
       UserError: if there is no such variant.
     """
     for name in VARIANTS:
-        if variant in (name, name.rpartition("_")[0]):
+        if variant and variant in (name, name.rpartition("_")[0]):
             return name
     raise UserError(f"unknown variant {variant!r}; use one of {', '.join(VARIANTS)}")
 

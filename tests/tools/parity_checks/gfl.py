@@ -70,9 +70,7 @@ def check_assigner(path: Path) -> Worst:
     with np.load(path) as file:
         fixture = {key: file[key] for key in file}
     for k in range(int(fixture["cases"])):
-        case = {
-            key.removeprefix(f"{k}/"): v for key, v in fixture.items() if key.startswith(f"{k}/")
-        }
+        case = part_of(fixture, str(k))
         ignore = case.get("ignore_boxes", ())
         slots = max(len(case["gt_boxes"]) + len(ignore), 1)
         truth = ground_truth(case["gt_boxes"], ignore, case["gt_labels"], slots)
@@ -104,9 +102,7 @@ def check_head(path: Path, name: str) -> Worst:
     compare = Comparisons()
     with np.load(path) as file:
         fixture = {key: file[key] for key in file}
-    own = {
-        key.removeprefix(f"{name}/"): v for key, v in fixture.items() if key.startswith(f"{name}/")
-    }
+    own = part_of(fixture, name)
     truth_of = fixture | own
     count, size = 4, (320, 320)
     if name.endswith("_empty"):
@@ -161,9 +157,7 @@ def check_postprocess(path: Path) -> Worst:
     with np.load(path) as file:
         fixture = {key: file[key] for key in file}
     for k in range(int(fixture["cases"])):
-        case = {
-            key.removeprefix(f"{k}/"): v for key, v in fixture.items() if key.startswith(f"{k}/")
-        }
+        case = part_of(fixture, str(k))
         priors = boxes.make_priors(tuple(map(int, case["size"])), STRIDES, 0.0)
         scale = case["scale_factor"] if case["rescale"] else np.ones(2)
         size = case["img_shape"] / scale[::-1]
