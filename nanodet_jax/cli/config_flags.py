@@ -152,6 +152,11 @@ def _get_config(file: str, *variant: str) -> Any:
     if not path.is_file():
         meant = did_you_mean(file, names)
         raise UserError(f"no such config;{meant} use a file, or one of {', '.join(names)}")
+    if path.suffix == ".json":
+        raise UserError(
+            "is json, but a config file is Python code; the command that trained a run is in the "
+            "history.jsonl of its workdir"
+        )
     with _importable_configs(path):
         get_config = runpy.run_path(str(path)).get("get_config")
         if get_config is None:
@@ -177,9 +182,10 @@ def apply_overrides(config: configs.Config, overrides: Sequence[str]) -> configs
     """Return a copy of a config with `--config.FIELD=VALUE` flags applied; the last one counts.
 
     Raises:
-      UserError: naming the flag and a fix, for an unknown field or a value of the wrong type.
+      UserError: naming the flag and a fix, for an unknown field, a value of the wrong type, or a
+        path that would not be read.
     """
-    config = copy.deepcopy(config)
+    before, config = config.data, copy.deepcopy(config)
     remaining = deque(configs.rename_flags(overrides))
     while remaining:
         match = OVERRIDE.fullmatch(remaining.popleft())
@@ -205,7 +211,25 @@ def apply_overrides(config: configs.Config, overrides: Sequence[str]) -> configs
         except ValueError as error:
             such_as = f", such as {example}" if now else ""
             raise UserError(f"--config.{field}={text!r}: {error}{such_as}") from None
+    _check_paths_are_read(before, config.data)
     return config
+
+
+def _check_paths_are_read(before: configs.Data, data: configs.Data) -> None:
+    """Raise a UserError if flags changed a path that another field replaces."""
+    for name in configs.FILE_FIELDS:
+        if getattr(data, name) in ("", getattr(before, name)):
+            continue
+        if data.sources:
+            raise UserError(
+                f"--config.data.{name}: is not read, because config.data.sources is set; use "
+                "--config.data.sources=FORMAT:FOLDER, or add --config.data.sources="
+            )
+        if data.format == "coco" and data.root and name != "root":
+            raise UserError(
+                f"--config.data.{name}: is not read, because config.data.root is set; add "
+                "--config.data.root="
+            )
 
 
 def _take_value(remaining: deque[str]) -> str | None:

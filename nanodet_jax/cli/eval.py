@@ -92,7 +92,8 @@ def _config(name: str, weights: Path, overrides: Sequence[str]) -> tuple[Config,
         return load_config(name or "shapes", overrides), False
     config = apply_overrides(_within_limits(own, weights, overrides), overrides)
     check(config)
-    say(f"using the config of {weights}: {config.name}, data in {config.data.format} format")
+    read = " and ".join(config.data.sources) or f"data in {config.data.format} format"
+    say(f"using the config of {weights}: {config.name}, {read}")
     return config, True
 
 

@@ -10,7 +10,15 @@ choices from it. Each field is described by the string below it, from which
 `nanodet_jax.config.reference` generates the field reference.
 """
 
-from nanodet_jax.config.data import Augment, Cache, Data, Format, PixelStage, Validation
+from nanodet_jax.config.data import (
+    FILE_FIELDS,
+    Augment,
+    Cache,
+    Data,
+    Format,
+    PixelStage,
+    Validation,
+)
 from nanodet_jax.config.losses import Assigner, AssignerName, Compat, Loss
 from nanodet_jax.config.model import (
     BACKBONE_STRIDES,
@@ -39,6 +47,7 @@ from nanodet_jax.config.training import Distributed, LrMultipliers, Optimizer, S
 __all__ = [
     "BACKBONES",
     "BACKBONE_STRIDES",
+    "FILE_FIELDS",
     "LAST_CHANNEL_BACKBONES",
     "MAX_SIDE",
     "MODEL_LIMITS",

@@ -160,10 +160,10 @@ def format_report(report: Report, *, all_examples: bool = False) -> str:
 
 
 def format_serious(report: Report) -> str:
-    """Return the serious findings of a corrected copy as text, each with an example and a fix."""
+    """Return the serious findings about a corrected copy as text, with an example and a fix."""
     serious = [finding for finding in report.findings if finding.severity is Severity.SERIOUS]
     if not serious:
-        return "no serious problems remain"
+        return "no serious problems remain in the copy"
     lines = ["SERIOUS problems that remain in the copy:"]
     return "\n".join([*lines, *(line for one in serious for line in _format_finding(one, False))])
 

@@ -57,7 +57,8 @@ class Detector:
           UserError: if `max_megapixels` is not positive.
         """
         if not isinstance(weights, Weights):
-            raise UserError(f"weights {describe(weights)}; use Detector.load for a file or workdir")
+            given = type(weights).__name__
+            raise UserError(f"weights: {given} is not Weights; use Detector.load(FILE_OR_WORKDIR)")
         self.config: Config = weights.config
         if max_megapixels is None:
             max_megapixels = min(weights.config.data.max_megapixels, MAX_MEGAPIXELS)

@@ -63,7 +63,7 @@ UNFOLD_BATCHES = 8
 
 @dataclass
 class Run:
-    """Training run. Only `state` and `metrics` change while it trains.
+    """Training run. Training assigns only `state` and `metrics` anew.
 
     This is a context manager. On exit it closes all files and releases the workdir.
 

@@ -126,7 +126,7 @@ def _train(run: Run, interrupt: Interrupt) -> bool:
 
 
 def _log(run: Run, step: int, metrics: Metrics, throughput: Throughput) -> None:
-    """Log the metrics of a step, and the steps since the last log whose update was skipped.
+    """Log the metrics of a step, and the steps that skipped their update since the last log.
 
     Raises:
       UserError: if too many updates in a row were skipped; the state is saved first.

@@ -108,6 +108,10 @@ def check_same_run(
       UserError: naming the difference, and the flag that allows it if there is one.
     """
     saved = previous.config
+    resume = (
+        "use a different --workdir, resume that run with its own config (its command is in "
+        f"{workdir}/history.jsonl)"
+    )
     fields = dict(configs.values_of(config.model, "config.model"))
     different = [
         (name, old, fields[name])
@@ -124,15 +128,12 @@ def check_same_run(
         if old != new:
             raise UserError(
                 f"{workdir} holds a run with {what} {old}, not {new}; "
-                "use a different --workdir, resume that run with its own config, or start from its "
-                f"weights with --config.training.init_weights={workdir}"
+                f"{resume}, or start from its weights with "
+                f"--config.training.init_weights={workdir}"
             )
     if config.training.resume == "new_data":
         return
-    allow = (
-        "use a different --workdir, resume that run with its own config, or set "
-        "--config.training.resume=new_data to resume with the new data"
-    )
+    allow = f"{resume}, or set --config.training.resume=new_data to resume with the new data"
     if saved.input_size != config.input_size:
         raise UserError(
             f"{workdir} holds a run with config.input_size {saved.input_size}, not "

@@ -122,6 +122,26 @@ def test_every_field_of_a_config_survives_being_written_as_flags():
     assert apply_overrides(Config(), flags) == config
 
 
+def test_path_that_would_not_be_read_is_an_error():
+    sources = "--config.data.sources=voc:a,yolo:b"
+    with pytest.raises(UserError) as caught:
+        load_config("voc", [sources, "--config.data.root=c"])
+    assert str(caught.value) == (
+        "--config.data.root: is not read, because config.data.sources is set; use "
+        "--config.data.sources=FORMAT:FOLDER, or add --config.data.sources="
+    )
+    root = "--config.data.root=c"
+    with pytest.raises(UserError) as caught:
+        load_config("coco", [root, "--config.data.val_images=d"])
+    assert str(caught.value) == (
+        "--config.data.val_images: is not read, because config.data.root is set; add "
+        "--config.data.root="
+    )
+    # The coco config has paths of its own, which config.data.root replaces.
+    assert load_config("coco", [root]).data.root == "c"
+    assert load_config("voc", [sources, "--config.data.root="]).data.sources == ("voc:a", "yolo:b")
+
+
 def test_last_of_repeated_flags_counts_and_the_config_is_not_changed():
     config = Config()
     flags = ["--config.training.epochs=2", "--config.training.epochs=3", "--config.data.keep_ratio"]

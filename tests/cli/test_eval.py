@@ -40,6 +40,21 @@ def test_eval_of_a_run_uses_its_config_with_overrides(workdir, evaluated, capsys
     assert said.startswith(f"using the config of {workdir}: mine, data in coco format\n")
 
 
+def test_eval_of_a_run_on_several_sources_names_them_and_refuses_another_root(
+    workdir, evaluated, capsys
+):
+    config = Config("mine", model=Model(num_classes=2))
+    config.data.sources = ("voc:a", "yolo:b")
+    (workdir / ABOUT).write_text(describe(config, ("cat", "dog")))
+    assert main(["eval", f"--workdir={workdir}"]) == 0
+    assert capsys.readouterr().out.startswith(
+        f"using the config of {workdir}: mine, voc:a and yolo:b\n"
+    )
+    assert main(["eval", f"--workdir={workdir}", "--config.data.root=c"]) == 2
+    assert "--config.data.root: is not read" in capsys.readouterr().err
+    assert len(evaluated) == 1
+
+
 def test_config_flag_replaces_the_config_of_a_run(workdir, evaluated):
     assert main(["eval", f"--workdir={workdir}", "--config=shapes"]) == 0
     assert evaluated[0].name == "shapes"

@@ -355,7 +355,6 @@ def test_train_passes_overrides_to_the_config(command, trained):
         "big cat:cat,2:dog",
         "--config.data.sources=voc:here and there,yolo:C:\\data,coco:/a-b/c",
         "--config.data.ignore=('crowd', 'x')",
-        "--config.data.root=somewhere",
         "--config.data.keep_ratio",
         "--config.input_size=64,96",
         "--config.augment.scale=0.5,2",
@@ -369,7 +368,6 @@ def test_train_passes_overrides_to_the_config(command, trained):
     assert config.data.merge == ("big cat:cat", "2:dog")
     assert config.data.sources == ("voc:here and there", "yolo:C:\\data", "coco:/a-b/c")
     assert config.data.ignore == ("crowd", "x")
-    assert config.data.root == "somewhere"
     assert config.data.keep_ratio is True
     assert config.input_size == (64, 96)
     assert config.augment.scale == (0.5, 2)

@@ -175,7 +175,7 @@ def test_doctor_fix_names_the_files_that_it_leaves_out(tmp_path, capsys):
         f"  --config.data.root={out}",
         "  --config.data.val_fraction=0.25",
         "",
-        "no serious problems remain",
+        "no serious problems remain in the copy",
     ]
 
 
@@ -215,7 +215,7 @@ def test_doctor_fix_prints_the_changes_and_the_flags(tmp_path, capsys):
         "  --config.data.format=voc",
         f"  --config.data.root={out}",
         "",
-        "no serious problems remain",
+        "no serious problems remain in the copy",
     ]
     assert main(["doctor", "voc", "--fix", str(out), *flags]) == 2
     assert "is not an empty folder" in capsys.readouterr().err

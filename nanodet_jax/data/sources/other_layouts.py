@@ -1,6 +1,6 @@
 """Advice for a folder that does not have a layout of the configured format.
 
-The format of a folder is guessed from the names in it and in its sub-folders. No file is read.
+The format of a folder is guessed from the names in it and in its subfolders. No file is read.
 """
 
 import os
@@ -11,8 +11,8 @@ from pathlib import Path
 from nanodet_jax.errors import UserError
 
 MAX_ENTRIES = 10_000  # read from each folder
-MAX_LEVELS = 2  # of folders above the given one, such as train/images
-MAX_FOLDERS = 20  # sub-folders that are listed
+MAX_LEVELS = 2  # folders searched above the given one, which may be DATASET/train/images
+MAX_FOLDERS = 20  # subfolders that are listed
 FORMATS = {"coco": "COCO json", "voc": "Pascal VOC", "yolo": "YOLO"}
 # Names that COCO datasets use for each split.
 COCO_SPLITS = {"train": ("train",), "val": ("val", "valid", "validation")}
@@ -103,7 +103,7 @@ def _guess_formats(folder: Path) -> list[str]:
 
 
 def _names(folder: Path) -> Iterator[str]:
-    """Yield the names in a folder and in its sub-folders, without following links."""
+    """Yield the names in a folder and in its subfolders, without following links."""
     inner: list[str] = []
     for entry in _entries(folder):
         yield entry.name
