@@ -1,7 +1,7 @@
 """Inferring the architecture of a PyTorch state_dict from its names and shapes."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 import numpy as np
 
@@ -9,6 +9,7 @@ from nanodet_jax import config
 from nanodet_jax.config import Config
 from nanodet_jax.errors import UserError
 from nanodet_jax.io import torch_names
+from nanodet_jax.models.backbones.backbone import torch_names_of
 from nanodet_jax.state import abstract_backbone
 
 Entries = Mapping[str, np.ndarray]
@@ -62,20 +63,34 @@ def _infer_backbone(entries: Entries) -> config.Model:
         for name, entry in entries.items()
         if name.startswith("backbone.") and not re.fullmatch(torch_names.UNUSED, name)
     }
-    for model in _candidates(entries):
+    # Tracing a backbone takes up to a second, so most are ruled out by the names alone.
+    files = {file for file in config.BACKBONES.values() if _has_names_of(file, found)}
+    for model in _candidates(entries, files):
         if backbone_shapes(model) == found:
             return model
     raise KeyError("backbone")
 
 
-def _candidates(entries: Entries) -> Iterator[config.Model]:
-    """Yield a model for each backbone, width and possible `backbone_last_channels`."""
+def _has_names_of(file: str, found: Shapes) -> bool:
+    """Return whether all names could belong to a backbone that this file defines."""
+    patterns = [
+        r"[\w.]+".join(map(re.escape, re.split(r"\\\d|\{\}", name)))
+        for _, name, _ in torch_names_of(file)
+    ]
+    known = re.compile(rf"backbone\.({'|'.join(patterns)})\.\w+")
+    return bool(found) and all(known.fullmatch(name) for name in found)
+
+
+def _candidates(entries: Entries, files: Collection[str]) -> Iterator[config.Model]:
+    """Yield a model for each backbone of the files, width and possible `backbone_last_channels`."""
     last = next(
         (entries[name].shape[1] for name in (f"{base}.2.conv.weight" for base in LATERALS)
          if name in entries),
         0,
     )  # fmt: skip
-    for backbone in config.BACKBONES:
+    for backbone, file in config.BACKBONES.items():
+        if file not in files:
+            continue
         for width in WIDTHS if backbone in config.SCALABLE_BACKBONES else WIDTHS[:1]:
             for channels in (0, last) if backbone in config.LAST_CHANNEL_BACKBONES else (0,):
                 yield config.Model(backbone=backbone, width=width, backbone_last_channels=channels)

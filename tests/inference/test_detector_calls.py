@@ -25,7 +25,9 @@ def sizes_of(results):
 
 
 def test_path_in_place_of_weights_is_refused():
-    with pytest.raises(UserError, match=r"weights: str is not Weights; use Detector\.load\(FILE_OR_WORKDIR\)"):
+    with pytest.raises(
+        UserError, match=r"weights: str is not Weights; use Detector\.load\(FILE_OR_WORKDIR\)"
+    ):
         module.Detector("runs/mine")
 
 

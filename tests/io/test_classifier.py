@@ -16,7 +16,7 @@ from nanodet_jax.io.torch_names import flatten, to_entries
 from nanodet_jax.models.nanodet import build_model
 from nanodet_jax.state import abstract_backbone, abstract_variables
 from nanodet_jax.training import initial_weights
-from tests.io.test_pretrained import folder, server  # noqa: F401
+from tests.io.test_pretrained import UNCLOSED, folder, server  # noqa: F401
 from tests.io.test_torch_archive import save, tensor, torch  # noqa: F401
 
 # Tests of one backbone share its shapes: tracing it takes a second.
@@ -287,6 +287,7 @@ def test_log_names_the_layers_that_stay_random(monkeypatch):
     )
 
 
+@pytest.mark.filterwarnings(f"ignore:{UNCLOSED}:ResourceWarning")
 def test_published_name_is_downloaded(half, tmp_path, monkeypatch, server, folder):  # noqa: F811
     leaves, state = half
     server.files["/half.pth"] = save(tmp_path / "half.pth", state).read_bytes()

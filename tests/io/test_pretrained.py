@@ -1,5 +1,6 @@
 """Published weights by name: the table, and downloads from a server on this machine."""
 
+import gc
 import hashlib
 import os
 import re
@@ -7,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
@@ -21,6 +23,10 @@ from nanodet_jax.config import Config, Model
 from nanodet_jax.errors import UserError
 from nanodet_jax.io import pretrained, weights
 from tests.io.test_torch_archive import save, tensor, torch  # noqa: F401
+
+# The library requests closes the connection of a download when it is garbage, also during a test.
+UNCLOSED = "unclosed <socket"
+pytestmark = pytest.mark.filterwarnings(f"ignore:{UNCLOSED}:ResourceWarning")
 
 REPO = Path(__file__).parents[2]
 NAME = "tiny"
@@ -71,6 +77,9 @@ def server(monkeypatch):
     server.shutdown()
     server.server_close()
     thread.join()
+    with warnings.catch_warnings():  # otherwise, the warning would make a later test fail
+        warnings.filterwarnings("ignore", UNCLOSED, ResourceWarning)
+        gc.collect()
 
 
 @pytest.fixture

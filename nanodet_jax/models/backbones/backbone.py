@@ -1,11 +1,6 @@
 """A backbone as a sequence of stages, and the module that runs them.
 
-To add a backbone, write a file like the others in this package. Its function `architecture`
-describes the backbone, and its constant `TORCH_NAMES` maps the paths of the layers, below
-"backbone", to PyTorch names (see `io.torch_names`). Then add the name of the backbone to
-`config.BACKBONES`. If a classifier with this backbone is published, but its file has other names or
-layers that the backbone lacks, describe the differences with a `Classifier`. `docs/networks.md` has
-the details.
+"Add a backbone" in `docs/networks.md` says how to write another one.
 """
 
 import importlib
@@ -88,11 +83,15 @@ def architecture_of(model: config.Model) -> Architecture:
     return cast(Architecture, file.architecture(model))
 
 
+def torch_names_of(file: str) -> TorchNames:
+    """Return the rules for PyTorch names of the backbones that a file of this package defines."""
+    return cast(TorchNames, importlib.import_module(f"{__package__}.{file}").TORCH_NAMES)
+
+
 def torch_names_of_backbones() -> TorchNames:
     """Return the rules of all backbones for PyTorch names."""
     files = dict.fromkeys(config.BACKBONES.values())
-    modules = (importlib.import_module(f"{__package__}.{file}") for file in files)
-    return tuple(rule for module in modules for rule in module.TORCH_NAMES)
+    return tuple(rule for file in files for rule in torch_names_of(file))
 
 
 class Backbone(nn.Module):

@@ -15,11 +15,12 @@ from nanodet_jax.io.torch_names import flatten
 from nanodet_jax.models.backbones.backbone import (
     Backbone,
     architecture_of,
+    torch_names_of,
     trained_parameters,
 )
 from nanodet_jax.models.layers import BatchNorm
 from nanodet_jax.models.nanodet import build_model
-from nanodet_jax.state import abstract_variables
+from nanodet_jax.state import abstract_backbone, abstract_variables
 
 SIZE = (64, 96)
 # One of each family; sizes of a family differ in numbers alone.
@@ -86,6 +87,22 @@ def test_stages_name_each_layer_once_and_have_the_strides_4_to_32(name):
     for layer in variables["params"]:
         assert sum(bool(re.fullmatch(stage.modules, layer)) for stage in stages) == 1, layer
     assert [stage.stride for stage in stages] == sorted(stage.stride for stage in stages)
+
+
+@pytest.mark.parametrize("name", FAMILIES.values())
+def test_each_layer_has_a_rule_for_its_name_in_its_own_file_and_in_no_other(name):
+    variables = abstract_backbone(config.Model(backbone=name))
+    paths = {path.rpartition("/")[0] for path in flatten(variables)}
+    layers = {re.sub(r"^(params|batch_stats)/backbone/", "", path) for path in paths}
+    assert layers
+    for layer in layers:
+        matching = set()
+        for file in BACKBONES.values():
+            for pattern, _, positions in torch_names_of(file):
+                match = re.fullmatch(pattern, layer)
+                if match and (not positions or match.groups()[-1] in positions):
+                    matching.add(file)
+        assert matching == {BACKBONES[name]}, layer
 
 
 def random_variables(model: config.Model):
