@@ -17,8 +17,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Read all images and annotations of a config, and print their problems by severity, each "
         "with a suggested fix. The exit code is 0 if no problem is serious (with --fix: if no "
-        "serious problem remains), 1 otherwise, and 2 if the config cannot be read or a copy "
-        "cannot be written."
+        "serious problem remains and no file is left out of the copy), 1 otherwise, and 2 if the "
+        "config cannot be read or a copy cannot be written."
     )
     add_config(parser)
     parser.add_argument("--all", action="store_true", help="list all examples of each problem")

@@ -9,7 +9,14 @@ from typing import cast, get_args
 from nanodet_jax.config import Config, Data, Format
 from nanodet_jax.data.class_map import class_names, select_classes
 from nanodet_jax.data.combine import CombinedSource
-from nanodet_jax.data.faults import NO_VALIDATION, OnFault, ignore_fault, raise_fault
+from nanodet_jax.data.faults import (
+    NO_VALIDATION,
+    Fault,
+    FaultKind,
+    OnFault,
+    ignore_fault,
+    raise_fault,
+)
 from nanodet_jax.data.records import Source
 from nanodet_jax.data.sources.coco import CocoSource
 from nanodet_jax.data.sources.coco_layout import find_split
@@ -92,7 +99,13 @@ def _open_all(config: Config, split: str, on_fault: OnFault) -> Source:
     for entry in data.sources:
         format, _, root = entry.partition(":")
         one = replace(data, format=cast(Format, format), root=root, name="", val_annotations="")
-        opened.append(_open(config, one, split, on_fault))
+        try:
+            opened.append(_open(config, one, split, on_fault))
+        except Fault as fault:
+            if fault.kind is not FaultKind.NO_VALIDATION:
+                raise
+            # The others may have validation images, so say which one has none.
+            raise Fault(fault.kind, f"config.data.sources: {entry}: {fault}") from fault
         labels.append(Path(root).name or root)
     repeated = Counter(labels)
     unique = [

@@ -8,6 +8,7 @@ import pytest
 from nanodet_jax.config import Config, Data
 from nanodet_jax.data.class_map import class_names
 from nanodet_jax.data.combine import CombinedSource
+from nanodet_jax.data.faults import Fault, FaultKind
 from nanodet_jax.data.open_source import open_source
 from nanodet_jax.errors import UserError
 from nanodet_jax.evaluation.coco_metrics import coco_metrics, to_coco_results
@@ -98,3 +99,14 @@ def test_sources_of_one_folder_name_are_numbered(roots, tmp_path):
     config = config_of(sources=(roots[0], f"voc:{tmp_path}/more/voc"))
     names = [record.name for record in open_source(config, "train")]
     assert names == ["voc-1/a.png", "voc-2/a.png"]
+
+
+def test_source_without_validation_images_is_named(roots, tmp_path):
+    write_voc_split(tmp_path / "new", "train", {"a": voc_xml(("cat", 1, 1, 9, 9))})
+    without = f"voc:{tmp_path / 'new'}"
+    with pytest.raises(Fault) as caught:
+        open_source(config_of(sources=(*roots, without)), "val")
+    assert caught.value.kind is FaultKind.NO_VALIDATION
+    assert str(caught.value).startswith(
+        f"config.data.sources: {without}: {tmp_path / 'new'}: no VOC"
+    )
